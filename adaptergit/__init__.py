@@ -1,0 +1,68 @@
+"""adaptergit: a git-native, decentralised hub for transformer adapters.
+
+>>> import adaptergit
+>>> model = adaptergit.load("acme/adapters@sst2")  # doctest: +SKIP
+
+The names below are imported on first use, so that ``import adaptergit`` costs milliseconds and no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from adaptergit._version import __version__
+
+if TYPE_CHECKING:
+    from adaptergit.errors import (
+        AdaptergitError,
+        AdaptergitWarning,
+        DataError,
+        ModelError,
+        NotFoundError,
+        PackageError,
+        ReleaseError,
+        TransportError,
+        TrustError,
+        UsageError,
+    )
+    from adaptergit.load import load
+    from adaptergit.publish import publish
+    from adaptergit.reference import Reference
+    from adaptergit.resolve import fetch, resolve, verify
+    from adaptergit.search import search
+    from adaptergit.splice import Bottleneck, ClassificationHead, Stack, adapters
+    from adaptergit.trust import Verdict
+
+_HOMES = {
+    "adaptergit.errors": (
+        "AdaptergitError", "AdaptergitWarning", "DataError", "ModelError", "NotFoundError", "PackageError",
+        "ReleaseError", "TransportError", "TrustError", "UsageError",
+    ),
+    "adaptergit.load": ("load",),
+    "adaptergit.publish": ("publish",),
+    "adaptergit.reference": ("Reference",),
+    "adaptergit.resolve": ("fetch", "resolve", "verify"),
+    "adaptergit.search": ("search",),
+    "adaptergit.splice": ("Bottleneck", "ClassificationHead", "Stack", "adapters"),
+    "adaptergit.trust": ("Verdict",),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AdaptergitError", "AdaptergitWarning", "Bottleneck", "ClassificationHead", "DataError", "ModelError",
+    "NotFoundError", "PackageError", "Reference", "ReleaseError", "Stack", "TransportError", "TrustError", "UsageError",
+    "Verdict", "__version__", "adapters", "fetch", "load", "publish", "resolve", "search", "verify",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'adaptergit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

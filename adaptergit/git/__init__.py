@@ -1,0 +1,24 @@
+"""Hardened git: the only room that starts it.
+
+``runner.py`` is the one way to run a command; ``fetch.py`` brings one release from any server without ever checking
+out; ``release.py`` writes one with plumbing; ``server.py`` serves repositories over HTTP on loopback.
+"""
+
+from adaptergit.git.fetch import Fetched, Remote, fetch_release, list_versions
+from adaptergit.git.release import Plan, plan_release, publish_release
+from adaptergit.git.runner import Git
+from adaptergit.git.server import GitServer
+from adaptergit.git.worktree import Clone
+
+__all__ = [
+    "Clone",
+    "Fetched",
+    "Git",
+    "GitServer",
+    "Plan",
+    "Remote",
+    "fetch_release",
+    "list_versions",
+    "plan_release",
+    "publish_release",
+]

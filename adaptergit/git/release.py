@@ -1,0 +1,158 @@
+"""Writing a release: the files on the branch under ``adapters/<name>/``, and an immutable tag whose tree *is* the package.
+
+Everything is written as loose objects first; then branch and tag are pushed in one atomic push; only when the server
+has both do the local branch, tag, index and work tree follow. A failed push therefore leaves the repository as it was
+(but for unreachable objects, which git's own housekeeping removes).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.version import Version
+
+from adaptergit.errors import ReleaseError, TransportError
+from adaptergit.git.fetch import TAGS, Remote
+from adaptergit.git.worktree import Clone
+
+FOLDER = "adapters"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A release written as objects, not yet pushed."""
+
+    clone: Clone
+    package: Path
+    name: str
+    version: str
+    tree: str
+    """Tree of the package: also what the tag's commit holds."""
+    branch_commit: str
+    tag_commit: str
+    unpushed: int
+    """Commits of the branch that the push would carry along."""
+
+    @property
+    def tag(self) -> str:
+        """Full name of the release's tag."""
+        return f"{TAGS}/{self.name}/{self.version}"
+
+
+def previous_release(clone: Clone, name: str) -> tuple[bytes, bytes] | None:
+    """Return ``manifest.json`` and ``card.yaml`` of the last release on the branch, or None for the first."""
+    manifest = clone.read(f"{FOLDER}/{name}/manifest.json")
+    card = clone.read(f"{FOLDER}/{name}/card.yaml")
+    return None if manifest is None or card is None else (manifest, card)
+
+
+def check_new_version(clone: Clone, name: str, version: str, released: str | None, remote: Remote | None) -> None:
+    """Refuse a version that exists, here or on the server, or that is not newer than the last one.
+
+    Raises:
+        ReleaseError: It does or is not.
+        TransportError: The server cannot be asked.
+    """
+    ref = f"{TAGS}/{name}/{version}"
+    exists = bool(clone.git.text("for-each-ref", "--format=%(refname)", ref))
+    if not exists and remote is not None:
+        listing = clone.git.text("ls-remote", "--tags", "--refs", "--", remote.url, ref, protocols=remote.protocols)
+        exists = bool(listing)
+    if exists:
+        raise ReleaseError(
+            f"{name} {version} was released already, and releases never change",
+            hint="choose a higher --version",
+        )
+    if released is not None and Version(version) <= Version(released):
+        raise ReleaseError(f"{version} is not newer than {released}, the last release of {name}", hint="choose a higher --version")
+
+
+def plan_release(clone: Clone, package: Path, name: str, version: str, *, source: Path | None = None) -> Plan:
+    """Write the objects of a release; no ref, file or remote changes.
+
+    Args:
+        clone: The publisher's clone.
+        package: Signed package folder.
+        name: Adapter name.
+        version: Version.
+        source: Folder the package was made from; files there may lie uncommitted in the work tree.
+
+    Raises:
+        ReleaseError: Uncommitted changes would be overwritten.
+    """
+    path = f"{FOLDER}/{name}"
+    inside = [p for p in source.iterdir()] if source is not None and source.is_dir() else []
+    if changes := clone.local_changes(path, ignore=inside):
+        raise ReleaseError(f"uncommitted changes below {path}: {', '.join(changes[:5])}", hint="commit or remove them")
+    oids = clone.store_files({entry.name: entry for entry in sorted(package.iterdir())})
+    tree = clone.make_tree(("100644", "blob", oid, file) for file, oid in oids.items())
+    title = f"publish {name} {version}"
+    parents = [clone.head] if clone.head else []
+    branch_commit = clone.commit(clone.replace(path, "tree", tree), title, parents)
+    tag_commit = clone.commit(tree, title, ())
+    return Plan(clone, package, name, version, tree, branch_commit, tag_commit, _unpushed(clone))
+
+
+def publish_release(plan: Plan, remote: str | None) -> None:
+    """Push branch and tag together, then let the local refs, index and files follow.
+
+    Args:
+        plan: From :func:`plan_release`.
+        remote: Name of the remote; None releases locally only.
+
+    Raises:
+        ReleaseError: The server refused: the branch moved on, or the tag exists.
+        TransportError: The server cannot be reached. The repository is as it was.
+    """
+    clone = plan.clone
+    if remote is not None:
+        refspecs = [f"{plan.branch_commit}:{clone.branch}", f"{plan.tag_commit}:{plan.tag}"]
+        try:
+            clone.git.text(
+                "push", "--quiet", "--atomic", "--no-verify", "--", remote, *refspecs,
+                protocols=("https", "http", "ssh", "file"), timeout=600.0,
+            )  # fmt: skip
+        except TransportError as error:
+            if "rejected" in error.what or "atomic" in error.what or "fetch first" in error.what:
+                raise ReleaseError(
+                    f"the server refused the push: {error.what}",
+                    hint="if the branch moved on: git pull, then publish again; nothing was changed here",
+                ) from error
+            raise
+    _follow(plan)
+
+
+def _follow(plan: Plan) -> None:
+    clone, zero = plan.clone, "0" * len(plan.tree)
+    with tempfile.TemporaryFile() as script:
+        script.write(
+            f"start\nupdate {clone.branch} {plan.branch_commit} {clone.head or zero}\n"
+            f"create {plan.tag} {plan.tag_commit}\nprepare\ncommit\n".encode()
+        )
+        script.seek(0)
+        clone.git.text("update-ref", "--stdin", stdin=script)
+    # The branch is checked out: bring index and work tree of this one folder up to the new commit.
+    clone.git.text("reset", "--quiet", plan.branch_commit, "--", f"{FOLDER}/{plan.name}")
+    target = clone.root / FOLDER / plan.name
+    target.mkdir(parents=True, exist_ok=True)
+    kept = set()
+    for entry in plan.package.iterdir():
+        kept.add(entry.name)
+        temporary = target / f".{entry.name}.new"
+        temporary.write_bytes(entry.read_bytes())
+        temporary.replace(target / entry.name)
+    # Only what the last release tracked is removed: anything else in the folder is the person's own.
+    for name in clone.names_in(f"{FOLDER}/{plan.name}") - kept:
+        (target / name).unlink(missing_ok=True)
+
+
+def _unpushed(clone: Clone) -> int:
+    if clone.head is None:
+        return 0
+    branch = clone.branch.removeprefix("refs/heads/")
+    try:
+        return int(clone.git.text("rev-list", "--count", f"{branch}@{{upstream}}..{clone.head}"))
+    except TransportError:
+        return 0

@@ -1,0 +1,147 @@
+"""The publisher's own clone: what branch, what remote, what is in it. Runs with the user's configuration."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptergit.errors import ReleaseError, TransportError, UsageError
+from adaptergit.git.runner import Git
+
+_EMPTY = ""
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A repository with a work tree, on a branch."""
+
+    root: Path
+    git: Git
+    branch: str
+    """Full name, ``refs/heads/…``."""
+    head: str | None
+    """Commit oid, or None before the first commit."""
+
+    @classmethod
+    def at(cls, path: Path) -> Clone:
+        """Open the clone that holds ``path``.
+
+        Raises:
+            UsageError: Not inside a clone, a bare repository, or a detached HEAD.
+        """
+        if not path.is_dir():
+            raise UsageError("no such folder", where=str(path))
+        git = Git(path, trusted=True)
+        try:
+            root = Path(git.text("rev-parse", "--show-toplevel"))
+        except TransportError as error:
+            raise UsageError(
+                "not inside a git clone", where=str(path), hint="cd into a clone of the repository you publish from"
+            ) from error
+        git = Git(root, trusted=True)
+        try:
+            branch = git.text("symbolic-ref", "HEAD")
+        except TransportError as error:
+            raise UsageError("HEAD is detached", where=str(root), hint="git switch main") from error
+        try:
+            head: str | None = git.text("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+        except TransportError:
+            head = None
+        return cls(root, git, branch, head)
+
+    def remote_url(self, remote: str) -> str:
+        """Return the URL that pushes to ``remote`` go to.
+
+        Raises:
+            UsageError: There is no such remote.
+        """
+        try:
+            return self.git.text("remote", "get-url", "--push", "--", remote)
+        except TransportError as error:
+            raise UsageError(
+                f"the clone has no remote {remote!r}", where=str(self.root), hint="git remote add origin URL"
+            ) from error
+
+    def read(self, path: str) -> bytes | None:
+        """Return a file of the last commit, or None."""
+        if self.head is None or not self.git.text("ls-tree", "--full-tree", self.head, "--", path):
+            return None
+        return self.git.bytes("cat-file", "blob", f"{self.head}:{path}")
+
+    def names_in(self, path: str) -> set[str]:
+        """Return the names of the entries of a folder of the last commit."""
+        if self.head is None or not self.git.text("ls-tree", "--full-tree", self.head, "--", path):
+            return set()
+        return set(self._entries(f"{self.head}:{path}"))
+
+    def local_changes(self, path: str, *, ignore: Iterable[Path] = ()) -> list[str]:
+        """Return what ``git status`` says about files below ``path``, but for the files in ``ignore``."""
+        ignored = {p.resolve() for p in ignore}
+        output = self.git.bytes("status", "--porcelain=v1", "-z", "--untracked-files=all", "--no-renames", "--", path)
+        entries = [entry.decode("utf-8", "replace") for entry in output.split(b"\0") if entry]
+        return [entry for entry in entries if (self.root / entry[3:]).resolve() not in ignored]
+
+    def store_files(self, files: Mapping[str, Path]) -> dict[str, str]:
+        """Write files into the object database exactly as they are (no autocrlf, no filters); return their oids."""
+        if not files:
+            return {}
+        paths = list(files.values())
+        with tempfile.TemporaryFile() as names:
+            names.write("".join(f"{path}\n" for path in paths).encode())
+            names.seek(0)
+            output = self.git.text("hash-object", "-w", "--no-filters", "--stdin-paths", stdin=names)
+        return dict(zip(files, output.split(), strict=True))
+
+    def make_tree(self, entries: Iterable[tuple[str, str, str, str]]) -> str:
+        """Write one tree of ``(mode, kind, oid, name)`` and return its oid."""
+        with tempfile.TemporaryFile() as listing:
+            listing.write(b"".join(f"{mode} {kind} {oid}\t{name}\0".encode() for mode, kind, oid, name in entries))
+            listing.seek(0)
+            return self.git.text("mktree", "-z", stdin=listing)
+
+    def replace(self, path: str, kind: str, oid: str) -> str:
+        """Return the root tree of the last commit with ``path`` replaced; only the trees along the path are rewritten."""
+        return self._replace(f"{self.head}^{{tree}}" if self.head else _EMPTY, path.split("/"), kind, oid)
+
+    def _replace(self, tree: str, path: list[str], kind: str, oid: str) -> str:
+        entries = self._entries(tree)
+        name = path[0]
+        if len(path) > 1:
+            below = entries.get(name)
+            if below is not None and below[1] != "tree":
+                raise ReleaseError(f"{name!r} in the repository is not a folder", where=str(self.root))
+            oid, kind = self._replace(below[2] if below else _EMPTY, path[1:], kind, oid), "tree"
+        mode = "040000" if kind == "tree" else "100644"
+        entries[name] = (mode, kind, oid, name)
+        return self.make_tree(entries.values())
+
+    def _entries(self, tree: str) -> dict[str, tuple[str, str, str, str]]:
+        if tree == _EMPTY:
+            return {}
+        entries = {}
+        for entry in self.git.bytes("ls-tree", "-z", tree).split(b"\0"):
+            if entry:
+                fields, _, raw_name = entry.partition(b"\t")
+                mode, kind, oid = fields.decode().split()
+                name = raw_name.decode("utf-8", "surrogateescape")
+                entries[name] = (mode, kind, oid, name)
+        return entries
+
+    def commit(self, tree: str, message: str, parents: Iterable[str], env: Mapping[str, str] | None = None) -> str:
+        """Write a commit object and return its oid; no ref changes.
+
+        Raises:
+            UsageError: Git knows no name and e-mail for the commit.
+        """
+        options = [part for parent in parents for part in ("-p", parent)]
+        try:
+            return self.git.text("commit-tree", tree, *options, "-m", message, env=env)
+        except TransportError as error:
+            if "empty ident" in error.what or "tell me who you are" in error.what or "identity" in error.what:
+                raise UsageError(
+                    "git does not know who you are",
+                    hint='git config user.name "Your Name" && git config user.email you@example.org',
+                ) from error
+            raise

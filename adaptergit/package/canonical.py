@@ -1,0 +1,51 @@
+"""JSON that is signed: written in one way (RFC 8785), read strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, NoReturn
+
+import rfc8785
+
+from adaptergit.errors import PackageError
+
+
+def dumps(value: Any) -> bytes:
+    """Serialise to RFC 8785 canonical JSON with one final newline."""
+    return bytes(rfc8785.dumps(value)) + b"\n"
+
+
+def loads(data: bytes, *, where: str, limit: int) -> Any:
+    """Parse JSON that somebody else wrote.
+
+    Raises:
+        PackageError: Over ``limit`` bytes, not UTF-8, not JSON, a duplicate key, a float or a non-number.
+    """
+    if len(data) > limit:
+        raise PackageError(f"{len(data)} bytes, the limit is {limit}", where=where)
+
+    def refuse(text: str) -> NoReturn:
+        raise PackageError(f"the number {text} is not allowed: signed documents hold integers only", where=where)
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(items)
+        if len(result) != len(items):
+            keys = [key for key, _ in items]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise PackageError(f"the key {twice!r} appears twice", where=where)
+        return result
+
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_float=refuse, parse_constant=refuse)
+    except UnicodeDecodeError as error:
+        raise PackageError(f"not UTF-8 at byte {error.start}", where=where) from error
+    except json.JSONDecodeError as error:
+        raise PackageError(f"not JSON: {error.msg}", where=f"{where}:{error.lineno}") from error
+    except (RecursionError, ValueError) as error:
+        raise PackageError("not JSON that a manifest may hold: nested too deeply or a number too long", where=where) from error
+
+
+def sha256(data: bytes) -> str:
+    """Return the sha256 of ``data`` as 64 lower-case hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,114 @@
+"""The card: what a person and a search index need to know about an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
+from adaptergit.errors import PackageError, UsageError
+from adaptergit.package import schemas, yamlfile
+from adaptergit.package.manifest import BaseModel
+from adaptergit.package.version import check_version
+from adaptergit.reference import check_adapter_name
+
+MAX_BYTES = 256 * 1024
+
+
+class Card:
+    """A card that validates against ``schema/card.schema.json``.
+
+    ``data`` is the whole card as plain data; the properties name what code needs most.
+
+    Raises:
+        PackageError: From every constructor, naming file, line and field.
+    """
+
+    def __init__(self, data: Mapping[str, Any], *, where: str = "card.yaml", source: bytes | None = None) -> None:
+        _validate(yamlfile.Document(data, {}), where)
+        self.data = data
+        self._source = source
+
+    @classmethod
+    def from_yaml(cls, source: bytes, *, where: str = "card.yaml") -> Card:
+        """Parse and validate; comments and layout are kept for :meth:`to_yaml`."""
+        document = yamlfile.loads(source, where=where, limit=MAX_BYTES)
+        _validate(document, where)
+        card = cls.__new__(cls)
+        card.data, card._source = document.data, source
+        return card
+
+    def to_yaml(self) -> bytes:
+        """Return the text it was read from, or a deterministic rendering of its data."""
+        return self._source if self._source is not None else yamlfile.dumps(self.data)
+
+    def updated(self, **changes: Any) -> Card:
+        """Return a card with other top-level fields; comments of the text it was read from are kept."""
+        if self._source is None:
+            return Card({**self.data, **changes})
+        return Card.from_yaml(yamlfile.update(self._source, changes))
+
+    @property
+    def name(self) -> str:
+        """The adapter's name."""
+        return str(self.data["name"])
+
+    @property
+    def version(self) -> str:
+        """PEP 440 version in normal form."""
+        return str(self.data["version"])
+
+    @property
+    def license(self) -> str:
+        """SPDX expression."""
+        return str(self.data["license"])
+
+    @property
+    def method(self) -> str:
+        """The adapter method, for example ``seq_bn``."""
+        return str(self.data["adapter"]["method"])
+
+    @property
+    def base_model(self) -> BaseModel:
+        """The base model as the manifest repeats it."""
+        base = self.data["base_model"]
+        return BaseModel(base["id"], base.get("revision"), base["fingerprint"])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Card) and self.data == other.data
+
+    def __hash__(self) -> int:
+        return hash(self.to_yaml())
+
+
+def _validate(document: yamlfile.Document, where: str) -> None:
+    found = schemas.problems("card", document.data)
+    if not found:
+        found = list(_semantic_problems(document.data))
+    if not found:
+        return
+    lines = [(document.line(path), schemas.dotted(path) or "card", message) for path, message in found]
+    rest = "".join(f"\n{where}:{line}: {field}: {message}" for line, field, message in lines[1:6])
+    line, field, message = lines[0]
+    raise PackageError(f"{field}: {message}{rest}", where=f"{where}:{line}" if document.lines else where)
+
+
+def _semantic_problems(data: Mapping[str, Any]) -> list[tuple[schemas.Path, str]]:
+    found: list[tuple[schemas.Path, str]] = []
+    try:
+        check_version(data["version"])
+    except PackageError as error:
+        found.append((("version",), f"{error.what.removeprefix('version: ')}; {error.hint}"))
+    try:
+        check_adapter_name(data["name"])
+    except UsageError as error:
+        found.append((("name",), error.what))
+    try:
+        canonicalize_license_expression(data["license"])
+    except InvalidLicenseExpression:
+        message = f"{data['license']!r} is not an SPDX expression; write for example Apache-2.0 or LicenseRef-My-Terms"
+        found.append((("license",), message))
+    if len(data.get("head", {}).get("labels", ())) != len(set(data.get("head", {}).get("labels", ()))):
+        found.append((("head", "labels"), "two labels are equal"))
+    return found

@@ -1,0 +1,23 @@
+"""File names a package may hold on every platform it may be unpacked on."""
+
+from __future__ import annotations
+
+import re
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_WINDOWS_DEVICES = re.compile(r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+
+
+def is_reserved(name: str) -> bool:
+    """Tell whether some platform gives the name a meaning of its own, or strips its end."""
+    return name.endswith(".") or _WINDOWS_DEVICES.fullmatch(name) is not None
+
+
+def is_allowed(name: str) -> bool:
+    """Tell whether ``name`` can be a file of a package: ASCII, flat, not hidden, no device name."""
+    return _NAME.fullmatch(name) is not None and not is_reserved(name)
+
+
+def fold(name: str) -> str:
+    """Return the form in which two names must differ, as on case-insensitive file systems."""
+    return name.casefold()

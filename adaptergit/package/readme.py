@@ -1,0 +1,66 @@
+"""The ``README.md`` of a package, rendered from its card so that every forge shows it."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaptergit.package.card import Card
+
+_TEMPLATE = """\
+# {{ card.name }} {{ card.version }}
+
+{{ card.description }}
+
+| | |
+|---|---|
+| Task | {{ card.task.type }}{% if card.task.id %} · {{ card.task.id }}{% endif %} |
+{% if card.task.dataset %}| Data | {{ card.task.dataset }} |
+{% endif %}{% if card.task.languages %}| Languages | {{ card.task.languages | join(", ") }} |
+{% endif %}| Base model | `{{ card.base_model.id }}` |
+| Method | `{{ card.adapter.method }}`{% if card.adapter.parameters %}, {{ "{:,}".format(card.adapter.parameters) }} parameters{% endif %} |
+{% if card.head %}| Head | {{ card.head.type }}{% if card.head.labels %}: {{ card.head.labels | join(", ") }}{% endif %} |
+{% endif %}| Licence | {{ card.license }} |
+
+```python
+import adaptergit
+
+model = adaptergit.load("{{ repository }}@{{ card.name }}=={{ card.version }}")
+```
+{% if card.evaluation %}
+## Evaluation
+
+| data | split | metric | value | samples |
+|---|---|---|---|---|
+{% for row in card.evaluation %}| {{ row.dataset }} | {{ row.split or "" }} | {{ row.metric }} | {{ row.value }} | {{ row.samples or "" }} |
+{% endfor %}{% endif %}{% if card.limitations %}
+## Limitations
+
+{{ card.limitations }}
+{% endif %}{% if card.citation %}
+## Citation
+
+```bibtex
+{{ card.citation }}
+```
+{% endif %}"""
+
+
+def render_readme(card: Card, repository: str) -> str:
+    """Render the card as Markdown; the same text for the same card."""
+    return str(_template().render(card=card.data, repository=repository))
+
+
+@functools.cache
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    class _Optional(StrictUndefined):
+        """Optional card fields are tested before they are shown; anything else undefined is an error."""
+
+        def __bool__(self) -> bool:
+            return False
+
+    # Markdown, not HTML: escaping would corrupt code and citations.
+    return Environment(undefined=_Optional, autoescape=False, keep_trailing_newline=True).from_string(_TEMPLATE)  # noqa: S701

@@ -1,0 +1,28 @@
+"""Versions: PEP 440, always in normal form, without epoch and local part."""
+
+from __future__ import annotations
+
+from packaging.version import InvalidVersion, Version
+
+from adaptergit.errors import PackageError
+
+
+def check_version(text: str, *, where: str | None = None) -> Version:
+    """Parse a version that must already be in normal form.
+
+    Raises:
+        PackageError: Not PEP 440, or written in another form.
+    """
+    try:
+        version = Version(text)
+    except InvalidVersion as error:
+        raise PackageError(
+            f"version: {text!r} is not a PEP 440 version", where=where, hint="write 1.2.0 or 2.0.0rc1"
+        ) from error
+    if str(version) != text or version.epoch or version.local:
+        raise PackageError(
+            f"version: {text!r} is not in normal form",
+            where=where,
+            hint=f"write {version.public.rpartition('!')[2]}",
+        )
+    return version

@@ -1,0 +1,157 @@
+"""YAML as cards use it: JSON's data model, comments kept, no anchors, no tags, and the line of every field."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.scalarstring import LiteralScalarString
+
+from adaptergit.errors import PackageError
+
+Path = tuple[str | int, ...]
+MAX_DEPTH = 20
+
+
+@dataclass(frozen=True)
+class Document:
+    """Parsed YAML: plain data, and the 1-based line on which each path starts."""
+
+    data: Any
+    lines: Mapping[Path, int]
+
+    def line(self, path: Path) -> int:
+        """Return the line of ``path`` or of its nearest parent."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+
+def loads(data: bytes, *, where: str, limit: int) -> Document:
+    """Parse YAML that somebody else wrote.
+
+    Raises:
+        PackageError: Naming file and line: too large, not UTF-8, not YAML, an anchor, alias, tag or merge key, a
+            duplicate key, a key that is not a string, or a number that JSON does not have.
+    """
+    if len(data) > limit:
+        raise PackageError(f"{len(data)} bytes, the limit is {limit}", where=where)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PackageError(f"not UTF-8 at byte {error.start}", where=where) from error
+    try:
+        # Streaming first: aliases and deep nesting are refused before any tree is built.
+        _refuse_tricks(text, where)
+        node = YAML(typ="safe", pure=True).compose(io.StringIO(text))
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise PackageError(f"not YAML: {error.problem or error.context}", where=f"{where}:{line}") from error
+    except (YAMLError, RecursionError, ValueError) as error:
+        raise PackageError(f"not YAML: {str(error).splitlines()[0] if str(error) else 'nested too deeply'}", where=where) from error
+    if node is None:
+        raise PackageError("the file is empty", where=where)
+    lines: dict[Path, int] = {}
+    return Document(_plain(node, (), lines, where), lines)
+
+
+def dumps(data: Mapping[str, Any]) -> bytes:
+    """Serialise plain data, in the order of its keys, always to the same bytes."""
+    stream = io.StringIO()
+    _round_trip().dump(_styled(data), stream)
+    return stream.getvalue().encode("utf-8")
+
+
+def update(source: bytes, changes: Mapping[str, Any]) -> bytes:
+    """Set top-level keys in YAML text, keeping its comments and its layout."""
+    yaml = _round_trip()
+    tree = yaml.load(source.decode("utf-8"))
+    for key, value in changes.items():
+        tree[key] = _styled(value)
+    stream = io.StringIO()
+    yaml.dump(tree, stream)
+    return stream.getvalue().encode("utf-8")
+
+
+def _round_trip() -> YAML:
+    yaml = YAML()
+    yaml.width = 2**16  # long lines are never folded: the bytes stay a function of the data alone
+    yaml.preserve_quotes = True
+    yaml.allow_unicode = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def _styled(value: Any) -> Any:
+    """Use literal blocks for text of several lines, wherever a literal block can hold it."""
+    if isinstance(value, Mapping):
+        return {key: _styled(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_styled(item) for item in value]
+    if isinstance(value, str) and "\n" in value.rstrip("\n"):
+        lines = value.split("\n")
+        plain = all(line.isprintable() and line == line.rstrip() for line in lines)
+        if plain and not lines[0].startswith(" ") and value.count("\n") - value.rstrip("\n").count("\n") and not value.endswith("\n\n"):
+            return LiteralScalarString(value)
+    return value
+
+
+def _refuse_tricks(text: str, where: str) -> None:
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(io.StringIO(text)):
+        kind = type(event).__name__
+        at = f"{where}:{event.start_mark.line + 1}"
+        if kind == "AliasEvent" or getattr(event, "anchor", None):
+            raise PackageError("anchors and aliases are not allowed", where=at, hint="write the value out")
+        if getattr(event, "tag", None) is not None:
+            raise PackageError("tags ('!…') are not allowed", where=at, hint="write a plain value")
+        if kind in ("MappingStartEvent", "SequenceStartEvent"):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise PackageError(f"nested more than {MAX_DEPTH} deep", where=at)
+        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
+            depth -= 1
+
+
+def _plain(node: Node, path: Path, lines: dict[Path, int], where: str) -> Any:
+    lines[path] = node.start_mark.line + 1
+    at = f"{where}:{node.start_mark.line + 1}"
+    if isinstance(node, SequenceNode):
+        return [_plain(child, (*path, i), lines, where) for i, child in enumerate(node.value)]
+    if isinstance(node, MappingNode):
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            at = f"{where}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, ScalarNode) or not str(key_node.tag).endswith((":str", ":timestamp")):
+                raise PackageError("a key must be text", where=at, hint="put it in quotes")
+            key = str(key_node.value)
+            if key in result:
+                raise PackageError(f"the key {key!r} appears twice", where=at)
+            result[key] = _plain(value_node, (*path, key), lines, where)
+            lines[(*path, key)] = key_node.start_mark.line + 1
+        return result
+    return _scalar(node, at)
+
+
+def _scalar(node: Node, at: str) -> Any:
+    kind, text = str(node.tag).rpartition(":")[2], str(node.value)
+    if kind in ("str", "timestamp"):  # a date is text here, as in JSON
+        return text
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text.lower() == "true"
+    try:
+        if kind == "int":
+            return int(text)
+        if kind == "float" and math.isfinite(number := float(text)):
+            return number
+    except ValueError:
+        pass
+    raise PackageError(f"{text!r} is not a value that JSON has", where=at, hint="put text in quotes")

@@ -1,0 +1,213 @@
+"""Publish: a folder with weights and a card becomes a signed release in the clone's repository.
+
+validate → pack → sign → write objects → push branch and tag in one step → let the clone follow. Until the server has
+taken the push, nothing in the clone has changed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from adaptergit.errors import NotFoundError, PackageError, ReleaseError, UsageError
+from adaptergit.package import CARD, MANIFEST, SIGNATURE, Card, File, Manifest, Package, canonical, check_files, pack, read_package
+from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
+from adaptergit.package.folder import read_bounded
+from adaptergit.package.version import check_version
+from adaptergit.reference import Source, check_adapter_name
+from adaptergit.settings import config_dir
+from adaptergit.trust import SigningKey, sign
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Release:
+    """What was, or with ``dry_run`` would be, published."""
+
+    reference: str
+    """Pinned by version and digest; ready to be loaded."""
+    repository: str
+    name: str
+    version: str
+    digest: str
+    tree: str | None
+    """Git tree oid; None in a dry run."""
+    tag: str
+    branch: str
+    remote: str | None
+    files: tuple[File, ...]
+    signer: str
+    """Fingerprint of the key; empty in a dry run without one."""
+    previous: str | None
+    dry_run: bool
+
+
+def publish(path: str | Path, *, name: str | None = None, version: str | None = None, clone: str | Path = ".",
+            key: str | Path | None = None, remote: str | None = "origin", repository: str | None = None,
+            dry_run: bool = False, report: Report = lambda _: None) -> Release:  # fmt: skip
+    """Publish the adapter in a folder from a clone.
+
+    Args:
+        path: Folder with ``card.yaml`` and the weights. It is not changed.
+        name: Adapter name; default: the card's.
+        version: PEP 440 version in normal form; default: the card's.
+        clone: Any folder inside the clone to publish from.
+        key: Private key file, or ``.pub`` file of a key in the agent; default: :func:`default_key`.
+        remote: Git remote to push to; None releases locally only.
+        repository: The principal, where the remote's URL does not tell it (a bare repository on a local path).
+        dry_run: Do everything but sign, write objects and push.
+        report: Called with one line per step.
+
+    Raises:
+        UsageError: A flag, the clone or the key cannot be used.
+        PackageError: The folder or its card is not valid.
+        TrustError: Signing failed.
+        ReleaseError: The version exists or is too old, or the server refused the push.
+        TransportError: The server cannot be reached.
+    """
+    from adaptergit.git import Clone, Remote, plan_release, publish_release
+    from adaptergit.git.release import check_new_version, previous_release
+
+    source = Path(path)
+    card = _card(source, name, version)
+    here = Clone.at(Path(clone))
+    where = _push_source(here.remote_url(remote)) if remote is not None else None
+    principal = repository or (where.principal if where else None)
+    if principal is None:
+        raise UsageError(
+            "the repository's public name is not known: the remote is a local path",
+            hint="say it with --repository host/org/repo",
+        )
+    report(f"validated {source}: {card.name} {card.version}, {card.method} for {card.base_model.id}")
+
+    before = previous_release(here, card.name)
+    released = Card.from_yaml(before[1], where=f"the last release's {CARD}").version if before else None
+    target = Remote.of(where, allow_http=(_host(where),)) if where else None
+    check_new_version(here, card.name, card.version, released, target)
+    signer = None if dry_run and key is None and default_key() is None else _signing_key(key)
+    previous = canonical.sha256(before[0]) if before else None
+
+    with tempfile.TemporaryDirectory(prefix="adaptergit-publish-") as temporary:
+        folder = Path(temporary)
+        manifest_bytes = pack(source, folder, card, repository=principal, previous=previous, created=datetime.now(UTC))
+        manifest = Manifest.from_bytes(manifest_bytes)
+        check_files(read_package(folder), manifest)
+        size = sum(f.size for f in manifest.files)
+        report(f"packed {len(manifest.files)} files, {size:,} bytes, manifest sha256 {canonical.sha256(manifest_bytes)}")
+        tree = None
+        if dry_run:
+            report("dry run: not signed, not committed, not pushed")
+        else:
+            assert signer is not None
+            (folder / SIGNATURE).write_bytes(sign(manifest_bytes, signer))
+            report(f"signed by {signer.public.fingerprint}")
+            plan = plan_release(here, folder, card.name, card.version, source=source)
+            if plan.unpushed and remote is not None:
+                report(f"the push also carries {plan.unpushed} unpushed commits of {here.branch}")
+            publish_release(plan, remote)
+            tree = plan.tree
+            report(f"pushed {here.branch} and {plan.tag} to {remote}" if remote else f"tagged {plan.tag}, nothing pushed")
+    digest = canonical.sha256(manifest_bytes)
+    address = where.text if where is not None and where.kind != "hosted" else principal
+    return Release(
+        reference=f"{address}@{card.name}=={card.version}#sha256:{digest}",
+        repository=principal,
+        name=card.name,
+        version=card.version,
+        digest=digest,
+        tree=tree,
+        tag=f"refs/tags/adapters/{card.name}/{card.version}",
+        branch=here.branch,
+        remote=remote,
+        files=manifest.files,
+        signer=signer.public.fingerprint if signer else "",
+        previous=previous,
+        dry_run=dry_run,
+    )
+
+
+def default_key() -> Path | None:
+    """Return the key ``adaptergit keygen`` makes, if it exists."""
+    path = config_dir() / "signing_key"
+    return path if path.is_file() else None
+
+
+def initialise(clone: str | Path, key: str | Path | None = None) -> list[Path]:
+    """Prepare a clone for publishing: attributes that keep git from touching bytes, and the publisher's public key.
+
+    Args:
+        clone: Any folder inside the clone.
+        key: As for :func:`publish`.
+
+    Returns:
+        The files written; the person reviews and commits them.
+
+    Raises:
+        UsageError: Not a clone, or no key.
+    """
+    from adaptergit.git import Clone
+    from adaptergit.trust import MANIFEST_NAMESPACE, AllowedSigner, format_signer
+
+    here = Clone.at(Path(clone))
+    signer = _signing_key(key)
+    line = format_signer(AllowedSigner(("*",), signer.public, (MANIFEST_NAMESPACE,)))
+    wanted = {
+        ".gitattributes": "adapters/** -text -filter -diff -merge -export-subst -export-ignore",
+        ".adaptergit/allowed_signers": line,
+    }
+    written = []
+    for name, text in wanted.items():
+        path = here.root / name
+        existing = path.read_text("utf-8") if path.exists() else ""
+        if text in existing.splitlines():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(existing + ("" if not existing or existing.endswith("\n") else "\n") + text + "\n", "utf-8")
+        written.append(path)
+    return written
+
+
+def _card(source: Path, name: str | None, version: str | None) -> Card:
+    if not source.is_dir():
+        raise NotFoundError("no such folder", where=str(source))
+    if not (source / CARD).is_file():
+        raise NotFoundError(f"there is no {CARD}", where=str(source), hint="'adaptergit train' writes one; see docs/card.md")
+    card = Card.from_yaml(read_bounded(source / CARD, MAX_CARD_BYTES), where=str(source / CARD))
+    changes: dict[str, str] = {}
+    if name is not None and check_adapter_name(name) != card.name:
+        changes["name"] = name
+    if version is not None:
+        try:
+            check_version(version)
+        except PackageError as error:
+            raise UsageError(error.what.replace("version:", "--version:"), hint=error.hint) from error
+        if version != card.version:
+            changes["version"] = version
+    return card.updated(**changes) if changes else card
+
+
+def _push_source(url: str) -> Source:
+    path = Path(url).expanduser()
+    if "://" not in url and (path.is_absolute() or path.exists()):
+        return Source.parse(path.resolve().as_uri())
+    return Source.parse(url)
+
+
+def _host(source: Source) -> str:
+    from urllib.parse import urlsplit
+
+    return urlsplit(source.url).hostname or ""
+
+
+def _signing_key(key: str | Path | None) -> SigningKey:
+    path = Path(key) if key is not None else default_key()
+    if path is None:
+        raise UsageError("there is no signing key", hint="make one with 'adaptergit keygen', or name one with --key")
+    return SigningKey.open(path)
+
+
+__all__ = ["Release", "ReleaseError", "default_key", "initialise", "publish"]

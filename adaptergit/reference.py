@@ -1,0 +1,206 @@
+"""References: how people and code name an adapter.
+
+::
+
+    reference := source "@" adapter [specifier] ["#sha256:" 64 hex]
+    source    := [host "/"] org "/" repo | URL (https, http, ssh, file) | user@host:path | ./path | /path
+    adapter   := [a-z0-9][a-z0-9._-]{0,63}
+    specifier := PEP 440: ==1.2.0  >=1,<2  ~=1.2
+
+The text is split at the *last* ``@``. A reference is an address: it says where to look. What is trusted is
+decided later, by the digest and the signature of the manifest found there.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from adaptergit.errors import UsageError
+
+DEFAULT_HOST = "github.com"
+
+_ADAPTER = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
+_SEGMENT = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
+_SCP = re.compile(r"(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@(?P<host>[A-Za-z0-9.-]+):(?P<path>[^:].*)")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SCHEMES = ("https", "http", "ssh", "file")
+_EXAMPLE = "write it like acme/adapters@sst2, acme/adapters@sst2==1.2.0 or https://host/acme/adapters.git@sst2"
+
+SourceKind = Literal["hosted", "url", "scp", "path"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A repository: where to fetch it (``url``) and who it is (``principal``)."""
+
+    text: str
+    """As it was written."""
+    kind: SourceKind
+    url: str
+    """What git is given."""
+    principal: str | None
+    """``host/path`` in lower-case host, without port, user and ``.git``; None for a local path, which is no identity."""
+
+    @classmethod
+    def parse(cls, text: str, *, default_host: str = DEFAULT_HOST) -> Source:
+        """Parse the part of a reference before the last ``@``.
+
+        Raises:
+            UsageError: The text is no repository.
+
+        >>> Source.parse("acme/adapters").url
+        'https://github.com/acme/adapters.git'
+        >>> Source.parse("git@Codeberg.org:acme/adapters.git").principal
+        'codeberg.org/acme/adapters'
+        """
+        if not text or text.startswith("-") or any(ord(c) < 0x21 or ord(c) == 0x7F for c in text) or "::" in text:
+            raise UsageError(f"{text!r} is not a repository", hint=_EXAMPLE)
+        if "://" in text:
+            return _parse_url(text)
+        if text.startswith(("./", "../", "/", "~/")) or text in (".", ".."):
+            path = Path(text).expanduser().resolve()
+            return cls(text, "path", path.as_uri(), None)
+        if match := _SCP.fullmatch(text):
+            if match["path"].startswith("-"):
+                raise UsageError(f"{text!r}: the path may not start with '-'", hint=_EXAMPLE)
+            return cls(text, "scp", text, _principal(match["host"], match["path"]))
+        return _parse_hosted(text, default_host)
+
+
+def _parse_url(text: str) -> Source:
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not a valid URL: {error}", hint=_EXAMPLE) from error
+    if parts.scheme not in _SCHEMES:
+        raise UsageError(
+            f"{text!r}: the protocol {parts.scheme!r} is not allowed", hint=f"use one of {', '.join(_SCHEMES)}"
+        )
+    if parts.query or parts.fragment:
+        raise UsageError(f"{text!r}: a repository URL has no '?' or '#'", hint=_EXAMPLE)
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            raise UsageError(f"{text!r}: write file:///absolute/path", hint=_EXAMPLE)
+        return Source(text, "url", f"file://{parts.path}", None)
+    if parts.password is not None or (parts.username is not None and parts.scheme != "ssh"):
+        raise UsageError(
+            f"{parts.scheme}://…@{parts.hostname}{parts.path}: a reference never holds credentials",
+            hint="use git's credential helper",
+        )
+    if parts.username is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", parts.username):
+        raise UsageError(f"{text!r}: {parts.username!r} is not a user name", hint=_EXAMPLE)
+    host = parts.hostname
+    if not host or not _HOST.fullmatch(host) or port == 0 or not parts.path.strip("/"):
+        raise UsageError(f"{text!r}: expected {parts.scheme}://host/path", hint=_EXAMPLE)
+    if any(segment.startswith("-") for segment in parts.path.split("/")):
+        raise UsageError(f"{text!r}: a path segment may not start with '-'", hint=_EXAMPLE)
+    return Source(text, "url", text, _principal(host, parts.path))
+
+
+def _parse_hosted(text: str, default_host: str) -> Source:
+    segments = text.split("/")
+    if len(segments) < 2 or not all(segments):
+        raise UsageError(f"{text!r} is not org/repo", hint=_EXAMPLE)
+    host, path = (default_host, segments) if len(segments) == 2 else (segments[0], segments[1:])
+    if not _HOST.fullmatch(host):
+        raise UsageError(f"{text!r}: {host!r} is not a host name", hint=_EXAMPLE)
+    for segment in path:
+        if not _SEGMENT.fullmatch(segment) or segment in (".", ".."):
+            raise UsageError(f"{text!r}: {segment!r} is not a valid name in org/repo", hint=_EXAMPLE)
+    joined = "/".join(path).removesuffix(".git")
+    return Source(text, "hosted", f"https://{host.lower()}/{joined}.git", _principal(host, joined))
+
+
+def _principal(host: str, path: str) -> str:
+    """Who publishes: host and path only, so that ssh, https and a non-standard port name the same publisher."""
+    return f"{host.partition(':')[0].lower()}/{path.strip('/').removesuffix('.git')}"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One parsed reference.
+
+    >>> ref = Reference.parse("acme/adapters@ner>=1.2,<2")
+    >>> ref.adapter, str(ref.specifier), ref.source.principal
+    ('ner', '<2,>=1.2', 'github.com/acme/adapters')
+    """
+
+    source: Source
+    adapter: str
+    specifier: SpecifierSet
+    """Empty: the newest release that is neither a pre-release nor yanked."""
+    digest: str | None = None
+    """sha256 of the signed manifest, 64 hexadecimal digits, when the caller pinned it."""
+
+    @classmethod
+    def parse(cls, text: str, *, default_host: str = DEFAULT_HOST) -> Reference:
+        """Parse a reference.
+
+        Raises:
+            UsageError: With the part that is wrong and an example.
+        """
+        if not isinstance(text, str) or "@" not in text:
+            raise UsageError(f"{text!r} is not a reference: it names no adapter", hint=_EXAMPLE)
+        body, hash_mark, digest_text = text.partition("#")
+        digest: str | None = None
+        if hash_mark:
+            digest = digest_text.removeprefix("sha256:")
+            if not digest_text.startswith("sha256:") or not _DIGEST.fullmatch(digest):
+                raise UsageError(
+                    f"{text!r}: after '#' a reference holds sha256: and 64 lower-case hexadecimal digits",
+                    hint="copy the digest that 'adaptergit info' prints",
+                )
+        source_text, _, tail = body.rpartition("@")
+        match = _ADAPTER.match(tail)
+        if match is None:
+            raise UsageError(
+                f"{text!r}: {tail!r} is not an adapter name",
+                hint="names are 1 to 64 of a-z 0-9 . _ - and start with a letter or digit",
+            )
+        adapter, specifier_text = match[0], tail[match.end() :]
+        check_adapter_name(adapter)
+        if specifier_text and specifier_text[0] not in "=<>!~":
+            raise UsageError(
+                f"{text!r}: {specifier_text!r} after the adapter name {adapter!r} is not a version specifier",
+                hint="names are lower case; versions are written ==1.2.0, >=1,<2 or ~=1.2",
+            )
+        try:
+            specifier = SpecifierSet(specifier_text)
+        except InvalidSpecifier as error:
+            raise UsageError(
+                f"{text!r}: {specifier_text!r} is not a version specifier", hint="write ==1.2.0, >=1,<2 or ~=1.2"
+            ) from error
+        return cls(Source.parse(source_text, default_host=default_host), adapter, specifier, digest)
+
+    def pinned(self, digest: str) -> Reference:
+        """The same reference with its manifest digest fixed."""
+        return replace(self, digest=digest)
+
+    def __str__(self) -> str:
+        """The reference as it can be parsed again."""
+        digest = f"#sha256:{self.digest}" if self.digest else ""
+        return f"{self.source.text}@{self.adapter}{self.specifier}{digest}"
+
+
+def check_adapter_name(name: str) -> str:
+    """Return ``name`` if it can name an adapter, a folder and a git tag.
+
+    Raises:
+        UsageError: It cannot, and why.
+    """
+    if not _ADAPTER.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is not an adapter name", hint="use 1 to 64 of a-z 0-9 . _ - and start with a letter or digit"
+        )
+    # git check-ref-format refuses these inside refs/tags/adapters/<name>/<version>.
+    if ".." in name or name.endswith((".", ".lock")):
+        raise UsageError(f"{name!r} cannot be part of a git tag", hint="no '..', no '.' or '.lock' at the end")
+    return name

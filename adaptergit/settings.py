@@ -1,0 +1,157 @@
+"""Settings: one TOML file, a few environment variables, and the folders of the platform.
+
+``config.toml`` in :func:`config_dir` (``~/.config/adaptergit`` on Linux)::
+
+    default_host = "github.com"            # for references without a host
+    allowed_signers = "allowed_signers"    # OpenSSH allowed-signers file, relative to this folder
+    index = "index.json"                   # local index file for 'adaptergit search'
+    allow_http = ["mirror.lan"]            # hosts other than loopback that may be fetched from over plain http
+    resolution_max_age = 86400             # seconds an unpinned "newest version" answer is reused without asking again
+
+    [base_models]                          # where base models live on this machine
+    "sentence-transformers/all-MiniLM-L6-v2" = "/models/minilm"
+
+    [[policy]]                             # first match wins; without a match: enforce
+    match = "git.corp.example/*"
+    level = "tofu"
+
+Environment: ``ADAPTERGIT_CONFIG_DIR`` and ``ADAPTERGIT_CACHE_DIR`` move the two folders, ``ADAPTERGIT_OFFLINE=1``
+forbids every socket. No environment variable weakens a trust policy.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from adaptergit.errors import UsageError
+from adaptergit.reference import DEFAULT_HOST
+
+POLICY_LEVELS = ("enforce", "tofu", "digest", "unsigned")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on everything that comes from somebody else."""
+
+    file_bytes: int = 100 * 2**20
+    """One file of a package; forges refuse larger blobs."""
+    package_bytes: int = 200 * 2**20
+    """All files of a package."""
+    files: int = 64
+    """Entries of a package folder."""
+    fetch_seconds: float = 600.0
+    """One git command that talks to a remote."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a person can configure. Functions below the command line take values from it, never itself."""
+
+    default_host: str = DEFAULT_HOST
+    allowed_signers: str = "allowed_signers"
+    index: str | None = None
+    allow_http: tuple[str, ...] = ()
+    resolution_max_age: int = 86400
+    base_models: Mapping[str, str] = field(default_factory=dict)
+    policy: tuple[tuple[str, str], ...] = ()
+    """Pairs of glob over principals and policy level."""
+    offline: bool = False
+    limits: Limits = Limits()
+
+    def policy_for(self, principal: str | None) -> str:
+        """Return the level of the first matching glob, or ``enforce``."""
+        for glob, level in self.policy:
+            if fnmatchcase(principal or "", glob):
+                return level
+        return "enforce"
+
+    def base_model_path(self, model_id: str) -> str:
+        """Return where a base model is loaded from: the mapped folder, or the id itself."""
+        return self.base_models.get(model_id, model_id)
+
+    @property
+    def allowed_signers_path(self) -> Path:
+        """The user's own allowed-signers file; may not exist."""
+        return config_dir() / Path(self.allowed_signers).expanduser()
+
+    @property
+    def pins_path(self) -> Path:
+        """Keys pinned on first use, as OpenSSH allowed-signers lines; may not exist."""
+        return config_dir() / "known_publishers"
+
+    @property
+    def index_path(self) -> Path | None:
+        """The local index file to search, if one is configured."""
+        return None if self.index is None else config_dir() / Path(self.index).expanduser()
+
+
+def config_dir() -> Path:
+    """Folder of ``config.toml``, allowed signers, pins and keys."""
+    chosen = os.environ.get("ADAPTERGIT_CONFIG_DIR")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_config_dir("adaptergit"))
+
+
+def cache_dir() -> Path:
+    """Folder of the store."""
+    chosen = os.environ.get("ADAPTERGIT_CACHE_DIR")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("adaptergit"))
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read ``config.toml`` and the environment.
+
+    Raises:
+        UsageError: The file is not TOML, or a key is unknown or of the wrong type.
+    """
+    path = path or config_dir() / "config.toml"
+    offline = os.environ.get("ADAPTERGIT_OFFLINE", "").lower() in ("1", "true", "yes")
+    try:
+        raw = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return Settings(offline=offline)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the settings: {error}", where=str(path)) from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"not valid TOML: {error}", where=str(path)) from error
+    return Settings(**_checked(raw, path), offline=offline)
+
+
+_KINDS: dict[str, type] = {
+    "default_host": str, "allowed_signers": str, "index": str, "allow_http": list,
+    "resolution_max_age": int, "base_models": dict, "policy": list,
+}  # fmt: skip
+
+
+def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    known = {f.name for f in fields(Settings)} & _KINDS.keys()
+    for key, value in raw.items():
+        if key not in known:
+            raise UsageError(f"unknown setting {key!r}", where=str(path), hint=f"known: {', '.join(sorted(known))}")
+        if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
+            raise UsageError(f"{key} must be a {_KINDS[key].__name__}", where=str(path))
+    checked = dict(raw)
+    if "allow_http" in raw:
+        checked["allow_http"] = tuple(str(host) for host in raw["allow_http"])
+    for model_id, target in raw.get("base_models", {}).items():
+        if not isinstance(target, str):
+            raise UsageError(f"base_models.{model_id} must be a path", where=str(path))
+    rules = []
+    for number, rule in enumerate(raw.get("policy", []), 1):
+        match, level = (rule.get("match"), rule.get("level")) if isinstance(rule, dict) else (None, None)
+        if not isinstance(match, str) or level not in POLICY_LEVELS or set(rule) != {"match", "level"}:
+            raise UsageError(
+                f"policy rule {number} needs 'match' (a glob) and 'level'",
+                where=str(path),
+                hint=f"levels: {', '.join(POLICY_LEVELS)}",
+            )
+        rules.append((match, level))
+    checked["policy"] = tuple(rules)
+    return checked

@@ -1,0 +1,32 @@
+"""The modelling half: adapters spliced into any Hugging Face transformer, which stays what it is.
+
+Read in this order: ``anatomy.py`` (where in a model adapters go), ``methods/`` (what goes there), ``composition.py``
+(how several act together), ``engine.py`` (the hooks), ``panel.py`` (what a person holds).
+"""
+
+from adaptergit.splice.anatomy import Anatomy, Site, anatomy_of
+from adaptergit.splice.composition import Stack, parse_composition
+from adaptergit.splice.config import MethodConfig, parse_config
+from adaptergit.splice.fingerprint import Fingerprint, compare, fingerprint_of
+from adaptergit.splice.heads import ClassificationHead, HeadConfig, StaticHead
+from adaptergit.splice.methods import Bottleneck
+from adaptergit.splice.panel import Panel, adapters
+
+__all__ = [
+    "Anatomy",
+    "Bottleneck",
+    "ClassificationHead",
+    "Fingerprint",
+    "HeadConfig",
+    "MethodConfig",
+    "Panel",
+    "Site",
+    "Stack",
+    "StaticHead",
+    "adapters",
+    "anatomy_of",
+    "compare",
+    "fingerprint_of",
+    "parse_composition",
+    "parse_config",
+]

@@ -1,0 +1,163 @@
+"""Weights on disk in our own layout: ``adapter.safetensors`` with architecture-free names, and the card beside it.
+
+Tensor names are ``blocks.<i>.<branch>.<part>`` for the adapter and ``head.<part>`` for its head. Reading is strict: every
+tensor of the file is used exactly once, every expected tensor is there, and shapes and dtypes are compared with the
+file's header before a byte of weights is read and before the model is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from adaptergit.errors import ModelError, PackageError
+from adaptergit.package import CARD, WEIGHTS, Card
+from adaptergit.splice.anatomy import as_records
+from adaptergit.splice.config import describe
+from adaptergit.splice.fingerprint import fingerprint_of
+
+if TYPE_CHECKING:
+    from adaptergit.splice.panel import Panel
+
+HEAD = "head."
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def save(panel: Panel, name: str, folder: str | Path, about: Mapping[str, Any]) -> Card:
+    """Write an adapter of a panel as a package folder. See :meth:`Panel.save`."""
+    folder = Path(folder)
+    tensors = dict(panel.module(name).state_dict())
+    head = panel.head_config(name) if name in panel.heads else None
+    if head is not None:
+        tensors |= {HEAD + key: value for key, value in panel.head_module(name).state_dict().items()}
+    card = Card(_card_data(panel, name, about))
+    folder.mkdir(parents=True, exist_ok=True)
+    contiguous = {key: tensors[key].detach().cpu().contiguous().clone() for key in sorted(tensors)}
+    _replace(folder / WEIGHTS, lambda path: save_file(contiguous, str(path), metadata={"format": "pt"}))
+    _replace(folder / CARD, lambda path: path.write_bytes(card.to_yaml()))
+    return card
+
+
+def read_into(path: Path, modules: Mapping[str, nn.Module]) -> None:
+    """Fill modules without storage from a safetensors file, strictly.
+
+    Args:
+        path: The file.
+        modules: Modules on the meta device by the prefix of their tensors' names.
+
+    Raises:
+        PackageError: Not a safetensors file, or its tensors are not those the modules expect.
+        ModelError: Names fit, shapes do not.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            shapes = {key: (tuple(part.get_shape()), str(part.get_dtype())) for key, part in slices.items()}
+            _compare(str(path), _expected(modules), shapes)
+            tensors = {key: file.get_tensor(key) for key in shapes}
+    except SafetensorError as error:
+        raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
+    except FileNotFoundError as error:
+        raise PackageError("the weights are missing", where=str(path)) from error
+    fill(modules, tensors, where=str(path))
+
+
+def fill(modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Fill modules from tensors in memory, strictly; see :func:`read_into`."""
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    found = {key: (tuple(t.shape), names.get(t.dtype, str(t.dtype))) for key, t in tensors.items()}
+    _compare(where, _expected(modules), found)
+    for key, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise PackageError(f"the tensor {key} holds values that are not finite", where=where)
+    for prefix, module in modules.items():
+        own = {key: tensors[prefix + key] for key in module.state_dict()}
+        module.load_state_dict(own, strict=True, assign=True)
+
+
+def _expected(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{key}": value for prefix, module in modules.items() for key, value in module.state_dict().items()}
+
+
+def _compare(where: str, expected: Mapping[str, torch.Tensor], found: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        parts = [f"{len(keys)} {what} ({', '.join(keys[:3])}…)" for what, keys in (("missing", missing), ("unexpected", extra)) if keys]
+        raise ModelError(f"the weights do not fit the model and the card: {'; '.join(parts)}", where=where)
+    for key, tensor in expected.items():
+        shape, dtype = found[key]
+        if shape != tuple(tensor.shape):
+            raise ModelError(f"the tensor {key} has shape {shape}, the model needs {tuple(tensor.shape)}", where=where)
+        if dtype not in _DTYPES:
+            raise PackageError(f"the tensor {key} has dtype {dtype}, expected one of {', '.join(_DTYPES)}", where=where)
+
+
+def _card_data(panel: Panel, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    model_config = getattr(panel.model, "config", None)
+    config = panel.config(name)
+    origin = str(getattr(model_config, "_name_or_path", "") or "")
+    data: dict[str, Any] = {
+        "name": re.sub(r"[^a-z0-9._-]", "-", name.lower()),
+        "version": "0.1.0",
+        "description": f"A {config.method} adapter.",
+        "task": {"type": "other"},
+        "base_model": {
+            "id": Path(origin).name if Path(origin).is_dir() or not origin else origin,
+            "revision": getattr(model_config, "_commit_hash", None),
+            "model_type": str(getattr(model_config, "model_type", "")),
+            "fingerprint": str(fingerprint_of(panel.model, panel.anatomy)),
+        },
+        "adapter": {
+            "format": "adaptergit",
+            "method": config.method,
+            "config": describe(config),
+            "sites": as_records(panel.sites_of(name)),
+            "parameters": panel.parameters_of(name),
+        },
+    }
+    if not data["base_model"]["id"]:
+        data["base_model"]["id"] = data["base_model"]["model_type"]
+    if name in panel.heads:
+        head = panel.head_config(name)
+        fields = head.to_dict()
+        labels = list(fields.pop("labels", ()))
+        data["head"] = {"type": head.type, "config": fields, **({"labels": labels} if labels else {})}
+    data["training"] = {"frameworks": frameworks()}
+    data["license"] = "LicenseRef-Unspecified"
+    for key, value in about.items():
+        nested = isinstance(value, Mapping) and isinstance(data.get(key), dict)
+        data[key] = {**data[key], **value} if nested else value
+    return data
+
+
+def frameworks() -> dict[str, str]:
+    """Return the versions of what training and inference ran on."""
+    versions = {}
+    for package in ("adaptergit", "torch", "transformers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write to a temporary file and rename: a crash leaves the old file, never half a new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""A module that rides along with a model but is no part of its state.
+
+Adapter parameters must be seen by optimisers, ``.to()``, ``.train()`` and ``.requires_grad_()``, and must not appear in
+the base model's ``state_dict``. PyTorch walks modules in two ways: parameters through ``named_modules``, state through
+``_modules``. The sidecar shows its passengers to the first and hides them from the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+
+class Sidecar(nn.Module):
+    """Holds named modules next to a model."""
+
+    passengers: dict[str, nn.Module]
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Not an attribute assignment of a module: nn.Module would register it and put it into the state_dict.
+        object.__setattr__(self, "passengers", {})
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the sidecar and everything in it."""
+        memo = set() if memo is None else memo
+        yield from super().named_modules(memo, prefix, remove_duplicate)
+        for name, module in self.passengers.items():
+            yield from module.named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
+
+    def train(self, mode: bool = True) -> Sidecar:
+        """Set training mode of everything in it."""
+        super().train(mode)
+        for module in self.passengers.values():
+            module.train(mode)
+        return self
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> Sidecar:
+        """Do nothing: ``model.apply`` re-initialises hosts, and must not re-initialise trained adapters."""
+        return self
+
+    def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Sidecar:
+        super()._apply(fn, recurse)
+        for module in self.passengers.values():
+            module._apply(fn, recurse)
+        return self
+

@@ -1,0 +1,215 @@
+"""The content-addressed store.
+
+::
+
+    <root>/packages/<first two>/<manifest digest>/   the package folder, complete or absent
+    <root>/resolved/<sha256 of url and adapter>.json which versions a repository had, and which are here
+    <root>/locks/                                    one lock per key, only to avoid doing the same work twice
+    <root>/tmp/                                      folders being written
+
+Correctness rests on ``rename`` of complete folders and on checking every digest at every load, never on locks. Whoever
+loses a race finds the same bytes already there.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from adaptergit.errors import NotFoundError, PackageError, TransportError
+from adaptergit.package import Manifest, Package, check_files, read_package
+from adaptergit.settings import Limits
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_LOCK_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One version that was fetched."""
+
+    digest: str
+    """sha256 of its manifest."""
+    tree: str
+    """Git oid of its tree."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was seen of one adapter of one repository."""
+
+    fetched: Mapping[str, Seen]
+    """By version."""
+    released: tuple[str, ...]
+    """Every version the repository had when it was last asked."""
+    asked: float
+    """When that was, seconds since 1970; 0 if never."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of packages. Reading needs no lock, no network and no process."""
+
+    root: Path
+
+    def find(self, digest: str) -> Path | None:
+        """Return the folder of a stored package, or None."""
+        path = self._path(digest)
+        return path if path.is_dir() else None
+
+    def open(self, digest: str) -> Package:
+        """Read manifest and signatures of a stored package; its files are to be checked by the caller.
+
+        Raises:
+            NotFoundError: Not in the store.
+            PackageError: What is there is damaged.
+        """
+        path = self.find(digest)
+        if path is None:
+            raise NotFoundError(f"sha256:{digest} is not in the store", where=str(self.root))
+        package = read_package(path)
+        if package.digest != digest:
+            raise PackageError(f"the manifest was changed: its sha256 is {package.digest}", where=str(path))
+        return package
+
+    def add(self, folder: Path, limits: Limits) -> Package:
+        """Move a complete package folder into the store after checking every byte against its manifest.
+
+        Args:
+            folder: From :meth:`workspace`; gone afterwards.
+            limits: Bounds on its size.
+
+        Raises:
+            PackageError: The folder is not what its manifest says; nothing is stored.
+            TransportError: The disk is full or read-only.
+        """
+        package = read_package(folder, limits)
+        check_files(package, Manifest.from_bytes(package.manifest_bytes, where=f"{folder}/manifest.json"), limits)
+        target = self._path(package.digest)
+        with self._disk_errors():
+            for path in sorted(folder.iterdir()):
+                _sync(path)
+                path.chmod(0o444)
+            _sync(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                self._heal(folder, target)
+            _sync(target.parent)
+        return Package(target, package.manifest_bytes, package.signatures)
+
+    def remove(self, digest: str) -> None:
+        """Forget a package; a process that has it open keeps its bytes."""
+        path = self._path(digest)
+        with suppress(FileNotFoundError), self._disk_errors():
+            doomed = self._make("tmp") / f"removed-{digest}-{os.getpid()}"
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """Give an empty folder on the store's file system; whatever is left in it is removed."""
+        with self._disk_errors():
+            folder = Path(tempfile.mkdtemp(dir=self._make("tmp")))
+        try:
+            with self._disk_errors():
+                yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def once(self, key: str) -> Iterator[None]:
+        """Let one process at a time work on ``key``; others wait, then usually find the work done."""
+        name = hashlib.sha256(key.encode()).hexdigest()
+        try:
+            lock = FileLock(self._make("locks") / name, timeout=_LOCK_SECONDS)
+            lock.acquire()
+        except (OSError, NotImplementedError, Timeout):
+            # No lock is no danger: only work done twice.
+            yield
+            return
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def known(self, url: str, adapter: str) -> Known:
+        """Return what was seen of an adapter. A missing or damaged record is nothing seen."""
+        try:
+            raw = json.loads(self._record(url, adapter).read_text("utf-8"))
+            fetched = {str(v): Seen(str(d), str(t)) for v, (d, t) in raw["fetched"].items() if _DIGEST.fullmatch(str(d))}
+            return Known(fetched, tuple(str(v) for v in raw["released"]), float(raw["asked"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return Known({}, (), 0.0)
+
+    def remember(self, url: str, adapter: str, known: Known) -> None:
+        """Replace what was seen of an adapter."""
+        fetched = {version: (seen.digest, seen.tree) for version, seen in known.fetched.items()}
+        record = {"fetched": fetched, "released": known.released, "asked": known.asked}
+        path = self._record(url, adapter)
+        with self._disk_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(record, file, sort_keys=True)
+            Path(temporary).replace(path)
+
+    def _heal(self, folder: Path, target: Path) -> None:
+        """Another process was first, or an old copy is damaged: keep a good one, replace a bad one."""
+        try:
+            existing = read_package(target)
+            check_files(existing, Manifest.from_bytes(existing.manifest_bytes))
+        except (PackageError, NotFoundError):
+            self.remove(target.name)
+            folder.rename(target)
+
+    def _path(self, digest: str) -> Path:
+        if not _DIGEST.fullmatch(digest):
+            raise PackageError(f"{digest!r} is not a sha256 digest")
+        return self.root / "packages" / digest[:2] / digest
+
+    def _record(self, url: str, adapter: str) -> Path:
+        return self.root / "resolved" / f"{hashlib.sha256(f'{url}@{adapter}'.encode()).hexdigest()}.json"
+
+    def _make(self, name: str) -> Path:
+        path = self.root / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+                raise TransportError(
+                    f"cannot write to the store: {error.strerror}",
+                    where=str(self.root),
+                    hint="free some space, or choose another folder with ADAPTERGIT_CACHE_DIR",
+                ) from error
+            raise
+
+
+def _sync(path: Path) -> None:
+    """Make a file or a folder durable before it is renamed into place."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,29 @@
+"""Who signed it, and do we believe them.
+
+``evaluate.py`` is the core: bytes in, verdict or refusal out, no input or output of its own. ``sshsig.py`` verifies
+one signature in-process; ``signing.py`` makes one with ``ssh-keygen``; ``allowed_signers.py`` says whose keys count.
+"""
+
+from adaptergit.trust.allowed_signers import AllowedSigner, format_signer, parse_allowed_signers
+from adaptergit.trust.evaluate import Policy, Verdict, evaluate
+from adaptergit.trust.keys import PublicKey, parse_public_key
+from adaptergit.trust.signing import SigningKey, generate_key, sign
+from adaptergit.trust.sshsig import MANIFEST_NAMESPACE, Signature, parse_signature, verify_signature
+
+__all__ = [
+    "MANIFEST_NAMESPACE",
+    "AllowedSigner",
+    "Policy",
+    "PublicKey",
+    "Signature",
+    "SigningKey",
+    "Verdict",
+    "evaluate",
+    "format_signer",
+    "generate_key",
+    "parse_allowed_signers",
+    "parse_public_key",
+    "parse_signature",
+    "sign",
+    "verify_signature",
+]

@@ -1,0 +1,160 @@
+"""OpenSSH allowed-signers files: which keys may sign for which principal, for what, and when.
+
+Format: ``ssh-keygen(1)``, ALLOWED SIGNERS. The principals are patterns over adaptergit principals such as
+``github.com/acme/adapters``; the same lines work with ``ssh-keygen -Y verify``. Certificate authorities are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from adaptergit.errors import TrustError
+from adaptergit.trust.keys import KEY_TYPES, PublicKey, parse_public_key
+
+
+@dataclass(frozen=True)
+class AllowedSigner:
+    """One line: a key, the principals it may sign for, and its limits."""
+
+    principals: tuple[str, ...]
+    """Patterns with ``*`` and ``?``; ``!pattern`` excludes."""
+    key: PublicKey
+    namespaces: tuple[str, ...] = ()
+    """Patterns; empty means any."""
+    valid_after: datetime | None = None
+    valid_before: datetime | None = None
+    comment: str = ""
+    source: str = ""
+    """Where the line was found, for people: a file and line, a pin, an index."""
+
+    def names(self, principal: str) -> bool:
+        """Tell whether the line is about ``principal``."""
+        return _matches(self.principals, principal)
+
+    def refusal(self, namespace: str, when: datetime) -> str | None:
+        """Return why the key may not sign ``namespace`` at ``when``, or None if it may."""
+        if self.namespaces and not _matches(self.namespaces, namespace):
+            return f"the key is allowed for {', '.join(self.namespaces)} only"
+        if self.valid_after is not None and when < self.valid_after:
+            return f"the key is valid only after {self.valid_after.isoformat()}"
+        if self.valid_before is not None and when >= self.valid_before:
+            return f"the key was valid only before {self.valid_before.isoformat()}"
+        return None
+
+
+def parse_allowed_signers(text: str, *, source: str) -> list[AllowedSigner]:
+    """Parse a whole file. A line that cannot be understood is an error: silence would drop a restriction.
+
+    Raises:
+        TrustError: Naming file and line.
+    """
+    signers = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        where = f"{source}:{number}"
+        try:
+            signers.append(_parse_line(line.strip(), where))
+        except TrustError as error:
+            raise TrustError(error.what, where=where, hint=error.hint) from error
+    return signers
+
+
+def format_signer(signer: AllowedSigner) -> str:
+    """Render one line without its newline; :func:`parse_allowed_signers` reads it back."""
+    options = []
+    if signer.namespaces:
+        options.append(f'namespaces="{",".join(signer.namespaces)}"')
+    for name, moment in (("valid-after", signer.valid_after), ("valid-before", signer.valid_before)):
+        if moment is not None:
+            options.append(f'{name}="{moment.astimezone(UTC):%Y%m%d%H%M%SZ}"')
+    parts = [",".join(signer.principals), ",".join(options), signer.key.line, signer.comment]
+    return " ".join(part for part in parts if part)
+
+
+def _parse_line(line: str, where: str) -> AllowedSigner:
+    principals_text, rest = _principals(line)
+    options: dict[str, str] = {}
+    if rest.split(maxsplit=1)[:1] and rest.split(maxsplit=1)[0] not in KEY_TYPES:
+        options, rest = _options(rest)
+    fields = rest.split(maxsplit=2)
+    key = parse_public_key(" ".join(fields[:2]))
+    principals = tuple(p.strip() for p in principals_text.split(","))
+    if not all(principals):
+        raise TrustError("an empty principal")
+    return AllowedSigner(
+        principals=principals,
+        key=key,
+        namespaces=tuple(options["namespaces"].split(",")) if "namespaces" in options else (),
+        valid_after=_moment(options["valid-after"]) if "valid-after" in options else None,
+        valid_before=_moment(options["valid-before"]) if "valid-before" in options else None,
+        comment=fields[2] if len(fields) == 3 else "",
+        source=where,
+    )
+
+
+def _principals(line: str) -> tuple[str, str]:
+    if line.startswith('"'):
+        text, quote, rest = line[1:].partition('"')
+        if not quote:
+            raise TrustError("the quote around the principals is not closed")
+        return text, rest.strip()
+    text, _, rest = line.partition(" ") if " " in line else line.partition("\t")
+    return text, rest.strip()
+
+
+_OPTION = re.compile(r'(?P<name>[a-z-]+)(?:="(?P<value>[^"]*)")?(?P<next>,|\s+|$)', re.IGNORECASE)
+
+
+def _options(text: str) -> tuple[dict[str, str], str]:
+    options: dict[str, str] = {}
+    for match in _scan(text):
+        name, value = match["name"].lower(), match["value"]
+        if name == "cert-authority":
+            raise TrustError("certificate authorities are not supported", hint="list the signing keys themselves")
+        if name not in ("namespaces", "valid-after", "valid-before") or not value:
+            raise TrustError(f"unknown or empty option {match[0].strip()!r}")
+        if name in options:
+            raise TrustError(f"the option {name} appears twice")
+        options[name] = value
+        if match["next"] != ",":
+            return options, text[match.end() :].strip()
+    raise TrustError(
+        "expected: principals [options] key-type base64-key", hint=f"key types: {', '.join(KEY_TYPES)}"
+    )
+
+
+def _scan(text: str) -> Iterator[re.Match[str]]:
+    at = 0
+    while (match := _OPTION.match(text, at)) is not None and match.end() > at:
+        yield match
+        at = match.end()
+
+
+def _moment(text: str) -> datetime:
+    """``YYYYMMDD[HHMM[SS]][Z]``; without Z in local time, as ssh-keygen reads it."""
+    digits = text.removesuffix("Z")
+    form = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}.get(len(digits))
+    try:
+        if form is None or not digits.isascii() or not digits.isdigit():
+            raise ValueError(text)
+        moment = datetime.strptime(digits, form)  # noqa: DTZ007 - the zone is set below
+        return moment.replace(tzinfo=UTC) if text.endswith("Z") else moment.astimezone()
+    except (ValueError, OverflowError, OSError) as error:
+        raise TrustError(f"{text!r} is not a time", hint="write YYYYMMDD[HHMM[SS]][Z]") from error
+
+
+def _matches(patterns: tuple[str, ...], text: str) -> bool:
+    """OpenSSH pattern lists: any positive match, unless a negated pattern matches."""
+    matched = False
+    for pattern in patterns:
+        negated, body = pattern.startswith("!"), pattern.removeprefix("!")
+        glob = "".join({"*": ".*", "?": "."}.get(char, re.escape(char)) for char in body)
+        if re.fullmatch(glob, text):
+            if negated:
+                return False
+            matched = True
+    return matched

@@ -1,0 +1,178 @@
+"""The trust core: manifest bytes, signatures, a policy and the time in; a verdict or a refusal out.
+
+No input or output, no clock, no network. The rules, in the order they are applied:
+
+1. The manifest's bytes have the digest the caller pinned, if one was pinned.
+2. They parse as a manifest, and it is the one asked for: repository, name, version specifier.
+3. Every signature file present is a valid SSHSIG by its own key over exactly these bytes, in the manifest namespace.
+   A broken signature is never ignored.
+4. The policy's level decides whose signature is enough:
+   ``enforce`` a key allowed for the principal by the user's files, a pin or an index ·
+   ``tofu`` as enforce, and where no key is known for the principal, the first one seen is to be pinned ·
+   ``digest`` rule 1 with a pinned digest ·
+   ``unsigned`` nothing more; asked for by name.
+
+A level never falls through to a weaker one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from adaptergit.errors import PackageError, TrustError
+from adaptergit.package import canonical
+from adaptergit.package.manifest import MAX_BYTES, Manifest
+from adaptergit.trust.allowed_signers import AllowedSigner
+from adaptergit.trust.sshsig import MANIFEST_NAMESPACE, Signature, parse_signature, verify_signature
+
+MAX_SIGNATURES = 16
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the caller demands."""
+
+    level: str = "enforce"
+    """``enforce``, ``tofu``, ``digest`` or ``unsigned``."""
+    signers: tuple[AllowedSigner, ...] = ()
+    """Everybody the caller knows: allowed-signers file, pins, index."""
+    digest: str | None = None
+    repository: str | None = None
+    """The principal asked for; None when the source is a local path, which names nobody."""
+    name: str | None = None
+    specifier: SpecifierSet = SpecifierSet()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a package was accepted. There is no verdict for a refusal: that is a :class:`TrustError`."""
+
+    level: str
+    digest: str
+    manifest: Manifest
+    signers: tuple[str, ...]
+    """Fingerprints of keys that signed validly."""
+    vouched_by: tuple[str, ...]
+    """Where those keys are allowed for this principal."""
+    pin: AllowedSigner | None
+    """Under ``tofu``: the key to remember."""
+    steps: tuple[str, ...]
+    """What was checked, in order, for people."""
+    warnings: tuple[str, ...] = ()
+
+
+def evaluate(manifest_bytes: bytes, signatures: Mapping[str, bytes], policy: Policy, now: datetime) -> Verdict:
+    """Decide whether these bytes may be used.
+
+    Args:
+        manifest_bytes: ``manifest.json`` as it is stored.
+        signatures: Armored SSHSIGs by file name.
+        policy: What the caller demands.
+        now: The time at which keys must be valid (SSHSIG itself carries no time).
+
+    Raises:
+        TrustError: Refused, and why.
+        PackageError: The bytes are no manifest.
+    """
+    if len(manifest_bytes) > MAX_BYTES:
+        raise PackageError(f"{len(manifest_bytes)} bytes, the limit is {MAX_BYTES}", where="manifest.json")
+    digest = canonical.sha256(manifest_bytes)
+    steps = [_check_digest(digest, policy)]
+    manifest = Manifest.from_bytes(manifest_bytes)
+    steps.append(_check_identity(manifest, policy))
+    valid = _check_signatures(manifest_bytes, signatures)
+    steps += [f"{name}: valid signature by {s.key.type} {s.key.fingerprint}" for name, s in valid.items()]
+    keys = tuple(dict.fromkeys(s.key.fingerprint for s in valid.values()))
+
+    if policy.level == "unsigned":
+        warning = f"{manifest.repository}@{manifest.name} was loaded unsigned: nobody vouches for these weights"
+        return Verdict("unsigned", digest, manifest, keys, (), None, tuple(steps), (warning,))
+    if policy.level == "digest":
+        if policy.digest is None:
+            raise TrustError(
+                "the policy 'digest' needs a pinned digest", hint=f"write the reference with #sha256:{digest} if you trust it"
+            )
+        return Verdict("digest", digest, manifest, keys, ("the digest you pinned",), None, tuple(steps))
+    if policy.level not in ("enforce", "tofu"):
+        raise TrustError(f"unknown policy level {policy.level!r}", hint="enforce, tofu, digest or unsigned")
+    return _check_signers(digest, manifest, valid, policy, now, steps)
+
+
+def _check_digest(digest: str, policy: Policy) -> str:
+    if policy.digest is not None and digest != policy.digest:
+        raise TrustError(f"the manifest's sha256 is {digest}, you pinned {policy.digest}")
+    return f"manifest sha256 {digest}" + (" is the pinned one" if policy.digest else "")
+
+
+def _check_identity(manifest: Manifest, policy: Policy) -> str:
+    said = f"{manifest.repository}@{manifest.name}=={manifest.version}"
+    if policy.repository is not None and manifest.repository != policy.repository:
+        raise TrustError(
+            f"asked for {policy.repository}, but the manifest belongs to {manifest.repository}",
+            hint="a copy in another place keeps its publisher's name: load it from there, or from a local path",
+        )
+    if policy.name is not None and manifest.name != policy.name:
+        raise TrustError(f"asked for the adapter {policy.name!r}, but the manifest is of {manifest.name!r}")
+    if not policy.specifier.contains(Version(manifest.version), prereleases=True):
+        raise TrustError(f"asked for version {policy.specifier}, but the manifest is of {manifest.version}")
+    return f"it is {said}"
+
+
+def _check_signatures(manifest_bytes: bytes, signatures: Mapping[str, bytes]) -> dict[str, Signature]:
+    if len(signatures) > MAX_SIGNATURES:
+        raise TrustError(f"{len(signatures)} signatures, the limit is {MAX_SIGNATURES}")
+    valid = {}
+    for name, armored in signatures.items():
+        try:
+            signature = parse_signature(armored)
+            verify_signature(signature, manifest_bytes, MANIFEST_NAMESPACE)
+        except TrustError as error:
+            raise TrustError(error.what, where=name, hint=error.hint) from error
+        valid[name] = signature
+    return valid
+
+
+def _check_signers(
+    digest: str, manifest: Manifest, valid: Mapping[str, Signature], policy: Policy, now: datetime, steps: list[str]
+) -> Verdict:
+    if not valid:
+        raise TrustError(
+            f"{manifest.repository}@{manifest.name}=={manifest.version} is not signed",
+            hint="ask the publisher to sign it; policy='unsigned' loads it without anybody vouching for it",
+        )
+    known = [s for s in policy.signers if s.names(manifest.repository)]
+    refusals, signers, vouched = [], [], []
+    for signature in valid.values():
+        for line in (s for s in known if s.key == signature.key):
+            if (why := line.refusal(MANIFEST_NAMESPACE, now)) is None:
+                signers.append(signature.key.fingerprint)
+                vouched.append(line.source)
+            else:
+                refusals.append(f"{why} ({line.source})")
+    if signers:
+        steps.append(f"the key may sign for {manifest.repository}: {', '.join(vouched)}")
+        unique = tuple(dict.fromkeys(signers))
+        return Verdict(policy.level, digest, manifest, unique, tuple(dict.fromkeys(vouched)), None, tuple(steps))
+    found = ", ".join(s.key.fingerprint for s in valid.values())
+    if refusals:
+        raise TrustError(f"signed by {found}, but {'; '.join(refusals)}")
+    if known:
+        allowed = ", ".join(sorted({s.key.fingerprint for s in known}))
+        raise TrustError(
+            f"signed by {found}, but only {allowed} may sign for {manifest.repository}",
+            hint="the publisher's key changed or this is not the publisher; ask them over another channel before trusting it",
+        )
+    first = next(iter(valid.values()))
+    if policy.level == "tofu":
+        pin = AllowedSigner((manifest.repository,), first.key, (MANIFEST_NAMESPACE,), source="pinned on first use")
+        note = f"first use of {manifest.repository}: pinned the key {first.key.fingerprint}"
+        return Verdict("tofu", digest, manifest, (first.key.fingerprint,), (pin.source,), pin, (*steps, note), (note,))
+    raise TrustError(
+        f"signed by {found}, which nobody you know vouches for as {manifest.repository}",
+        hint=f"check the fingerprint with the publisher, then: adaptergit trust add {manifest.repository} '{first.key.line}'",
+    )

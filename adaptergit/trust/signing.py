@@ -1,0 +1,105 @@
+"""Making keys and signatures with OpenSSH itself, so that agents, passphrases and FIDO keys just work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptergit.errors import TrustError, UsageError
+from adaptergit.trust.keys import PublicKey, parse_public_key
+from adaptergit.trust.sshsig import MANIFEST_NAMESPACE, parse_signature, verify_signature
+
+_TIMEOUT = 300.0
+"""Seconds; long, because a person may have to type a passphrase or touch a security key."""
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """A key ``ssh-keygen`` can sign with: a private key file, or a ``.pub`` file whose private half is in the agent."""
+
+    path: Path
+    public: PublicKey
+
+    @classmethod
+    def open(cls, path: Path) -> SigningKey:
+        """Read the public half of a private key file, or a ``.pub`` file.
+
+        Raises:
+            UsageError: No such file.
+            TrustError: Not a key of an accepted type.
+        """
+        path = path.expanduser()
+        public_path = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
+        if not path.is_file():
+            raise UsageError("no such key file", where=str(path), hint="make one with: adaptergit keygen")
+        if public_path.is_file():
+            text = public_path.read_text("utf-8", errors="replace")
+        else:
+            text = _run(["ssh-keygen", "-y", "-P", "", "-f", str(path)], f"cannot read the key {path}")
+        try:
+            return cls(path, parse_public_key(text))
+        except TrustError as error:
+            raise TrustError(error.what, where=str(public_path), hint=error.hint) from error
+
+
+def generate_key(path: Path, *, comment: str = "", passphrase: str = "") -> SigningKey:
+    """Make an ed25519 key pair at ``path`` and ``path.pub``.
+
+    Raises:
+        UsageError: A file is there already; keys are never overwritten.
+    """
+    path = path.expanduser()
+    for existing in (path, path.with_name(path.name + ".pub")):
+        if existing.exists():
+            raise UsageError("there is a file already; keys are never overwritten", where=str(existing))
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", comment, "-f", str(path)]
+    _run(argv, f"cannot make a key at {path}")
+    return SigningKey.open(path)
+
+
+def sign(message: bytes, key: SigningKey, *, namespace: str = MANIFEST_NAMESPACE) -> bytes:
+    """Sign ``message`` and return the armored SSHSIG, verified before it is returned.
+
+    Raises:
+        TrustError: ``ssh-keygen`` could not sign: a wrong passphrase, no agent, no touch.
+    """
+    with tempfile.TemporaryDirectory(prefix="adaptergit-sign-") as folder:
+        document = Path(folder) / "document"
+        document.write_bytes(message)
+        argv = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key.path), "-n", namespace, str(document)]
+        _run(argv, f"cannot sign with {key.path}", interactive=True)
+        armored = (Path(folder) / "document.sig").read_bytes()
+    signature = parse_signature(armored)
+    verify_signature(signature, message, namespace)
+    if signature.key != key.public:
+        raise TrustError(f"ssh-keygen signed with {signature.key.fingerprint}, not with {key.public.fingerprint}")
+    return armored
+
+
+def _run(argv: list[str], what: str, *, interactive: bool = False) -> str:
+    """Run ``ssh-keygen``; only when signing may it ask the person at the terminal."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    if not interactive:
+        environment["SSH_ASKPASS_REQUIRE"] = "never"
+    try:
+        done = subprocess.run(  # noqa: S603
+            argv,
+            env=environment,
+            stdin=None if interactive else subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise TrustError("ssh-keygen is not installed", hint="install OpenSSH's client (openssh-client)") from error
+    except subprocess.TimeoutExpired as error:
+        raise TrustError(f"{what}: no answer in {_TIMEOUT:.0f} s") from error
+    if done.returncode != 0:
+        message = (done.stderr or done.stdout).strip().splitlines()
+        raise TrustError(f"{what}: {message[-1] if message else 'ssh-keygen failed'}")
+    return done.stdout
