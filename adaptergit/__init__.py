@@ -36,8 +36,16 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "adaptergit.errors": (
-        "AdaptergitError", "AdaptergitWarning", "DataError", "ModelError", "NotFoundError", "PackageError",
-        "ReleaseError", "TransportError", "TrustError", "UsageError",
+        "AdaptergitError",
+        "AdaptergitWarning",
+        "DataError",
+        "ModelError",
+        "NotFoundError",
+        "PackageError",
+        "ReleaseError",
+        "TransportError",
+        "TrustError",
+        "UsageError",
     ),
     "adaptergit.load": ("load",),
     "adaptergit.publish": ("publish",),
@@ -46,14 +54,34 @@ _HOMES = {
     "adaptergit.search": ("search",),
     "adaptergit.splice": ("Bottleneck", "ClassificationHead", "Stack", "adapters"),
     "adaptergit.trust": ("Verdict",),
-}  # fmt: skip
+}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "AdaptergitError", "AdaptergitWarning", "Bottleneck", "ClassificationHead", "DataError", "ModelError",
-    "NotFoundError", "PackageError", "Reference", "ReleaseError", "Stack", "TransportError", "TrustError", "UsageError",
-    "Verdict", "__version__", "adapters", "fetch", "load", "publish", "resolve", "search", "verify",
-]  # fmt: skip
+    "AdaptergitError",
+    "AdaptergitWarning",
+    "Bottleneck",
+    "ClassificationHead",
+    "DataError",
+    "ModelError",
+    "NotFoundError",
+    "PackageError",
+    "Reference",
+    "ReleaseError",
+    "Stack",
+    "TransportError",
+    "TrustError",
+    "UsageError",
+    "Verdict",
+    "__version__",
+    "adapters",
+    "fetch",
+    "load",
+    "publish",
+    "resolve",
+    "search",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,9 +42,19 @@ class About:
     """True when no network was touched."""
 
 
-def load(ref: str | Path, model: nn.Module | None = None, *, name: str | None = None, head: bool = True,
-         activate: bool = True, device: str | torch.device | None = None, dtype: torch.dtype | None = None,
-         policy: str | None = None, offline: bool = False, index: str | Path | None = None) -> Any:  # fmt: skip
+def load(
+    ref: str | Path,
+    model: nn.Module | None = None,
+    *,
+    name: str | None = None,
+    head: bool = True,
+    activate: bool = True,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    policy: str | None = None,
+    offline: bool = False,
+    index: str | Path | None = None,
+) -> Any:
     """Load an adapter into a model and return the transformers model itself.
 
     Args:
@@ -95,11 +105,17 @@ def _obtain(
     if isinstance(ref, Path) or "@" not in ref or folder.is_dir():
         if not folder.is_dir():
             raise NotFoundError(
-                "no such folder, and not a reference", where=str(ref), hint="write org/repo@adapter, or the path of a package folder"
+                "no such folder, and not a reference",
+                where=str(ref),
+                hint="write org/repo@adapter, or the path of a package folder",
             )
         return folder, _verify_local(folder, policy, settings), True
     resolved = resolve(ref, offline=offline, index=index, settings=settings)
-    return resolved.path, verify(resolved.path, policy=policy, reference=resolved.reference, settings=settings), resolved.from_store
+    return (
+        resolved.path,
+        verify(resolved.path, policy=policy, reference=resolved.reference, settings=settings),
+        resolved.from_store,
+    )
 
 
 def _verify_local(folder: Path, policy: str | None, settings: Settings) -> Verdict | None:
@@ -111,17 +127,28 @@ def _verify_local(folder: Path, policy: str | None, settings: Settings) -> Verdi
         manifest = Manifest.from_bytes(package.manifest_bytes, where=str(folder / MANIFEST))
         check_files(package, manifest, settings.limits)
     elif not (folder / CARD).exists() and not is_adapterhub(folder):
-        raise NotFoundError(f"there is no {CARD}", where=str(folder), hint="this is neither a package folder nor an AdapterHub checkpoint")
+        raise NotFoundError(
+            f"there is no {CARD}",
+            where=str(folder),
+            hint="this is neither a package folder nor an AdapterHub checkpoint",
+        )
     return None
 
 
 def _load_foreign(
-    path: Path, model: nn.Module | None, name: str | None, with_head: bool, activate: bool,
-    device: str | torch.device | None, dtype: torch.dtype | None,
-) -> nn.Module:  # fmt: skip
+    path: Path,
+    model: nn.Module | None,
+    name: str | None,
+    with_head: bool,
+    activate: bool,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+) -> nn.Module:
     """Load a local AdapterHub checkpoint: it names no base model that could be checked, so the caller brings one."""
     if model is None:
-        raise UsageError("an AdapterHub checkpoint does not say which weights it was trained in", where=str(path), hint="pass model=")
+        raise UsageError(
+            "an AdapterHub checkpoint does not say which weights it was trained in", where=str(path), hint="pass model="
+        )
     fresh = getattr(model, "adaptergit", None) is None
     panel = adapters(model)
     try:
@@ -146,9 +173,15 @@ def _load_foreign(
 
 
 def _splice(
-    panel: Panel, card: Card, path: Path, name: str, with_head: bool, device: str | torch.device | None,
-    dtype: torch.dtype | None, about: About,
-) -> None:  # fmt: skip
+    panel: Panel,
+    card: Card,
+    path: Path,
+    name: str,
+    with_head: bool,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    about: About,
+) -> None:
     """Build on the meta device, read strictly, insert: the panel changes only in the last lines."""
     if name in panel or (with_head and "head" in card.data and name in panel.heads):
         raise UsageError(f"the model has an adapter {name!r} already", hint="load it under another name=")

@@ -13,7 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from adaptergit.errors import NotFoundError, PackageError, ReleaseError, UsageError
-from adaptergit.package import CARD, MANIFEST, SIGNATURE, Card, File, Manifest, Package, canonical, check_files, pack, read_package
+from adaptergit.package import (
+    CARD,
+    SIGNATURE,
+    Card,
+    File,
+    Manifest,
+    canonical,
+    check_files,
+    pack,
+    read_package,
+)
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.folder import read_bounded
 from adaptergit.package.version import check_version
@@ -46,9 +56,18 @@ class Release:
     dry_run: bool
 
 
-def publish(path: str | Path, *, name: str | None = None, version: str | None = None, clone: str | Path = ".",
-            key: str | Path | None = None, remote: str | None = "origin", repository: str | None = None,
-            dry_run: bool = False, report: Report = lambda _: None) -> Release:  # fmt: skip
+def publish(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    version: str | None = None,
+    clone: str | Path = ".",
+    key: str | Path | None = None,
+    remote: str | None = "origin",
+    repository: str | None = None,
+    dry_run: bool = False,
+    report: Report = lambda _: None,
+) -> Release:
     """Publish the adapter in a folder from a clone.
 
     Args:
@@ -97,7 +116,9 @@ def publish(path: str | Path, *, name: str | None = None, version: str | None = 
         manifest = Manifest.from_bytes(manifest_bytes)
         check_files(read_package(folder), manifest)
         size = sum(f.size for f in manifest.files)
-        report(f"packed {len(manifest.files)} files, {size:,} bytes, manifest sha256 {canonical.sha256(manifest_bytes)}")
+        report(
+            f"packed {len(manifest.files)} files, {size:,} bytes, manifest sha256 {canonical.sha256(manifest_bytes)}"
+        )
         tree = None
         if dry_run:
             report("dry run: not signed, not committed, not pushed")
@@ -110,7 +131,9 @@ def publish(path: str | Path, *, name: str | None = None, version: str | None = 
                 report(f"the push also carries {plan.unpushed} unpushed commits of {here.branch}")
             publish_release(plan, remote)
             tree = plan.tree
-            report(f"pushed {here.branch} and {plan.tag} to {remote}" if remote else f"tagged {plan.tag}, nothing pushed")
+            report(
+                f"pushed {here.branch} and {plan.tag} to {remote}" if remote else f"tagged {plan.tag}, nothing pushed"
+            )
     digest = canonical.sha256(manifest_bytes)
     address = where.text if where is not None and where.kind != "hosted" else principal
     return Release(
@@ -175,7 +198,9 @@ def _card(source: Path, name: str | None, version: str | None) -> Card:
     if not source.is_dir():
         raise NotFoundError("no such folder", where=str(source))
     if not (source / CARD).is_file():
-        raise NotFoundError(f"there is no {CARD}", where=str(source), hint="'adaptergit train' writes one; see docs/card.md")
+        raise NotFoundError(
+            f"there is no {CARD}", where=str(source), hint="'adaptergit train' writes one; see docs/card.md"
+        )
     card = Card.from_yaml(read_bounded(source / CARD, MAX_CARD_BYTES), where=str(source / CARD))
     changes: dict[str, str] = {}
     if name is not None and check_adapter_name(name) != card.name:

@@ -46,7 +46,7 @@ class Source:
     url: str
     """What git is given."""
     principal: str | None
-    """``host/path`` in lower-case host, without port, user and ``.git``; None for a local path, which is no identity."""
+    """``host/path``, without port, user and ``.git``; None for a local path, which is no identity."""
 
     @classmethod
     def parse(cls, text: str, *, default_host: str = DEFAULT_HOST) -> Source:

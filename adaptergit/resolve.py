@@ -17,10 +17,11 @@ from packaging.version import Version
 from adaptergit.errors import AdaptergitWarning, NotFoundError
 from adaptergit.index.local import Entry, find_release
 from adaptergit.package import Manifest, check_files, read_package
+from adaptergit.pins import add_pin, known_signers
 from adaptergit.reference import Reference
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Seen, Store
-from adaptergit.trust import AllowedSigner, Policy, Verdict, evaluate, format_signer, parse_allowed_signers
+from adaptergit.trust import AllowedSigner, Policy, Verdict, evaluate
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,20 @@ class Resolved:
     digest: str
     path: Path
     """The package folder in the store."""
+    tree: str
+    """Git oid of the release's tree; empty if it is known by its digest only."""
     from_store: bool
     """True when no network was touched."""
 
 
-def resolve(ref: str | Reference, *, offline: bool = False, refresh: bool = False, index: str | Path | None = None,
-            settings: Settings | None = None) -> Resolved:  # fmt: skip
+def resolve(
+    ref: str | Reference,
+    *,
+    offline: bool = False,
+    refresh: bool = False,
+    index: str | Path | None = None,
+    settings: Settings | None = None,
+) -> Resolved:
     """Find the package a reference means and bring it into the store; nothing about trust is decided here.
 
     An exact version or a pinned digest that is in the store is answered without network and without a process. So is
@@ -68,9 +77,10 @@ def resolve(ref: str | Reference, *, offline: bool = False, refresh: bool = Fals
         return hit
     if offline:
         raise NotFoundError(
-            f"{reference} is not in the store, and offline was asked for", where=str(store.root),
+            f"{reference} is not in the store, and offline was asked for",
+            where=str(store.root),
             hint="load it once with network",
-        )  # fmt: skip
+        )
     with store.once(f"{url}@{reference.adapter}"):
         # Another process may have fetched it while this one waited.
         if not refresh and (hit := _from_store(reference, store, settings, offline)):
@@ -78,13 +88,21 @@ def resolve(ref: str | Reference, *, offline: bool = False, refresh: bool = Fals
         return _from_git(reference, entry, store, settings)
 
 
-def fetch(ref: str | Reference, *, offline: bool = False, refresh: bool = False, index: str | Path | None = None) -> Path:
+def fetch(
+    ref: str | Reference, *, offline: bool = False, refresh: bool = False, index: str | Path | None = None
+) -> Path:
     """Resolve a reference and return the package folder in the store. Verify it before using it."""
     return resolve(ref, offline=offline, refresh=refresh, index=index).path
 
 
-def verify(path: str | Path, *, policy: str | None = None, reference: Reference | None = None,
-           allowed_signers: Sequence[AllowedSigner] | None = None, settings: Settings | None = None) -> Verdict:  # fmt: skip
+def verify(
+    path: str | Path,
+    *,
+    policy: str | None = None,
+    reference: Reference | None = None,
+    allowed_signers: Sequence[AllowedSigner] | None = None,
+    settings: Settings | None = None,
+) -> Verdict:
     """Verify a package folder: signature and policy first, then every byte, then that card and manifest agree.
 
     Args:
@@ -121,44 +139,20 @@ def verify(path: str | Path, *, policy: str | None = None, reference: Reference 
     return verdict
 
 
-def known_signers(settings: Settings) -> list[AllowedSigner]:
-    """Read the user's allowed-signers file and pins.
-
-    Raises:
-        TrustError: A line cannot be understood.
-    """
-    signers = []
-    for path in (settings.allowed_signers_path, settings.pins_path):
-        if path.is_file():
-            signers += parse_allowed_signers(path.read_text("utf-8"), source=str(path))
-    return signers
-
-
-def add_pin(settings: Settings, signer: AllowedSigner) -> None:
-    """Append one line to the user's pins, unless an equal one is there."""
-    path = settings.pins_path
-    line = format_signer(signer)
-    existing = path.read_text("utf-8") if path.is_file() else ""
-    if line in existing.splitlines():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    separator = "" if not existing or existing.endswith("\n") else "\n"
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{separator}{line}\n")
-
-
 def _parse(ref: str | Reference, settings: Settings) -> Reference:
     return ref if isinstance(ref, Reference) else Reference.parse(ref, default_host=settings.default_host)
 
 
 def _from_store(reference: Reference, store: Store, settings: Settings, offline: bool) -> Resolved | None:
+    known = store.known(reference.source.url, reference.adapter)
     if reference.digest is not None:
         path = store.find(reference.digest)
         if path is None:
             return None
         manifest = Manifest.from_bytes(store.open(reference.digest).manifest_bytes, where=str(path))
-        return Resolved(reference, manifest.version, reference.digest, path, True)
-    known = store.known(reference.source.url, reference.adapter)
+        seen = known.fetched.get(manifest.version)
+        tree = seen.tree if seen is not None and seen.digest == reference.digest else ""
+        return Resolved(reference, manifest.version, reference.digest, path, tree, True)
     version = _exact(reference)
     if version is None and offline:
         version = _newest(reference, known.fetched)
@@ -168,7 +162,7 @@ def _from_store(reference: Reference, store: Store, settings: Settings, offline:
     path = store.find(seen.digest) if seen is not None else None
     if version is None or seen is None or path is None:
         return None
-    return Resolved(reference, version, seen.digest, path, True)
+    return Resolved(reference, version, seen.digest, path, seen.tree, True)
 
 
 def _from_git(reference: Reference, entry: Entry | None, store: Store, settings: Settings) -> Resolved:
@@ -189,7 +183,7 @@ def _from_git(reference: Reference, entry: Entry | None, store: Store, settings:
         package = store.add(inner, settings.limits)
     seen = Seen(package.digest, fetched.tree)
     store.remember(url, adapter, replace(known, fetched={**known.fetched, version: seen}))
-    return Resolved(reference, version, package.digest, package.path, False)
+    return Resolved(reference, version, package.digest, package.path, fetched.tree, False)
 
 
 def _exact(reference: Reference) -> str | None:
@@ -208,8 +202,9 @@ def _choose(reference: Reference, versions: Collection[str]) -> str:
     version = _newest(reference, versions)
     if version is None:
         shown = ", ".join(sorted(versions, key=Version)[-10:])
+        wanted = f"satisfies {reference.specifier}" if reference.specifier else "is a final release"
         raise NotFoundError(
-            f"no version of {reference.adapter!r} in {reference.source.url} satisfies {str(reference.specifier) or 'a final release'!r}",
+            f"no version of {reference.adapter!r} in {reference.source.url} {wanted}",
             hint=f"released: {shown}",
         )
     return version

@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from adaptergit.errors import UsageError
-from adaptergit.index import Entry, read_index, search_index
+from adaptergit.index import Entry, add_entry, entry_of, read_index, search_index
+from adaptergit.package import CARD, Card
+from adaptergit.resolve import resolve, verify
 from adaptergit.settings import load_settings
 
 
-def search(text: str = "", *, index: str | Path | None = None, task: str | None = None, base_model: str | None = None,
-           method: str | None = None, language: str | None = None, license: str | None = None) -> list[Entry]:  # fmt: skip  # noqa: A002
+def search(
+    text: str = "",
+    *,
+    index: str | Path | None = None,
+    task: str | None = None,
+    base_model: str | None = None,
+    method: str | None = None,
+    language: str | None = None,
+    license: str | None = None,
+) -> list[Entry]:
     """Return the newest release of every matching adapter, best match first.
 
     Args:
@@ -28,5 +38,26 @@ def search(text: str = "", *, index: str | Path | None = None, task: str | None 
     """
     path = index or load_settings().index_path
     if path is None:
-        raise UsageError("no index to search", hint='name one with --index, or set index = "index.json" in the settings')
-    return search_index(read_index(path), text, task=task, base_model=base_model, method=method, language=language, license=license)
+        raise UsageError(
+            "no index to search", hint='name one with --index, or set index = "index.json" in the settings'
+        )
+    return search_index(
+        read_index(path), text, task=task, base_model=base_model, method=method, language=language, license=license
+    )
+
+
+def add_to_index(file: str | Path, ref: str, *, policy: str | None = None) -> Entry:
+    """Fetch and verify a release and list it in an index file.
+
+    Raises:
+        AdaptergitError: It cannot be had or verified, or the index lists it with another digest; the file is as it was.
+    """
+    resolved = resolve(ref)
+    verdict = verify(resolved.path, policy=policy, reference=resolved.reference)
+    card = Card.from_yaml((resolved.path / CARD).read_bytes())
+    source = resolved.reference.source
+    entry = entry_of(
+        verdict.manifest, card, digest=verdict.digest, url=source.url, tree=resolved.tree, signers=verdict.signers
+    )
+    add_entry(file, entry)
+    return entry

@@ -125,9 +125,14 @@ def load_settings(path: Path | None = None) -> Settings:
 
 
 _KINDS: dict[str, type] = {
-    "default_host": str, "allowed_signers": str, "index": str, "allow_http": list,
-    "resolution_max_age": int, "base_models": dict, "policy": list,
-}  # fmt: skip
+    "default_host": str,
+    "allowed_signers": str,
+    "index": str,
+    "allow_http": list,
+    "resolution_max_age": int,
+    "base_models": dict,
+    "policy": list,
+}
 
 
 def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:

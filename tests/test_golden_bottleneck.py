@@ -23,7 +23,15 @@ from adaptergit.splice.heads import build_head
 GOLDEN = Path(__file__).parent / "assets" / "golden"
 CASES = sorted(path.name for path in (GOLDEN / "cases").iterdir())
 # Heads other than classification, and the merging of adapters, are not part of this version.
-OTHER_HEADS = {"causal_lm", "masked_lm", "tagging", "question_answering", "multiple_choice", "multilabel_classification", "dependency_parsing"}
+OTHER_HEADS = {
+    "causal_lm",
+    "masked_lm",
+    "tagging",
+    "question_answering",
+    "multiple_choice",
+    "multilabel_classification",
+    "dependency_parsing",
+}
 
 
 def read(case: str) -> dict[str, Any]:
@@ -45,7 +53,9 @@ def splice(panel: Any, name: str, folder: Path, record: dict[str, Any], with_hea
     leave_out = (record["checkpoint"].get("load_kwargs") or {}).get("leave_out", [])
     tensors = tensors_of(folder, "adapter.safetensors", "pytorch_adapter.bin")
     raw["config"]["leave_out"] = sorted({*raw["config"].get("leave_out", []), *leave_out})
-    tensors = {k: v for k, v in tensors.items() if not any(f".{i}." in k.split(".adapters.")[0] + "." for i in leave_out)}
+    tensors = {
+        k: v for k, v in tensors.items() if not any(f".{i}." in k.split(".adapters.")[0] + "." for i in leave_out)
+    }
     head_raw = head_tensors = None
     if with_head and (folder / "head_config.json").exists():
         head_raw = json.loads((folder / "head_config.json").read_text())
@@ -94,6 +104,7 @@ def watch(model: torch.nn.Module, case: dict[str, Any]) -> dict[str, torch.Tenso
     base = model.base_model
     blocks = base.get_submodule(case["layers_tf5"]["hidden"])
     for index, block in enumerate(blocks):
+
         def enter(_m: Any, args: Any, kwargs: Any, index: int = index) -> None:
             seen[f"hidden.{index}"] = args[0] if args else kwargs["hidden_states"]
 
@@ -106,7 +117,9 @@ def watch(model: torch.nn.Module, case: dict[str, Any]) -> dict[str, torch.Tenso
     return seen
 
 
-def compare(case: dict[str, Any], io: dict[str, torch.Tensor], seen: dict[str, torch.Tensor], output: Any, head: bool) -> None:
+def compare(
+    case: dict[str, Any], io: dict[str, torch.Tensor], seen: dict[str, torch.Tensor], output: Any, head: bool
+) -> None:
     atol = case["tolerance"]["atol"]
     compared = 0
     for key, expected in io.items():
@@ -128,7 +141,9 @@ def test_every_bottleneck_option_of_adapters_is_covered() -> None:
     assert len(options) > 35
 
 
-@pytest.mark.parametrize("name", ["bert__seq_bn", "bert__head_classification", "llama__seq_bn", "gpt2__head_classification"])
+@pytest.mark.parametrize(
+    "name", ["bert__seq_bn", "bert__head_classification", "llama__seq_bn", "gpt2__head_classification"]
+)
 def test_a_checkpoint_folder_of_adapters_loads_as_it_is(name: str) -> None:
     import adaptergit
 

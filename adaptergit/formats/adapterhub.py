@@ -69,9 +69,16 @@ def read_adapterhub(folder: Path, anatomy: Anatomy, *, model_class: str = "", he
     return translate(raw, tensors, anatomy, head_raw, head_tensors, model_class=model_class, where=str(folder))
 
 
-def translate(raw: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], anatomy: Anatomy,
-              head_raw: Mapping[str, Any] | None = None, head_tensors: Mapping[str, torch.Tensor] | None = None, *,
-              model_class: str = "", where: str = "checkpoint") -> Checkpoint:  # fmt: skip
+def translate(
+    raw: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    anatomy: Anatomy,
+    head_raw: Mapping[str, Any] | None = None,
+    head_tensors: Mapping[str, torch.Tensor] | None = None,
+    *,
+    model_class: str = "",
+    where: str = "checkpoint",
+) -> Checkpoint:
     """Translate configuration and tensors, already in memory.
 
     Raises:
@@ -91,11 +98,17 @@ def _config(raw: Mapping[str, Any], where: str) -> MethodConfig:
     if not isinstance(config, dict):
         raise PackageError("config: expected an object", where=f"{where}/{CONFIG}")
     if config.get("architecture"):
-        raise PackageError(f"adapters of the kind {config['architecture']!r} cannot be read yet", where=f"{where}/{CONFIG}")
+        raise PackageError(
+            f"adapters of the kind {config['architecture']!r} cannot be read yet", where=f"{where}/{CONFIG}"
+        )
     for key, what in (("phm_layer", "Compacter"), ("inv_adapter", "invertible")):
         if config.get(key):
             raise PackageError(f"{what} adapters cannot be read yet ({key}={config[key]!r})", where=f"{where}/{CONFIG}")
-    kept = {k: v for k, v in config.items() if not _COMPACTER.fullmatch(k) and not k.startswith(("inv_adapter", "invertible_adapter"))}
+    kept = {
+        k: v
+        for k, v in config.items()
+        if not _COMPACTER.fullmatch(k) and not k.startswith(("inv_adapter", "invertible_adapter"))
+    }
     if "version" not in raw and kept.get("non_linearity") in _OLD_ACTIVATIONS:
         kept["non_linearity"] = _OLD_ACTIVATIONS[kept["non_linearity"]]
     try:
@@ -104,7 +117,9 @@ def _config(raw: Mapping[str, Any], where: str) -> MethodConfig:
         raise PackageError(f"config: {error}", where=f"{where}/{CONFIG}") from error
 
 
-def _rename(tensors: Mapping[str, torch.Tensor], config: MethodConfig, anatomy: Anatomy, where: str) -> dict[str, torch.Tensor]:
+def _rename(
+    tensors: Mapping[str, torch.Tensor], config: MethodConfig, anatomy: Anatomy, where: str
+) -> dict[str, torch.Tensor]:
     known = {site.key for site in anatomy.sites}
     with_norm = bool(getattr(config, "ln_before", False))
     renamed: dict[str, torch.Tensor] = {}
@@ -136,8 +151,13 @@ def _site(location: str) -> str | None:
 def _part(part: str, with_norm: bool) -> str | None:
     """Translate a tensor's last names. With a LayerNorm in front, ``adapter_down.0`` is that norm once more."""
     linear = "adapter_down.1." if with_norm else "adapter_down.0."
-    for old, new in ((linear, "down."), ("adapter_up.", "up."), ("adapter_norm_before.", "norm_before."),
-                     ("adapter_norm_after.", "norm_after."), ("gate.", "gate.")):  # fmt: skip
+    for old, new in (
+        (linear, "down."),
+        ("adapter_up.", "up."),
+        ("adapter_norm_before.", "norm_before."),
+        ("adapter_norm_after.", "norm_after."),
+        ("gate.", "gate."),
+    ):
         if part.startswith(old):
             return new + part[len(old) :]
     if with_norm and part.startswith("adapter_down.0."):
@@ -156,7 +176,9 @@ def _head(
         kind = config.get("head_type") if isinstance(config, dict) else config
         raise PackageError(f"heads of the type {kind!r} cannot be read yet", where=at, hint="load with head=False")
     known = {f.name for f in fields(ClassificationHead)}
-    head = ClassificationHead(**{k: v for k, v in config.items() if k in known}, labels=_labels(config.get("label2id"), at))
+    head = ClassificationHead(
+        **{k: v for k, v in config.items() if k in known}, labels=_labels(config.get("label2id"), at)
+    )
     numbered: dict[tuple[int, str], torch.Tensor] = {}
     for key, tensor in tensors.items():
         match = _HEAD_KEY.fullmatch(key)
@@ -172,11 +194,19 @@ def _static_head(
 ) -> tuple[HeadConfig, dict[str, torch.Tensor]]:
     """A head of the model's own class; in another class, the same linear layer as a head beside the model."""
     for layer, with_pooler in (("classifier", True), ("score", False)):
-        if own_class != model_class and set(tensors) <= {f"{layer}.weight", f"{layer}.bias"} and f"{layer}.weight" in tensors:
+        if (
+            own_class != model_class
+            and set(tensors) <= {f"{layer}.weight", f"{layer}.bias"}
+            and f"{layer}.weight" in tensors
+        ):
             head = ClassificationHead(
-                num_labels=tensors[f"{layer}.weight"].shape[0], layers=1, activation_function=None,
-                bias=f"{layer}.bias" in tensors, use_pooler=with_pooler, labels=labels,
-            )  # fmt: skip
+                num_labels=tensors[f"{layer}.weight"].shape[0],
+                layers=1,
+                activation_function=None,
+                bias=f"{layer}.bias" in tensors,
+                use_pooler=with_pooler,
+                labels=labels,
+            )
             return head, {key.replace(layer, "linears.0"): value for key, value in tensors.items()}
     return StaticHead(own_class, labels), {f"copies.{key}": value for key, value in tensors.items()}
 
@@ -207,8 +237,11 @@ def _tensors(folder: Path, name: str, pickled: str) -> dict[str, torch.Tensor]:
     path = folder / name
     if not path.is_file():
         if (folder / pickled).is_file():
-            raise PackageError("the weights are pickled, and loading a pickle can run code", where=str(folder / pickled),
-                               hint="ask the publisher for safetensors")  # fmt: skip
+            raise PackageError(
+                "the weights are pickled, and loading a pickle can run code",
+                where=str(folder / pickled),
+                hint="ask the publisher for safetensors",
+            )
         raise NotFoundError("no such file", where=str(path))
     try:
         return load_file(str(path))

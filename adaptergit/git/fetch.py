@@ -124,7 +124,11 @@ def _fetch(directory: Path, remote: Remote, want: str, limits: Limits) -> Git:
     git = init_bare(directory, object_format="sha256" if len(want) == 64 and OID.fullmatch(want) else "sha1")
     depth = () if OID.fullmatch(want) else ("--depth=1",)
     arguments = ("fetch", "--quiet", "--no-tags", *depth, "--", remote.url, want)
-    options = {"protocols": remote.protocols, "timeout": limits.fetch_seconds, "max_file_bytes": limits.package_bytes + 2**20}
+    options = {
+        "protocols": remote.protocols,
+        "timeout": limits.fetch_seconds,
+        "max_file_bytes": limits.package_bytes + 2**20,
+    }
     try:
         git.text(*arguments, **options)
     except TransportError as error:
@@ -142,7 +146,7 @@ def _extract(git: Git, tree: str, target: Path, limits: Limits) -> dict[str, int
     """Write the blobs of a flat tree to files. Everything is judged by name, mode and size before a byte is written."""
     oids: dict[str, str] = {}
     sizes: dict[str, int] = {}
-    for entry in git.bytes("ls-tree", "-z", "-l", "--full-tree", "--end-of-options", tree).split(b"\0"):
+    for entry in git.raw("ls-tree", "-z", "-l", "--full-tree", "--end-of-options", tree).split(b"\0"):
         if not entry:
             continue
         fields, _, raw_name = entry.partition(b"\t")

@@ -1,4 +1,4 @@
-"""Writing a release: the files on the branch under ``adapters/<name>/``, and an immutable tag whose tree *is* the package.
+"""Writing a release: files on the branch under ``adapters/<name>/``, and an immutable tag whose tree *is* the package.
 
 Everything is written as loose objects first; then branch and tag are pushed in one atomic push; only when the server
 has both do the local branch, tag, index and work tree follow. A failed push therefore leaves the repository as it was
@@ -66,7 +66,9 @@ def check_new_version(clone: Clone, name: str, version: str, released: str | Non
             hint="choose a higher --version",
         )
     if released is not None and Version(version) <= Version(released):
-        raise ReleaseError(f"{version} is not newer than {released}, the last release of {name}", hint="choose a higher --version")
+        raise ReleaseError(
+            f"{version} is not newer than {released}, the last release of {name}", hint="choose a higher --version"
+        )
 
 
 def plan_release(clone: Clone, package: Path, name: str, version: str, *, source: Path | None = None) -> Plan:
@@ -83,7 +85,7 @@ def plan_release(clone: Clone, package: Path, name: str, version: str, *, source
         ReleaseError: Uncommitted changes would be overwritten.
     """
     path = f"{FOLDER}/{name}"
-    inside = [p for p in source.iterdir()] if source is not None and source.is_dir() else []
+    inside = list(source.iterdir()) if source is not None and source.is_dir() else []
     if changes := clone.local_changes(path, ignore=inside):
         raise ReleaseError(f"uncommitted changes below {path}: {', '.join(changes[:5])}", hint="commit or remove them")
     oids = clone.store_files({entry.name: entry for entry in sorted(package.iterdir())})
@@ -111,9 +113,16 @@ def publish_release(plan: Plan, remote: str | None) -> None:
         refspecs = [f"{plan.branch_commit}:{clone.branch}", f"{plan.tag_commit}:{plan.tag}"]
         try:
             clone.git.text(
-                "push", "--quiet", "--atomic", "--no-verify", "--", remote, *refspecs,
-                protocols=("https", "http", "ssh", "file"), timeout=600.0,
-            )  # fmt: skip
+                "push",
+                "--quiet",
+                "--atomic",
+                "--no-verify",
+                "--",
+                remote,
+                *refspecs,
+                protocols=("https", "http", "ssh", "file"),
+                timeout=600.0,
+            )
         except TransportError as error:
             if "rejected" in error.what or "atomic" in error.what or "fetch first" in error.what:
                 raise ReleaseError(

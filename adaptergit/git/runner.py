@@ -47,7 +47,9 @@ _CONFIG = (
     "tag.gpgSign=false",
     "advice.detachedHead=false",
 )
-_PASSED_THROUGH = r"^(http\.(.*\.)?(proxy|sslcainfo|sslcapath)|credential\.(.*\.)?(helper|username|usehttppath)|core\.sshcommand)$"
+_PASSED_THROUGH = (
+    r"^(http\.(.*\.)?(proxy|sslcainfo|sslcapath)|credential\.(.*\.)?(helper|username|usehttppath)|core\.sshcommand)$"
+)
 _TIMEOUT = 120.0
 _SECRETS = re.compile(r"(?i)(https?://)[^/@\s]+@")
 
@@ -61,9 +63,9 @@ class Git:
 
     def text(self, *arguments: str, **options: Any) -> str:
         """Run git and return its output without the final newline."""
-        return self.bytes(*arguments, **options).decode("utf-8", "replace").rstrip("\n")
+        return self.raw(*arguments, **options).decode("utf-8", "replace").rstrip("\n")
 
-    def bytes(
+    def raw(
         self,
         *arguments: str,
         stdin: IO[bytes] | None = None,
@@ -206,12 +208,12 @@ def _failure(arguments: Sequence[str], errors: str, status: int, timeout: float)
     important = [line for line in lines if line.startswith(("fatal:", "error:", "remote:", " ! "))] or lines
     what = "; ".join(important[-3:]) or f"exit status {status}"
     hint = None
-    if "killed because it timed out" in said:
+    if "timed out. kill_after_timeout" in said or said.startswith("Timeout:"):
         what, hint = f"no end within {timeout:.0f} s", "check the network, or try again later"
     elif "could not read Username" in said or "Authentication failed" in said:
         hint = "store credentials with git's credential helper; adaptergit never asks for passwords"
     elif "Permission denied" in said:
         hint = "check that your ssh key is loaded (ssh-add -l) and known to the server"
-    elif "File size limit" in said or status in (-25, 153):
+    elif "died of signal 25" in said or "File size limit" in said:  # SIGXFSZ
         what = f"the server sent more than the limit allows ({what})"
     return TransportError(f"git {arguments[0]}: {what}", hint=hint)

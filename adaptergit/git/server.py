@@ -41,7 +41,7 @@ class GitServer:
         self.root = root.resolve()
         self.traffic = Traffic()
         handler = type("Handler", (_Handler,), {"server_state": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self._server = _Server(("127.0.0.1", port), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property
@@ -50,13 +50,13 @@ class GitServer:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def create(self, path: str) -> str:
-        """Make an empty bare repository ``path`` (for example ``acme/adapters``) that accepts pushes; return its URL."""
+        """Make an empty bare repository ``path`` (such as ``acme/adapters``) that accepts pushes; return its URL."""
         target = self.root / f"{path}.git"
         for argv in (
             ["git", "init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(target)],
             ["git", "-C", str(target), "config", "http.receivepack", "true"],
         ):
-            done = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603
+            done = subprocess.run(argv, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise TransportError(f"cannot create {target}: {done.stderr.strip()}")
         return f"{self.url}/{path}.git"
@@ -69,9 +69,18 @@ class GitServer:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Stay silent: a client that hung up is no news."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -137,5 +146,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+    def log_message(self, format: str, *args: object) -> None:
         """Stay silent: the terminal belongs to the caller."""

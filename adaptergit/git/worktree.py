@@ -68,7 +68,7 @@ class Clone:
         """Return a file of the last commit, or None."""
         if self.head is None or not self.git.text("ls-tree", "--full-tree", self.head, "--", path):
             return None
-        return self.git.bytes("cat-file", "blob", f"{self.head}:{path}")
+        return self.git.raw("cat-file", "blob", f"{self.head}:{path}")
 
     def names_in(self, path: str) -> set[str]:
         """Return the names of the entries of a folder of the last commit."""
@@ -79,7 +79,7 @@ class Clone:
     def local_changes(self, path: str, *, ignore: Iterable[Path] = ()) -> list[str]:
         """Return what ``git status`` says about files below ``path``, but for the files in ``ignore``."""
         ignored = {p.resolve() for p in ignore}
-        output = self.git.bytes("status", "--porcelain=v1", "-z", "--untracked-files=all", "--no-renames", "--", path)
+        output = self.git.raw("status", "--porcelain=v1", "-z", "--untracked-files=all", "--no-renames", "--", path)
         entries = [entry.decode("utf-8", "replace") for entry in output.split(b"\0") if entry]
         return [entry for entry in entries if (self.root / entry[3:]).resolve() not in ignored]
 
@@ -102,7 +102,7 @@ class Clone:
             return self.git.text("mktree", "-z", stdin=listing)
 
     def replace(self, path: str, kind: str, oid: str) -> str:
-        """Return the root tree of the last commit with ``path`` replaced; only the trees along the path are rewritten."""
+        """Return the last commit's root tree with ``path`` replaced; only the trees along the path are rewritten."""
         return self._replace(f"{self.head}^{{tree}}" if self.head else _EMPTY, path.split("/"), kind, oid)
 
     def _replace(self, tree: str, path: list[str], kind: str, oid: str) -> str:
@@ -121,7 +121,7 @@ class Clone:
         if tree == _EMPTY:
             return {}
         entries = {}
-        for entry in self.git.bytes("ls-tree", "-z", tree).split(b"\0"):
+        for entry in self.git.raw("ls-tree", "-z", tree).split(b"\0"):
             if entry:
                 fields, _, raw_name = entry.partition(b"\t")
                 mode, kind, oid = fields.decode().split()

@@ -87,7 +87,9 @@ def read_index(path: str | Path) -> list[Entry]:
             raise PackageError(f"more than {MAX_BYTES} bytes", where=str(path))
         raw = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise NotFoundError("there is no such index file", where=str(path), hint="adaptergit index add FILE REFERENCE") from error
+        raise NotFoundError(
+            "there is no such index file", where=str(path), hint="adaptergit index add FILE REFERENCE"
+        ) from error
     except IsADirectoryError as error:
         raise PackageError("this is a folder, not an index file", where=str(path)) from error
     except (ValueError, RecursionError) as error:
@@ -107,10 +109,14 @@ def add_entry(path: str | Path, entry: Entry) -> None:
     entries = read_index(path) if path.exists() else []
     for known in entries:
         if (known.id, known.version) == (entry.id, entry.version) and known.manifest_sha256 != entry.manifest_sha256:
-            raise PackageError(f"{entry.id}=={entry.version} is listed with another digest: releases never change", where=str(path))
+            raise PackageError(
+                f"{entry.id}=={entry.version} is listed with another digest: releases never change", where=str(path)
+            )
     kept = [e for e in entries if (e.id, e.version) != (entry.id, entry.version)]
     ordered = sorted([*kept, entry], key=lambda e: (e.id, Version(e.version)))
-    text = json.dumps({"schema": SCHEMA, "entries": [asdict(e) for e in ordered]}, indent=1, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(
+        {"schema": SCHEMA, "entries": [asdict(e) for e in ordered]}, indent=1, sort_keys=True, ensure_ascii=False
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -157,7 +163,8 @@ def find_release(path: str | Path, reference: Reference) -> Entry | None:
 
 
 def _entry(raw: Mapping[str, Any]) -> Entry:
-    return Entry(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    return Entry(**fields)
 
 
 def _score(entry: Entry, words: list[str]) -> int:
@@ -171,7 +178,7 @@ def _score(entry: Entry, words: list[str]) -> int:
 
 def _passes(entry: Entry, wanted: Mapping[str, str]) -> bool:
     values = {
-        "task": entry.task.split("/") + [entry.task],
+        "task": [*entry.task.split("/"), entry.task],
         "base_model": [entry.base_model, entry.base_model.rpartition("/")[2]],
         "method": [entry.method],
         "language": list(entry.languages),

@@ -43,7 +43,9 @@ def loads(data: bytes, *, where: str, limit: int) -> Any:
     except json.JSONDecodeError as error:
         raise PackageError(f"not JSON: {error.msg}", where=f"{where}:{error.lineno}") from error
     except (RecursionError, ValueError) as error:
-        raise PackageError("not JSON that a manifest may hold: nested too deeply or a number too long", where=where) from error
+        raise PackageError(
+            "not JSON that a manifest may hold: nested too deeply or a number too long", where=where
+        ) from error
 
 
 def sha256(data: bytes) -> str:

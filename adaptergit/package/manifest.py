@@ -74,8 +74,8 @@ class Manifest:
             PackageError: Naming the file and the field.
         """
         raw = canonical.loads(data, where=where, limit=MAX_BYTES)
-        for path, message in schemas.problems("manifest", raw):
-            raise PackageError(f"{schemas.dotted(path) or 'document'}: {message}", where=where)
+        for field, message in schemas.problems("manifest", raw):
+            raise PackageError(f"{schemas.dotted(field) or 'document'}: {message}", where=where)
         manifest = cls._build(raw)
         check_version(manifest.version, where=where)
         paths = [f.path for f in manifest.files]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adaptergit.package.card import Card
 
+# ruff: noqa: E501 - a table row is one line of Markdown
+
 _TEMPLATE = """\
 # {{ card.name }} {{ card.version }}
 
@@ -59,7 +61,7 @@ def _template() -> Any:
     class _Optional(StrictUndefined):
         """Optional card fields are tested before they are shown; anything else undefined is an error."""
 
-        def __bool__(self) -> bool:
+        def __bool__(self) -> bool:  # type: ignore[override]  # the base class only ever raises
             return False
 
     # Markdown, not HTML: escaping would corrupt code and citations.

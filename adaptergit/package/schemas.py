@@ -34,7 +34,9 @@ def _validator(schema: str) -> Any:
     # Imported here: jsonschema takes longer to import than a whole cached load takes to run.
     from jsonschema import Draft202012Validator, validators
 
-    strict = validators.extend(Draft202012Validator, {"pattern": _pattern})
+    strict = validators.extend(  # type: ignore[no-untyped-call]  # jsonschema types it so
+        Draft202012Validator, {"pattern": _pattern}
+    )
     return strict(json.loads(resource(f"schema/{schema}.schema.json").read_text("utf-8")))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
-from ruamel.yaml.scalarstring import LiteralScalarString
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
 from adaptergit.errors import PackageError
 
@@ -54,7 +54,9 @@ def loads(data: bytes, *, where: str, limit: int) -> Document:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise PackageError(f"not YAML: {error.problem or error.context}", where=f"{where}:{line}") from error
     except (YAMLError, RecursionError, ValueError) as error:
-        raise PackageError(f"not YAML: {str(error).splitlines()[0] if str(error) else 'nested too deeply'}", where=where) from error
+        raise PackageError(
+            f"not YAML: {str(error).splitlines()[0] if str(error) else 'nested too deeply'}", where=where
+        ) from error
     if node is None:
         raise PackageError("the file is empty", where=where)
     lines: dict[Path, int] = {}
@@ -94,12 +96,17 @@ def _styled(value: Any) -> Any:
         return {key: _styled(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_styled(item) for item in value]
-    if isinstance(value, str) and "\n" in value.rstrip("\n"):
-        lines = value.split("\n")
-        plain = all(line.isprintable() and line == line.rstrip() for line in lines)
-        if plain and not lines[0].startswith(" ") and value.count("\n") - value.rstrip("\n").count("\n") and not value.endswith("\n\n"):
+    if not isinstance(value, str):
+        return value
+    lines = value.split("\n")
+    if all(line.isprintable() for line in lines):
+        tidy = all(line == line.strip() or (line == line.rstrip() and i) for i, line in enumerate(lines))
+        if len(lines) > 2 and tidy and lines[0] and not value.endswith("\n\n"):
             return LiteralScalarString(value)
-    return value
+        if len(lines) == 1:
+            return value
+    # Line breaks of other alphabets, controls and odd spaces: only escapes keep them apart.
+    return DoubleQuotedScalarString(value)
 
 
 def _refuse_tricks(text: str, where: str) -> None:

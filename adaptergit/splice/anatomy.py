@@ -129,7 +129,9 @@ def _hidden_size(base: nn.Module, model_type: str) -> int:
 
 def _unknown(model_type: str, base: nn.Module) -> ModelError:
     known = ", ".join(sorted(t for family in FAMILIES for t in family.model_types))
-    return ModelError(f"models of type {model_type!r} are not in the table of families (known: {known})", hint=_tree(base))
+    return ModelError(
+        f"models of type {model_type!r} are not in the table of families (known: {known})", hint=_tree(base)
+    )
 
 
 def _tree(base: nn.Module, depth: int = 3) -> str:

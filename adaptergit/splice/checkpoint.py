@@ -1,8 +1,8 @@
 """Weights on disk in our own layout: ``adapter.safetensors`` with architecture-free names, and the card beside it.
 
-Tensor names are ``blocks.<i>.<branch>.<part>`` for the adapter and ``head.<part>`` for its head. Reading is strict: every
-tensor of the file is used exactly once, every expected tensor is there, and shapes and dtypes are compared with the
-file's header before a byte of weights is read and before the model is touched.
+Tensor names are ``blocks.<i>.<branch>.<part>`` for the adapter and ``head.<part>`` for its head. Reading is strict:
+every tensor of the file is used exactly once, every expected tensor is there, and shapes and dtypes are compared with
+the file's header before a byte of weights is read and before the model is touched.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def save(panel: Panel, name: str, folder: str | Path, about: Mapping[str, Any]) 
     head = panel.head_config(name) if name in panel.heads else None
     if head is not None:
         tensors |= {HEAD + key: value for key, value in panel.head_module(name).state_dict().items()}
-    card = Card(_card_data(panel, name, about))
+    card = Card(card_data(panel, name, about))
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {key: tensors[key].detach().cpu().contiguous().clone() for key in sorted(tensors)}
     _replace(folder / WEIGHTS, lambda path: save_file(contiguous, str(path), metadata={"format": "pt"}))
@@ -90,10 +90,16 @@ def _expected(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
     return {f"{prefix}{key}": value for prefix, module in modules.items() for key, value in module.state_dict().items()}
 
 
-def _compare(where: str, expected: Mapping[str, torch.Tensor], found: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+def _compare(
+    where: str, expected: Mapping[str, torch.Tensor], found: Mapping[str, tuple[tuple[int, ...], str]]
+) -> None:
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
-        parts = [f"{len(keys)} {what} ({', '.join(keys[:3])}…)" for what, keys in (("missing", missing), ("unexpected", extra)) if keys]
+        parts = [
+            f"{len(keys)} {what} ({', '.join(keys[:3])}…)"
+            for what, keys in (("missing", missing), ("unexpected", extra))
+            if keys
+        ]
         raise ModelError(f"the weights do not fit the model and the card: {'; '.join(parts)}", where=where)
     for key, tensor in expected.items():
         shape, dtype = found[key]
@@ -103,7 +109,8 @@ def _compare(where: str, expected: Mapping[str, torch.Tensor], found: Mapping[st
             raise PackageError(f"the tensor {key} has dtype {dtype}, expected one of {', '.join(_DTYPES)}", where=where)
 
 
-def _card_data(panel: Panel, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
+def card_data(panel: Panel, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an adapter's card: what the panel knows, overlaid with ``about``."""
     model_config = getattr(panel.model, "config", None)
     config = panel.config(name)
     origin = str(getattr(model_config, "_name_or_path", "") or "")

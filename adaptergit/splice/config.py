@@ -89,7 +89,9 @@ def parse_config(text: str | MethodConfig) -> MethodConfig:
         raise UsageError(f"{text!r} is not a config string", hint="write it like seq_bn or seq_bn[reduction_factor=64]")
     name = _ALIASES.get(match["name"], match["name"])
     if name not in _PRESETS:
-        raise _at(text, match.start("name"), f"{match['name']!r} is not a method", f"known: {', '.join(sorted(_PRESETS))}")
+        raise _at(
+            text, match.start("name"), f"{match['name']!r} is not a method", f"known: {', '.join(sorted(_PRESETS))}"
+        )
     preset = _PRESETS[name]
     changes: dict[str, Any] = {}
     known = {f.name for f in fields(preset)}
@@ -97,7 +99,9 @@ def parse_config(text: str | MethodConfig) -> MethodConfig:
         key, equals, value_text = field_text.partition("=")
         key = key.strip()
         if not equals or not value_text.strip():
-            raise _at(text, offset, f"expected field=value, found {field_text.strip()!r}", "for example reduction_factor=64")
+            raise _at(
+                text, offset, f"expected field=value, found {field_text.strip()!r}", "for example reduction_factor=64"
+            )
         if key not in known:
             raise _at(text, offset, f"{name} has no field {key!r}", f"fields: {', '.join(sorted(known))}")
         if key in changes:
@@ -116,7 +120,10 @@ def config_from_dict(family: str, raw: Mapping[str, Any]) -> MethodConfig:
         UsageError: An unknown method or field, or a value that is not allowed.
     """
     if family not in _FAMILIES:
-        raise UsageError(f"unknown adapter method {family!r}", hint=f"known: {', '.join(sorted(_FAMILIES))}; is adaptergit up to date?")
+        raise UsageError(
+            f"unknown adapter method {family!r}",
+            hint=f"known: {', '.join(sorted(_FAMILIES))}; is adaptergit up to date?",
+        )
     cls = _FAMILIES[family]
     known = {f.name for f in fields(cls)}
     for key in raw:
@@ -162,11 +169,11 @@ def _literal(whole: str, text: str, offset: int) -> Any:
     try:
         value = ast.literal_eval(word)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise _at(whole, offset, f"{word!r} is not a value", "write a number, text, True, False, None, [..] or {..}") from error
+        raise _at(
+            whole, offset, f"{word!r} is not a value", "write a number, text, True, False, None, [..] or {..}"
+        ) from error
     return tuple(value) if isinstance(value, list) else value
 
 
 def _at(text: str, position: int, what: str, hint: str) -> UsageError:
     return UsageError(f"{what}\n  {text}\n  {' ' * position}^", hint=hint)
-
-

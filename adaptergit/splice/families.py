@@ -1,7 +1,7 @@
 """The table of model families: where each keeps its blocks and the residual branches in them.
 
-A row says, with dotted paths from the base model, which ``ModuleList`` holds the blocks, and for each branch of a block:
-``output``, the module whose output is the branch before the residual is added; ``residual``, the module whose first
+A row says, with dotted paths from the base model, which ``ModuleList`` holds the blocks, and for each branch of a
+block: ``output``, the module whose output is the branch before the residual is added; ``residual``, the module whose
 argument is the residual stream that will be added (empty: the block itself); ``norm``, the post-norm that follows the
 sum, or None in pre-norm models.
 

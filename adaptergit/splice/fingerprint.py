@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ def fingerprint_of(model: nn.Module, anatomy: Anatomy | None = None) -> Fingerpr
     """Compute a model's fingerprint. Parameters that are not materialised leave the sketch empty."""
     base = base_of(model)
     anatomy = anatomy or anatomy_of(model)
-    lines, vectors = [], []
+    lines: list[str] = []
+    vectors: list[tuple[str, torch.Tensor]] = []
     for name, module in _block_modules(base, anatomy):
         features = _features(module)
         if features is not None:
@@ -85,7 +87,9 @@ def fingerprint_of(model: nn.Module, anatomy: Anatomy | None = None) -> Fingerpr
     return Fingerprint(anatomy.blocks, anatomy.hidden_size, structure, _sketch(vectors))
 
 
-def compare(expected: Fingerprint, model: nn.Module, anatomy: Anatomy | None = None, *, name: str = "the card's base model") -> None:
+def compare(
+    expected: Fingerprint, model: nn.Module, anatomy: Anatomy | None = None, *, name: str = "the card's base model"
+) -> None:
     """Refuse a model that is not the one an adapter was trained in.
 
     Raises:
@@ -93,7 +97,9 @@ def compare(expected: Fingerprint, model: nn.Module, anatomy: Anatomy | None = N
     """
     found = fingerprint_of(model, anatomy)
     if (found.blocks, found.hidden_size) != (expected.blocks, expected.hidden_size):
-        what = f"{found.blocks} blocks of hidden size {found.hidden_size}, not {expected.blocks} of {expected.hidden_size}"
+        what = (
+            f"{found.blocks} blocks of hidden size {found.hidden_size}, not {expected.blocks} of {expected.hidden_size}"
+        )
     elif found.structure != expected.structure:
         what = "the same sizes, but other modules or shapes inside its blocks"
     elif (distance := _distance(found, expected)) > TOLERANCE:
@@ -101,14 +107,16 @@ def compare(expected: Fingerprint, model: nn.Module, anatomy: Anatomy | None = N
     else:
         return
     raise ModelError(
-        f"this is another base model than the one the adapter was trained in: it has {what}", hint=f"load {name} and try again"
+        f"this is another base model than the one the adapter was trained in: it has {what}",
+        hint=f"load {name} and try again",
     )
 
 
 def _distance(a: Fingerprint, b: Fingerprint) -> float:
     if not a.sketch or not b.sketch:
         return 0.0
-    return float(sum((x - y) ** 2 for x, y in zip(a.sketch, b.sketch, strict=True)) / len(a.sketch)) ** 0.5 / _STEP
+    squares = sum((x - y) ** 2 for x, y in zip(a.sketch, b.sketch, strict=True))
+    return math.sqrt(squares / len(a.sketch)) / _STEP
 
 
 def _block_modules(base: nn.Module, anatomy: Anatomy) -> Iterator[tuple[str, nn.Module]]:
@@ -167,5 +175,3 @@ def _signs(name: str, length: int) -> torch.Tensor:
     packed = torch.frombuffer(bytearray(stream), dtype=torch.uint8).reshape(_PROJECTIONS, rows, 1)
     bits = (packed >> torch.arange(8, dtype=torch.uint8)) & 1
     return bits.reshape(_PROJECTIONS, -1)[:, :length].to(torch.float64) * 2 - 1
-
-

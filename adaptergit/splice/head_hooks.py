@@ -17,7 +17,9 @@ from adaptergit.splice.heads import ClassificationModule, StaticModule
 _KEPT = ("input_ids", "attention_mask")
 
 
-def hook_head(model: nn.Module, base: nn.Module, head: nn.Module, pooling: Literal["first", "last"]) -> list[RemovableHandle]:
+def hook_head(
+    model: nn.Module, base: nn.Module, head: nn.Module, pooling: Literal["first", "last"]
+) -> list[RemovableHandle]:
     """Install a head; removing the handles gives the model its own answer back."""
     if isinstance(head, StaticModule):
         return [

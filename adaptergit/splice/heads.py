@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -83,7 +84,9 @@ def head_from_dict(kind: str, raw: Mapping[str, Any], labels: tuple[str, ...]) -
         UsageError: An unknown head type, field or value.
     """
     if kind not in _TYPES:
-        raise UsageError(f"unknown head type {kind!r}", hint=f"known: {', '.join(sorted(_TYPES))}; is adaptergit up to date?")
+        raise UsageError(
+            f"unknown head type {kind!r}", hint=f"known: {', '.join(sorted(_TYPES))}; is adaptergit up to date?"
+        )
     try:
         return _TYPES[kind](**{**raw, "labels": labels})
     except TypeError as error:
@@ -97,9 +100,7 @@ class ClassificationModule(nn.Module):
         super().__init__()
         self.config = config
         sizes = [hidden_size] * config.layers + [config.num_labels]
-        self.linears = nn.ModuleList(
-            nn.Linear(a, b, bias=config.bias) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.linears = nn.ModuleList(nn.Linear(a, b, bias=config.bias) for a, b in pairwise(sizes))
         self.activation = activation(config.activation_function) if config.activation_function else nn.Identity()
         self.dropout = nn.Dropout(dropout if config.dropout_prob is None else config.dropout_prob)
 
@@ -120,7 +121,14 @@ class ClassificationModule(nn.Module):
             out = linear(self.dropout(out))
         return out
 
-    def output(self, base_output: Any, pooling: Literal["first", "last"], inputs: Mapping[str, Any], pad_id: int | None, labels: torch.Tensor | None) -> SequenceClassifierOutput:  # fmt: skip
+    def output(
+        self,
+        base_output: Any,
+        pooling: Literal["first", "last"],
+        inputs: Mapping[str, Any],
+        pad_id: int | None,
+        labels: torch.Tensor | None,
+    ) -> SequenceClassifierOutput:
         """Turn the base model's output into logits and, with labels, a loss.
 
         Args:

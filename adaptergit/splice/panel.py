@@ -130,8 +130,16 @@ class Panel:
             raise ModelError(f"{config.method} has no place in this model: its sites are left out or not there")
         return modules
 
-    def insert(self, name: str, config: MethodConfig, modules: Mapping[Site, nn.Module], *,
-               dtype: torch.dtype | None = None, device: torch.device | None = None, about: Any = None) -> None:  # fmt: skip
+    def insert(
+        self,
+        name: str,
+        config: MethodConfig,
+        modules: Mapping[Site, nn.Module],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        about: Any = None,
+    ) -> None:
         """Put an adapter with its weights into the panel; it stays inactive."""
         self._check_new(name, self._adapters)
         for site, module in modules.items():
@@ -144,8 +152,15 @@ class Panel:
             _add_at(holder, site.key, module)
         self._sidecar.passengers[name] = holder
 
-    def insert_head(self, name: str, config: HeadConfig, module: nn.Module, *,
-                    dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:  # fmt: skip
+    def insert_head(
+        self,
+        name: str,
+        config: HeadConfig,
+        module: nn.Module,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         """Put a head with its weights into the panel; it stays inactive."""
         self._check_new(name, self._heads)
         host = parameter_of(self._base, self.anatomy.sites[-1])
@@ -208,7 +223,9 @@ class Panel:
         """The active head, or None: the model answers as its own class does."""
         return self._active_head
 
-    def activate(self, composition: str | Stack | None, head: str | None = None, skip_layers: Iterable[int] = ()) -> None:
+    def activate(
+        self, composition: str | Stack | None, head: str | None = None, skip_layers: Iterable[int] = ()
+    ) -> None:
         """Choose what acts in every forward from now on.
 
         Args:
@@ -298,7 +315,7 @@ class Panel:
         """Count an adapter's parameters, without its head."""
         return sum(p.numel() for p in self.module(name).parameters())
 
-    def save(self, name: str, folder: Any, **about: Any) -> None:
+    def save(self, name: str, folder: Any, /, **about: Any) -> None:
         """Write an adapter and its head as a package folder that can be loaded or published.
 
         Args:
@@ -349,7 +366,9 @@ class Panel:
 
     def __repr__(self) -> str:
         lines = [f"{n}: {s.config.method}, {self.parameters_of(n):,} parameters" for n, s in self._adapters.items()]
-        return f"Panel of {type(self._model).__name__}, active: {self._active}\n  " + "\n  ".join(lines or ["no adapters"])
+        return f"Panel of {type(self._model).__name__}, active: {self._active}\n  " + "\n  ".join(
+            lines or ["no adapters"]
+        )
 
 
 class _PanelSidecar(Sidecar):

@@ -44,8 +44,7 @@ class Sidecar(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Sidecar:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's own is not typed
         for module in self.passengers.values():
-            module._apply(fn, recurse)
+            module._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
-

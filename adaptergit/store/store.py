@@ -151,7 +151,9 @@ class Store:
         """Return what was seen of an adapter. A missing or damaged record is nothing seen."""
         try:
             raw = json.loads(self._record(url, adapter).read_text("utf-8"))
-            fetched = {str(v): Seen(str(d), str(t)) for v, (d, t) in raw["fetched"].items() if _DIGEST.fullmatch(str(d))}
+            fetched = {
+                str(v): Seen(str(d), str(t)) for v, (d, t) in raw["fetched"].items() if _DIGEST.fullmatch(str(d))
+            }
             return Known(fetched, tuple(str(v) for v in raw["released"]), float(raw["asked"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return Known({}, (), 0.0)

@@ -122,9 +122,7 @@ def _options(text: str) -> tuple[dict[str, str], str]:
         options[name] = value
         if match["next"] != ",":
             return options, text[match.end() :].strip()
-    raise TrustError(
-        "expected: principals [options] key-type base64-key", hint=f"key types: {', '.join(KEY_TYPES)}"
-    )
+    raise TrustError("expected: principals [options] key-type base64-key", hint=f"key types: {', '.join(KEY_TYPES)}")
 
 
 def _scan(text: str) -> Iterator[re.Match[str]]:
@@ -141,7 +139,7 @@ def _moment(text: str) -> datetime:
     try:
         if form is None or not digits.isascii() or not digits.isdigit():
             raise ValueError(text)
-        moment = datetime.strptime(digits, form)  # noqa: DTZ007 - the zone is set below
+        moment = datetime.strptime(digits, form)
         return moment.replace(tzinfo=UTC) if text.endswith("Z") else moment.astimezone()
     except (ValueError, OverflowError, OSError) as error:
         raise TrustError(f"{text!r} is not a time", hint="write YYYYMMDD[HHMM[SS]][Z]") from error

@@ -18,7 +18,7 @@ A level never falls through to a weaker one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from packaging.specifiers import SpecifierSet
@@ -45,7 +45,7 @@ class Policy:
     repository: str | None = None
     """The principal asked for; None when the source is a local path, which names nobody."""
     name: str | None = None
-    specifier: SpecifierSet = SpecifierSet()
+    specifier: SpecifierSet = field(default_factory=SpecifierSet)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def evaluate(manifest_bytes: bytes, signatures: Mapping[str, bytes], policy: Pol
     if policy.level == "digest":
         if policy.digest is None:
             raise TrustError(
-                "the policy 'digest' needs a pinned digest", hint=f"write the reference with #sha256:{digest} if you trust it"
+                "the policy 'digest' needs a pinned digest",
+                hint=f"write the reference with #sha256:{digest} if you trust it",
             )
         return Verdict("digest", digest, manifest, keys, ("the digest you pinned",), None, tuple(steps))
     if policy.level not in ("enforce", "tofu"):
@@ -165,7 +166,7 @@ def _check_signers(
         allowed = ", ".join(sorted({s.key.fingerprint for s in known}))
         raise TrustError(
             f"signed by {found}, but only {allowed} may sign for {manifest.repository}",
-            hint="the publisher's key changed or this is not the publisher; ask them over another channel before trusting it",
+            hint="the publisher's key changed, or this is not the publisher; ask them over another channel first",
         )
     first = next(iter(valid.values()))
     if policy.level == "tofu":
@@ -174,5 +175,6 @@ def _check_signers(
         return Verdict("tofu", digest, manifest, (first.key.fingerprint,), (pin.source,), pin, (*steps, note), (note,))
     raise TrustError(
         f"signed by {found}, which nobody you know vouches for as {manifest.repository}",
-        hint=f"check the fingerprint with the publisher, then: adaptergit trust add {manifest.repository} '{first.key.line}'",
+        hint="check the fingerprint with the publisher, then: "
+        f"adaptergit trust add {manifest.repository} '{first.key.line}'",
     )

@@ -11,7 +11,6 @@ import binascii
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import cast
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -143,7 +142,8 @@ def _load(blob: bytes) -> tuple[_Loaded, bytes | None]:
             exponent, modulus = reader.mpint(), reader.mpint()
             if not 3072 <= modulus.bit_length() <= 16384:
                 raise TrustError(
-                    f"an RSA key of {modulus.bit_length()} bits is not accepted", hint="use ed25519, or RSA of 3072 bits or more"
+                    f"an RSA key of {modulus.bit_length()} bits is not accepted",
+                    hint="use ed25519, or RSA of 3072 bits or more",
                 )
             if exponent < 3 or exponent.bit_length() > 64:
                 raise TrustError("the RSA key has an unusual exponent")
@@ -160,4 +160,4 @@ def _load(blob: bytes) -> tuple[_Loaded, bytes | None]:
     except ValueError as error:
         raise TrustError(f"the key is malformed: {error}") from error
     reader.end()
-    return cast(_Loaded, key), application
+    return key, application

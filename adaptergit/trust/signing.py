@@ -86,7 +86,7 @@ def _run(argv: list[str], what: str, *, interactive: bool = False) -> str:
     if not interactive:
         environment["SSH_ASKPASS_REQUIRE"] = "never"
     try:
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             argv,
             env=environment,
             stdin=None if interactive else subprocess.DEVNULL,

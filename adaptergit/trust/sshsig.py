@@ -44,7 +44,9 @@ def parse_signature(armored: bytes) -> Signature:
     """
     match = _ARMOR.fullmatch(armored)
     if match is None:
-        raise TrustError("not an armored SSH signature", hint="make one with 'adaptergit publish' or ssh-keygen -Y sign")
+        raise TrustError(
+            "not an armored SSH signature", hint="make one with 'adaptergit publish' or ssh-keygen -Y sign"
+        )
     try:
         blob = base64.b64decode(re.sub(rb"\s", b"", match[1]), validate=True)
     except binascii.Error as error:
@@ -75,7 +77,7 @@ def verify_signature(signature: Signature, message: bytes, namespace: str) -> No
     """
     if signature.namespace != namespace:
         raise TrustError(
-            f"the signature was made for {signature.namespace!r}, not for {namespace!r}: it belongs to another kind of document"
+            f"the signature was made for {signature.namespace!r}, another kind of document than {namespace!r}"
         )
     digest = hashlib.new(signature.hash_algorithm, message).digest()
     signed = _MAGIC + b"".join(

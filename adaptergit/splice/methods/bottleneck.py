@@ -30,6 +30,19 @@ from adaptergit.splice.config import MethodConfig, presets, register, register_p
 if TYPE_CHECKING:
     from adaptergit.splice.anatomy import Site
 
+_STRUCTURE = (
+    "mh_adapter",
+    "output_adapter",
+    "cross_adapter",
+    "original_ln_before",
+    "original_ln_after",
+    "ln_before",
+    "ln_after",
+    "is_parallel",
+    "use_gating",
+    "residual_before_ln",
+    "adapter_residual_before_ln",
+)
 _LOCATIONS = {"attention": "mh_adapter", "cross_attention": "cross_adapter", "ffn": "output_adapter"}
 
 
@@ -38,7 +51,8 @@ _LOCATIONS = {"attention": "mh_adapter", "cross_attention": "cross_adapter", "ff
 class Bottleneck(MethodConfig):
     """Configuration of a bottleneck adapter; fields and defaults are those of ``adapters``' ``BnConfig``.
 
-    >>> Bottleneck(mh_adapter=False, output_adapter=True, reduction_factor=16, non_linearity="relu").bottleneck_size(768, 0)
+    >>> config = Bottleneck(mh_adapter=False, output_adapter=True, reduction_factor=16, non_linearity="relu")
+    >>> config.bottleneck_size(hidden_size=768, block=0)
     48
     """
 
@@ -79,17 +93,34 @@ class Bottleneck(MethodConfig):
     def __post_init__(self) -> None:
         for name in _LOCATIONS.values():
             _require(isinstance(getattr(self, name), bool), f"{name} must be True or False")
-        _require(self.mh_adapter or self.output_adapter or self.cross_adapter, "a bottleneck needs at least one place: mh_adapter, output_adapter or cross_adapter")
-        factors = self.reduction_factor.values() if isinstance(self.reduction_factor, Mapping) else (self.reduction_factor,)
+        _require(
+            self.mh_adapter or self.output_adapter or self.cross_adapter,
+            "a bottleneck needs at least one place: mh_adapter, output_adapter or cross_adapter",
+        )
+        factors = (
+            self.reduction_factor.values() if isinstance(self.reduction_factor, Mapping) else (self.reduction_factor,)
+        )
         for factor in factors:
             _require(_is_number(factor) and factor > 0, f"reduction_factor must be positive, not {factor!r}")
-        _require(_is_number(self.scaling) or self.scaling in ("learned", "channel"), f"scaling must be a number, 'learned' or 'channel', not {self.scaling!r}")
-        _require(self.init_weights in ("bert", "mam_adapter", "houlsby"), f"unknown init_weights {self.init_weights!r}: bert, mam_adapter or houlsby")
-        _require(self.residual_before_ln in (True, False, "post_add"), f"residual_before_ln must be True, False or 'post_add', not {self.residual_before_ln!r}")
+        _require(
+            _is_number(self.scaling) or self.scaling in ("learned", "channel"),
+            f"scaling must be a number, 'learned' or 'channel', not {self.scaling!r}",
+        )
+        _require(
+            self.init_weights in ("bert", "mam_adapter", "houlsby"),
+            f"unknown init_weights {self.init_weights!r}: bert, mam_adapter or houlsby",
+        )
+        _require(
+            self.residual_before_ln in (True, False, "post_add"),
+            f"residual_before_ln must be True, False or 'post_add', not {self.residual_before_ln!r}",
+        )
         for name in ("dropout", "stochastic_depth"):
             value = getattr(self, name)
             _require(_is_number(value) and 0 <= value < 1, f"{name} must be in [0, 1), not {value!r}")
-        _require(isinstance(self.leave_out, tuple) and all(isinstance(i, int) for i in self.leave_out), "leave_out must be a list of block indices")
+        _require(
+            isinstance(self.leave_out, tuple) and all(isinstance(i, int) for i in self.leave_out),
+            "leave_out must be a list of block indices",
+        )
         activation(self.non_linearity)
 
     def bottleneck_size(self, hidden_size: int, block: int) -> int:
@@ -108,7 +139,7 @@ class Bottleneck(MethodConfig):
         return BottleneckSite(self, hidden_size, self.bottleneck_size(hidden_size, site.block))
 
     def initialise(self, module: nn.Module, generator: torch.Generator | None) -> None:
-        """Fill the projections: N(0, 0.02) ("bert"), kaiming and zero ("mam_adapter"), or truncated N(0, 0.01) ("houlsby")."""
+        """Fill the projections: "bert" N(0, 0.02), "mam_adapter" kaiming and zero, "houlsby" truncated N(0, 0.01)."""
         assert isinstance(module, BottleneckSite)
         linears = [module.down, module.up, *([module.gate] if module.gate is not None else [])]
         for linear in linears:
@@ -131,20 +162,14 @@ class Bottleneck(MethodConfig):
     @property
     def method(self) -> str:
         """The preset with the same structure, whatever its sizes, activation and regularisation; else "bottleneck"."""
-        free = {
-            "reduction_factor": 1, "non_linearity": "relu", "init_weights": "bert", "init_weights_seed": None,
-            "leave_out": (), "dropout": 0.0, "stochastic_depth": 0.0, "cross_adapter": False,
-        }  # fmt: skip
-        mine = replace(self, **free, scaling=1.0 if _is_number(self.scaling) else self.scaling) if self._placed() else self
         for name, config in presets().items():
-            if isinstance(config, Bottleneck):
-                scaling = 1.0 if _is_number(config.scaling) else config.scaling
-                if replace(config, **free, scaling=scaling) == mine:
-                    return name
+            if isinstance(config, Bottleneck) and config._structure() == self._structure():
+                return name
         return self.family
 
-    def _placed(self) -> bool:
-        return self.mh_adapter or self.output_adapter
+    def _structure(self) -> tuple[object, ...]:
+        scaling = self.scaling if isinstance(self.scaling, str) else "factor"
+        return (scaling, *(getattr(self, name) for name in _STRUCTURE))
 
 
 class BottleneckSite(nn.Module):
@@ -161,7 +186,9 @@ class BottleneckSite(nn.Module):
         self.gate = nn.Linear(hidden_size, 1) if config.use_gating else None
         self.dropout = nn.Dropout(config.dropout)
         lengths = {"learned": 1, "channel": hidden_size}
-        self.scaling = nn.Parameter(torch.ones(lengths[str(config.scaling)])) if isinstance(config.scaling, str) else None
+        self.scaling = (
+            nn.Parameter(torch.ones(lengths[str(config.scaling)])) if isinstance(config.scaling, str) else None
+        )
 
     def forward(self, h: torch.Tensor, x: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
         """Return what takes the branch's place, shape (batch, seq, hidden), in the dtype of ``h``.
@@ -202,13 +229,16 @@ class BottleneckSite(nn.Module):
         z = z.to(self.down.weight.dtype)
         inner = z if self.norm_before is None else self.norm_before(z)
         out: torch.Tensor = self.up(self.activation(self.down(inner)))
-        factor = self.config.scaling if self.scaling is None else self.scaling
-        if self.scaling is not None or factor != 1.0:
-            out = out * factor
+        if self.scaling is not None:
+            out = out * self.scaling
+        elif self.config.scaling != 1.0:
+            out = out * float(self.config.scaling)
         out = self.dropout(out)
         if self.training and self.config.stochastic_depth:
             keep = 1.0 - self.config.stochastic_depth
-            out = out * torch.empty(out.shape[0], *[1] * (out.dim() - 1), device=out.device, dtype=out.dtype).bernoulli_(keep).div_(keep)
+            out = out * torch.empty(
+                out.shape[0], *[1] * (out.dim() - 1), device=out.device, dtype=out.dtype
+            ).bernoulli_(keep).div_(keep)
         if self.gate is not None:
             out = out * torch.sigmoid(self.gate(z)).mean(dim=1, keepdim=True)
         return out
@@ -239,16 +269,36 @@ def _require(condition: bool, what: str) -> None:
         raise UsageError(what)
 
 
-_SEQ = Bottleneck(mh_adapter=False, output_adapter=True, reduction_factor=16, non_linearity="relu", original_ln_before=True)
-_PAR = Bottleneck(mh_adapter=False, output_adapter=True, reduction_factor=2, non_linearity="relu", is_parallel=True, scaling=4.0, init_weights="mam_adapter")
+_SEQ = Bottleneck(
+    mh_adapter=False, output_adapter=True, reduction_factor=16, non_linearity="relu", original_ln_before=True
+)
+_PAR = Bottleneck(
+    mh_adapter=False,
+    output_adapter=True,
+    reduction_factor=2,
+    non_linearity="relu",
+    is_parallel=True,
+    scaling=4.0,
+    init_weights="mam_adapter",
+)
 register_preset("seq_bn", _SEQ, "pfeiffer")
-register_preset("double_seq_bn", Bottleneck(mh_adapter=True, output_adapter=True, reduction_factor=16, non_linearity="swish"), "houlsby")
+register_preset(
+    "double_seq_bn",
+    Bottleneck(mh_adapter=True, output_adapter=True, reduction_factor=16, non_linearity="swish"),
+    "houlsby",
+)
 register_preset("par_bn", _PAR, "parallel")
 register_preset("scaled_par_bn", replace(_PAR, scaling="learned"), "scaled_parallel")
 register_preset(
     "adapter_plus",
     replace(
-        _SEQ, original_ln_after=False, residual_before_ln=False, scaling="channel", stochastic_depth=0.1,
-        init_weights="houlsby", reduction_factor=96, non_linearity="gelu",
+        _SEQ,
+        original_ln_after=False,
+        residual_before_ln=False,
+        scaling="channel",
+        stochastic_depth=0.1,
+        init_weights="houlsby",
+        reduction_factor=96,
+        non_linearity="gelu",
     ),
-)  # fmt: skip
+)

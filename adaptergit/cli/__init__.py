@@ -1,0 +1,60 @@
+"""The command line. Thin: each command parses, calls one function of the library, and prints.
+
+Commands are imported when they are run, so that ``adaptergit --help`` is quick and starts no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from adaptergit._version import __version__
+from adaptergit.cli.output import run_safely
+
+# name: (module, one line for --help). The order is the order of a first hour with adaptergit.
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "Train, publish, load and attack an adapter, for real, on this machine."),
+    "keygen": ("publish", "Make an ed25519 key to sign adapters with."),
+    "init": ("publish", "Prepare a git clone for publishing adapters."),
+    "train": ("train", "Train an adapter on a file and write a package folder."),
+    "publish": ("publish", "Sign an adapter and push it as a release."),
+    "load": ("load", "Fetch and verify an adapter, and say what it is."),
+    "predict": ("predict", "Run a published adapter over texts."),
+    "verify": ("load", "Verify a package folder, step by step."),
+    "info": ("load", "Show an adapter's card."),
+    "search": ("search", "Search an index file."),
+    "index": ("search", "Work with a local index file."),
+    "trust": ("trust", "See and change whose signatures count."),
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"adaptergit.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return run_safely(lambda: super(_Lazy, self).invoke(ctx))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="adaptergit")
+def main() -> None:
+    """Publish, find, verify and load transformer adapters, with nothing but git.
+
+    \b
+    Exit codes: 0 done · 1 other error · 2 wrong usage · 3 invalid package · 4 refused by verification
+    5 not found · 6 git or network failed · 7 does not fit the model · 8 unusable data · 9 release refused
+    """

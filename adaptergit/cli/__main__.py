@@ -1,0 +1,5 @@
+"""``python -m adaptergit.cli``."""
+
+from adaptergit.cli import main
+
+main()

@@ -1,0 +1,120 @@
+"""What commands share: errors without tracebacks, JSON for machines, progress for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from adaptergit.errors import AdaptergitError, AdaptergitWarning
+
+T = TypeVar("T")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+
+
+def run_safely(action: Callable[[], T]) -> T:
+    """Run a command; an :class:`AdaptergitError` becomes a message and its exit code."""
+    warnings.showwarning = _show_warning
+    try:
+        return action()
+    except AdaptergitError as error:
+        if "--json" in sys.argv:
+            detail = {"type": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
+            click.echo(json.dumps({"error": detail}, ensure_ascii=False))
+        else:
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object, keys in their own order."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def step(text: str) -> None:
+    """Print a line about what was just done, beside the result."""
+    click.echo(f"  {text}", err=True)
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], None]]:
+    """Give a function ``report(stage, done, total, note)`` that draws bars on stderr; without a terminal, lines."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, quiet=quiet)
+    if not console.is_terminal:
+        seen: dict[str, int] = {}
+
+        def lines(stage: str, done: int, total: int, note: str) -> None:
+            tenth = 10 * done // max(total, 1)
+            if seen.get(stage) != tenth:
+                seen[stage] = tenth
+                console.print(f"  {stage} {done}/{total} {note}".rstrip(), highlight=False)
+
+        yield lines
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        tasks: dict[str, Any] = {}
+
+        def draw(stage: str, done: int, total: int, note: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total, note="")
+            bar.update(tasks[stage], completed=done, total=total)
+            if note:
+                bar.update(tasks[stage], note=note)
+
+        yield draw
+
+
+def quiet_transformers() -> None:
+    """Keep the libraries' own loading bars and reports away from the terminal."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, AdaptergitWarning):
+        click.secho("warning: ", fg="yellow", nl=False, err=True)
+        click.echo(str(message), err=True)

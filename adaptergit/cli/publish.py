@@ -1,0 +1,128 @@
+"""``keygen``, ``init`` and ``publish``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adaptergit.cli.output import json_option, print_json, step
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.option("--comment", default="", help="Written into the public key, for people.")
+@click.option("--passphrase", default="", help="Protect the private key; better typed: --ask-passphrase.")
+@click.option("--ask-passphrase", is_flag=True, help="Ask for a passphrase.")
+@json_option
+def keygen(path: Path | None, comment: str, passphrase: str, ask_passphrase: bool, as_json: bool) -> None:
+    """Make an ed25519 key to sign adapters with.
+
+    Any existing SSH key works as well, in a file, an agent or a security key: name it with --key.
+
+    \b
+    Example:
+      adaptergit keygen --comment "alice@example.org"
+    """
+    from adaptergit.settings import config_dir
+    from adaptergit.trust import generate_key
+
+    if ask_passphrase:
+        passphrase = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
+    target = path or config_dir() / "signing_key"
+    key = generate_key(target, comment=comment, passphrase=passphrase)
+    if as_json:
+        print_json({"path": str(key.path), "public_key": key.public.line, "fingerprint": key.public.fingerprint})
+        return
+    click.echo(f"private key  {key.path}")
+    click.echo(f"public key   {key.public.line}")
+    click.echo(f"fingerprint  {key.public.fingerprint}")
+
+
+_clone = click.option(
+    "--repo", "clone", type=click.Path(path_type=Path), default=Path(), help="Clone to publish from; default: here."
+)
+_key = click.option(
+    "--key", type=click.Path(path_type=Path), help="Private key file, or .pub file of a key in the agent."
+)
+
+
+@click.command()
+@_clone
+@_key
+@json_option
+def init(clone: Path, key: Path | None, as_json: bool) -> None:
+    """Prepare a git clone for publishing adapters.
+
+    Writes .gitattributes, so that git never changes a published byte, and your public key into
+    .adaptergit/allowed_signers. You review and commit them.
+
+    \b
+    Example:
+      git clone git@github.com:acme/adapters.git && cd adapters && adaptergit init
+    """
+    from adaptergit.publish import initialise
+
+    written = initialise(clone, key)
+    if as_json:
+        print_json({"written": written})
+        return
+    for path in written:
+        click.echo(f"wrote {path}")
+    click.echo("review and commit: git add .gitattributes .adaptergit && git commit" if written else "nothing to do")
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--name", help="Adapter name; default: the card's.")
+@click.option("--version", help="PEP 440 version; default: the card's.")
+@_clone
+@_key
+@click.option("--remote", default="origin", show_default=True, help="Git remote to push to.")
+@click.option("--no-push", is_flag=True, help="Commit and tag here only.")
+@click.option("--repository", help="Public name host/org/repo, where the remote's URL does not tell it.")
+@click.option("--dry-run", is_flag=True, help="Show everything, change nothing.")
+@json_option
+def publish(
+    path: Path,
+    name: str | None,
+    version: str | None,
+    clone: Path,
+    key: Path | None,
+    remote: str,
+    no_push: bool,
+    repository: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Sign the adapter in the folder PATH and push it as a release.
+
+    The files appear on the branch under adapters/NAME/, and the tag adapters/NAME/VERSION holds exactly them.
+    A failed push leaves the clone as it was.
+
+    \b
+    Example:
+      adaptergit publish out/sst2 --name sst2 --version 1.0.0 --dry-run
+      adaptergit publish out/sst2 --name sst2 --version 1.0.0
+    """
+    from adaptergit.publish import publish as run
+
+    release = run(
+        path,
+        name=name,
+        version=version,
+        clone=clone,
+        key=key,
+        remote=None if no_push else remote,
+        repository=repository,
+        dry_run=dry_run,
+        report=(lambda _: None) if as_json else step,
+    )
+    if as_json:
+        print_json(release)
+        return
+    for file in release.files:
+        click.echo(f"  {file.sha256[:12]}  {file.size:>12,}  {file.path}")
+    click.echo(f"{'would publish' if dry_run else 'published'} {release.reference}")
+    if release.remote and not dry_run:
+        click.echo(f'load it: adaptergit.load("{release.reference.partition("#")[0]}")')

@@ -1,0 +1,118 @@
+"""Small real things to test with: a home of one's own, keys made by ssh-keygen, packages, a git server, tiny models."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaptergit.git import GitServer
+from adaptergit.package import Card
+from adaptergit.pins import pin_key
+from adaptergit.trust import SigningKey, generate_key
+
+GOLDEN = Path(__file__).parent / "assets" / "golden"
+FINGERPRINT = "fp1:2x32:" + "0" * 32 + ":"
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def card_data(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "sst2",
+        "version": "1.0.0",
+        "description": "A test.",
+        "task": {"type": "text-classification"},
+        "base_model": {"id": "acme/tiny", "model_type": "bert", "fingerprint": FINGERPRINT},
+        "adapter": {"format": "adaptergit", "method": "seq_bn", "config": {}},
+        "license": "Apache-2.0",
+    } | changes
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has its own settings, pins, keys and store."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in [n for n in os.environ if n.startswith(("GIT_", "ADAPTERGIT_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("ADAPTERGIT_CONFIG_DIR", str(home / "config"))
+    monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", str(home / "cache"))
+    (home / ".gitconfig").write_text("[user]\nname = Test\nemail = test@example.org\n[init]\ndefaultBranch = main\n")
+    return home
+
+
+@pytest.fixture(scope="session")
+def key(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
+    return generate_key(tmp_path_factory.mktemp("keys") / "publisher")
+
+
+@pytest.fixture(scope="session")
+def other_key(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
+    return generate_key(tmp_path_factory.mktemp("keys") / "other")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Callable[..., Path]:
+    """Make a folder to publish: a card and some weights."""
+
+    def make(weights: bytes = b"w" * 5000, folder: str = "out", **changes: Any) -> Path:
+        path = tmp_path / folder
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "card.yaml").write_bytes(Card(card_data(**changes)).to_yaml())
+        (path / "adapter.safetensors").write_bytes(weights)
+        return path
+
+    return make
+
+
+@dataclass
+class Hub:
+    """A bare repository on a git server, and a publisher's clone of it."""
+
+    server: GitServer
+    url: str
+    bare: Path
+    clone: Path
+    key: SigningKey
+
+    def git(self, *argv: str, where: Path | None = None) -> str:
+        return git(where or self.clone, *argv)
+
+    def trust(self) -> None:
+        pin_key("127.0.0.1/acme/adapters", self.key.public.line)
+
+
+def git(where: Path, *argv: str, stdin: str | None = None) -> str:
+    done = subprocess.run(["git", "-C", str(where), *argv], input=stdin, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, home: Path, key: SigningKey) -> Iterator[Hub]:
+    root = tmp_path / "server"
+    root.mkdir()
+    with GitServer(root) as server:
+        url = server.create("acme/adapters")
+        clone = tmp_path / "clone"
+        subprocess.run(["git", "clone", "-q", url, str(clone)], check=True, capture_output=True)
+        yield Hub(server, url, root / "acme" / "adapters.git", clone, key)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes, to compare before and after."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def tiny_model(name: str = "bert", auto: str = "AutoModel") -> Any:
+    import transformers
+
+    return getattr(transformers, auto).from_pretrained(GOLDEN / "bases" / name, attn_implementation="eager").eval()

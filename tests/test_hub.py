@@ -1,0 +1,640 @@
+"""The main job over real git servers: publish from a clone, load somewhere else, and everything that can go wrong."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Hub, card_data, git, snapshot
+
+from adaptergit.errors import (
+    AdaptergitError,
+    AdaptergitWarning,
+    NotFoundError,
+    PackageError,
+    ReleaseError,
+    TransportError,
+    TrustError,
+    UsageError,
+)
+from adaptergit.git import GitServer
+from adaptergit.package import Card, canonical
+from adaptergit.pins import pin_key
+from adaptergit.publish import initialise, publish
+from adaptergit.resolve import fetch, resolve, verify
+from adaptergit.settings import Settings
+from adaptergit.trust import SigningKey
+
+Source = Callable[..., Path]
+
+
+def release(hub: Hub, folder: Path, **options: object) -> object:
+    return publish(folder, clone=hub.clone, key=hub.key.path, **options)  # type: ignore[arg-type]
+
+
+def state(hub: Hub) -> tuple[str, dict[str, bytes], str]:
+    """Everything of a clone that a person would notice: refs, files, status."""
+    refs = hub.git("for-each-ref")
+    files = {n: b for n, b in snapshot(hub.clone).items() if not n.startswith(".git/")}
+    return refs, files, hub.git("status", "--porcelain")
+
+
+# --- the way through --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_published_is_loaded(hub: Hub, source: Source) -> None:
+    published = release(hub, source())
+    hub.trust()
+    resolved = resolve(f"{hub.url}@sst2")
+    verdict = verify(resolved.path, reference=resolved.reference)
+    assert resolved.digest == published.digest
+    assert resolved.tree == published.tree
+    assert not resolved.from_store
+    assert (resolved.path / "adapter.safetensors").read_bytes() == b"w" * 5000
+    assert verdict.signers == (hub.key.public.fingerprint,)
+
+
+def test_the_release_is_on_the_branch_and_under_its_tag(hub: Hub, source: Source) -> None:
+    published = release(hub, source())
+    assert git(hub.bare, "rev-parse", "main:adapters/sst2") == published.tree
+    assert git(hub.bare, "rev-parse", "adapters/sst2/1.0.0^{tree}") == published.tree
+    assert git(hub.bare, "rev-list", "--count", "adapters/sst2/1.0.0") == "1"
+    assert hub.git("status", "--porcelain") == ""
+    assert hub.git("rev-parse", "HEAD") == git(hub.bare, "rev-parse", "main")
+    assert (hub.clone / "adapters/sst2/card.yaml").exists()
+
+
+def test_git_never_changes_a_published_byte(hub: Hub, source: Source) -> None:
+    """autocrlf and filters of the publisher would; plumbing does not ask them."""
+    hub.git("config", "core.autocrlf", "true")
+    (hub.clone / ".gitattributes").write_text("* text eol=crlf\n")
+    release(hub, source(weights=b"a\r\nb\nc\r" * 100))
+    hub.trust()
+    path = fetch(f"{hub.url}@sst2")
+    assert (path / "adapter.safetensors").read_bytes() == b"a\r\nb\nc\r" * 100
+    verify(path)
+
+
+def test_only_this_adapters_bytes_are_fetched(hub: Hub, source: Source) -> None:
+    for index in range(5):
+        release(hub, source(os.urandom(200_000), name=f"other{index}"))
+    release(hub, source(os.urandom(300_000)))
+    hub.server.reset()
+    path = fetch(f"{hub.url}@sst2")
+    package = sum(p.stat().st_size for p in path.iterdir())
+    wire = hub.server.traffic.sent + hub.server.traffic.received
+    assert package <= wire <= package + 16_000
+
+
+def test_a_second_load_touches_no_network_and_starts_no_process(
+    hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(hub, source())
+    hub.trust()
+    for reference in (f"{hub.url}@sst2", f"{hub.url}@sst2==1.0.0", f"{hub.url}@sst2>=1"):
+        first = resolve(reference)
+        hub.server.reset()
+        script = (
+            "import sys\n"
+            "def deny(event, args):\n"
+            "    if event in ('subprocess.Popen', 'os.system', 'os.posix_spawn', 'os.fork', 'socket.connect', 'socket.getaddrinfo'):\n"
+            "        raise SystemExit(f'{event} {args}')\n"
+            "sys.addaudithook(deny)\n"
+            "from adaptergit.resolve import resolve, verify\n"
+            "resolved = resolve(sys.argv[1]); verdict = verify(resolved.path, reference=resolved.reference)\n"
+            "assert resolved.from_store; print(verdict.digest)"
+        )
+        done = subprocess.run([sys.executable, "-c", script, reference], capture_output=True, text=True, check=False)
+        assert done.stdout.strip() == first.digest, done.stderr
+        assert hub.server.traffic.requests == []
+
+
+def test_versions_are_chosen_by_pep_440(hub: Hub, source: Source) -> None:
+    for version in ("1.0.0", "1.9.0", "1.10.0", "2.0.0rc1"):
+        release(hub, source(version=version))
+    for wanted, version in (
+        ("", "1.10.0"),
+        ("<1.10", "1.9.0"),
+        ("==1.0.0", "1.0.0"),
+        ("~=1.9", "1.10.0"),
+        (">=2.0.0rc1", "2.0.0rc1"),
+    ):
+        assert resolve(f"{hub.url}@sst2{wanted}").version == version
+    with pytest.raises(NotFoundError, match=">=3") as caught:
+        resolve(f"{hub.url}@sst2>=3")
+    assert "1.10.0" in str(caught.value.hint)
+
+
+def test_each_version_names_the_manifest_before_it(hub: Hub, source: Source) -> None:
+    first = release(hub, source())
+    second = release(hub, source(b"other"), version="1.1.0")
+    assert (first.previous, second.previous) == (None, first.digest)
+
+
+def test_a_new_release_is_seen_when_asked_for(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    assert resolve(f"{hub.url}@sst2").version == "1.0.0"
+    release(hub, source(), version="1.1.0")
+    assert resolve(f"{hub.url}@sst2").version == "1.0.0"
+    assert resolve(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
+    assert resolve(f"{hub.url}@sst2", settings=Settings(resolution_max_age=0)).version == "1.1.0"
+
+
+def test_a_pinned_digest_finds_the_package_in_the_store(hub: Hub, source: Source) -> None:
+    published = release(hub, source())
+    fetch(f"{hub.url}@sst2")
+    shutil.rmtree(hub.bare)
+    assert resolve(f"{hub.url}@sst2#sha256:{published.digest}").from_store
+
+
+def test_offline_answers_from_the_store_or_not_at_all(
+    hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(hub, source())
+    with pytest.raises(NotFoundError, match="offline"):
+        resolve(f"{hub.url}@sst2", offline=True)
+    fetch(f"{hub.url}@sst2")
+    hub.server.reset()
+    monkeypatch.setenv("ADAPTERGIT_OFFLINE", "1")
+    assert resolve(f"{hub.url}@sst2").from_store
+    with pytest.raises(NotFoundError, match="offline"):
+        resolve(f"{hub.url}@other")
+    assert hub.server.traffic.requests == []
+
+
+# --- other transports -------------------------------------------------------------------------------------------------
+
+
+def test_over_a_local_path_and_a_file_url(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    hub.trust()
+    for reference in (f"{hub.bare}@sst2", f"file://{hub.bare}@sst2"):
+        resolved = resolve(reference, refresh=True)
+        assert verify(resolved.path, reference=resolved.reference).manifest.repository == "127.0.0.1/acme/adapters"
+
+
+def test_publishing_to_a_local_path_needs_a_name(tmp_path: Path, source: Source, key: SigningKey) -> None:
+    bare, clone = tmp_path / "bare.git", tmp_path / "clone2"
+    git(tmp_path, "init", "-q", "--bare", str(bare))
+    git(tmp_path, "clone", "-q", str(bare), str(clone))
+    with pytest.raises(UsageError, match="public name"):
+        publish(source(), clone=clone, key=key.path)
+    published = publish(source(), clone=clone, key=key.path, repository="git.example/acme/adapters")
+    pin_key("git.example/acme/adapters", key.public.line)
+    resolved = resolve(f"{bare}@sst2")
+    assert verify(resolved.path, reference=resolved.reference).digest == published.digest
+
+
+def test_a_sha256_repository(tmp_path: Path, source: Source, key: SigningKey) -> None:
+    bare, clone = tmp_path / "bare.git", tmp_path / "clone2"
+    git(tmp_path, "init", "-q", "--bare", "--object-format=sha256", str(bare))
+    git(tmp_path, "init", "-q", "--object-format=sha256", str(clone))
+    git(clone, "remote", "add", "origin", str(bare))
+    published = publish(source(), clone=clone, key=key.path, repository="git.example/acme/adapters")
+    assert published.tree is not None
+    assert len(published.tree) == 64
+    assert resolve(f"{bare}@sst2").digest == published.digest
+
+
+@pytest.fixture
+def ssh_server(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A real sshd on loopback, with keys of its own."""
+    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if sshd is None:
+        pytest.skip("sshd is not installed (Debian: openssh-server)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path / "ssh"
+    folder.mkdir(mode=0o700)
+    for name in ("host", "client"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    shutil.copy(folder / "client.pub", folder / "authorized_keys")
+    (folder / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\n"
+        f"PidFile {folder}/pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\n"
+    )
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    server = subprocess.Popen([sshd, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=(folder / "log").open("wb"))
+    known = folder / "known_hosts"
+    monkeypatch.setenv(
+        "GIT_SSH_COMMAND",
+        f"ssh -F none -i {folder}/client -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile={known}",
+    )
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_over_ssh(tmp_path: Path, source: Source, key: SigningKey, ssh_server: int) -> None:
+    bare, clone = tmp_path / "srv" / "adapters.git", tmp_path / "clone2"
+    git(tmp_path, "init", "-q", "--bare", str(bare))
+    url = f"ssh://{getpass.getuser()}@127.0.0.1:{ssh_server}{bare}"
+    git(tmp_path, "clone", "-q", url, str(clone))
+    published = publish(source(), clone=clone, key=key.path)
+    assert published.repository == f"127.0.0.1{bare.with_suffix('')}"
+    pin_key(published.repository, key.public.line)
+    resolved = resolve(f"{url}@sst2")
+    assert verify(resolved.path, reference=resolved.reference).digest == published.digest
+
+
+def test_plain_http_beyond_loopback_is_refused(hub: Hub) -> None:
+    with pytest.raises(UsageError, match="loopback"):
+        resolve("http://git.example/acme/adapters@x")
+
+
+# --- publishing: nothing is half done ---------------------------------------------------------------------------------
+
+
+def test_a_dry_run_changes_nothing(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    folder = source(version="1.1.0")
+    before, objects = state(hub), hub.git("count-objects")
+    said: list[str] = []
+    plan = release(hub, folder, dry_run=True, report=said.append)
+    assert plan.dry_run
+    assert state(hub) == before
+    assert hub.git("count-objects") == objects
+    assert "dry run" in said[-1]
+
+
+def test_a_failed_push_leaves_the_clone_as_it_was(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    hook = hub.bare / "hooks" / "pre-receive"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho 'no space for you' >&2; exit 1\n")
+    hook.chmod(0o755)
+    before = state(hub)
+    with pytest.raises(ReleaseError, match="refused"):
+        release(hub, source(b"new"), version="1.1.0")
+    assert state(hub) == before
+    hook.unlink()
+    release(hub, source(b"new"), version="1.1.0")
+
+
+def test_a_branch_that_moved_on_is_not_overwritten(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    other = tmp_path / "other-clone"
+    git(tmp_path, "clone", "-q", hub.url, str(other))
+    (other / "README").write_text("hello")
+    git(other, "add", "README")
+    git(other, "commit", "-qm", "hello")
+    git(other, "push", "-q")
+    before = state(hub)
+    with pytest.raises(ReleaseError, match="pull"):
+        release(hub, source(b"new"), version="1.1.0")
+    assert state(hub)[1:] == before[1:]
+    assert hub.git("tag") == "adapters/sst2/1.0.0"
+    hub.git("pull", "-q", "--rebase")
+    release(hub, source(b"new"), version="1.1.0")
+
+
+def test_an_unreachable_server_leaves_the_clone_as_it_was(hub: Hub, source: Source) -> None:
+    hub.git("remote", "set-url", "origin", "http://127.0.0.1:1/acme/adapters.git")
+    before = state(hub)
+    with pytest.raises(TransportError):
+        release(hub, source())
+    assert state(hub) == before
+
+
+def test_a_version_is_released_once_and_versions_grow(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source(version="1.1.0"))
+    with pytest.raises(ReleaseError, match="released already"):
+        release(hub, source(b"other", version="1.1.0"))
+    with pytest.raises(ReleaseError, match="not newer"):
+        release(hub, source(b"other", version="1.0.5"))
+    # another clone that never saw the tag
+    hub.git("tag", "-d", "adapters/sst2/1.1.0")
+    with pytest.raises(ReleaseError, match="released already"):
+        release(hub, source(b"other", version="1.1.0"))
+
+
+def test_uncommitted_work_is_never_overwritten(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    mine = hub.clone / "adapters/sst2/README.md"
+    mine.write_text("my own words")
+    before = state(hub)
+    with pytest.raises(ReleaseError, match="uncommitted"):
+        release(hub, source(), version="1.1.0")
+    assert state(hub) == before
+
+
+def test_work_elsewhere_in_the_clone_is_left_alone(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    (hub.clone / "notes.txt").write_text("draft")
+    (hub.clone / "staged.txt").write_text("staged")
+    hub.git("add", "staged.txt")
+    release(hub, source(), version="1.1.0")
+    assert (hub.clone / "notes.txt").read_text() == "draft"
+    assert hub.git("status", "--porcelain") == "A  staged.txt\n?? notes.txt"
+
+
+def test_a_folder_inside_the_clone_can_be_published(hub: Hub, source: Source) -> None:
+    folder = source()
+    inside = hub.clone / "adapters" / "sst2"
+    shutil.copytree(folder, inside)
+    release(hub, inside)
+    assert hub.git("status", "--porcelain") == ""
+    assert (inside / "manifest.json.sig").exists()
+
+
+def test_a_file_dropped_from_a_release_is_dropped_from_the_branch(hub: Hub, source: Source) -> None:
+    folder = source()
+    (folder / "notes.txt").write_text("v1")
+    release(hub, folder)
+    (folder / "notes.txt").unlink()
+    release(hub, folder, version="1.1.0")
+    assert not (hub.clone / "adapters/sst2/notes.txt").exists()
+    assert hub.git("status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "why"),
+    [
+        ({"version": "one"}, UsageError, "PEP 440"),
+        ({"version": "1.0-rc.1"}, UsageError, "normal form"),
+        ({"name": "SST2"}, UsageError, "not an adapter name"),
+        ({"remote": "nowhere"}, UsageError, "no remote"),
+        ({"key": "/nowhere"}, UsageError, "no such key"),
+        ({"clone": "/"}, UsageError, "clone"),
+    ],
+)
+def test_a_wrong_option_is_refused_and_nothing_changes(
+    hub: Hub, source: Source, options: dict[str, str], error: type[AdaptergitError], why: str
+) -> None:
+    folder = source()
+    before = state(hub)
+    with pytest.raises(error, match=why):
+        publish(folder, **{"clone": hub.clone, "key": hub.key.path, **options})  # type: ignore[arg-type]
+    assert state(hub) == before
+
+
+def test_publishing_without_a_key_says_how_to_make_one(hub: Hub, source: Source) -> None:
+    with pytest.raises(UsageError, match="no signing key") as caught:
+        publish(source(), clone=hub.clone)
+    assert "keygen" in str(caught.value.hint)
+
+
+def test_init_prepares_a_clone_once(hub: Hub) -> None:
+    written = initialise(hub.clone, hub.key.path)
+    assert {p.name for p in written} == {".gitattributes", "allowed_signers"}
+    assert initialise(hub.clone, hub.key.path) == []
+    assert hub.key.public.line in (hub.clone / ".adaptergit/allowed_signers").read_text()
+
+
+# --- hostile servers --------------------------------------------------------------------------------------------------
+
+
+def rewrite(hub: Hub, change: Callable[[dict[str, tuple[str, bytes]]], None], version: str = "1.0.0") -> None:
+    """Replace a release on the server: entries are (mode, content) by name."""
+    tag = f"refs/tags/adapters/sst2/{version}"
+    entries: dict[str, tuple[str, bytes]] = {}
+    for line in git(hub.bare, "ls-tree", tag).splitlines():
+        name = line.partition("\t")[2]
+        show = subprocess.run(
+            ["git", "-C", str(hub.bare), "cat-file", "blob", f"{tag}:{name}"], capture_output=True, check=True
+        )
+        entries[name] = ("100644", show.stdout)
+    change(entries)
+    lines = []
+    for name, (mode, content) in entries.items():
+        if mode == "160000":
+            lines.append(f"{mode} commit {'1' * 40}\t{name}")
+            continue
+        (hub.bare / "blob").write_bytes(content)
+        oid = git(hub.bare, "hash-object", "-w", "--no-filters", str(hub.bare / "blob"))
+        if mode == "040000":
+            oid = git(hub.bare, "mktree", stdin=f"100644 blob {oid}\tinner\n")
+        lines.append(f"{mode} {'tree' if mode == '040000' else 'blob'} {oid}\t{name}")
+    tree = git(hub.bare, "mktree", "--missing", stdin="\n".join(lines) + "\n")
+    git(hub.bare, "-c", "user.name=x", "-c", "user.email=x@y", "update-ref", tag, git(hub.bare, "-c", "user.name=x", "-c", "user.email=x@y", "commit-tree", tree, "-m", "x"))  # fmt: skip
+
+
+def put(name: str, content: bytes = b"x", mode: str = "100644") -> Callable[[dict[str, tuple[str, bytes]]], None]:
+    return lambda entries: entries.update({name: (mode, content)})
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (put("adapter.safetensors", b"W" + b"w" * 4999), "changed"),
+        (put("card.yaml", b"name: other"), "changed"),
+        (put("extra.txt"), "does not list"),
+        (lambda entries: entries.pop("README.md") and None, "missing"),
+        (put("README.md", b"/etc/passwd", "120000"), "a link"),
+        (put("sub", b"", "160000"), "a submodule"),
+        (put("sub", b"x", "040000"), "a folder"),
+        (put("README.md", b"#!/bin/sh", "100755"), "an executable"),
+        (put("weights.bin"), "pickle"),
+        (put("..x"), "not a file name"),
+        (put("a b"), "not a file name"),
+        (put("card.YAML"), "only in case"),
+        (put("nul.txt"), "not a file name"),
+    ],
+)
+def test_a_rewritten_release_is_refused_and_nothing_is_stored(
+    hub: Hub, source: Source, home: Path, change: object, why: str
+) -> None:
+    release(hub, source())
+    hub.trust()
+    rewrite(hub, change)  # type: ignore[arg-type]
+    with pytest.raises(PackageError, match=why):
+        resolve(f"{hub.url}@sst2")
+    assert [p for p in (home / "cache").rglob("*") if p.is_file() and "locks" not in p.parts] == []
+
+
+def test_another_keys_signature_is_refused(hub: Hub, source: Source, other_key: SigningKey) -> None:
+    from adaptergit.trust import sign
+
+    release(hub, source())
+    hub.trust()
+
+    def resign(entries: dict[str, tuple[str, bytes]]) -> None:
+        entries["manifest.json.sig"] = ("100644", sign(entries["manifest.json"][1], other_key))
+
+    rewrite(hub, resign)
+    resolved = resolve(f"{hub.url}@sst2")
+    with pytest.raises(TrustError, match="only"):
+        verify(resolved.path, reference=resolved.reference)
+
+
+def test_a_removed_signature_is_refused(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    hub.trust()
+    rewrite(hub, lambda entries: entries.pop("manifest.json.sig") and None)
+    resolved = resolve(f"{hub.url}@sst2")
+    with pytest.raises(TrustError, match="not signed"):
+        verify(resolved.path, reference=resolved.reference)
+
+
+def test_an_old_release_under_a_new_tag_is_refused(hub: Hub, source: Source) -> None:
+    """Rollback: the signature is good, the version inside is not the one asked for."""
+    release(hub, source())
+    release(hub, source(b"fixed"), version="1.1.0")
+    hub.trust()
+    git(hub.bare, "update-ref", "refs/tags/adapters/sst2/1.1.0", "refs/tags/adapters/sst2/1.0.0")
+    resolved = resolve(f"{hub.url}@sst2==1.1.0")
+    with pytest.raises(TrustError, match=r"1\.1\.0"):
+        verify(resolved.path, reference=resolved.reference)
+
+
+def test_a_release_copied_to_another_repository_or_name_is_refused(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    pin_key("127.0.0.1/*", hub.key.public.line)
+    evil = hub.server.create("evil/adapters")
+    git(hub.clone, "push", "-q", evil, "--tags")
+    resolved = resolve(f"{evil}@sst2")
+    with pytest.raises(TrustError, match="belongs to"):
+        verify(resolved.path, reference=resolved.reference)
+    git(hub.bare, "update-ref", "refs/tags/adapters/mnli/1.0.0", "refs/tags/adapters/sst2/1.0.0")
+    resolved = resolve(f"{hub.url}@mnli")
+    with pytest.raises(TrustError, match="mnli"):
+        verify(resolved.path, reference=resolved.reference)
+
+
+def test_a_release_larger_than_the_limit_is_refused(hub: Hub, source: Source) -> None:
+    from adaptergit.settings import Limits
+
+    release(hub, source(os.urandom(3_000_000)))
+    small = Settings(limits=Limits(package_bytes=500_000, file_bytes=500_000))
+    with pytest.raises((TransportError, PackageError), match="limit"):
+        resolve(f"{hub.url}@sst2", settings=small)
+
+
+def test_a_server_that_never_answers_is_given_up(source: Source) -> None:
+    from adaptergit.git import Remote, list_versions
+
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        remote = Remote(f"http://127.0.0.1:{silent.getsockname()[1]}/a.git", ("http",))
+        with pytest.raises(TransportError, match="within 1 s"):
+            list_versions(remote, "x", timeout=1)
+
+
+def test_the_users_git_configuration_cannot_move_a_fetch(hub: Hub, source: Source, home: Path, tmp_path: Path) -> None:
+    release(hub, source())
+    with (home / ".gitconfig").open("a") as file:
+        file.write(
+            f'[url "file://{tmp_path}/elsewhere"]\n\tinsteadOf = {hub.url}\n[protocol "ext"]\n\tallow = always\n'
+        )
+    assert resolve(f"{hub.url}@sst2").version == "1.0.0"
+
+
+@pytest.mark.parametrize(
+    "name", ["GIT_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE"]
+)
+def test_an_outer_git_cannot_redirect_a_fetch(
+    hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    release(hub, source())
+    monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    assert resolve(f"{hub.url}@sst2").version == "1.0.0"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_hostile_url_runs_nothing(tmp_path: Path) -> None:
+    from adaptergit.git import Remote, list_versions
+
+    for url in (
+        f"ext::sh -c touch% {tmp_path}/owned",
+        f"--upload-pack=touch {tmp_path}/owned",
+        f"-u;touch {tmp_path}/owned",
+    ):
+        with pytest.raises(TransportError):
+            list_versions(Remote(url, ("https",)), "x")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_missing_adapter_and_a_missing_repository_are_told_apart(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    with pytest.raises(NotFoundError, match="no adapter 'nope'"):
+        resolve(f"{hub.url}@nope")
+    with pytest.raises(TransportError, match="not found"):
+        resolve(f"{hub.server.url}/acme/nothing.git@nope")
+    with pytest.raises(NotFoundError, match=r"9\.9"):
+        resolve(f"{hub.url}@sst2==9.9")
+
+
+# --- trust, stored ----------------------------------------------------------------------------------------------------
+
+
+def test_tofu_remembers(hub: Hub, source: Source, home: Path) -> None:
+    release(hub, source())
+    resolved = resolve(f"{hub.url}@sst2")
+    with pytest.raises(TrustError, match="nobody you know"):
+        verify(resolved.path, reference=resolved.reference)
+    with pytest.warns(AdaptergitWarning, match="pinned the key"):
+        verify(resolved.path, reference=resolved.reference, policy="tofu")
+    assert verify(resolved.path, reference=resolved.reference).level == "enforce"
+    assert hub.key.public.line in (home / "config" / "known_publishers").read_text()
+
+
+def test_a_package_that_fails_its_digests_is_never_pinned(hub: Hub, source: Source, home: Path) -> None:
+    release(hub, source())
+    path = fetch(f"{hub.url}@sst2")
+    copy = home / "copy"
+    shutil.copytree(path, copy)
+    (copy / "adapter.safetensors").chmod(0o644)
+    (copy / "adapter.safetensors").write_bytes(b"x" * 5000)
+    with pytest.raises(PackageError, match="changed"):
+        verify(copy, policy="tofu")
+    assert not (home / "config" / "known_publishers").exists()
+
+
+def test_the_policy_is_chosen_by_glob(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    resolved = resolve(f"{hub.url}@sst2")
+    settings = Settings(policy=(("127.0.0.1/acme/*", "unsigned"), ("*", "enforce")))
+    with pytest.warns(AdaptergitWarning, match="nobody vouches"):
+        verify(resolved.path, reference=resolved.reference, settings=settings)
+
+
+def test_a_signature_is_one_ssh_keygen_verifies(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    path = fetch(f"{hub.url}@sst2")
+    (tmp_path / "allowed").write_text(f"acme {hub.key.public.line}\n")
+    argv = ["ssh-keygen", "-Y", "verify", "-f", str(tmp_path / "allowed"), "-I", "acme", "-n", "manifest.v1@adaptergit"]
+    done = subprocess.run(
+        [*argv, "-s", str(path / "manifest.json.sig")],
+        input=(path / "manifest.json").read_bytes(),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0
+
+
+def test_the_server_counts_what_it_sends(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    with GitServer(tmp_path / "root") as server:
+        url = server.create("a/b")
+        git(tmp_path, "ls-remote", url)
+        assert server.traffic.sent > 100
+        server.reset()
+        assert server.traffic.requests == []
+
+
+def test_a_card_of_another_name_is_renamed_for_the_release_only(hub: Hub, source: Source) -> None:
+    folder = source()
+    published = release(hub, folder, name="renamed", version="3.0.0")
+    assert published.name == "renamed"
+    assert Card.from_yaml((folder / "card.yaml").read_bytes()).name == "sst2"
+    assert Card.from_yaml((hub.clone / "adapters/renamed/card.yaml").read_bytes()).version == "3.0.0"
+    assert canonical.sha256((hub.clone / "adapters/renamed/manifest.json").read_bytes()) == published.digest
+    assert card_data()["name"] == "sst2"
