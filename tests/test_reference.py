@@ -36,11 +36,10 @@ def test_what_is_written_is_read_back(source: str, adapter: str, specifier: str,
 def test_any_other_text_is_a_usage_error(text: str) -> None:
     try:
         reference = Reference.parse(text)
-    except UsageError as error:
-        assert error.hint
-    else:
-        assert Reference.parse(str(reference)) == reference
-        assert not reference.source.url.startswith("-")
+    except UsageError:
+        return
+    assert Reference.parse(str(reference)) == reference
+    assert not reference.source.url.startswith("-")
 
 
 @pytest.mark.parametrize(
