@@ -82,7 +82,7 @@ def anatomy_of(model: nn.Module, sites: Iterable[Mapping[str, Any]] | None = Non
                 block=index,
                 branch=row.branch,
                 output=f"{family.blocks}.{index}.{row.output}",
-                residual=f"{family.blocks}.{index}.{row.residual}".rstrip("."),
+                residual=f"{family.blocks}.{index}.{row.residual}",
                 norm=f"{family.blocks}.{index}.{row.norm}" if row.norm else None,
             )
             for index in range(len(blocks))

@@ -65,7 +65,8 @@ def read_into(path: Path, modules: Mapping[str, nn.Module]) -> None:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             shapes = {key: (tuple(part.get_shape()), str(part.get_dtype())) for key, part in slices.items()}
             _compare(str(path), _expected(modules), shapes)
-            tensors = {key: file.get_tensor(key) for key in shapes}
+            # Copies: mapped pages would follow the file if it changed later, and are not aligned for fast kernels.
+            tensors = {key: file.get_tensor(key).clone() for key in shapes}
     except SafetensorError as error:
         raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
     except FileNotFoundError as error:

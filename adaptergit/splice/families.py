@@ -2,8 +2,8 @@
 
 A row says, with dotted paths from the base model, which ``ModuleList`` holds the blocks, and for each branch of a
 block: ``output``, the module whose output is the branch before the residual is added; ``residual``, the module whose
-argument is the residual stream that will be added (empty: the block itself); ``norm``, the post-norm that follows the
-sum, or None in pre-norm models.
+first argument is the residual stream that will be added (inside the block: gradient checkpointing runs a block without
+the block's own hooks); ``norm``, the post-norm that follows the sum, or None in pre-norm models.
 
 To add a family, add a row and its ``model_type``; the tests splice into it.
 """
@@ -42,7 +42,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         blocks="encoder.layer",
         branches=(
-            BranchRow("attention", "attention.output.dropout", "", "attention.output.LayerNorm"),
+            BranchRow("attention", "attention.output.dropout", "attention", "attention.output.LayerNorm"),
             BranchRow("ffn", "output.dropout", "intermediate", "output.LayerNorm"),
         ),
         model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"),

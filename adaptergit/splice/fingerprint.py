@@ -56,7 +56,7 @@ class Fingerprint:
         try:
             version, sizes, structure, packed = text.split(":")
             blocks, hidden = sizes.split("x")
-            raw = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
+            raw = base64.b64decode(packed + "=" * (-len(packed) % 4), altchars=b"-_", validate=True)
             if version != "fp1" or len(raw) not in (0, 2 * _PROJECTIONS):
                 raise ValueError(text)
             return cls(int(blocks), int(hidden), structure, struct.unpack(f">{len(raw) // 2}h", raw))
