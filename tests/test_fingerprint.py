@@ -100,4 +100,6 @@ def test_other_text_is_no_fingerprint(text: str) -> None:
 
 def test_the_numbers_do_not_change_between_versions() -> None:
     """Cards in the world hold these; a change needs fp2."""
-    assert str(fingerprint_of(tiny_model("bert"))).startswith("fp1:2x32:80597f2a1cc1a95a72f4e2d883e7f70b:FbT0a_owCDMN8f3t")
+    assert str(fingerprint_of(tiny_model("bert"))).startswith(
+        "fp1:2x32:80597f2a1cc1a95a72f4e2d883e7f70b:FbT0a_owCDMN8f3t"
+    )

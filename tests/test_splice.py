@@ -17,7 +17,15 @@ from torch import nn
 
 import adaptergit
 from adaptergit.errors import ModelError, PackageError, UsageError
-from adaptergit.splice import Bottleneck, ClassificationHead, Stack, adapters, anatomy_of, parse_composition, parse_config
+from adaptergit.splice import (
+    Bottleneck,
+    ClassificationHead,
+    Stack,
+    adapters,
+    anatomy_of,
+    parse_composition,
+    parse_config,
+)
 from adaptergit.splice.config import config_from_dict, describe, presets
 
 MODELS = ["bert", "roberta", "gpt2", "llama", "llama_gqa"]
@@ -198,7 +206,9 @@ def test_a_compiled_forward_has_one_graph(ids: torch.Tensor) -> None:
         noisy(panel, "a")
         panel.active = "a"
         torch._dynamo.reset()
-        explained = torch._dynamo.explain(model)(ids, use_cache=False) if name != "bert" else torch._dynamo.explain(model)(ids)
+        explained = (
+            torch._dynamo.explain(model)(ids, use_cache=False) if name != "bert" else torch._dynamo.explain(model)(ids)
+        )
         assert explained.graph_count == 1, explained.break_reasons
 
 
@@ -469,7 +479,9 @@ def test_the_same_architecture_with_other_weights_is_refused(saved: Path) -> Non
         ("format: adaptergit", "format: peft", PackageError),
     ],
 )
-def test_a_card_that_does_not_fit_its_weights_is_refused(saved: Path, old: str, new: str, error: type[Exception]) -> None:
+def test_a_card_that_does_not_fit_its_weights_is_refused(
+    saved: Path, old: str, new: str, error: type[Exception]
+) -> None:
     text = (saved / "card.yaml").read_text()
     assert old in text
     (saved / "card.yaml").write_text(text.replace(old, new))
@@ -550,7 +562,9 @@ def test_an_invalid_card_field_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_the_base_model_is_found_through_the_settings(saved: Path, home: Path, tmp_path: Path, ids: torch.Tensor) -> None:
+def test_the_base_model_is_found_through_the_settings(
+    saved: Path, home: Path, tmp_path: Path, ids: torch.Tensor
+) -> None:
     from adaptergit.errors import NotFoundError
 
     tiny_model().save_pretrained(tmp_path / "base")
@@ -581,7 +595,9 @@ def test_old_names_of_presets_are_known() -> None:
 
 
 def test_config_strings_hold_any_value() -> None:
-    config = parse_config('seq_bn[reduction_factor={"0": 2, "default": 16}, non_linearity=gelu, leave_out=[1, 2], dropout=0.1]')
+    config = parse_config(
+        'seq_bn[reduction_factor={"0": 2, "default": 16}, non_linearity=gelu, leave_out=[1, 2], dropout=0.1]'
+    )
     assert isinstance(config, Bottleneck)
     assert config.reduction_factor == {"0": 2, "default": 16}
     assert (config.non_linearity, config.leave_out, config.dropout) == ("gelu", (1, 2), 0.1)
@@ -608,7 +624,9 @@ def test_the_error_points_into_the_string() -> None:
     assert text[pointer.index("^")] in " r"
 
 
-@pytest.mark.parametrize("text", ["", "Stack()", "Stack(a", "Fuse(a, b)", "Stack(a,,b)", "Stack(a b)", "a b", "Stack(Stack(a))", 3])
+@pytest.mark.parametrize(
+    "text", ["", "Stack()", "Stack(a", "Fuse(a, b)", "Stack(a,,b)", "Stack(a b)", "a b", "Stack(Stack(a))", 3]
+)
 def test_a_malformed_composition_is_refused(text: Any) -> None:
     with pytest.raises(UsageError):
         parse_composition(text)

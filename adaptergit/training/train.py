@@ -259,7 +259,7 @@ def _labels(data: Examples, held_out: Examples) -> tuple[str, ...]:
     labels = data.label_names()
     if len(labels) < 2:
         raise DataError(f"all labels are {labels[0]!r}: there is nothing to learn", where=str(data.path))
-    if len(labels) > max(100, len(data) // 2):
+    if len(labels) > max(20, len(data) // 2):
         raise DataError(
             f"{len(labels)} different labels in {len(data)} lines",
             where=str(data.path),

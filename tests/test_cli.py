@@ -1,0 +1,180 @@
+"""The command line, as people and scripts run it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from conftest import Hub, snapshot
+
+from adaptergit import errors
+from adaptergit.cli import _COMMANDS, main
+
+Source = Callable[..., Path]
+LEAVES = [[name] for name in _COMMANDS if name not in ("index", "trust")] + [["index", "add"], ["trust", "add"], ["trust", "ls"], ["trust", "remove"]]  # fmt: skip
+
+
+def run(*argv: str, code: int = 0, cwd: Path | None = None) -> str:
+    """Run in a process of its own, as a person does; no traceback ever."""
+    done = subprocess.run(
+        [sys.executable, "-m", "adaptergit", *argv], capture_output=True, text=True, check=False, cwd=cwd
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("command", LEAVES, ids=" ".join)
+def test_every_command_explains_itself_with_an_example(command: list[str]) -> None:
+    result = CliRunner().invoke(main, [*command, "--help"])
+    assert result.exit_code == 0
+    assert f"adaptergit {command[0]}" in result.output.split("Example:")[1]
+    assert "--json" in result.output
+
+
+def test_every_listed_command_exists_and_help_lists_it() -> None:
+    listing = CliRunner().invoke(main, ["--help"]).output
+    for name in _COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        assert command.help
+        assert f"  {name} " in listing
+
+
+def test_exit_codes_are_documented_where_people_look() -> None:
+    text = CliRunner().invoke(main, ["--help"]).output
+    codes = {
+        c.exit_code for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.AdaptergitError)
+    }
+    assert codes == set(range(1, 10))
+    assert all(f"{code} " in text for code in codes)
+
+
+def test_from_keygen_to_search(hub: Hub, source: Source, tmp_path: Path) -> None:
+    key = json.loads(run("keygen", "--comment", "me", "--json"))
+    assert Path(key["path"]).exists()
+    run("init", cwd=hub.clone)
+    hub.git("add", "-A")
+    hub.git("commit", "-qm", "init")
+    plan = json.loads(run("publish", str(source()), "--dry-run", "--json", cwd=hub.clone))
+    assert plan["dry_run"]
+    published = json.loads(run("publish", str(source()), "--json", cwd=hub.clone))
+    assert "released already" in run("publish", str(source()), code=9, cwd=hub.clone)
+    reference = f"{hub.url}@sst2"
+
+    assert "nobody you know" in run("load", reference, code=4)
+    refused = json.loads(run("load", reference, "--json", code=4))
+    assert refused["error"]["type"] == "TrustError"
+    run("trust", "add", "127.0.0.1/acme/*", key["public_key"])
+    assert key["fingerprint"] in run("trust", "ls")
+    loaded = json.loads(run("load", reference, "--json"))
+    assert loaded["verdict"]["digest"] == published["digest"]
+    assert loaded["card"]["name"] == "sst2"
+    assert "accepted" in run("verify", reference)
+    assert "accepted" in run("verify", loaded["path"])
+    assert "Apache-2.0" in run("info", reference, "--offline")
+
+    index = tmp_path / "index.json"
+    run("index", "add", str(index), reference)
+    before = index.read_bytes()
+    run("index", "add", str(index), reference)
+    assert index.read_bytes() == before
+    found = json.loads(run("search", "sst2", "--index", str(index), "--json"))
+    assert [e["id"] for e in found["entries"]] == ["127.0.0.1/acme/adapters@sst2"]
+    assert json.loads(run("search", "nothing", "--index", str(index), "--json")) == {"entries": []}
+    assert json.loads(run("search", "--method", "seq", "--base-model", "tiny", "--index", str(index), "--json"))[
+        "entries"
+    ]
+    hub.server.reset()
+    assert "fetched" in run("load", reference, "--index", str(index), "--refresh") or hub.server.traffic.requests
+    run("trust", "remove", key["fingerprint"])
+    run("load", reference, code=4)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["nonsense"], 2), (["load"], 2), (["load", "acme"], 2), (["load", "acme/adapters@BAD"], 2), (["load", "a/b@c#sha256:12"], 2),
+        (["load", "a/b@c", "--policy", "maybe"], 2), (["load", "http://example.org/a/b@c"], 2), (["load", "a/b@c", "--offline"], 5),
+        (["load", "http://127.0.0.1:1/a/b.git@c"], 6), (["load", "./nowhere@c"], 6), (["verify", "nowhere"], 5), (["verify", "."], 5),
+        (["info", "nowhere"], 5), (["info", "a/b@"], 2), (["search", "x"], 2), (["search", "x", "--index", "nowhere.json"], 5),
+        (["trust", "add", "acme", "key"], 2), (["trust", "add", "github.com/a/b", "nowhere.pub"], 5),
+        (["trust", "add", "github.com/a/b", "ssh-ed25519 AAAA"], 4), (["trust", "add", "https://github.com/a/b", "x y"], 2),
+        (["trust", "remove", "SHA256:x"], 5), (["publish", "nowhere"], 5), (["publish", "."], 5), (["init"], 2),
+        (["index", "add", "i.json"], 2), (["index", "add", "i.json", "nope"], 2), (["predict", "x"], 2),
+        (["predict", "nowhere", "--text", "x"], 5), (["predict", "a/b@c", "--file", "nowhere.tsv"], 5),
+        (["predict", "a/b@c", "--text", "x", "--label-column", "y"], 2), (["train", "--base", "x"], 2),
+        (["train", "--base", "x", "--train", "a.tsv", "--eval", "b.tsv", "--output", "out"], 5),
+        (["train", "--base", "x", "--train", "a.tsv", "--eval", "b.tsv", "--output", "out", "--epochs", "many"], 2),
+        (["train", "--base", "x", "--train", "a.tsv", "--eval", "b.tsv", "--output", "out", "--adapter", "seq_bn["], 2),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_error_and_leaves_nothing_behind(
+    argv: list[str], code: int, tmp_path: Path, home: Path
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    said = run(*argv, code=code, cwd=work)
+    assert "rror: " in said
+    assert snapshot(work) == {}
+    assert {n for n in snapshot(home) if "locks/" not in n} == {".gitconfig"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"schema": "x", "entries": []}', '{"schema": "adaptergit.index/1", "entries": [{"id": "x"}]}', "\xff"],
+)
+def test_a_malformed_index_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "index.json").write_text(content, "latin-1")
+    assert "index.json" in run("search", "x", "--index", str(tmp_path / "index.json"), code=3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "default_host = 3",
+        "colour = 'red'",
+        "= x",
+        "[[policy]]\nmatch = '*'",
+        "[[policy]]\nmatch = '*'\nlevel = 'lax'",
+        "policy = 3",
+        "[base_models]\nx = 1",
+    ],
+)
+def test_malformed_settings_are_refused(home: Path, content: str) -> None:
+    (home / "config").mkdir()
+    (home / "config" / "config.toml").write_text(content)
+    assert "config.toml" in run("load", "a/b@c", "--offline", code=2)
+
+
+@pytest.mark.parametrize("content", ["github.com/a/b", "* ssh-ed25519 x", "a cert-authority ssh-ed25519 AAAA"])
+def test_a_malformed_allowed_signers_file_is_refused_with_its_line(
+    hub: Hub, source: Source, home: Path, content: str
+) -> None:
+    from adaptergit.publish import publish
+
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    (home / "config").mkdir(exist_ok=True)
+    (home / "config" / "allowed_signers").write_text(f"# mine\n{content}\n")
+    assert "allowed_signers:2" in run("load", f"{hub.url}@sst2", code=4)
+
+
+def test_importing_and_help_start_no_torch(home: Path) -> None:
+    script = "import sys, adaptergit, adaptergit.cli; print([m for m in ('torch', 'transformers', 'git', 'jsonschema', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_distribution_commands_start_no_torch(hub: Hub, source: Source) -> None:
+    from adaptergit.publish import publish
+
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    script = f"import sys; sys.argv = ['adaptergit', 'load', '{hub.url}@sst2']\nfrom adaptergit.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

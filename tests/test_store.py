@@ -1,0 +1,169 @@
+"""The store: complete or absent, whoever writes, whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from conftest import Hub
+
+from adaptergit.errors import NotFoundError, PackageError, TransportError
+from adaptergit.package import Card, pack
+from adaptergit.publish import publish
+from adaptergit.resolve import resolve, verify
+from adaptergit.settings import Limits
+from adaptergit.store import Known, Seen, Store
+
+Source = Callable[..., Path]
+
+
+def add(store: Store, folder: Path) -> str:
+    card = Card.from_yaml((folder / "card.yaml").read_bytes())
+    with store.workspace() as work:
+        inner = work / "package"
+        inner.mkdir()
+        pack(folder, inner, card, repository="h.example/a/b", previous=None, created=datetime(2026, 1, 1, tzinfo=UTC))
+        return store.add(inner, Limits()).digest
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_what_is_added_is_found_under_its_digest(store: Store, source: Source) -> None:
+    digest = add(store, source())
+    assert store.open(digest).digest == digest
+    assert store.find("0" * 64) is None
+    with pytest.raises(NotFoundError):
+        store.open("0" * 64)
+    with pytest.raises(PackageError):
+        store.find("../../etc")
+
+
+def test_adding_twice_is_adding_once(store: Store, source: Source) -> None:
+    assert add(store, source()) == add(store, source())
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_what_does_not_match_its_manifest_is_not_stored(store: Store, source: Source) -> None:
+    card = Card.from_yaml((source() / "card.yaml").read_bytes())
+    with pytest.raises(PackageError, match="changed"), store.workspace() as work:
+        inner = work / "package"
+        inner.mkdir()
+        pack(source(), inner, card, repository="h.example/a/b", previous=None, created=datetime.now(UTC))
+        (inner / "adapter.safetensors").write_bytes(b"W" * 5000)
+        store.add(inner, Limits())
+    assert not (store.root / "packages").exists()
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["weights", "missing", "manifest", "extra"])
+def test_a_damaged_entry_is_refused_and_healed_by_fetching_again(hub: Hub, source: Source, damage: str) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    path = resolve(f"{hub.url}@sst2").path
+    if damage == "weights":
+        (path / "adapter.safetensors").chmod(0o644)
+        (path / "adapter.safetensors").write_bytes(b"W" * 5000)
+    elif damage == "missing":
+        (path / "README.md").unlink()
+    elif damage == "manifest":
+        (path / "manifest.json").chmod(0o644)
+        (path / "manifest.json").write_bytes(b"{}")
+    else:
+        (path / "extra").write_bytes(b"")
+    resolved = resolve(f"{hub.url}@sst2")
+    with pytest.raises(PackageError):
+        verify(resolved.path, reference=resolved.reference)
+    resolved = resolve(f"{hub.url}@sst2", refresh=True)
+    assert verify(resolved.path, reference=resolved.reference).signers
+
+
+def test_many_processes_fetch_once(hub: Hub, source: Source) -> None:
+    publish(source(os.urandom(500_000)), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    hub.server.reset()
+    script = (
+        "import sys; from adaptergit.resolve import resolve, verify\n"
+        "r = resolve(sys.argv[1]); print(r.digest, len((r.path / 'adapter.safetensors').read_bytes()), verify(r.path).level)"
+    )
+    argv = [sys.executable, "-c", script, f"{hub.url}@sst2"]
+    running = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    outputs = {process.communicate()[0] for process in running}
+    assert all(process.returncode == 0 for process in running)
+    assert len(outputs) == 1
+    assert "500000" in outputs.pop()
+    fetches = [r for r in hub.server.traffic.requests if r.startswith("POST")]
+    assert len(fetches) <= 3, "one listing, one fetch"
+
+
+def test_a_killed_load_leaves_no_half_package(hub: Hub, source: Source, home: Path) -> None:
+    publish(source(os.urandom(2_000_000)), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    argv = [sys.executable, "-c", f"from adaptergit.resolve import resolve; resolve('{hub.url}@sst2', refresh=True)"]
+    for delay in (0.05, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5):
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for path in (home / "cache" / "packages").glob("*/*"):
+            verify(path)
+    resolved = resolve(f"{hub.url}@sst2")
+    assert verify(resolved.path, reference=resolved.reference).signers
+
+
+def test_a_package_can_be_removed(store: Store, source: Source) -> None:
+    digest = add(store, source())
+    store.remove(digest)
+    assert store.find(digest) is None
+    store.remove(digest)
+
+
+def test_what_was_seen_is_remembered_and_damage_is_nothing_seen(store: Store) -> None:
+    known = Known({"1.0": Seen("a" * 64, "b" * 40)}, ("1.0", "1.1"), 5.0)
+    store.remember("https://h/a", "x", known)
+    assert store.known("https://h/a", "x") == known
+    assert store.known("https://h/a", "y") == Known({}, (), 0.0)
+    (record,) = (store.root / "resolved").iterdir()
+    for content in (b"", b"[]", b'{"fetched": 1}', b"\xff"):
+        record.write_bytes(content)
+        assert store.known("https://h/a", "x") == Known({}, (), 0.0)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="root may write anywhere")
+def test_a_read_only_store_says_so(store: Store, source: Source) -> None:
+    store.root.mkdir()
+    store.root.chmod(0o555)
+    with pytest.raises(TransportError, match="store"):
+        add(store, source())
+
+
+def test_a_full_disk_is_a_clear_error(
+    hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file system of 300 kB, where root may make one."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(small)], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("cannot mount a small file system here")
+    try:
+        publish(source(os.urandom(2_000_000)), clone=hub.clone, key=hub.key.path)
+        monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", str(small / "cache"))
+        with pytest.raises(TransportError, match="No space") as caught:
+            resolve(f"{hub.url}@sst2")
+        assert "ADAPTERGIT_CACHE_DIR" in str(caught.value.hint)
+        assert list((small / "cache").glob("packages/*/*")) == []
+        assert shutil.disk_usage(small).free > 200_000
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

