@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -242,13 +241,13 @@ def test_a_pickled_model_keeps_its_adapters(ids: torch.Tensor) -> None:
 
 
 @pytest.fixture
-def two() -> Iterator[tuple[Any, Any]]:
+def two() -> tuple[Any, Any]:
     model = tiny_model()
     panel = adapters(model)
     for index, name in enumerate(("a", "b")):
         panel.add(name, "double_seq_bn")
         noisy(panel, name, index)
-    yield model, panel
+    return model, panel
 
 
 def test_a_stack_runs_its_children_in_order(two: tuple[Any, Any], ids: torch.Tensor) -> None:

@@ -56,12 +56,13 @@ def test_adding_twice_is_adding_once(store: Store, source: Source) -> None:
 
 def test_what_does_not_match_its_manifest_is_not_stored(store: Store, source: Source) -> None:
     card = Card.from_yaml((source() / "card.yaml").read_bytes())
-    with pytest.raises(PackageError, match="changed"), store.workspace() as work:
+    with store.workspace() as work:
         inner = work / "package"
         inner.mkdir()
         pack(source(), inner, card, repository="h.example/a/b", previous=None, created=datetime.now(UTC))
         (inner / "adapter.safetensors").write_bytes(b"W" * 5000)
-        store.add(inner, Limits())
+        with pytest.raises(PackageError, match="changed"):
+            store.add(inner, Limits())
     assert not (store.root / "packages").exists()
     assert list((store.root / "tmp").iterdir()) == []
 
