@@ -19,6 +19,7 @@ from adaptergit.formats import is_adapterhub, read_adapterhub
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, check_files, read_package
 from adaptergit.package.card import MAX_BYTES
 from adaptergit.package.folder import read_bounded
+from adaptergit.reference import is_folder
 from adaptergit.resolve import resolve, verify
 from adaptergit.settings import Settings, load_settings
 from adaptergit.splice.anatomy import anatomy_of
@@ -101,8 +102,8 @@ def _obtain(
     ref: str | Path, policy: str | None, offline: bool, index: str | Path | None, settings: Settings
 ) -> tuple[Path, Verdict | None, bool]:
     """Return a package folder whose every byte is checked."""
-    folder = Path(ref).expanduser()
-    if isinstance(ref, Path) or "@" not in ref or folder.is_dir():
+    if is_folder(ref):
+        folder = Path(ref).expanduser()
         if not folder.is_dir():
             raise NotFoundError(
                 "no such folder, and not a reference",
@@ -110,7 +111,7 @@ def _obtain(
                 hint="write org/repo@adapter, or the path of a package folder",
             )
         return folder, _verify_local(folder, policy, settings), True
-    resolved = resolve(ref, offline=offline, index=index, settings=settings)
+    resolved = resolve(str(ref), offline=offline, index=index, settings=settings)
     return (
         resolved.path,
         verify(resolved.path, policy=policy, reference=resolved.reference, settings=settings),

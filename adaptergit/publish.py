@@ -129,11 +129,11 @@ def publish(
             plan = plan_release(here, folder, card.name, card.version, source=source)
             if plan.unpushed and remote is not None:
                 report(f"the push also carries {plan.unpushed} unpushed commits of {here.branch}")
+            if remote is not None:
+                report(f"pushing {here.branch} and {plan.tag} to {remote}")
             publish_release(plan, remote)
             tree = plan.tree
-            report(
-                f"pushed {here.branch} and {plan.tag} to {remote}" if remote else f"tagged {plan.tag}, nothing pushed"
-            )
+            report("the server has both" if remote else f"tagged {plan.tag}, nothing pushed")
     digest = canonical.sha256(manifest_bytes)
     address = where.text if where is not None and where.kind != "hosted" else principal
     return Release(

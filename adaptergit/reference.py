@@ -30,6 +30,7 @@ _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
 _SEGMENT = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
 _SCP = re.compile(r"(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@(?P<host>[A-Za-z0-9.-]+):(?P<path>[^:].*)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PATHS = ("./", "../", "/", "~/")
 _SCHEMES = ("https", "http", "ssh", "file")
 _EXAMPLE = "write it like acme/adapters@sst2, acme/adapters@sst2==1.2.0 or https://host/acme/adapters.git@sst2"
 
@@ -64,7 +65,7 @@ class Source:
             raise UsageError(f"{text!r} is not a repository", hint=_EXAMPLE)
         if "://" in text:
             return _parse_url(text)
-        if text.startswith(("./", "../", "/", "~/")) or text in (".", ".."):
+        if text.startswith(_PATHS) or text in (".", ".."):
             path = Path(text).expanduser().resolve()
             return cls(text, "path", path.as_uri(), None)
         if match := _SCP.fullmatch(text):
@@ -188,6 +189,17 @@ class Reference:
         """The reference as it can be parsed again."""
         digest = f"#sha256:{self.digest}" if self.digest else ""
         return f"{self.source.text}@{self.adapter}{self.specifier}{digest}"
+
+
+def is_folder(text: str | Path) -> bool:
+    """Tell whether a person means a folder and not a reference.
+
+    A text with ``@`` is a reference unless it is written as a path (``./``, ``../``, ``/``, ``~/``) and is a folder: what
+    lies in the working directory never takes the place of ``org/repo@adapter``.
+    """
+    if isinstance(text, Path) or "@" not in text:
+        return True
+    return text.startswith(_PATHS) and Path(text).expanduser().is_dir()
 
 
 def check_adapter_name(name: str) -> str:

@@ -670,3 +670,14 @@ def test_a_seed_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     panel.add("a", "seq_bn[init_weights_seed=42]")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_folder_never_takes_the_place_of_a_reference(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "acme").mkdir()
+    saved.rename(tmp_path / "acme" / "adapters@sst2")
+    with pytest.raises(adaptergit.NotFoundError, match="store"):
+        adaptergit.load("acme/adapters@sst2", tiny_model(), offline=True)
+    adaptergit.load("./acme/adapters@sst2", tiny_model())

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptergit.cli.output import json_option, print_json, step
+from adaptergit.cli.output import json_option, print_json, step, waiting
+from adaptergit.reference import is_folder
 
 if TYPE_CHECKING:
     from adaptergit.package import Card
@@ -44,7 +45,8 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
     from adaptergit.resolve import resolve
     from adaptergit.resolve import verify as check
 
-    resolved = resolve(reference, offline=offline, refresh=refresh, index=index)
+    with waiting(f"fetching {reference}", quiet=as_json):
+        resolved = resolve(reference, offline=offline, refresh=refresh, index=index)
     if not as_json:
         step("found in the store" if resolved.from_store else f"fetched {resolved.reference.source.url}")
     verdict = check(resolved.path, policy=policy, reference=resolved.reference)
@@ -76,8 +78,9 @@ def verify(path: str, policy: str | None, as_json: bool) -> None:
     from adaptergit.resolve import resolve
     from adaptergit.resolve import verify as check
 
-    if "@" in path and not Path(path).is_dir():
-        resolved = resolve(path)
+    if not is_folder(path):
+        with waiting(f"fetching {path}", quiet=as_json):
+            resolved = resolve(path)
         verdict = check(resolved.path, policy=policy, reference=resolved.reference)
     else:
         verdict = check(path, policy=policy)
@@ -103,13 +106,8 @@ def info(reference: str, offline: bool, refresh: bool, as_json: bool) -> None:
     from adaptergit.package import CARD, MANIFEST, Card, canonical
     from adaptergit.package.card import MAX_BYTES
     from adaptergit.package.folder import read_bounded
-    from adaptergit.resolve import fetch
 
-    path = (
-        Path(reference)
-        if Path(reference).is_dir() or "@" not in reference
-        else fetch(reference, offline=offline, refresh=refresh)
-    )
+    path = Path(reference) if is_folder(reference) else _fetched(reference, offline, refresh, as_json)
     card = Card.from_yaml(read_bounded(path / CARD, MAX_BYTES), where=str(path / CARD))
     manifest = path / MANIFEST
     digest = canonical.sha256(manifest.read_bytes()) if manifest.is_file() else None
@@ -119,6 +117,13 @@ def info(reference: str, offline: bool, refresh: bool, as_json: bool) -> None:
     _describe(card)
     click.echo(f"digest       {f'sha256:{digest}' if digest else 'none: not packed or signed yet'}")
     click.echo(f"files        {path}")
+
+
+def _fetched(reference: str, offline: bool, refresh: bool, quiet: bool) -> Path:
+    from adaptergit.resolve import fetch
+
+    with waiting(f"fetching {reference}", quiet=quiet):
+        return fetch(reference, offline=offline, refresh=refresh)
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:

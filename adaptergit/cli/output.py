@@ -53,6 +53,19 @@ def step(text: str) -> None:
 
 
 @contextmanager
+def waiting(text: str, quiet: bool = False) -> Iterator[None]:
+    """Show that something is going on that has no measurable end: a spinner on a terminal, nothing elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True, quiet=quiet)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
+
+
+@contextmanager
 def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], None]]:
     """Give a function ``report(stage, done, total, note)`` that draws bars on stderr; without a terminal, lines."""
     from rich.console import Console

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from adaptergit.cli.load import policy_option
-from adaptergit.cli.output import json_option, print_json, step
+from adaptergit.cli.output import json_option, print_json, step, waiting
 
 
 @click.command()
@@ -77,7 +77,8 @@ def add(file: Path, references: tuple[str, ...], policy: str | None, as_json: bo
 
     added = []
     for reference in references:
-        entry = add_to_index(file, reference, policy=policy)
+        with waiting(f"fetching {reference}", quiet=as_json):
+            entry = add_to_index(file, reference, policy=policy)
         added.append(asdict(entry))
         if not as_json:
             step(f"listed {entry.id}=={entry.version}")
