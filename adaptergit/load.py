@@ -6,27 +6,26 @@ anything that changes the model.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel
 
-from adaptergit.errors import ModelError, NotFoundError, PackageError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, UsageError
 from adaptergit.formats import is_adapterhub, read_adapterhub
-from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, check_files, read_package
-from adaptergit.package.card import MAX_BYTES
-from adaptergit.package.folder import read_bounded
-from adaptergit.reference import is_folder
-from adaptergit.resolve import resolve, verify
-from adaptergit.settings import Settings, load_settings
-from adaptergit.splice.anatomy import anatomy_of
+from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
+from adaptergit.package.local import local_card
+from adaptergit.reference import expand, is_folder
+from adaptergit.resolve import fetch, verify
+from adaptergit.settings import Settings, config_dir, load_settings
 from adaptergit.splice.checkpoint import HEAD, fill, read_into
 from adaptergit.splice.config import config_from_dict
 from adaptergit.splice.fingerprint import Fingerprint, compare
-from adaptergit.splice.heads import HeadConfig, build_head, head_from_dict
+from adaptergit.splice.heads import HeadConfig, StaticHead, build_head, head_from_dict
 from adaptergit.splice.panel import Panel, adapters
 from adaptergit.trust import Verdict
 
@@ -41,6 +40,15 @@ class About:
     """None for a local folder that is not a signed package."""
     from_store: bool
     """True when no network was touched."""
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """What the weights must be, byte for byte, when they are read; None for a folder without a manifest."""
+        manifest = self.path / MANIFEST
+        if self.verdict is None and not manifest.exists():
+            return None
+        parsed = self.verdict.manifest if self.verdict else Manifest.from_bytes(read_package(self.path).manifest_bytes)
+        return next((f.sha256 for f in parsed.files if f.path == WEIGHTS), "")
 
 
 def load(
@@ -77,18 +85,19 @@ def load(
         ModelError: It does not fit the model. The model is as it was, whatever was raised.
     """
     settings = load_settings()
-    path, verdict, from_store = _obtain(ref, policy, offline, index, settings)
-    if not (path / CARD).exists():
-        return _load_foreign(path, model, name, head, activate, device, dtype)
-    card = Card.from_yaml(read_bounded(path / CARD, MAX_BYTES), where=str(path / CARD))
+    _check_arguments(ref, model, dtype)
+    if is_folder(ref) and not (expand(ref) / CARD).exists() and is_adapterhub(expand(ref)):
+        return _load_foreign(expand(ref), model, name, head, activate, device, dtype)
+    about = _obtain(ref, policy, offline, index, settings)
+    card = about.card
     if model is None:
-        model = _base_model(card, settings, offline or settings.offline)
+        model = _base_model(card, settings, offline or settings.offline, head)
         if device is not None:
             model.to(device)
     fresh = getattr(model, "adaptergit", None) is None
     panel = adapters(model)
     try:
-        _splice(panel, card, path, name or card.name, head, device, dtype, About(card, path, verdict, from_store))
+        _splice(panel, name or card.name, head, device, dtype, about)
     except Exception:
         if fresh:
             panel.detach()
@@ -98,42 +107,28 @@ def load(
     return model
 
 
-def _obtain(
-    ref: str | Path, policy: str | None, offline: bool, index: str | Path | None, settings: Settings
-) -> tuple[Path, Verdict | None, bool]:
-    """Return a package folder whose every byte is checked."""
-    if is_folder(ref):
-        folder = Path(ref).expanduser()
-        if not folder.is_dir():
-            raise NotFoundError(
-                "no such folder, and not a reference",
-                where=str(ref),
-                hint="write org/repo@adapter, or the path of a package folder",
-            )
-        return folder, _verify_local(folder, policy, settings), True
-    resolved = resolve(str(ref), offline=offline, index=index, settings=settings)
-    return (
-        resolved.path,
-        verify(resolved.path, policy=policy, reference=resolved.reference, settings=settings),
-        resolved.from_store,
-    )
-
-
-def _verify_local(folder: Path, policy: str | None, settings: Settings) -> Verdict | None:
-    """A folder the caller named is the caller's word; a manifest in it must still hold, and a policy asked for too."""
-    if policy is not None:
-        return verify(folder, policy=policy, settings=settings)
-    if (folder / MANIFEST).exists():
-        package = read_package(folder, settings.limits)
-        manifest = Manifest.from_bytes(package.manifest_bytes, where=str(folder / MANIFEST))
-        check_files(package, manifest, settings.limits)
-    elif not (folder / CARD).exists() and not is_adapterhub(folder):
-        raise NotFoundError(
-            f"there is no {CARD}",
-            where=str(folder),
-            hint="this is neither a package folder nor an AdapterHub checkpoint",
+def _check_arguments(ref: object, model: object, dtype: torch.dtype | None) -> None:
+    if not isinstance(ref, str | Path):
+        raise UsageError(f"expected a reference or a folder, not {type(ref).__name__}", hint='write "org/repo@adapter"')
+    if model is not None and not isinstance(model, nn.Module):
+        raise UsageError(
+            f"model must be a transformers model, not {type(model).__name__}",
+            hint="AutoModel.from_pretrained(…) makes one",
         )
-    return None
+    if dtype is not None and not dtype.is_floating_point:
+        raise UsageError(f"adapters compute in floating point, not in {dtype}")
+
+
+def _obtain(ref: str | Path, policy: str | None, offline: bool, index: str | Path | None, settings: Settings) -> About:
+    """Return a package whose every byte is checked."""
+    if not is_folder(ref):
+        found = fetch(str(ref), policy=policy, offline=offline, index=index, settings=settings)
+        return About(found.card, found.path, found.verdict, found.from_store)
+    folder = expand(ref)
+    card = local_card(folder, settings.limits)
+    if policy is None or (policy == "unsigned" and not (folder / MANIFEST).exists()):
+        return About(card, folder, None, True)
+    return About(card, folder, verify(folder, policy=policy, settings=settings), True)
 
 
 def _load_foreign(
@@ -145,7 +140,7 @@ def _load_foreign(
     device: str | torch.device | None,
     dtype: torch.dtype | None,
 ) -> nn.Module:
-    """Load a local AdapterHub checkpoint: it names no base model that could be checked, so the caller brings one."""
+    """Load a local AdapterHub checkpoint: it names no weights that could be compared, so the caller brings a model."""
     if model is None:
         raise UsageError(
             "an AdapterHub checkpoint does not say which weights it was trained in", where=str(path), hint="pass model="
@@ -175,8 +170,6 @@ def _load_foreign(
 
 def _splice(
     panel: Panel,
-    card: Card,
-    path: Path,
     name: str,
     with_head: bool,
     device: str | torch.device | None,
@@ -184,11 +177,12 @@ def _splice(
     about: About,
 ) -> None:
     """Build on the meta device, read strictly, insert: the panel changes only in the last lines."""
+    card, where = about.card, str(about.path / CARD)
     if name in panel or (with_head and "head" in card.data and name in panel.heads):
         raise UsageError(f"the model has an adapter {name!r} already", hint="load it under another name=")
     adapter = card.data["adapter"]
     if adapter["format"] != "adaptergit":
-        raise PackageError(f"adapters in the format {adapter['format']!r} cannot be loaded yet", where=str(path / CARD))
+        raise PackageError(f"adapters in the format {adapter['format']!r} cannot be loaded yet", where=where)
     compare(Fingerprint.parse(card.base_model.fingerprint), panel.model, panel.anatomy, name=card.base_model.id)
     fields = dict(adapter["config"])
     family = str(fields.pop("family", adapter["method"]))
@@ -196,16 +190,20 @@ def _splice(
         config = config_from_dict(family, fields)
         head_config = _head_config(card)
     except (UsageError, TypeError) as error:
-        raise PackageError(f"adapter.config or head: {error}", where=str(path / CARD)) from error
+        raise PackageError(f"adapter.config or head: {error}", where=where) from error
+    if config.method != card.method:
+        raise PackageError(f"adapter.method is {card.method!r}, but its config is of {config.method!r}", where=where)
     modules = panel.build(config)
     holder: dict[str, nn.Module] = {f"{site.key}.": module for site, module in modules.items()}
-    head_module = _meta_head(head_config, panel) if head_config is not None else None
+    head_module = _meta_head(head_config, panel) if head_config is not None and with_head else None
     if head_module is not None:
         holder[HEAD] = head_module
-    read_into(path / WEIGHTS, holder)
+    read_into(
+        about.path / WEIGHTS, holder, digest=about.weights_sha256, ignore=() if head_module is not None else (HEAD,)
+    )
     target = torch.device(device) if device is not None else None
     panel.insert(name, config, modules, dtype=dtype, device=target, about=about)
-    if head_config is not None and head_module is not None and with_head:
+    if head_config is not None and head_module is not None:
         panel.insert_head(name, head_config, head_module, dtype=dtype, device=target)
 
 
@@ -220,27 +218,53 @@ def _meta_head(config: HeadConfig, panel: Panel) -> nn.Module:
     return module.to("meta")
 
 
-def _base_model(card: Card, settings: Settings, offline: bool) -> nn.Module:
+def _base_model(card: Card, settings: Settings, offline: bool, head: bool) -> nn.Module:
+    """Load the model the card names: from the folder the settings map it to, or from the hub, never a pickle."""
     model_id = card.base_model.id
     source = settings.base_model_path(model_id)
-    if source != model_id and not Path(source).expanduser().is_dir():
-        raise NotFoundError(f"base_models maps {model_id} to a folder that is not there", where=source)
+    hint = f"pass model= (or --base), or map it under [base_models] in {config_dir() / 'config.toml'}"
+    mapped = source != model_id
+    if mapped and not expand(source).is_dir():
+        raise NotFoundError(f"base_models maps {model_id} to a folder that is not there", where=source, hint=hint)
+    if not mapped and (not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", model_id) or Path(model_id).exists()):
+        # A card may not choose a folder of this machine.
+        raise NotFoundError(f"the base model {model_id!r} is not mapped to a folder", hint=hint)
     try:
-        model: nn.Module = AutoModel.from_pretrained(
-            str(Path(source).expanduser()) if source != model_id else model_id,
-            revision=card.base_model.revision if source == model_id else None,
-            local_files_only=offline or source != model_id,
+        model: nn.Module = _auto_class(card, head).from_pretrained(
+            str(expand(source)) if mapped else model_id,
+            revision=None if mapped else card.base_model.revision,
+            local_files_only=offline or mapped,
             trust_remote_code=False,
+            **({} if mapped else {"use_safetensors": True}),
         )
-    except (OSError, ValueError) as error:
-        raise NotFoundError(
-            f"the base model {model_id} cannot be loaded: {str(error).splitlines()[0]}",
-            hint="pass model=, or say where it is under [base_models] in the settings",
-        ) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise NotFoundError(f"the base model {model_id} cannot be loaded: {reason[0]}", hint=hint) from error
     model.eval()
-    try:
-        anatomy_of(model)
-    except ModelError:
-        del model
-        raise
     return model
+
+
+def _auto_class(card: Card, head: bool) -> Any:
+    """The class of the model's own head, if the package holds a copy of one; else the plain base model."""
+    import transformers
+
+    head_config = _head_config(card) if head else None
+    if not isinstance(head_config, StaticHead):
+        return transformers.AutoModel
+    found = getattr(transformers, head_config.model_class, None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise PackageError(f"head.config.model_class: transformers has no model {head_config.model_class!r}")
+    number = head_config.num_labels
+    return found if number is None else _WithLabels(found, number)
+
+
+@dataclass(frozen=True)
+class _WithLabels:
+    """A model class whose own head is made for a number of labels."""
+
+    model_class: Any
+    num_labels: int
+
+    def from_pretrained(self, source: str, **options: Any) -> Any:
+        """As the class's own."""
+        return self.model_class.from_pretrained(source, num_labels=self.num_labels, **options)

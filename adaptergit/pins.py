@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from adaptergit.errors import NotFoundError, UsageError
-from adaptergit.settings import Settings, load_settings
+from adaptergit.errors import NotFoundError, TrustError, UsageError
+from adaptergit.locks import exclusively
+from adaptergit.reference import expand
+from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.trust import MANIFEST_NAMESPACE, AllowedSigner, format_signer, parse_allowed_signers, parse_public_key
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9.*?-]*(/[A-Za-z0-9_.~*?-]+)+|\*")
 
 
 def known_signers(settings: Settings) -> list[AllowedSigner]:
@@ -20,7 +26,7 @@ def known_signers(settings: Settings) -> list[AllowedSigner]:
     signers = []
     for path in (settings.allowed_signers_path, settings.pins_path):
         if path.is_file():
-            signers += parse_allowed_signers(path.read_text("utf-8"), source=str(path))
+            signers += parse_allowed_signers(_read(path), source=str(path))
     return signers
 
 
@@ -35,23 +41,21 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
         UsageError: Not the name of a repository.
         TrustError: Not a public key.
     """
-    if (
-        not repository
-        or any(c in ' ,"!\t\n' for c in repository)
-        or "/" not in repository.replace("*", "/")
-        or "://" in repository
-    ):
+    settings = load_settings()
+    if re.fullmatch(r"[A-Za-z0-9_-]+/[^/.*?][^/]*", repository):
+        repository = f"{settings.default_host}/{repository}"
+    if not _REPOSITORY.fullmatch(repository):
         raise UsageError(
             f"{repository!r} is not the name of a repository",
-            hint="write github.com/acme/adapters or github.com/acme/*",
+            hint="write host/org/repo, without https:// and .git, or a pattern such as github.com/acme/*",
         )
-    path = Path(key).expanduser()
+    path = expand(key)
     is_line = len(key.split()) > 1
     if not is_line and not path.is_file():
         raise NotFoundError("no such key file", where=key, hint="give a public key line in quotes, or a .pub file")
     public = parse_public_key(key if is_line else path.read_text("utf-8", errors="replace"))
     signer = AllowedSigner((repository,), public, (MANIFEST_NAMESPACE,))
-    add_pin(load_settings(), signer)
+    add_pin(settings, signer)
     return signer
 
 
@@ -62,23 +66,44 @@ def unpin_key(fingerprint: str) -> int:
         NotFoundError: There was none.
     """
     path = load_settings().pins_path
-    signers = parse_allowed_signers(path.read_text("utf-8"), source=str(path)) if path.is_file() else []
-    kept = [s for s in signers if s.key.fingerprint != fingerprint]
-    if len(kept) == len(signers):
-        raise NotFoundError(f"no pin of {fingerprint}", where=str(path), hint="see: adaptergit trust ls")
-    _write(path, "".join(f"{format_signer(s)}\n" for s in kept))
-    return len(signers) - len(kept)
+    with _locked(path):
+        lines = _read(path).split("\n") if path.is_file() else []
+        kept = [line for line in lines if not _is_of(line, fingerprint)]
+        if len(kept) == len(lines):
+            raise NotFoundError(f"no pin of {fingerprint}", where=str(path), hint="see: adaptergit trust ls")
+        _write(path, "\n".join(kept))
+    return len(lines) - len(kept)
 
 
 def add_pin(settings: Settings, signer: AllowedSigner) -> None:
     """Add one line to the user's pins, unless an equal one is there; the file is replaced in one step."""
     path = settings.pins_path
     line = format_signer(signer)
-    existing = path.read_text("utf-8") if path.is_file() else ""
-    if line in existing.splitlines():
-        return
-    separator = "" if not existing or existing.endswith("\n") else "\n"
-    _write(path, f"{existing}{separator}{line}\n")
+    with _locked(path):
+        existing = _read(path) if path.is_file() else ""
+        if line in existing.split("\n"):
+            return
+        separator = "" if not existing or existing.endswith("\n") else "\n"
+        _write(path, f"{existing}{separator}{line}\n")
+
+
+def _is_of(line: str, fingerprint: str) -> bool:
+    signers = parse_allowed_signers(line, source="pins")
+    return bool(signers) and signers[0].key.fingerprint == fingerprint
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise TrustError(
+            f"not UTF-8 at byte {error.start}", where=str(path), hint="convert the file to UTF-8"
+        ) from error
+
+
+def _locked(path: Path) -> AbstractContextManager[None]:
+    """Let one process at a time change the pins: two at once would lose a line."""
+    return exclusively(cache_dir() / "locks", str(path))
 
 
 def _write(path: Path, text: str) -> None:

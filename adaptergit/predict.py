@@ -11,6 +11,7 @@ import torch
 
 from adaptergit.errors import DataError, ModelError, UsageError
 from adaptergit.load import load
+from adaptergit.reference import expand
 from adaptergit.settings import load_settings
 from adaptergit.splice.panel import adapters
 from adaptergit.training.data import read_examples
@@ -81,7 +82,7 @@ def predict(
     hyper = about.card.data.get("training", {}).get("hyperparameters", {})
     inputs = examples.texts if examples is not None else texts or []
     logits = predict_logits(
-        model, tokenizer, inputs, batch_size=batch_size, max_length=int(hyper.get("max_length", 128)), report=report
+        model, tokenizer, inputs, batch_size=batch_size, max_length=_length(hyper.get("max_length")), report=report
     )
     names = getattr(panel.head_config(panel.active_head), "labels", ()) or tuple(str(i) for i in range(logits.shape[1]))
     chosen = logits.argmax(dim=1).tolist()
@@ -98,12 +99,17 @@ def predict(
     return Predictions(inputs, [names[i] for i in chosen], probabilities, logits, metrics)
 
 
+def _length(value: Any) -> int:
+    """A card's free-form number of tokens, if it is one."""
+    return value if isinstance(value, int) and 1 <= value <= 100_000 else 128
+
+
 def _tokenizer(source: str, offline: bool) -> Any:
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(
-            str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source, local_files_only=offline
+            str(expand(source)) if expand(source).is_dir() else source, local_files_only=offline
         )
     except (OSError, ValueError) as error:
         raise ModelError(

@@ -6,16 +6,21 @@ taken the push, nothing in the clone has changed.
 
 from __future__ import annotations
 
+import math
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from adaptergit.errors import NotFoundError, PackageError, ReleaseError, UsageError
 from adaptergit.package import (
     CARD,
     SIGNATURE,
+    WEIGHTS,
     Card,
     File,
     Manifest,
@@ -27,11 +32,15 @@ from adaptergit.package import (
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.folder import read_bounded
 from adaptergit.package.version import check_version
-from adaptergit.reference import Source, check_adapter_name
+from adaptergit.reference import Source, check_adapter_name, expand
 from adaptergit.settings import config_dir
-from adaptergit.trust import SigningKey, sign
+from adaptergit.trust import SigningKey, parse_allowed_signers, sign
+
+if TYPE_CHECKING:
+    from adaptergit.git import Clone
 
 Report = Callable[[str], None]
+_PRINCIPAL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+")
 
 
 @dataclass(frozen=True)
@@ -101,18 +110,28 @@ def publish(
             "the repository's public name is not known: the remote is a local path",
             hint="say it with --repository host/org/repo",
         )
+    if not _PRINCIPAL.fullmatch(principal):
+        raise UsageError(f"{principal!r} is not the public name of a repository", hint="write host/org/repo")
+    _check_weights(source, card)
     report(f"validated {source}: {card.name} {card.version}, {card.method} for {card.base_model.id}")
+    if "/" not in card.base_model.id:
+        report(f"note: the card calls the base model {card.base_model.id!r}; organisation/name is found more easily")
 
     before = previous_release(here, card.name)
     released = Card.from_yaml(before[1], where=f"the last release's {CARD}").version if before else None
     target = Remote.of(where, allow_http=(_host(where),)) if where else None
     check_new_version(here, card.name, card.version, released, target)
     signer = None if dry_run and key is None and default_key() is None else _signing_key(key)
+    if signer is not None:
+        _check_announced(here, signer)
     previous = canonical.sha256(before[0]) if before else None
 
     with tempfile.TemporaryDirectory(prefix="adaptergit-publish-") as temporary:
         folder = Path(temporary)
-        manifest_bytes = pack(source, folder, card, repository=principal, previous=previous, created=datetime.now(UTC))
+        address = _address(where, principal)
+        manifest_bytes = pack(
+            source, folder, card, repository=principal, previous=previous, created=datetime.now(UTC), address=address
+        )
         manifest = Manifest.from_bytes(manifest_bytes)
         check_files(read_package(folder), manifest)
         size = sum(f.size for f in manifest.files)
@@ -135,7 +154,6 @@ def publish(
             tree = plan.tree
             report("the server has both" if remote else f"tagged {plan.tag}, nothing pushed")
     digest = canonical.sha256(manifest_bytes)
-    address = where.text if where is not None and where.kind != "hosted" else principal
     return Release(
         reference=f"{address}@{card.name}=={card.version}#sha256:{digest}",
         repository=principal,
@@ -182,16 +200,68 @@ def initialise(clone: str | Path, key: str | Path | None = None) -> list[Path]:
         ".gitattributes": "adapters/** -text -filter -diff -merge -export-subst -export-ignore",
         ".adaptergit/allowed_signers": line,
     }
+    for name in wanted:
+        for path in (here.root / name, (here.root / name).parent):
+            if path.is_symlink() or (
+                path != here.root and path.exists() and path.is_dir() is (path == here.root / name)
+            ):
+                raise UsageError("something else is in the way", where=str(path), hint="move it away")
     written = []
     for name, text in wanted.items():
         path = here.root / name
-        existing = path.read_text("utf-8") if path.exists() else ""
-        if text in existing.splitlines():
+        existing = path.read_bytes() if path.exists() else b""
+        if text.encode() in existing.splitlines():
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(existing + ("" if not existing or existing.endswith("\n") else "\n") + text + "\n", "utf-8")
+        separator = b"" if not existing or existing.endswith(b"\n") else b"\n"
+        path.write_bytes(existing + separator + text.encode() + b"\n")
         written.append(path)
     return written
+
+
+def _address(where: Source | None, principal: str) -> str:
+    """What people load it from: the short name where https and the usual ports lead there, else the URL itself."""
+    if where is None or where.kind == "hosted" or where.principal != principal:
+        return principal
+    parts = urlsplit(where.url)
+    usual = where.kind == "scp" or (parts.scheme == "https" and parts.port in (None, 443))
+    return principal if usual else where.text
+
+
+def _check_announced(clone: Clone, signer: SigningKey) -> None:
+    """A repository that says which keys sign for it is not signed for by another: users would refuse the release."""
+    name = ".adaptergit/allowed_signers"
+    path = clone.root / name
+    if path.is_file():
+        keys = {s.key for s in parse_allowed_signers(path.read_text("utf-8"), source=name)}
+        if signer.public not in keys:
+            raise ReleaseError(
+                f"the key {signer.public.fingerprint} is not among those the repository announces",
+                where=str(path),
+                hint="sign with an announced key (--key), or add this one: adaptergit init --key",
+            )
+
+
+def _check_weights(source: Path, card: Card) -> None:
+    """Open the weights as everybody who loads them will, and count what the card counts."""
+    from safetensors import SafetensorError, safe_open
+
+    if card.data["adapter"]["format"] != "adaptergit":
+        return
+    path = source / WEIGHTS
+    if not path.is_file():
+        raise NotFoundError(f"there is no {WEIGHTS}", where=str(source))
+    try:
+        with safe_open(str(path), framework="np") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
+    count = sum(math.prod(shape) for key, shape in shapes.items() if not key.startswith("head."))
+    stated = card.data["adapter"].get("parameters", count)
+    if stated != count:
+        raise PackageError(
+            f"adapter.parameters: the card says {stated}, the weights hold {count}", where=str(source / CARD)
+        )
 
 
 def _card(source: Path, name: str | None, version: str | None) -> Card:
@@ -199,7 +269,7 @@ def _card(source: Path, name: str | None, version: str | None) -> Card:
         raise NotFoundError("no such folder", where=str(source))
     if not (source / CARD).is_file():
         raise NotFoundError(
-            f"there is no {CARD}", where=str(source), hint="'adaptergit train' writes one; see docs/card.md"
+            f"there is no {CARD}", where=str(source), hint="'adaptergit train' writes one; see docs/formats.md"
         )
     card = Card.from_yaml(read_bounded(source / CARD, MAX_CARD_BYTES), where=str(source / CARD))
     changes: dict[str, str] = {}
@@ -216,15 +286,13 @@ def _card(source: Path, name: str | None, version: str | None) -> Card:
 
 
 def _push_source(url: str) -> Source:
-    path = Path(url).expanduser()
+    path = expand(url)
     if "://" not in url and (path.is_absolute() or path.exists()):
         return Source.parse(path.resolve().as_uri())
     return Source.parse(url)
 
 
 def _host(source: Source) -> str:
-    from urllib.parse import urlsplit
-
     return urlsplit(source.url).hostname or ""
 
 

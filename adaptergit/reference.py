@@ -14,12 +14,14 @@ decided later, by the digest and the signature of the manifest found there.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import Version
 
 from adaptergit.errors import UsageError
 
@@ -66,11 +68,10 @@ class Source:
         if "://" in text:
             return _parse_url(text)
         if text.startswith(_PATHS) or text in (".", ".."):
-            path = Path(text).expanduser().resolve()
+            path = expand(text).resolve()
             return cls(text, "path", path.as_uri(), None)
         if match := _SCP.fullmatch(text):
-            if match["path"].startswith("-"):
-                raise UsageError(f"{text!r}: the path may not start with '-'", hint=_EXAMPLE)
+            _check_path(text, match["path"])
             return cls(text, "scp", text, _principal(match["host"], match["path"]))
         return _parse_hosted(text, default_host)
 
@@ -101,8 +102,7 @@ def _parse_url(text: str) -> Source:
     host = parts.hostname
     if not host or not _HOST.fullmatch(host) or port == 0 or not parts.path.strip("/"):
         raise UsageError(f"{text!r}: expected {parts.scheme}://host/path", hint=_EXAMPLE)
-    if any(segment.startswith("-") for segment in parts.path.split("/")):
-        raise UsageError(f"{text!r}: a path segment may not start with '-'", hint=_EXAMPLE)
+    _check_path(text, parts.path)
     return Source(text, "url", text, _principal(host, parts.path))
 
 
@@ -118,6 +118,13 @@ def _parse_hosted(text: str, default_host: str) -> Source:
             raise UsageError(f"{text!r}: {segment!r} is not a valid name in org/repo", hint=_EXAMPLE)
     joined = "/".join(path).removesuffix(".git")
     return Source(text, "hosted", f"https://{host.lower()}/{joined}.git", _principal(host, joined))
+
+
+def _check_path(text: str, path: str) -> None:
+    """Refuse paths that one server reads in another way than the principal they would give."""
+    for segment in path.strip("/").split("/"):
+        if segment in ("", ".", "..") or segment.startswith("-") or "%" in segment or "\\" in segment:
+            raise UsageError(f"{text!r}: {segment!r} cannot be part of a repository's path", hint=_EXAMPLE)
 
 
 def _principal(host: str, path: str) -> str:
@@ -174,12 +181,22 @@ class Reference:
                 hint="names are lower case; versions are written ==1.2.0, >=1,<2 or ~=1.2",
             )
         try:
+            if len(specifier_text) > 200 or "===" in specifier_text:
+                raise InvalidSpecifier(specifier_text)
             specifier = SpecifierSet(specifier_text)
-        except InvalidSpecifier as error:
+        except (InvalidSpecifier, ValueError) as error:
             raise UsageError(
-                f"{text!r}: {specifier_text!r} is not a version specifier", hint="write ==1.2.0, >=1,<2 or ~=1.2"
+                f"{text[:200]!r}: {specifier_text[:80]!r} is not a version specifier",
+                hint="write ==1.2.0, >=1,<2 or ~=1.2",
             ) from error
         return cls(Source.parse(source_text, default_host=default_host), adapter, specifier, digest)
+
+    def newest(self, versions: Iterable[str]) -> str | None:
+        """Return the newest fitting version: final releases first, pre-releases only where the specifier names one."""
+        fitting = [v for v in versions if self.specifier.contains(v, prereleases=True)]
+        final = [v for v in fitting if not Version(v).is_prerelease]
+        allowed = final or (fitting if self.specifier.prereleases else [])
+        return max(allowed, key=Version, default=None)
 
     def pinned(self, digest: str) -> Reference:
         """The same reference with its manifest digest fixed."""
@@ -194,12 +211,24 @@ class Reference:
 def is_folder(text: str | Path) -> bool:
     """Tell whether a person means a folder and not a reference.
 
-    A text with ``@`` is a reference unless it is written as a path (``./``, ``../``, ``/``, ``~/``) and is a folder: what
-    lies in the working directory never takes the place of ``org/repo@adapter``.
+    A text with ``@`` is a reference unless it is written as a path (``./``, ``../``, ``/``, ``~/``) and is a folder:
+    what lies in the working directory never takes the place of ``org/repo@adapter``.
     """
     if isinstance(text, Path) or "@" not in text:
         return True
-    return text.startswith(_PATHS) and Path(text).expanduser().is_dir()
+    return text.startswith(_PATHS) and expand(text).is_dir()
+
+
+def expand(path: str | Path) -> Path:
+    """Return a path with ``~`` replaced by the home folder it means.
+
+    Raises:
+        UsageError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{str(path)!r}: {error}", hint="write the whole path") from error
 
 
 def check_adapter_name(name: str) -> str:

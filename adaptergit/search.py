@@ -6,8 +6,7 @@ from pathlib import Path
 
 from adaptergit.errors import UsageError
 from adaptergit.index import Entry, add_entry, entry_of, read_index, search_index
-from adaptergit.package import CARD, Card
-from adaptergit.resolve import resolve, verify
+from adaptergit.resolve import fetch
 from adaptergit.settings import load_settings
 
 
@@ -52,12 +51,14 @@ def add_to_index(file: str | Path, ref: str, *, policy: str | None = None) -> En
     Raises:
         AdaptergitError: It cannot be had or verified, or the index lists it with another digest; the file is as it was.
     """
-    resolved = resolve(ref)
-    verdict = verify(resolved.path, policy=policy, reference=resolved.reference)
-    card = Card.from_yaml((resolved.path / CARD).read_bytes())
-    source = resolved.reference.source
+    found = fetch(ref, policy=policy)
     entry = entry_of(
-        verdict.manifest, card, digest=verdict.digest, url=source.url, tree=resolved.tree, signers=verdict.signers
+        found.verdict.manifest,
+        found.card,
+        digest=found.digest,
+        url=found.reference.source.url,
+        tree=found.tree,
+        signers=found.verdict.signers,
     )
     add_entry(file, entry)
     return entry

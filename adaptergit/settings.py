@@ -13,7 +13,7 @@
 
     [[policy]]                             # first match wins; without a match: enforce
     match = "git.corp.example/*"
-    level = "tofu"
+    level = "tofu"                         # or, in one line above the tables: policy = "tofu"
 
 Environment: ``ADAPTERGIT_CONFIG_DIR`` and ``ADAPTERGIT_CACHE_DIR`` move the two folders, ``ADAPTERGIT_OFFLINE=1``
 forbids every socket. No environment variable weakens a trust policy.
@@ -32,7 +32,7 @@ from typing import Any
 import platformdirs
 
 from adaptergit.errors import UsageError
-from adaptergit.reference import DEFAULT_HOST
+from adaptergit.reference import DEFAULT_HOST, expand
 
 POLICY_LEVELS = ("enforce", "tofu", "digest", "unsigned")
 
@@ -80,7 +80,7 @@ class Settings:
     @property
     def allowed_signers_path(self) -> Path:
         """The user's own allowed-signers file; may not exist."""
-        return config_dir() / Path(self.allowed_signers).expanduser()
+        return config_dir() / expand(self.allowed_signers)
 
     @property
     def pins_path(self) -> Path:
@@ -90,19 +90,19 @@ class Settings:
     @property
     def index_path(self) -> Path | None:
         """The local index file to search, if one is configured."""
-        return None if self.index is None else config_dir() / Path(self.index).expanduser()
+        return None if self.index is None else config_dir() / expand(self.index)
 
 
 def config_dir() -> Path:
     """Folder of ``config.toml``, allowed signers, pins and keys."""
     chosen = os.environ.get("ADAPTERGIT_CONFIG_DIR")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_config_dir("adaptergit"))
+    return expand(chosen) if chosen else Path(platformdirs.user_config_dir("adaptergit"))
 
 
 def cache_dir() -> Path:
     """Folder of the store."""
     chosen = os.environ.get("ADAPTERGIT_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("adaptergit"))
+    return expand(chosen) if chosen else Path(platformdirs.user_cache_dir("adaptergit"))
 
 
 def load_settings(path: Path | None = None) -> Settings:
@@ -119,7 +119,7 @@ def load_settings(path: Path | None = None) -> Settings:
         return Settings(offline=offline)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the settings: {error}", where=str(path)) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"not valid TOML: {error}", where=str(path)) from error
     return Settings(**_checked(raw, path), offline=offline)
 
@@ -137,6 +137,8 @@ _KINDS: dict[str, type] = {
 
 def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     known = {f.name for f in fields(Settings)} & _KINDS.keys()
+    if raw.get("policy") in POLICY_LEVELS:  # one level for everything
+        raw = {**raw, "policy": [{"match": "*", "level": raw["policy"]}]}
     for key, value in raw.items():
         if key not in known:
             raise UsageError(f"unknown setting {key!r}", where=str(path), hint=f"known: {', '.join(sorted(known))}")

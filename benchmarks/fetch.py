@@ -13,8 +13,9 @@ from pathlib import Path
 
 from adaptergit.git import GitServer
 from adaptergit.package import Card
+from adaptergit.pins import pin_key
 from adaptergit.publish import publish
-from adaptergit.resolve import resolve, verify
+from adaptergit.resolve import fetch
 from adaptergit.trust import generate_key
 
 ADAPTERS, SIZE, ROUNDS = 20, 3_500_000, 5
@@ -41,16 +42,15 @@ def measure(root: Path, server: GitServer) -> dict[str, dict[str, float]]:
     subprocess.run(["git", "clone", "-q", url, str(root / "clone")], check=True, capture_output=True)
     for index in range(ADAPTERS):
         publish(package(root / f"out{index}", f"a{index}"), clone=root / "clone", key=key.path)
+    pin_key("127.0.0.1/acme/adapters", key.public.line)
     os.environ["ADAPTERGIT_CACHE_DIR"] = str(root / "cache")
 
     def cold() -> None:
         shutil.rmtree(root / "cache", ignore_errors=True)
-        resolved = resolve(f"{url}@a7")
-        verify(resolved.path, policy="unsigned")
+        fetch(f"{url}@a7")
 
     def warm() -> None:
-        resolved = resolve(f"{url}@a7")
-        verify(resolved.path, policy="unsigned")
+        fetch(f"{url}@a7")
 
     def clone(*options: str) -> None:
         shutil.rmtree(root / "copy", ignore_errors=True)

@@ -35,6 +35,14 @@ def card_data(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def tensor_file(content: bytes) -> bytes:
+    """A safetensors file that ends with these bytes."""
+    import numpy
+    from safetensors.numpy import save
+
+    return save({"blocks.0.ffn.down.weight": numpy.frombuffer(content, dtype=numpy.uint8)})
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test has its own settings, pins, keys and store."""
@@ -67,7 +75,7 @@ def source(tmp_path: Path) -> Callable[..., Path]:
         path = tmp_path / folder
         path.mkdir(parents=True, exist_ok=True)
         (path / "card.yaml").write_bytes(Card(card_data(**changes)).to_yaml())
-        (path / "adapter.safetensors").write_bytes(weights)
+        (path / "adapter.safetensors").write_bytes(tensor_file(weights))
         return path
 
     return make

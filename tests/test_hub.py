@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Hub, card_data, git, snapshot
+from conftest import Hub, card_data, git, snapshot, tensor_file
 
 from adaptergit.errors import (
     AdaptergitError,
@@ -29,7 +29,7 @@ from adaptergit.git import GitServer
 from adaptergit.package import Card, canonical
 from adaptergit.pins import pin_key
 from adaptergit.publish import initialise, publish
-from adaptergit.resolve import fetch, resolve, verify
+from adaptergit.resolve import fetch, verify
 from adaptergit.settings import Settings
 from adaptergit.trust import SigningKey
 
@@ -37,6 +37,8 @@ Source = Callable[..., Path]
 
 
 def release(hub: Hub, folder: Path, **options: object) -> object:
+    """Publish as the hub's publisher, whom the user trusts."""
+    hub.trust()
     return publish(folder, clone=hub.clone, key=hub.key.path, **options)  # type: ignore[arg-type]
 
 
@@ -53,12 +55,12 @@ def state(hub: Hub) -> tuple[str, dict[str, bytes], str]:
 def test_what_is_published_is_loaded(hub: Hub, source: Source) -> None:
     published = release(hub, source())
     hub.trust()
-    resolved = resolve(f"{hub.url}@sst2")
-    verdict = verify(resolved.path, reference=resolved.reference)
+    resolved = fetch(f"{hub.url}@sst2")
+    verdict = resolved.verdict
     assert resolved.digest == published.digest
     assert resolved.tree == published.tree
     assert not resolved.from_store
-    assert (resolved.path / "adapter.safetensors").read_bytes() == b"w" * 5000
+    assert (resolved.path / "adapter.safetensors").read_bytes().endswith(b"w" * 5000)
     assert verdict.signers == (hub.key.public.fingerprint,)
 
 
@@ -78,8 +80,8 @@ def test_git_never_changes_a_published_byte(hub: Hub, source: Source) -> None:
     (hub.clone / ".gitattributes").write_text("* text eol=crlf\n")
     release(hub, source(weights=b"a\r\nb\nc\r" * 100))
     hub.trust()
-    path = fetch(f"{hub.url}@sst2")
-    assert (path / "adapter.safetensors").read_bytes() == b"a\r\nb\nc\r" * 100
+    path = fetch(f"{hub.url}@sst2").path
+    assert (path / "adapter.safetensors").read_bytes().endswith(b"a\r\nb\nc\r" * 100)
     verify(path)
 
 
@@ -88,7 +90,7 @@ def test_only_this_adapters_bytes_are_fetched(hub: Hub, source: Source) -> None:
         release(hub, source(os.urandom(200_000), name=f"other{index}"))
     release(hub, source(os.urandom(300_000)))
     hub.server.reset()
-    path = fetch(f"{hub.url}@sst2")
+    path = fetch(f"{hub.url}@sst2").path
     package = sum(p.stat().st_size for p in path.iterdir())
     wire = hub.server.traffic.sent + hub.server.traffic.received
     assert package <= wire <= package + 16_000
@@ -100,7 +102,7 @@ def test_a_second_load_touches_no_network_and_starts_no_process(
     release(hub, source())
     hub.trust()
     for reference in (f"{hub.url}@sst2", f"{hub.url}@sst2==1.0.0", f"{hub.url}@sst2>=1"):
-        first = resolve(reference)
+        first = fetch(reference)
         hub.server.reset()
         script = (
             "import sys\n"
@@ -108,9 +110,9 @@ def test_a_second_load_touches_no_network_and_starts_no_process(
             "    if event in ('subprocess.Popen', 'os.system', 'os.posix_spawn', 'os.fork', 'socket.connect', 'socket.getaddrinfo'):\n"
             "        raise SystemExit(f'{event} {args}')\n"
             "sys.addaudithook(deny)\n"
-            "from adaptergit.resolve import resolve, verify\n"
-            "resolved = resolve(sys.argv[1]); verdict = verify(resolved.path, reference=resolved.reference)\n"
-            "assert resolved.from_store; print(verdict.digest)"
+            "from adaptergit.resolve import fetch\n"
+            "found = fetch(sys.argv[1])\n"
+            "assert found.from_store; print(found.verdict.digest)"
         )
         done = subprocess.run([sys.executable, "-c", script, reference], capture_output=True, text=True, check=False)
         assert done.stdout.strip() == first.digest, done.stderr
@@ -127,9 +129,9 @@ def test_versions_are_chosen_by_pep_440(hub: Hub, source: Source) -> None:
         ("~=1.9", "1.10.0"),
         (">=2.0.0rc1", "2.0.0rc1"),
     ):
-        assert resolve(f"{hub.url}@sst2{wanted}").version == version
+        assert fetch(f"{hub.url}@sst2{wanted}").version == version
     with pytest.raises(NotFoundError, match=">=3") as caught:
-        resolve(f"{hub.url}@sst2>=3")
+        fetch(f"{hub.url}@sst2>=3")
     assert "1.10.0" in str(caught.value.hint)
 
 
@@ -141,18 +143,18 @@ def test_each_version_names_the_manifest_before_it(hub: Hub, source: Source) -> 
 
 def test_a_new_release_is_seen_when_asked_for(hub: Hub, source: Source) -> None:
     release(hub, source())
-    assert resolve(f"{hub.url}@sst2").version == "1.0.0"
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
     release(hub, source(), version="1.1.0")
-    assert resolve(f"{hub.url}@sst2").version == "1.0.0"
-    assert resolve(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
-    assert resolve(f"{hub.url}@sst2", settings=Settings(resolution_max_age=0)).version == "1.1.0"
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
+    assert fetch(f"{hub.url}@sst2", settings=Settings(resolution_max_age=0)).version == "1.1.0"
 
 
 def test_a_pinned_digest_finds_the_package_in_the_store(hub: Hub, source: Source) -> None:
     published = release(hub, source())
     fetch(f"{hub.url}@sst2")
     shutil.rmtree(hub.bare)
-    assert resolve(f"{hub.url}@sst2#sha256:{published.digest}").from_store
+    assert fetch(f"{hub.url}@sst2#sha256:{published.digest}").from_store
 
 
 def test_offline_answers_from_the_store_or_not_at_all(
@@ -160,13 +162,13 @@ def test_offline_answers_from_the_store_or_not_at_all(
 ) -> None:
     release(hub, source())
     with pytest.raises(NotFoundError, match="offline"):
-        resolve(f"{hub.url}@sst2", offline=True)
+        fetch(f"{hub.url}@sst2", offline=True)
     fetch(f"{hub.url}@sst2")
     hub.server.reset()
     monkeypatch.setenv("ADAPTERGIT_OFFLINE", "1")
-    assert resolve(f"{hub.url}@sst2").from_store
+    assert fetch(f"{hub.url}@sst2").from_store
     with pytest.raises(NotFoundError, match="offline"):
-        resolve(f"{hub.url}@other")
+        fetch(f"{hub.url}@other")
     assert hub.server.traffic.requests == []
 
 
@@ -177,8 +179,7 @@ def test_over_a_local_path_and_a_file_url(hub: Hub, source: Source) -> None:
     release(hub, source())
     hub.trust()
     for reference in (f"{hub.bare}@sst2", f"file://{hub.bare}@sst2"):
-        resolved = resolve(reference, refresh=True)
-        assert verify(resolved.path, reference=resolved.reference).manifest.repository == "127.0.0.1/acme/adapters"
+        assert fetch(reference, refresh=True).verdict.manifest.repository == "127.0.0.1/acme/adapters"
 
 
 def test_publishing_to_a_local_path_needs_a_name(tmp_path: Path, source: Source, key: SigningKey) -> None:
@@ -189,8 +190,7 @@ def test_publishing_to_a_local_path_needs_a_name(tmp_path: Path, source: Source,
         publish(source(), clone=clone, key=key.path)
     published = publish(source(), clone=clone, key=key.path, repository="git.example/acme/adapters")
     pin_key("git.example/acme/adapters", key.public.line)
-    resolved = resolve(f"{bare}@sst2")
-    assert verify(resolved.path, reference=resolved.reference).digest == published.digest
+    assert fetch(f"{bare}@sst2").verdict.digest == published.digest
 
 
 def test_a_sha256_repository(tmp_path: Path, source: Source, key: SigningKey) -> None:
@@ -201,7 +201,8 @@ def test_a_sha256_repository(tmp_path: Path, source: Source, key: SigningKey) ->
     published = publish(source(), clone=clone, key=key.path, repository="git.example/acme/adapters")
     assert published.tree is not None
     assert len(published.tree) == 64
-    assert resolve(f"{bare}@sst2").digest == published.digest
+    pin_key("git.example/acme/adapters", key.public.line)
+    assert fetch(f"{bare}@sst2").digest == published.digest
 
 
 @pytest.fixture
@@ -250,13 +251,12 @@ def test_over_ssh(tmp_path: Path, source: Source, key: SigningKey, ssh_server: i
     published = publish(source(), clone=clone, key=key.path)
     assert published.repository == f"127.0.0.1{bare.with_suffix('')}"
     pin_key(published.repository, key.public.line)
-    resolved = resolve(f"{url}@sst2")
-    assert verify(resolved.path, reference=resolved.reference).digest == published.digest
+    assert fetch(f"{url}@sst2").verdict.digest == published.digest
 
 
 def test_plain_http_beyond_loopback_is_refused(hub: Hub) -> None:
     with pytest.raises(UsageError, match="loopback"):
-        resolve("http://git.example/acme/adapters@x")
+        fetch("http://git.example/acme/adapters@x")
 
 
 # --- publishing: nothing is half done ---------------------------------------------------------------------------------
@@ -398,6 +398,88 @@ def test_init_prepares_a_clone_once(hub: Hub) -> None:
     assert hub.key.public.line in (hub.clone / ".adaptergit/allowed_signers").read_text()
 
 
+def test_a_file_of_the_persons_own_is_never_lost(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    folder = hub.clone / "adapters" / "sst2"
+    with (hub.clone / ".git/info/exclude").open("a") as file:
+        file.write("notes.txt\n")
+    (folder / "notes.txt").write_text("ignored by git, dear to me")
+    before = state(hub)
+    with pytest.raises(ReleaseError, match=r"notes\.txt"):
+        release(hub, source(b"new"), version="1.1.0")
+    assert state(hub) == before
+    (folder / "notes.txt").unlink()
+    (folder / "script.py").write_text("committed by hand")
+    hub.git("add", "-A")
+    hub.git("commit", "-qm", "mine")
+    hub.git("push", "-q")
+    before = state(hub)
+    with pytest.raises(ReleaseError, match=r"script\.py"):
+        release(hub, source(b"new"), version="1.1.0")
+    assert state(hub) == before
+
+
+def test_a_readme_of_the_publishers_own_is_published(hub: Hub, source: Source) -> None:
+    inside = hub.clone / "adapters" / "sst2"
+    shutil.copytree(source(), inside)
+    (inside / "README.md").write_text("my own words")
+    release(hub, inside)
+    assert (inside / "README.md").read_text() == "my own words"
+    assert (fetch(f"{hub.url}@sst2").path / "README.md").read_text() == "my own words"
+
+
+def test_links_and_files_in_the_way_are_refused_before_the_push(hub: Hub, source: Source, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for block in (lambda p: p.symlink_to(outside), lambda p: p.write_text("a file")):
+        block(hub.clone / "adapters")
+        with pytest.raises(ReleaseError, match="not a folder"):
+            release(hub, source())
+        (hub.clone / "adapters").unlink()
+    (hub.clone / ".git" / "index.lock").touch()
+    with pytest.raises(ReleaseError, match="another git command"):
+        release(hub, source())
+    assert list(outside.iterdir()) == []
+    assert git(hub.bare, "for-each-ref") == ""
+
+
+@pytest.mark.parametrize("name", ["GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"])
+def test_an_outer_git_cannot_redirect_a_release(
+    hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    git(tmp_path, "init", "-q", "elsewhere")
+    other = tmp_path / "elsewhere" / ".git"
+    before = snapshot(other)
+    monkeypatch.setenv(name, str(other if name != "GIT_WORK_TREE" else tmp_path))
+    release(hub, source())
+    monkeypatch.delenv(name)
+    assert snapshot(other) == before
+    assert hub.git("status", "--porcelain") == ""
+
+
+def test_only_announced_keys_sign(hub: Hub, source: Source, other_key: SigningKey) -> None:
+    initialise(hub.clone, hub.key.path)
+    hub.git("add", "-A")
+    hub.git("commit", "-qm", "init")
+    with pytest.raises(ReleaseError, match="announces"):
+        publish(source(), clone=hub.clone, key=other_key.path)
+    release(hub, source())
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", tensor_file(b"x")[:-1]])
+def test_weights_that_nobody_can_open_are_not_published(hub: Hub, source: Source, content: bytes) -> None:
+    folder = source()
+    (folder / "adapter.safetensors").write_bytes(content)
+    with pytest.raises(PackageError, match="safetensors"):
+        release(hub, folder)
+
+
+def test_a_card_that_counts_wrong_is_not_published(hub: Hub, source: Source) -> None:
+    adapter = {"format": "adaptergit", "method": "seq_bn", "config": {}, "parameters": 5}
+    with pytest.raises(PackageError, match=r"adapter\.parameters"):
+        release(hub, source(adapter=adapter))
+
+
 # --- hostile servers --------------------------------------------------------------------------------------------------
 
 
@@ -433,7 +515,7 @@ def put(name: str, content: bytes = b"x", mode: str = "100644") -> Callable[[dic
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (put("adapter.safetensors", b"W" + b"w" * 4999), "changed"),
+        (lambda entries: put("adapter.safetensors", entries["adapter.safetensors"][1][:-1] + b"W")(entries), "changed"),
         (put("card.yaml", b"name: other"), "changed"),
         (put("extra.txt"), "does not list"),
         (lambda entries: entries.pop("README.md") and None, "missing"),
@@ -455,8 +537,8 @@ def test_a_rewritten_release_is_refused_and_nothing_is_stored(
     hub.trust()
     rewrite(hub, change)  # type: ignore[arg-type]
     with pytest.raises(PackageError, match=why):
-        resolve(f"{hub.url}@sst2")
-    assert [p for p in (home / "cache").rglob("*") if p.is_file() and "locks" not in p.parts] == []
+        fetch(f"{hub.url}@sst2")
+    assert [p for p in stored(home) if "packages" in p.parts] == []
 
 
 def test_another_keys_signature_is_refused(hub: Hub, source: Source, other_key: SigningKey) -> None:
@@ -469,18 +551,16 @@ def test_another_keys_signature_is_refused(hub: Hub, source: Source, other_key: 
         entries["manifest.json.sig"] = ("100644", sign(entries["manifest.json"][1], other_key))
 
     rewrite(hub, resign)
-    resolved = resolve(f"{hub.url}@sst2")
     with pytest.raises(TrustError, match="only"):
-        verify(resolved.path, reference=resolved.reference)
+        fetch(f"{hub.url}@sst2")
 
 
 def test_a_removed_signature_is_refused(hub: Hub, source: Source) -> None:
     release(hub, source())
     hub.trust()
     rewrite(hub, lambda entries: entries.pop("manifest.json.sig") and None)
-    resolved = resolve(f"{hub.url}@sst2")
     with pytest.raises(TrustError, match="not signed"):
-        verify(resolved.path, reference=resolved.reference)
+        fetch(f"{hub.url}@sst2")
 
 
 def test_an_old_release_under_a_new_tag_is_refused(hub: Hub, source: Source) -> None:
@@ -489,9 +569,8 @@ def test_an_old_release_under_a_new_tag_is_refused(hub: Hub, source: Source) -> 
     release(hub, source(b"fixed"), version="1.1.0")
     hub.trust()
     git(hub.bare, "update-ref", "refs/tags/adapters/sst2/1.1.0", "refs/tags/adapters/sst2/1.0.0")
-    resolved = resolve(f"{hub.url}@sst2==1.1.0")
     with pytest.raises(TrustError, match=r"1\.1\.0"):
-        verify(resolved.path, reference=resolved.reference)
+        fetch(f"{hub.url}@sst2==1.1.0")
 
 
 def test_a_release_copied_to_another_repository_or_name_is_refused(hub: Hub, source: Source) -> None:
@@ -499,13 +578,11 @@ def test_a_release_copied_to_another_repository_or_name_is_refused(hub: Hub, sou
     pin_key("127.0.0.1/*", hub.key.public.line)
     evil = hub.server.create("evil/adapters")
     git(hub.clone, "push", "-q", evil, "--tags")
-    resolved = resolve(f"{evil}@sst2")
     with pytest.raises(TrustError, match="belongs to"):
-        verify(resolved.path, reference=resolved.reference)
+        fetch(f"{evil}@sst2")
     git(hub.bare, "update-ref", "refs/tags/adapters/mnli/1.0.0", "refs/tags/adapters/sst2/1.0.0")
-    resolved = resolve(f"{hub.url}@mnli")
     with pytest.raises(TrustError, match="mnli"):
-        verify(resolved.path, reference=resolved.reference)
+        fetch(f"{hub.url}@mnli")
 
 
 def test_a_release_larger_than_the_limit_is_refused(hub: Hub, source: Source) -> None:
@@ -514,7 +591,7 @@ def test_a_release_larger_than_the_limit_is_refused(hub: Hub, source: Source) ->
     release(hub, source(os.urandom(3_000_000)))
     small = Settings(limits=Limits(package_bytes=500_000, file_bytes=500_000))
     with pytest.raises((TransportError, PackageError), match="limit"):
-        resolve(f"{hub.url}@sst2", settings=small)
+        fetch(f"{hub.url}@sst2", settings=small)
 
 
 def test_a_server_that_never_answers_is_given_up(source: Source) -> None:
@@ -524,7 +601,7 @@ def test_a_server_that_never_answers_is_given_up(source: Source) -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         remote = Remote(f"http://127.0.0.1:{silent.getsockname()[1]}/a.git", ("http",))
-        with pytest.raises(TransportError, match="within 1 s"):
+        with pytest.raises(TransportError, match="no end within 1 s"):
             list_versions(remote, "x", timeout=1)
 
 
@@ -534,7 +611,7 @@ def test_the_users_git_configuration_cannot_move_a_fetch(hub: Hub, source: Sourc
         file.write(
             f'[url "file://{tmp_path}/elsewhere"]\n\tinsteadOf = {hub.url}\n[protocol "ext"]\n\tallow = always\n'
         )
-    assert resolve(f"{hub.url}@sst2").version == "1.0.0"
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
 
 
 @pytest.mark.parametrize(
@@ -545,7 +622,7 @@ def test_an_outer_git_cannot_redirect_a_fetch(
 ) -> None:
     release(hub, source())
     monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
-    assert resolve(f"{hub.url}@sst2").version == "1.0.0"
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -565,50 +642,148 @@ def test_a_hostile_url_runs_nothing(tmp_path: Path) -> None:
 def test_a_missing_adapter_and_a_missing_repository_are_told_apart(hub: Hub, source: Source) -> None:
     release(hub, source())
     with pytest.raises(NotFoundError, match="no adapter 'nope'"):
-        resolve(f"{hub.url}@nope")
+        fetch(f"{hub.url}@nope")
     with pytest.raises(TransportError, match="not found"):
-        resolve(f"{hub.server.url}/acme/nothing.git@nope")
+        fetch(f"{hub.server.url}/acme/nothing.git@nope")
     with pytest.raises(NotFoundError, match=r"9\.9"):
-        resolve(f"{hub.url}@sst2==9.9")
+        fetch(f"{hub.url}@sst2==9.9")
 
 
 # --- trust, stored ----------------------------------------------------------------------------------------------------
 
 
+def untrusted(hub: Hub, folder: Path) -> str:
+    """Publish without the user knowing the key; return the reference."""
+    publish(folder, clone=hub.clone, key=hub.key.path)
+    return f"{hub.url}@sst2"
+
+
+def stored(home: Path) -> list[Path]:
+    """Packages in the store, and what was remembered of versions."""
+    return [p for p in (home / "cache").rglob("*") if p.is_file() and not {"locks", "tmp"} & set(p.parts)]
+
+
 def test_tofu_remembers(hub: Hub, source: Source, home: Path) -> None:
-    release(hub, source())
-    resolved = resolve(f"{hub.url}@sst2")
+    reference = untrusted(hub, source())
     with pytest.raises(TrustError, match="nobody you know"):
-        verify(resolved.path, reference=resolved.reference)
+        fetch(reference)
     with pytest.warns(AdaptergitWarning, match="pinned the key"):
-        verify(resolved.path, reference=resolved.reference, policy="tofu")
-    assert verify(resolved.path, reference=resolved.reference).level == "enforce"
+        fetch(reference, policy="tofu")
+    assert fetch(reference).verdict.level == "enforce"
     assert hub.key.public.line in (home / "config" / "known_publishers").read_text()
 
 
-def test_a_package_that_fails_its_digests_is_never_pinned(hub: Hub, source: Source, home: Path) -> None:
-    release(hub, source())
-    path = fetch(f"{hub.url}@sst2")
-    copy = home / "copy"
-    shutil.copytree(path, copy)
-    (copy / "adapter.safetensors").chmod(0o644)
-    (copy / "adapter.safetensors").write_bytes(b"x" * 5000)
-    with pytest.raises(PackageError, match="changed"):
-        verify(copy, policy="tofu")
+def test_a_local_path_earns_no_pin_and_chooses_no_weaker_rule(hub: Hub, source: Source, home: Path) -> None:
+    """What a manifest from a path claims about its repository is a claim."""
+    untrusted(hub, source())
+    with pytest.raises(TrustError, match="names nobody"):
+        fetch(f"{hub.bare}@sst2", policy="tofu")
+    with pytest.raises(TrustError, match="nobody you know"):
+        fetch(f"{hub.bare}@sst2", settings=Settings(policy=(("127.0.0.1/*", "unsigned"),)))
     assert not (home / "config" / "known_publishers").exists()
 
 
-def test_the_policy_is_chosen_by_glob(hub: Hub, source: Source) -> None:
+def test_what_is_refused_is_neither_stored_nor_remembered(hub: Hub, source: Source, home: Path) -> None:
+    reference = untrusted(hub, source())
+    with pytest.raises(TrustError):
+        fetch(f"{reference}==1.0.0")
+    assert stored(home) == []
+
+
+def test_a_bad_answer_does_not_outlive_the_attack(hub: Hub, source: Source) -> None:
+    """A server in between serves another release once; afterwards the honest one is asked again."""
     release(hub, source())
-    resolved = resolve(f"{hub.url}@sst2")
+    good = git(hub.bare, "rev-parse", "refs/tags/adapters/sst2/1.0.0")
+    rewrite(hub, lambda entries: entries.pop("manifest.json.sig") and None)
+    with pytest.raises(TrustError):
+        fetch(f"{hub.url}@sst2==1.0.0")
+    git(hub.bare, "update-ref", "refs/tags/adapters/sst2/1.0.0", good)
+    assert fetch(f"{hub.url}@sst2==1.0.0").verdict.signers
+
+
+def test_a_copy_without_signatures_in_the_store_stands_in_nobodys_way(hub: Hub, source: Source) -> None:
+    """The store's key is the manifest's digest, which a mirror without signatures shares."""
+    release(hub, source())
+    mirror = hub.server.create("mirror/adapters")
+    git(hub.clone, "push", "-q", mirror, "--tags")
+    rewrite(hub, lambda entries: entries.pop("manifest.json.sig") and None)
+    with pytest.warns(AdaptergitWarning):
+        fetch(f"{hub.url}@sst2==1.0.0", policy="unsigned")
+    git(hub.bare, "fetch", "-q", "--force", mirror, "refs/tags/*:refs/tags/*")
+    assert fetch(f"{hub.url}@sst2==1.0.0").verdict.level == "enforce"
+    assert fetch(f"{hub.url}@sst2==1.0.0").from_store
+
+
+def test_an_unsigned_load_warns_every_time(hub: Hub, source: Source) -> None:
+    reference = untrusted(hub, source())
+    for _ in range(3):
+        with pytest.warns(AdaptergitWarning, match="nobody vouches"):
+            fetch(reference, policy="unsigned")
+
+
+def test_an_old_release_under_a_higher_tag_is_refused(hub: Hub, source: Source) -> None:
+    """Somebody with push rights and no key tags an old, signed release as the newest."""
+    release(hub, source())
+    git(hub.bare, "update-ref", "refs/tags/adapters/sst2/2.0.0", "refs/tags/adapters/sst2/1.0.0")
+    for wanted in ("", ">=1", "==2.0.0"):
+        with pytest.raises(TrustError, match=r"2\.0\.0"):
+            fetch(f"{hub.url}@sst2{wanted}")
+
+
+def test_a_pinned_digest_of_another_version_says_so(hub: Hub, source: Source) -> None:
+    first = release(hub, source())
+    release(hub, source(b"new"), version="1.1.0")
+    with pytest.raises(TrustError) as caught:
+        fetch(f"{hub.url}@sst2#sha256:{first.digest}")
+    assert "==" in str(caught.value.hint)
+    assert fetch(f"{hub.url}@sst2==1.0.0#sha256:{first.digest}").digest == first.digest
+
+
+def test_an_index_pins_a_release_and_hides_a_yanked_one(hub: Hub, source: Source, tmp_path: Path) -> None:
+    import json
+
+    from adaptergit.search import add_to_index
+
+    release(hub, source())
+    release(hub, source(b"new"), version="1.1.0")
+    index = tmp_path / "index.json"
+    for version in ("1.0.0", "1.1.0"):
+        add_to_index(index, f"{hub.url}@sst2=={version}")
+    assert fetch(f"{hub.url}@sst2", index=index).version == "1.1.0"
+    raw = json.loads(index.read_text())
+    raw["entries"][1]["yanked"] = "broken"
+    index.write_text(json.dumps(raw))
+    assert fetch(f"{hub.url}@sst2", index=index).version == "1.0.0"
+    assert fetch(f"{hub.url}@sst2==1.1.0", index=index).version == "1.1.0"
+    raw["entries"][0]["yanked"] = "broken too"
+    index.write_text(json.dumps(raw))
+    with pytest.raises(NotFoundError, match="no release that fits"):
+        fetch(f"{hub.url}@sst2", index=index)
+    raw["entries"][0] |= {"yanked": None, "manifest_sha256": "0" * 64}
+    index.write_text(json.dumps(raw))
+    with pytest.raises(TrustError, match="you pinned"):
+        fetch(f"{hub.url}@sst2", index=index, refresh=True)
+
+
+def test_a_package_that_fails_its_digests_is_never_pinned(hub: Hub, source: Source, home: Path) -> None:
+    reference = untrusted(hub, source())
+    rewrite(hub, put("README.md", b"changed"))
+    with pytest.raises(PackageError):
+        fetch(reference, policy="tofu")
+    assert not (home / "config" / "known_publishers").exists()
+    assert stored(home) == []
+
+
+def test_the_policy_is_chosen_by_glob(hub: Hub, source: Source) -> None:
+    reference = untrusted(hub, source())
     settings = Settings(policy=(("127.0.0.1/acme/*", "unsigned"), ("*", "enforce")))
     with pytest.warns(AdaptergitWarning, match="nobody vouches"):
-        verify(resolved.path, reference=resolved.reference, settings=settings)
+        fetch(reference, settings=settings)
 
 
 def test_a_signature_is_one_ssh_keygen_verifies(hub: Hub, source: Source, tmp_path: Path) -> None:
     release(hub, source())
-    path = fetch(f"{hub.url}@sst2")
+    path = fetch(f"{hub.url}@sst2").path
     (tmp_path / "allowed").write_text(f"acme {hub.key.public.line}\n")
     argv = ["ssh-keygen", "-Y", "verify", "-f", str(tmp_path / "allowed"), "-I", "acme", "-n", "manifest.v1@adaptergit"]
     done = subprocess.run(

@@ -79,7 +79,7 @@ def test_any_changed_byte_of_any_file_is_detected(
 def test_a_file_of_another_length_is_detected(package: Path) -> None:
     with (package / "adapter.safetensors").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(PackageError, match="5001 bytes, the manifest says 5000"):
+    with pytest.raises(PackageError, match="bytes, the manifest says"):
         check(package)
 
 
@@ -183,7 +183,7 @@ def manifest(package: Path) -> dict[str, Any]:
         ({"schema": "adaptergit.manifest/2"}, "schema"), ({"extra": 1}, "extra"), ({"name": "A"}, "name"),
         ({"name": "sst2\n"}, "name"), ({"version": "1.0-1"}, "version"), ({"version": "01.0"}, "version"),
         ({"version": "1!1"}, "version"), ({"created": "today"}, "created"), ({"repository": "acme"}, "repository"),
-        ({"repository": "github.com/../x"}, None), ({"repository": "GitHub.com/a/b"}, "repository"), ({"previous": "x"}, "previous"),
+        ({"repository": "github.com/../x"}, "repository"), ({"repository": "GitHub.com/a/b"}, "repository"), ({"previous": "x"}, "previous"),
         ({"files": []}, "files"), ({"base_model": {"id": "x"}}, "base_model"), ({"license": ""}, "license"),
         ({"files": [{"path": "../a", "size": 1, "sha256": "0" * 64}]}, "files[0].path"),
         ({"files": [{"path": "a", "size": -1, "sha256": "0" * 64}]}, "files[0].size"),
@@ -194,11 +194,8 @@ def manifest(package: Path) -> dict[str, Any]:
         ({"files": [{"path": "nul.txt", "size": 1, "sha256": "0" * 64}]}, "files"),
     ],
 )  # fmt: skip
-def test_a_manifest_with_a_wrong_field_is_refused(package: Path, change: dict[str, Any], field: str | None) -> None:
+def test_a_manifest_with_a_wrong_field_is_refused(package: Path, change: dict[str, Any], field: str) -> None:
     data = canonical.dumps(manifest(package) | change)
-    if field is None:  # a principal is compared, never opened: dots in it are harmless
-        Manifest.from_bytes(data)
-        return
     with pytest.raises(PackageError) as caught:
         Manifest.from_bytes(data)
     assert field in caught.value.what

@@ -18,7 +18,7 @@ from conftest import Hub
 from adaptergit.errors import NotFoundError, PackageError, TransportError
 from adaptergit.package import Card, pack
 from adaptergit.publish import publish
-from adaptergit.resolve import resolve, verify
+from adaptergit.resolve import fetch, verify
 from adaptergit.settings import Limits
 from adaptergit.store import Known, Seen, Store
 
@@ -71,7 +71,7 @@ def test_what_does_not_match_its_manifest_is_not_stored(store: Store, source: So
 def test_a_damaged_entry_is_refused_and_healed_by_fetching_again(hub: Hub, source: Source, damage: str) -> None:
     publish(source(), clone=hub.clone, key=hub.key.path)
     hub.trust()
-    path = resolve(f"{hub.url}@sst2").path
+    path = fetch(f"{hub.url}@sst2").path
     if damage == "weights":
         (path / "adapter.safetensors").chmod(0o644)
         (path / "adapter.safetensors").write_bytes(b"W" * 5000)
@@ -82,11 +82,10 @@ def test_a_damaged_entry_is_refused_and_healed_by_fetching_again(hub: Hub, sourc
         (path / "manifest.json").write_bytes(b"{}")
     else:
         (path / "extra").write_bytes(b"")
-    resolved = resolve(f"{hub.url}@sst2")
-    with pytest.raises(PackageError):
-        verify(resolved.path, reference=resolved.reference)
-    resolved = resolve(f"{hub.url}@sst2", refresh=True)
-    assert verify(resolved.path, reference=resolved.reference).signers
+    with pytest.raises((PackageError, NotFoundError)):
+        fetch(f"{hub.url}@sst2", offline=True)
+    assert not fetch(f"{hub.url}@sst2").from_store
+    assert fetch(f"{hub.url}@sst2", offline=True).from_store
 
 
 def test_many_processes_fetch_once(hub: Hub, source: Source) -> None:
@@ -94,15 +93,15 @@ def test_many_processes_fetch_once(hub: Hub, source: Source) -> None:
     hub.trust()
     hub.server.reset()
     script = (
-        "import sys; from adaptergit.resolve import resolve, verify\n"
-        "r = resolve(sys.argv[1]); print(r.digest, len((r.path / 'adapter.safetensors').read_bytes()), verify(r.path).level)"
+        "import sys; from adaptergit.resolve import fetch, verify\n"
+        "r = fetch(sys.argv[1]); print(r.digest, len((r.path / 'adapter.safetensors').read_bytes()), r.verdict.level)"
     )
     argv = [sys.executable, "-c", script, f"{hub.url}@sst2"]
     running = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)]
     outputs = {process.communicate()[0] for process in running}
     assert all(process.returncode == 0 for process in running)
     assert len(outputs) == 1
-    assert "500000" in outputs.pop()
+    assert len(outputs.pop().split()) == 3
     fetches = [r for r in hub.server.traffic.requests if r.startswith("POST")]
     assert len(fetches) <= 3, "one listing, one fetch"
 
@@ -110,7 +109,7 @@ def test_many_processes_fetch_once(hub: Hub, source: Source) -> None:
 def test_a_killed_load_leaves_no_half_package(hub: Hub, source: Source, home: Path) -> None:
     publish(source(os.urandom(2_000_000)), clone=hub.clone, key=hub.key.path)
     hub.trust()
-    argv = [sys.executable, "-c", f"from adaptergit.resolve import resolve; resolve('{hub.url}@sst2', refresh=True)"]
+    argv = [sys.executable, "-c", f"from adaptergit.resolve import fetch; fetch('{hub.url}@sst2', refresh=True)"]
     for delay in (0.05, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5):
         process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(delay)
@@ -118,8 +117,7 @@ def test_a_killed_load_leaves_no_half_package(hub: Hub, source: Source, home: Pa
         process.wait()
         for path in (home / "cache" / "packages").glob("*/*"):
             verify(path)
-    resolved = resolve(f"{hub.url}@sst2")
-    assert verify(resolved.path, reference=resolved.reference).signers
+    assert fetch(f"{hub.url}@sst2").verdict.signers
 
 
 def test_a_package_can_be_removed(store: Store, source: Source) -> None:
@@ -162,7 +160,7 @@ def test_a_full_disk_is_a_clear_error(
         publish(source(os.urandom(2_000_000)), clone=hub.clone, key=hub.key.path)
         monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", str(small / "cache"))
         with pytest.raises(TransportError, match="No space") as caught:
-            resolve(f"{hub.url}@sst2")
+            fetch(f"{hub.url}@sst2")
         assert "ADAPTERGIT_CACHE_DIR" in str(caught.value.hint)
         assert list((small / "cache").glob("packages/*/*")) == []
         assert shutil.disk_usage(small).free > 200_000

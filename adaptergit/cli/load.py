@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptergit.cli.output import json_option, print_json, step, waiting
-from adaptergit.reference import is_folder
+from adaptergit.cli.output import clean, json_option, print_json, step, waiting
+from adaptergit.reference import expand, is_folder
 
 if TYPE_CHECKING:
     from adaptergit.package import Card
+    from adaptergit.resolve import Fetched
     from adaptergit.trust import Verdict
 
 policy_option = click.option(
@@ -41,24 +42,18 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
       adaptergit load acme/adapters@sst2
       adaptergit load "acme/adapters@ner>=1.2,<2" --policy tofu
     """
-    from adaptergit.package import CARD, Card
-    from adaptergit.resolve import resolve
-    from adaptergit.resolve import verify as check
-
-    with waiting(f"fetching {reference}", quiet=as_json):
-        resolved = resolve(reference, offline=offline, refresh=refresh, index=index)
-    if not as_json:
-        step("found in the store" if resolved.from_store else f"fetched {resolved.reference.source.url}")
-    verdict = check(resolved.path, policy=policy, reference=resolved.reference)
-    card = Card.from_yaml((resolved.path / CARD).read_bytes())
-    if as_json:
-        print_json(
-            {"path": resolved.path, "from_store": resolved.from_store, "verdict": _verdict(verdict), "card": card.data}
-        )
+    if is_folder(reference):
+        _show_folder(expand(reference), policy, as_json)
         return
-    _explain(verdict)
-    _describe(card)
-    click.echo(f"files        {resolved.path}")
+    found = _fetched(reference, policy=policy, offline=offline, index=index, refresh=refresh, quiet=as_json)
+    if as_json:
+        verdict = _verdict(found.verdict)
+        print_json({"path": found.path, "from_store": found.from_store, "verdict": verdict, "card": found.card.data})
+        return
+    step("found in the store" if found.from_store else f"fetched {found.reference.source.url}")
+    _explain(found.verdict)
+    _describe(found.card)
+    click.echo(f"files        {found.path}")
 
 
 @click.command()
@@ -66,7 +61,7 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
 @policy_option
 @json_option
 def verify(path: str, policy: str | None, as_json: bool) -> None:
-    """Verify a package folder, or the stored package of a reference, step by step.
+    """Verify a package folder, or the release a reference means, step by step.
 
     Exit code 4 if the signature or the policy refuses it, 3 if a byte was changed.
 
@@ -75,15 +70,11 @@ def verify(path: str, policy: str | None, as_json: bool) -> None:
       adaptergit verify ./adapters/sst2
       adaptergit verify acme/adapters@sst2==1.0.0
     """
-    from adaptergit.resolve import resolve
     from adaptergit.resolve import verify as check
 
-    if not is_folder(path):
-        with waiting(f"fetching {path}", quiet=as_json):
-            resolved = resolve(path)
-        verdict = check(resolved.path, policy=policy, reference=resolved.reference)
-    else:
-        verdict = check(path, policy=policy)
+    verdict = (
+        check(expand(path), policy=policy) if is_folder(path) else _fetched(path, policy=policy, quiet=as_json).verdict
+    )
     if as_json:
         print_json(_verdict(verdict))
         return
@@ -96,34 +87,56 @@ def verify(path: str, policy: str | None, as_json: bool) -> None:
 @_refresh
 @json_option
 def info(reference: str, offline: bool, refresh: bool, as_json: bool) -> None:
-    """Show the card of REFERENCE, or of a local package folder. Nothing is verified but the bytes' digests.
+    """Show the card of REFERENCE, or of a local package folder, whoever signed it.
+
+    Every byte is compared with the manifest; whether to trust its signer is for load and verify to decide.
 
     \b
     Example:
       adaptergit info acme/adapters@sst2
       adaptergit info ./out/sst2
     """
-    from adaptergit.package import CARD, MANIFEST, Card, canonical
-    from adaptergit.package.card import MAX_BYTES
-    from adaptergit.package.folder import read_bounded
-
-    path = Path(reference) if is_folder(reference) else _fetched(reference, offline, refresh, as_json)
-    card = Card.from_yaml(read_bounded(path / CARD, MAX_BYTES), where=str(path / CARD))
-    manifest = path / MANIFEST
-    digest = canonical.sha256(manifest.read_bytes()) if manifest.is_file() else None
-    if as_json:
-        print_json({"path": path, "digest": digest, "card": card.data})
+    if is_folder(reference):
+        _show_folder(expand(reference), None, as_json)
         return
-    _describe(card)
-    click.echo(f"digest       {f'sha256:{digest}' if digest else 'none: not packed or signed yet'}")
-    click.echo(f"files        {path}")
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what load warns of, this command is for
+        found = _fetched(reference, policy="unsigned", offline=offline, refresh=refresh, quiet=as_json)
+    if as_json:
+        signers = found.verdict.signers
+        print_json({"path": found.path, "digest": found.digest, "signers": signers, "card": found.card.data})
+        return
+    _describe(found.card)
+    click.echo(f"signed by    {', '.join(found.verdict.signers) or 'nobody'}")
+    click.echo(f"digest       sha256:{found.digest}")
+    click.echo(f"files        {found.path}")
 
 
-def _fetched(reference: str, offline: bool, refresh: bool, quiet: bool) -> Path:
+def _fetched(reference: str, *, quiet: bool, **options: Any) -> Fetched:
     from adaptergit.resolve import fetch
 
     with waiting(f"fetching {reference}", quiet=quiet):
-        return fetch(reference, offline=offline, refresh=refresh)
+        return fetch(reference, **options)
+
+
+def _show_folder(folder: Path, policy: str | None, as_json: bool) -> None:
+    """A folder the person named: what it is, and whether it still is what its manifest says."""
+    from adaptergit.package import MANIFEST, canonical
+    from adaptergit.package.local import local_card
+    from adaptergit.resolve import verify as check
+
+    verdict = check(folder, policy=policy) if policy is not None else None
+    card = local_card(folder)
+    manifest = folder / MANIFEST
+    digest = canonical.sha256(manifest.read_bytes()) if manifest.is_file() else None
+    if as_json:
+        print_json({"path": folder, "digest": digest, "verdict": verdict and _verdict(verdict), "card": card.data})
+        return
+    _describe(card)
+    click.echo(f"digest       {f'sha256:{digest}' if digest else 'none: not packed or signed yet'}")
+    click.echo(f"files        {folder}")
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
@@ -143,8 +156,8 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 
 def _explain(verdict: Verdict) -> None:
     for line in verdict.steps:
-        click.echo(f"  ✓ {line}")
-    click.echo(f"  ✓ {len(verdict.manifest.files)} files are exactly those that were signed")
+        click.echo(f"  ok  {clean(line)}")
+    click.echo(f"  ok  {len(verdict.manifest.files)} files are exactly those that were signed")
     click.echo(f"accepted     {verdict.level}: {', '.join(verdict.signers) or 'nobody vouches for it'}")
 
 
@@ -163,4 +176,4 @@ def _describe(card: Card) -> None:
     ]
     for title, text in rows:
         if text:
-            click.echo(f"{title:<12} {text}")
+            click.echo(f"{title:<12} {clean(text)}")

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from adaptergit.errors import AdaptergitError, AdaptergitWarning
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, TransportError
 
 T = TypeVar("T")
 
@@ -35,16 +35,28 @@ def run_safely(action: Callable[[], T]) -> T:
             click.echo(str(error), err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
+        note = (
+            "; 'adaptergit train … --resume' goes on from the last finished epoch" if "train" in sys.argv[1:2] else ""
+        )
+        click.echo(f"interrupted{note}", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), err=True)
+        sys.exit(TransportError.exit_code)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON object, keys in their own order."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def clean(text: object) -> str:
+    """Return somebody else's text without control characters: a card must not drive the terminal or forge lines."""
+    return "".join(char if char.isprintable() else " " for char in str(text))
 
 
 def step(text: str) -> None:

@@ -12,10 +12,9 @@ from adaptergit.cli.output import json_option, print_json, step
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), required=False)
 @click.option("--comment", default="", help="Written into the public key, for people.")
-@click.option("--passphrase", default="", help="Protect the private key; better typed: --ask-passphrase.")
-@click.option("--ask-passphrase", is_flag=True, help="Ask for a passphrase.")
+@click.option("--ask-passphrase", is_flag=True, help="Protect the private key; ssh-keygen asks for the passphrase.")
 @json_option
-def keygen(path: Path | None, comment: str, passphrase: str, ask_passphrase: bool, as_json: bool) -> None:
+def keygen(path: Path | None, comment: str, ask_passphrase: bool, as_json: bool) -> None:
     """Make an ed25519 key to sign adapters with.
 
     Any existing SSH key works as well, in a file, an agent or a security key: name it with --key.
@@ -27,10 +26,8 @@ def keygen(path: Path | None, comment: str, passphrase: str, ask_passphrase: boo
     from adaptergit.settings import config_dir
     from adaptergit.trust import generate_key
 
-    if ask_passphrase:
-        passphrase = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
     target = path or config_dir() / "signing_key"
-    key = generate_key(target, comment=comment, passphrase=passphrase)
+    key = generate_key(target, comment=comment, ask_passphrase=ask_passphrase)
     if as_json:
         print_json({"path": str(key.path), "public_key": key.public.line, "fingerprint": key.public.fingerprint})
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from adaptergit.cli.load import policy_option
-from adaptergit.cli.output import json_option, print_json, step, waiting
+from adaptergit.cli.output import clean, json_option, print_json, step, waiting
 
 
 @click.command()
@@ -45,8 +45,15 @@ def search(
         print_json({"entries": [asdict(entry) for entry in found]})
         return
     for entry in found:
-        click.echo(f"{entry.id}=={entry.version}\t{entry.task}\t{entry.base_model}\t{entry.method}\t{entry.license}")
-        click.echo(f"    {entry.description.strip().splitlines()[0] if entry.description.strip() else ''}")
+        click.echo(
+            "\t".join(
+                clean(part)
+                for part in (f"{entry.id}=={entry.version}", entry.task, entry.base_model, entry.method, entry.license)
+            )
+        )
+        click.echo(f"    {clean((entry.description.strip().splitlines() or [''])[0])}")
+        if entry.url != f"https://{entry.id.rpartition('@')[0]}.git":
+            click.echo(f"    {clean(entry.url)}@{clean(entry.id.rpartition('@')[2])}=={entry.version}")
     if not found:
         click.echo("nothing found", err=True)
 

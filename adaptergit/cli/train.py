@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers
+from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step
+from adaptergit.errors import UsageError
 
 
 @click.command()
@@ -28,6 +29,7 @@ from adaptergit.cli.output import json_option, print_json, progress, quiet_trans
 @click.option("--max-length", default=128, show_default=True, help="Tokens; longer texts are cut.")
 @click.option("--seed", default=42, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the last finished epoch of an interrupted run.")
+@click.option("--overwrite", is_flag=True, help="Replace an adapter that is in the output folder.")
 @click.option("--license", default="LicenseRef-Unspecified", show_default=True, help="SPDX expression for the card.")
 @click.option("--description", help="For the card.")
 @click.option("--language", "languages", multiple=True, help="BCP 47 tag for the card; may be repeated.")
@@ -54,6 +56,7 @@ def train(
     max_length: int,
     seed: int,
     resume: bool,
+    overwrite: bool,
     license: str,
     description: str | None,
     languages: tuple[str, ...],
@@ -69,6 +72,8 @@ def train(
       adaptergit train --base bert-base-uncased --train train.tsv --eval dev.tsv \\
           --text-column sentence --label-column label --adapter seq_bn --output out/sst2
     """
+    if predictions is not None and not predictions.parent.is_dir():
+        raise UsageError("no such folder", where=str(predictions.parent))
     quiet_transformers()
     from adaptergit.training import TrainSpec
     from adaptergit.training import train as run
@@ -96,10 +101,13 @@ def train(
         max_length=max_length,
         seed=seed,
         resume=resume,
+        overwrite=overwrite,
         about=about,
     )
     with progress() as bar:
         result = run(spec, lambda p: bar(p.stage, p.done, p.total, f"loss {p.loss:.3f}" if p.loss is not None else ""))
+    if base_id is None and Path(base).is_dir():
+        step(f"the card calls the base model {Path(base).resolve().name!r}: name it with --base-id if it is published")
     if predictions is not None:
         _write_predictions(predictions, result.logits.tolist())
     if as_json:

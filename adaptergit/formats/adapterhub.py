@@ -208,7 +208,9 @@ def _static_head(
                 labels=labels,
             )
             return head, {key.replace(layer, "linears.0"): value for key, value in tensors.items()}
-    return StaticHead(own_class, labels), {f"copies.{key}": value for key, value in tensors.items()}
+    return StaticHead(own_class, len(labels) or None, labels), {
+        f"copies.{key}": value for key, value in tensors.items()
+    }
 
 
 def _labels(label2id: Any, where: str) -> tuple[str, ...]:

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from packaging.version import InvalidVersion, Version
-
 from adaptergit.errors import NotFoundError, PackageError, TransportError, UsageError
 from adaptergit.git.runner import Git, init_bare
 from adaptergit.package.folder import check_entry_name, check_sizes
+from adaptergit.package.version import is_version
 from adaptergit.reference import Source
 from adaptergit.settings import Limits
 
 OID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 TAGS = "refs/tags/adapters"
+_MAX_TREE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def list_versions(remote: Remote, adapter: str, *, timeout: float = 120.0) -> di
     versions = {}
     for line in output.splitlines():
         oid, _, ref = line.partition("\t")
-        if OID.fullmatch(oid) and ref.startswith(prefix) and _is_version(version := ref.removeprefix(prefix)):
+        if OID.fullmatch(oid) and ref.startswith(prefix) and is_version(version := ref.removeprefix(prefix)):
             versions[version] = oid
     return versions
 
@@ -106,7 +106,8 @@ def fetch_release(
         raise ValueError("either a version or a tree must be given")
     if tree is not None and not OID.fullmatch(tree):
         raise UsageError(f"{tree!r} is not an object id")
-    with tempfile.TemporaryDirectory(prefix="adaptergit-fetch-") as folder:
+    # Beside the target: the store sweeps away what a killed process leaves there.
+    with tempfile.TemporaryDirectory(prefix="git-", dir=target.parent) as folder:
         if tree is not None:
             try:
                 git = _fetch(Path(folder) / "tree", remote, tree, limits)
@@ -132,7 +133,7 @@ def _fetch(directory: Path, remote: Remote, want: str, limits: Limits) -> Git:
     try:
         git.text(*arguments, **options)
     except TransportError as error:
-        if "mismatched algorithms" in error.what:
+        if "mismatched algorithms" in error.what or "object format" in error.what:
             git = init_bare(directory.with_name(directory.name + "-sha256"), object_format="sha256")
             git.text(*arguments, **options)
             return git
@@ -146,6 +147,8 @@ def _extract(git: Git, tree: str, target: Path, limits: Limits) -> dict[str, int
     """Write the blobs of a flat tree to files. Everything is judged by name, mode and size before a byte is written."""
     oids: dict[str, str] = {}
     sizes: dict[str, int] = {}
+    if int(git.text("cat-file", "-s", tree)) > _MAX_TREE_BYTES:
+        raise PackageError("the release's tree is far too large", where=f"release {tree[:12]}")
     for entry in git.raw("ls-tree", "-z", "-l", "--full-tree", "--end-of-options", tree).split(b"\0"):
         if not entry:
             continue
@@ -191,13 +194,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _is_version(text: str) -> bool:
-    try:
-        return str(Version(text)) == text
-    except InvalidVersion:
-        return False
 
 
 def _located(error: TransportError, remote: Remote) -> TransportError:

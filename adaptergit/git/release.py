@@ -8,16 +8,20 @@ has both do the local branch, tag, index and work tree follow. A failed push the
 from __future__ import annotations
 
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.version import Version
 
-from adaptergit.errors import ReleaseError, TransportError
+from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError
 from adaptergit.git.fetch import TAGS, Remote
 from adaptergit.git.worktree import Clone
+from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Manifest, is_generated, signature_names
 
 FOLDER = "adapters"
+_FIRST = {CARD, README, WEIGHTS}
+"""What may lie committed in an adapter's folder before its first release."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,7 @@ def plan_release(clone: Clone, package: Path, name: str, version: str, *, source
         ReleaseError: Uncommitted changes would be overwritten.
     """
     path = f"{FOLDER}/{name}"
-    inside = list(source.iterdir()) if source is not None and source.is_dir() else []
-    if changes := clone.local_changes(path, ignore=inside):
-        raise ReleaseError(f"uncommitted changes below {path}: {', '.join(changes[:5])}", hint="commit or remove them")
+    _check_place(clone, path, package, source)
     oids = clone.store_files({entry.name: entry for entry in sorted(package.iterdir())})
     tree = clone.make_tree(("100644", "blob", oid, file) for file, oid in oids.items())
     title = f"publish {name} {version}"
@@ -95,6 +97,46 @@ def plan_release(clone: Clone, package: Path, name: str, version: str, *, source
     branch_commit = clone.commit(clone.replace(path, "tree", tree), title, parents)
     tag_commit = clone.commit(tree, title, ())
     return Plan(clone, package, name, version, tree, branch_commit, tag_commit, _unpushed(clone))
+
+
+def _check_place(clone: Clone, path: str, package: Path, source: Path | None) -> None:
+    """Refuse, before anything is pushed, whatever would keep the clone from following or cost a person work."""
+    lock = clone.git.text("rev-parse", "--git-path", "index.lock")
+    if (clone.root / lock).exists():
+        raise ReleaseError(
+            "another git command is running in the clone",
+            where=str(clone.root / lock),
+            hint="wait for it, or remove a stale lock",
+        )
+    folder = clone.root
+    for part in path.split("/"):
+        folder /= part
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise ReleaseError(
+                "this is not a folder", where=str(folder), hint="releases are written below adapters/; move it away"
+            )
+    names = {p.name for p in package.iterdir()}
+    listed = _listed(clone, path)
+    if others := sorted(clone.names_in(path) - listed):
+        what = f"{path} holds files that no release lists: {', '.join(others[:5])}"
+        raise ReleaseError(what, hint="a release is the whole folder: move them elsewhere, then publish again")
+    inside = list(source.iterdir()) if source is not None and source.resolve() == folder.resolve() else []
+    if changes := clone.local_changes(path, ignore=inside):
+        raise ReleaseError(f"uncommitted changes below {path}: {', '.join(changes[:5])}", hint="commit or remove them")
+    for entry in inside:
+        # Published from its own place: only what the release holds unchanged, or renders anew from the card, may go.
+        kept = entry.name in names and entry.read_bytes() == (package / entry.name).read_bytes()
+        if not kept and not is_generated(entry):
+            raise ReleaseError("publishing would replace this file", where=str(entry), hint="move it away first")
+
+
+def _listed(clone: Clone, path: str) -> set[str]:
+    """What the last release on the branch holds: what its manifest names, and the manifest with its signatures."""
+    data = clone.read(f"{path}/{MANIFEST}")
+    if data is None:
+        return clone.names_in(path) if not clone.names_in(path) - _FIRST else _FIRST
+    names = {f.path for f in Manifest.from_bytes(data, where=f"{path}/{MANIFEST}").files}
+    return names | {MANIFEST} | set(signature_names(clone.names_in(path)))
 
 
 def publish_release(plan: Plan, remote: str | None) -> None:
@@ -130,7 +172,12 @@ def publish_release(plan: Plan, remote: str | None) -> None:
                     hint="if the branch moved on: git pull, then publish again; nothing was changed here",
                 ) from error
             raise
-    _follow(plan)
+    try:
+        _follow(plan)
+    except (TransportError, OSError) as error:
+        released = f"{plan.name} {plan.version} is released"
+        message = f"{released}, but the clone could not follow ({error}): git pull brings it up to date"
+        warnings.warn(message, AdaptergitWarning, stacklevel=2)
 
 
 def _follow(plan: Plan) -> None:
@@ -158,10 +205,5 @@ def _follow(plan: Plan) -> None:
 
 
 def _unpushed(clone: Clone) -> int:
-    if clone.head is None:
-        return 0
-    branch = clone.branch.removeprefix("refs/heads/")
-    try:
-        return int(clone.git.text("rev-list", "--count", f"{branch}@{{upstream}}..{clone.head}"))
-    except TransportError:
-        return 0
+    """Count the commits that no remote branch holds, as far as the clone knows."""
+    return int(clone.git.text("rev-list", "--count", clone.head, "--not", "--remotes")) if clone.head else 0

@@ -11,16 +11,20 @@ What is switched off, and why:
 * hooks, fsmonitor, templates, submodules, LFS smudging, gc and maintenance;
 * prompts: a missing credential is an error, not a hang.
 
-Objects are checked on arrival (``transfer.fsckObjects``). Time is bounded by a kill, size by ``ulimit -f``.
+Objects are checked on arrival (``transfer.fsckObjects``). Time is bounded by killing the whole session, memory and
+files by ``ulimit``, answers by reading no more than a limit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +55,29 @@ _PASSED_THROUGH = (
     r"^(http\.(.*\.)?(proxy|sslcainfo|sslcapath)|credential\.(.*\.)?(helper|username|usehttppath)|core\.sshcommand)$"
 )
 _TIMEOUT = 120.0
+_MAX_OUTPUT = 64 * 2**20
+_MAX_MEMORY_KB = 4 * 2**20
+# Set by an outer git (a hook, an alias), each of these would move the repository under our feet: git rev-parse
+# --local-env-vars, and the namespace.
+_INHERITED = (
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_DIR",
+    "GIT_CONFIG",
+    "GIT_CONFIG_PARAMETERS",
+    "GIT_CONFIG_COUNT",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_WORK_TREE",
+    "GIT_IMPLICIT_WORK_TREE",
+    "GIT_GRAFT_FILE",
+    "GIT_INDEX_FILE",
+    "GIT_NO_REPLACE_OBJECTS",
+    "GIT_REPLACE_REF_BASE",
+    "GIT_PREFIX",
+    "GIT_SHALLOW_FILE",
+    "GIT_COMMON_DIR",
+    "GIT_NAMESPACE",
+    "GIT_TEMPLATE_DIR",
+)
 _SECRETS = re.compile(r"(?i)(https?://)[^/@\s]+@")
 
 
@@ -73,6 +100,7 @@ class Git:
         protocols: Sequence[str] = (),
         timeout: float = _TIMEOUT,
         max_file_bytes: int | None = None,
+        max_output: int = _MAX_OUTPUT,
     ) -> bytes:
         """Run git to its end and return its output.
 
@@ -81,25 +109,29 @@ class Git:
             stdin: File the command reads.
             env: More environment, for example the identity of a commit.
             protocols: What may be used to talk to a remote; none by default.
-            timeout: Seconds until the process is killed.
+            timeout: Seconds until git and everything it started is killed.
             max_file_bytes: Bound on any one file git may write, a pack included.
+            max_output: Bound on what git may print, in bytes.
 
         Raises:
             TransportError: Git failed, with what it said.
         """
-        status, output, errors = self._runner().execute(
-            _bounded([*self._command(protocols), *arguments], max_file_bytes),
-            istream=stdin if stdin is not None else subprocess.DEVNULL,
-            env={**self._environment(protocols), **(env or {})},
-            with_extended_output=True,
-            with_exceptions=False,
-            stdout_as_string=False,
-            strip_newline_in_stdout=False,
-            kill_after_timeout=timeout,
-        )
+        process = self._start(arguments, stdin, env or {}, protocols, max_file_bytes)
+        with _Deadline(process, timeout) as deadline:
+            errors = _Tail(process.stderr)
+            output = process.stdout.read(max_output + 1)
+            if len(output) > max_output:
+                deadline.kill()
+                process.wait()
+                raise TransportError(f"git {arguments[0]}: more than the limit of {max_output} bytes of answer")
+            status = process.wait()
+            said = errors.text()
+        if deadline.expired:
+            hint = "check the network, or try again later"
+            raise TransportError(f"git {arguments[0]}: no end within {timeout:.0f} s", hint=hint)
         if status != 0:
-            raise _failure(arguments, _text(errors), status, timeout)
-        return output if isinstance(output, bytes) else str(output).encode()
+            raise _failure(arguments, said, status)
+        return bytes(output)
 
     @contextmanager
     def stream(self, *arguments: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
@@ -108,53 +140,56 @@ class Git:
         Raises:
             TransportError: Git failed.
         """
-        process = self._runner().execute(
-            [*self._command(()), *arguments], istream=stdin, env=self._environment(()), as_process=True
-        )
-        try:
-            yield process.stdout
-        finally:
-            inner = process.proc
-            if inner is not None:
-                for pipe in (inner.stdout, inner.stderr):
-                    if pipe is not None:
-                        pipe.close()
-                inner.kill()
-                inner.wait()
+        process = self._start(arguments, stdin, {}, (), None)
+        with _Deadline(process, _TIMEOUT) as deadline:
+            _Tail(process.stderr)
+            try:
+                yield process.stdout
+            finally:
+                deadline.kill()
+                process.wait()
 
-    def _runner(self) -> Any:
-        return _git_class()(str(self.directory))
+    def _start(
+        self,
+        arguments: Sequence[str],
+        stdin: IO[bytes] | None,
+        env: Mapping[str, str],
+        protocols: Sequence[str],
+        max_file_bytes: int | None,
+    ) -> Any:
+        started = _git_class()(str(self.directory)).execute(
+            _confined([*self._command(protocols), *arguments], max_file_bytes),
+            istream=stdin if stdin is not None else subprocess.DEVNULL,
+            env={**self._environment(protocols), **env},
+            as_process=True,
+            start_new_session=True,
+        )
+        process, started.proc = started.proc, None  # ours to wait for
+        return process
 
     def _command(self, protocols: Sequence[str]) -> list[str]:
-        settings = [*_CONFIG, *(_user_transport_settings() if protocols and not self.trusted else ())]
-        return ["git", *(part for setting in settings for part in ("-c", setting))]
+        settings = [*_CONFIG]
+        if protocols and not self.trusted:
+            # Later settings win: the user's own ssh command, if there is one.
+            settings += ["core.sshCommand=ssh -o BatchMode=yes -o ConnectTimeout=20", *_user_transport_settings()]
+        where = [] if self.trusted else [f"--git-dir={self.directory}"]
+        return ["git", *where, *(part for setting in settings for part in ("-c", setting))]
 
     def _environment(self, protocols: Sequence[str]) -> dict[str, str]:
         environment = {
+            "LC_ALL": "C",
             "GIT_ALLOW_PROTOCOL": ":".join(protocols) or "none",
             "GIT_NO_LAZY_FETCH": "1",
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ASKPASS": "true",
             "GIT_LFS_SKIP_SMUDGE": "1",
             "GIT_OPTIONAL_LOCKS": "0",
-            # Inherited from a hook or a parent git, each of these would move the repository under our feet.
-            "GIT_CONFIG_PARAMETERS": "",
-            "GIT_CONFIG_COUNT": "0",
-            "GIT_NAMESPACE": "",
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": "",
         }
-        if "ssh" in protocols and "GIT_SSH_COMMAND" not in os.environ:
-            environment["GIT_SSH_COMMAND"] = "ssh -o BatchMode=yes -o ConnectTimeout=20"
         if self.trusted:
             return environment
-        home = str(self.directory)
         return environment | {
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_CONFIG_GLOBAL": os.devnull,
-            "GIT_DIR": home,
-            "GIT_COMMON_DIR": home,
-            "GIT_OBJECT_DIRECTORY": f"{home}/objects",
-            "GIT_INDEX_FILE": f"{home}/index",
         }
 
 
@@ -190,30 +225,84 @@ def _user_transport_settings() -> tuple[str, ...]:
     return tuple(f"{name}={value}" for name, _, value in pairs)
 
 
-def _bounded(command: list[str], max_file_bytes: int | None) -> list[str]:
-    """Limit the size of every file the command writes. The script is constant; the command is passed as arguments."""
-    if max_file_bytes is None or os.name != "posix":
+def _confined(command: list[str], max_file_bytes: int | None) -> list[str]:
+    """Run a command without an outer git's variables, and with bounds on memory and on the files it may write.
+
+    The script is constant; the command is passed as arguments.
+    """
+    if os.name != "posix":
         return command
-    blocks = str(max_file_bytes // 512 + 1)
-    return ["/bin/sh", "-c", 'ulimit -f "$1" && shift && exec "$@"', "sh", blocks, *command]
+    blocks = "unlimited" if max_file_bytes is None else str(max_file_bytes // 512 + 1)
+    script = f'unset {" ".join(_INHERITED)}; ulimit -v {_MAX_MEMORY_KB} 2>/dev/null; ulimit -f "$1"; shift; exec "$@"'
+    return ["/bin/sh", "-c", script, "sh", blocks, *command]
 
 
-def _text(output: Any) -> str:
-    return output.decode("utf-8", "replace") if isinstance(output, bytes) else str(output)
+class _Deadline:
+    """Kills a process, and everything it started, after some time or when asked."""
+
+    def __init__(self, process: Any, seconds: float) -> None:
+        self.expired = False
+        self._process = process
+        self._timer = threading.Timer(seconds, self._expire)
+
+    def kill(self) -> None:
+        """Kill the whole session: git's helpers would keep its pipes open."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL) if os.name == "posix" else self._process.kill()
+
+    def _expire(self) -> None:
+        self.expired = True
+        self.kill()
+
+    def __enter__(self) -> _Deadline:
+        self._timer.daemon = True
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._process.poll() is None:
+            self.kill()
+            self._process.wait()
+        for pipe in (self._process.stdout, self._process.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                pipe.close()
 
 
-def _failure(arguments: Sequence[str], errors: str, status: int, timeout: float) -> TransportError:
+class _Tail:
+    """Reads what a process says on stderr, and keeps the end of it."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._kept = b""
+        self._thread = threading.Thread(target=self._read, args=(pipe,), daemon=True)
+        self._thread.start()
+
+    def _read(self, pipe: IO[bytes]) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while block := pipe.read1(1 << 16):  # type: ignore[attr-defined]  # a BufferedReader
+                self._kept = (self._kept + block)[-(1 << 16) :]
+
+    def text(self) -> str:
+        """Return what was said, once the process has ended."""
+        self._thread.join(timeout=5.0)
+        return self._kept.decode("utf-8", "replace")
+
+
+def _failure(arguments: Sequence[str], errors: str, status: int) -> TransportError:
     said = _SECRETS.sub(r"\1***@", errors.strip())
-    lines = [line for line in said.splitlines() if line.strip()]
-    important = [line for line in lines if line.startswith(("fatal:", "error:", "remote:", " ! "))] or lines
-    what = "; ".join(important[-3:]) or f"exit status {status}"
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("hint:", "warning: "))]
+    what = "; ".join(lines[-8:]) or f"exit status {status}"
     hint = None
-    if "timed out. kill_after_timeout" in said or said.startswith("Timeout:"):
-        what, hint = f"no end within {timeout:.0f} s", "check the network, or try again later"
-    elif "could not read Username" in said or "Authentication failed" in said:
+    if "could not read Username" in said or "Authentication failed" in said:
         hint = "store credentials with git's credential helper; adaptergit never asks for passwords"
     elif "Permission denied" in said:
         hint = "check that your ssh key is loaded (ssh-add -l) and known to the server"
+    elif "Host key verification failed" in said:
+        hint = "connect once with ssh to see and accept the server's key"
+    elif "Could not resolve host" in said or "Connection refused" in said or "Could not connect" in said:
+        hint = "check the address and the network"
+    elif "No space left" in said:
+        hint = "free some space, or move the store with ADAPTERGIT_CACHE_DIR"
     elif "died of signal 25" in said or "File size limit" in said:  # SIGXFSZ
         what = f"the server sent more than the limit allows ({what})"
     return TransportError(f"git {arguments[0]}: {what}", hint=hint)

@@ -79,7 +79,8 @@ class Clone:
     def local_changes(self, path: str, *, ignore: Iterable[Path] = ()) -> list[str]:
         """Return what ``git status`` says about files below ``path``, but for the files in ``ignore``."""
         ignored = {p.resolve() for p in ignore}
-        output = self.git.raw("status", "--porcelain=v1", "-z", "--untracked-files=all", "--no-renames", "--", path)
+        options = ("--porcelain=v1", "-z", "--untracked-files=all", "--ignored=matching", "--no-renames")
+        output = self.git.raw("status", *options, "--", path)
         entries = [entry.decode("utf-8", "replace") for entry in output.split(b"\0") if entry]
         return [entry for entry in entries if (self.root / entry[3:]).resolve() not in ignored]
 

@@ -17,8 +17,11 @@ from typing import Any
 from packaging.version import Version
 
 from adaptergit.errors import NotFoundError, PackageError
-from adaptergit.package import Card, Manifest, schemas
+from adaptergit.locks import exclusively
+from adaptergit.package import Card, Manifest, canonical, schemas
+from adaptergit.package.version import check_version
 from adaptergit.reference import Reference
+from adaptergit.settings import cache_dir
 
 SCHEMA = "adaptergit.index/1"
 MAX_BYTES = 256 * 2**20
@@ -85,7 +88,9 @@ def read_index(path: str | Path) -> list[Entry]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise PackageError(f"more than {MAX_BYTES} bytes", where=str(path))
-        raw = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        canonical.refuse_surrogates(data, str(path))
+        raw = json.loads(data)
     except FileNotFoundError as error:
         raise NotFoundError(
             "there is no such index file", where=str(path), hint="adaptergit index add FILE REFERENCE"
@@ -96,6 +101,8 @@ def read_index(path: str | Path) -> list[Entry]:
         raise PackageError(f"not JSON: {error}", where=str(path)) from error
     for where, message in schemas.problems("index", raw):
         raise PackageError(f"{schemas.dotted(where) or 'document'}: {message}", where=str(path))
+    for number, item in enumerate(raw["entries"]):
+        check_version(item["version"], where=f"{path}: entries[{number}]")
     return [_entry(item) for item in raw["entries"]]
 
 
@@ -106,6 +113,12 @@ def add_entry(path: str | Path, entry: Entry) -> None:
         PackageError: The same release is listed with another digest: releases never change.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusively(cache_dir() / "locks", str(path.resolve())):  # two at once would lose an entry
+        _add(path, entry)
+
+
+def _add(path: Path, entry: Entry) -> None:
     entries = read_index(path) if path.exists() else []
     for known in entries:
         if (known.id, known.version) == (entry.id, entry.version) and known.manifest_sha256 != entry.manifest_sha256:
@@ -117,7 +130,6 @@ def add_entry(path: str | Path, entry: Entry) -> None:
     text = json.dumps(
         {"schema": SCHEMA, "entries": [asdict(e) for e in ordered]}, indent=1, sort_keys=True, ensure_ascii=False
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text + "\n")
@@ -147,19 +159,28 @@ def search_index(entries: Iterable[Entry], text: str = "", **filters: str | None
 
 
 def find_release(path: str | Path, reference: Reference) -> Entry | None:
-    """Return the entry of the release a reference means, or None if the index does not list it."""
+    """Return the entry of the release a reference means, or None if the index knows nothing of the adapter.
+
+    Raises:
+        NotFoundError: The index knows the adapter, but no release that fits and is not yanked.
+    """
     principal = reference.source.principal
-    candidates = [
-        e
-        for e in read_index(path)
-        if principal is not None
-        and e.id == f"{principal}@{reference.adapter}"
-        and reference.specifier.contains(e.version, prereleases=bool(reference.specifier) or None)
+    mine = [e for e in read_index(path) if principal is not None and e.id == f"{principal}@{reference.adapter}"]
+    if not mine:
+        return None
+    wanted = {
+        e.version: e
+        for e in mine
+        if (e.yanked is None or str(reference.specifier) == f"=={e.version}")
         and (reference.digest is None or e.manifest_sha256 == reference.digest)
-        and (e.yanked is None or str(reference.specifier) == f"=={e.version}")
-    ]
-    final = [e for e in candidates if reference.specifier or not Version(e.version).is_prerelease]
-    return max(final, key=lambda e: Version(e.version), default=None)
+    }
+    version = reference.newest(wanted)
+    if version is None:
+        listed = ", ".join(f"{e.version}{' (yanked: ' + e.yanked + ')' if e.yanked else ''}" for e in mine)
+        raise NotFoundError(
+            f"the index lists no release that fits {reference}", where=str(path), hint=f"listed: {listed}"
+        )
+    return wanted[version]
 
 
 def _entry(raw: Mapping[str, Any]) -> Entry:

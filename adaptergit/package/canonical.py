@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any, NoReturn
 
 import rfc8785
 
 from adaptergit.errors import PackageError
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def dumps(value: Any) -> bytes:
@@ -36,6 +39,7 @@ def loads(data: bytes, *, where: str, limit: int) -> Any:
             raise PackageError(f"the key {twice!r} appears twice", where=where)
         return result
 
+    refuse_surrogates(data, where)
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_float=refuse, parse_constant=refuse)
     except UnicodeDecodeError as error:
@@ -46,6 +50,16 @@ def loads(data: bytes, *, where: str, limit: int) -> Any:
         raise PackageError(
             "not JSON that a manifest may hold: nested too deeply or a number too long", where=where
         ) from error
+
+
+def refuse_surrogates(data: bytes, where: str) -> None:
+    """Refuse escapes of UTF-16 surrogates: half a pair is no text, and whole pairs are better written out.
+
+    Raises:
+        PackageError: There is one.
+    """
+    if _SURROGATE.search(data):
+        raise PackageError("an escape of a UTF-16 surrogate (\\ud8…)", where=where, hint="write the character itself")
 
 
 def sha256(data: bytes) -> str:

@@ -13,7 +13,7 @@ from adaptergit.package.manifest import BaseModel
 from adaptergit.package.version import check_version
 from adaptergit.reference import check_adapter_name
 
-MAX_BYTES = 256 * 1024
+MAX_BYTES = 64 * 1024
 
 
 class Card:

@@ -23,7 +23,7 @@ from adaptergit.package.card import Card
 from adaptergit.package.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
 from adaptergit.package.manifest import File, Manifest
 from adaptergit.package.names import fold, is_allowed
-from adaptergit.package.readme import render_readme
+from adaptergit.package.readme import MARK, render_readme
 from adaptergit.settings import Limits
 
 CARD = "card.yaml"
@@ -51,10 +51,6 @@ class Package:
     def digest(self) -> str:
         """The identity: sha256 of the manifest's bytes."""
         return canonical.sha256(self.manifest_bytes)
-
-    def card(self) -> Card:
-        """Parse the card; call :func:`check_files` first if the folder came from somebody else."""
-        return Card.from_yaml(read_bounded(self.path / CARD, MAX_CARD_BYTES), where=str(self.path / CARD))
 
 
 def list_folder(path: Path, limits: Limits = Limits()) -> dict[str, int]:  # noqa: B008 - frozen
@@ -138,8 +134,11 @@ def read_package(path: Path, limits: Limits = Limits()) -> Package:  # noqa: B00
     return Package(path, read_bounded(path / MANIFEST, MAX_MANIFEST_BYTES), signatures)
 
 
-def check_files(package: Package, manifest: Manifest, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+def check_files(package: Package, manifest: Manifest, limits: Limits = Limits()) -> Card:  # noqa: B008 - frozen
     """Check that the folder holds exactly what the manifest names, byte for byte, in constant memory.
+
+    Returns:
+        The card, parsed from the very bytes that were checked.
 
     Raises:
         PackageError: A file is missing, unlisted, or of another size or digest; or card and manifest disagree.
@@ -152,9 +151,16 @@ def check_files(package: Package, manifest: Manifest, limits: Limits = Limits())
         raise PackageError("the manifest does not list this file", where=f"{package.path}/{name}")
     for file in manifest.files:
         check_file(package.path / file.path, file)
-    if CARD not in listed:
+    where = str(package.path / CARD)
+    listing = next((f for f in manifest.files if f.path == CARD), None)
+    if listing is None:
         raise PackageError(f"the manifest lists no {CARD}", where=str(package.path))
-    _check_agreement(package.card(), manifest, str(package.path))
+    source = read_bounded(package.path / CARD, MAX_CARD_BYTES)
+    if canonical.sha256(source) != listing.sha256:
+        raise PackageError("the file was changed while it was read", where=where)
+    card = Card.from_yaml(source, where=where)
+    _check_agreement(card, manifest, str(package.path))
+    return card
 
 
 def check_file(path: Path, file: File) -> None:
@@ -172,7 +178,23 @@ def check_file(path: Path, file: File) -> None:
         raise PackageError(_changed(path, f"sha256 {digest}, the manifest says {file.sha256}"), where=str(path))
 
 
-def pack(source: Path, target: Path, card: Card, *, repository: str, previous: str | None, created: datetime) -> bytes:
+def is_generated(path: Path) -> bool:
+    """Tell whether :func:`pack` writes the file anew: the card, the manifest, a signature, a rendered README."""
+    if path.name == README:
+        return path.read_bytes()[: len(MARK)] == MARK.encode()
+    return path.name in (CARD, MANIFEST) or _SIGNATURE.fullmatch(path.name) is not None
+
+
+def pack(
+    source: Path,
+    target: Path,
+    card: Card,
+    *,
+    repository: str,
+    previous: str | None,
+    created: datetime,
+    address: str | None = None,
+) -> bytes:
     """Write the package of ``source`` into the empty folder ``target`` and return the manifest's bytes, unsigned.
 
     Args:
@@ -182,16 +204,17 @@ def pack(source: Path, target: Path, card: Card, *, repository: str, previous: s
         repository: The principal.
         previous: Digest of the previous version's manifest.
         created: Aware time; stored in UTC to the second.
+        address: What people load it from, for the README; default: the principal.
 
     Raises:
         PackageError: The source holds what a package may not hold.
     """
-    names = set(list_folder(source)) - {CARD, MANIFEST, README}
-    names -= set(signature_names(names))
+    names = {name for name in list_folder(source) if not is_generated(source / name)}
     if not any(name.endswith(".safetensors") for name in names):
         raise PackageError("there are no weights (*.safetensors)", where=str(source))
     _write(target / CARD, card.to_yaml())
-    _write(target / README, render_readme(card, repository).encode("utf-8"))
+    if README not in names:  # a README of the publisher's own is published as it is
+        _write(target / README, render_readme(card, address or repository).encode("utf-8"))
     for name in sorted(names):
         _copy(source / name, target / name)
     manifest = Manifest(

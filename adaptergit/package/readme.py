@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 # ruff: noqa: E501 - a table row is one line of Markdown
 
+MARK = "<!-- rendered from card.yaml by adaptergit -->"
+
 _TEMPLATE = """\
+{{ mark }}
 # {{ card.name }} {{ card.version }}
 
 {{ card.description }}
@@ -28,7 +31,7 @@ _TEMPLATE = """\
 ```python
 import adaptergit
 
-model = adaptergit.load("{{ repository }}@{{ card.name }}=={{ card.version }}")
+model = adaptergit.load("{{ address }}@{{ card.name }}=={{ card.version }}")
 ```
 {% if card.evaluation %}
 ## Evaluation
@@ -49,9 +52,9 @@ model = adaptergit.load("{{ repository }}@{{ card.name }}=={{ card.version }}")
 {% endif %}"""
 
 
-def render_readme(card: Card, repository: str) -> str:
-    """Render the card as Markdown; the same text for the same card."""
-    return str(_template().render(card=card.data, repository=repository))
+def render_readme(card: Card, address: str) -> str:
+    """Render the card as Markdown; the same text for the same card. ``address`` is what people load it from."""
+    return str(_template().render(card=card.data, address=address, mark=MARK))
 
 
 @functools.cache

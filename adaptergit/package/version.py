@@ -6,6 +6,17 @@ from packaging.version import InvalidVersion, Version
 
 from adaptergit.errors import PackageError
 
+MAX_LENGTH = 64
+
+
+def is_version(text: str) -> bool:
+    """Tell whether ``text`` is a version in normal form."""
+    try:
+        check_version(text)
+    except PackageError:
+        return False
+    return True
+
 
 def check_version(text: str, *, where: str | None = None) -> Version:
     """Parse a version that must already be in normal form.
@@ -14,10 +25,12 @@ def check_version(text: str, *, where: str | None = None) -> Version:
         PackageError: Not PEP 440, or written in another form.
     """
     try:
+        if len(text) > MAX_LENGTH:  # before parsing: Python refuses to read numbers of thousands of digits
+            raise InvalidVersion(text[:MAX_LENGTH])
         version = Version(text)
     except InvalidVersion as error:
         raise PackageError(
-            f"version: {text!r} is not a PEP 440 version", where=where, hint="write 1.2.0 or 2.0.0rc1"
+            f"version: {text[:MAX_LENGTH]!r} is not a PEP 440 version", where=where, hint="write 1.2.0 or 2.0.0rc1"
         ) from error
     if str(version) != text or version.epoch or version.local:
         raise PackageError(

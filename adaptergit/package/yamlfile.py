@@ -138,6 +138,7 @@ def _plain(node: Node, path: Path, lines: dict[Path, int], where: str) -> Any:
             if not isinstance(key_node, ScalarNode) or not str(key_node.tag).endswith((":str", ":timestamp")):
                 raise PackageError("a key must be text", where=at, hint="put it in quotes")
             key = str(key_node.value)
+            _check_text(key, at)
             if key in result:
                 raise PackageError(f"the key {key!r} appears twice", where=at)
             result[key] = _plain(value_node, (*path, key), lines, where)
@@ -146,9 +147,15 @@ def _plain(node: Node, path: Path, lines: dict[Path, int], where: str) -> Any:
     return _scalar(node, at)
 
 
+def _check_text(text: str, at: str) -> None:
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise PackageError("half of a UTF-16 surrogate pair is no text", where=at, hint="write the character itself")
+
+
 def _scalar(node: Node, at: str) -> Any:
     kind, text = str(node.tag).rpartition(":")[2], str(node.value)
     if kind in ("str", "timestamp"):  # a date is text here, as in JSON
+        _check_text(text, at)
         return text
     if kind == "null":
         return None

@@ -1,13 +1,14 @@
 """Weights on disk in our own layout: ``adapter.safetensors`` with architecture-free names, and the card beside it.
 
 Tensor names are ``blocks.<i>.<branch>.<part>`` for the adapter and ``head.<part>`` for its head. Reading is strict:
-every tensor of the file is used exactly once, every expected tensor is there, and shapes and dtypes are compared with
-the file's header before a byte of weights is read and before the model is touched.
+every tensor of the file is used exactly once, every expected tensor is there, and names, shapes and dtypes are compared
+before the model is touched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import nn
 
@@ -49,28 +51,32 @@ def save(panel: Panel, name: str, folder: str | Path, about: Mapping[str, Any]) 
     return card
 
 
-def read_into(path: Path, modules: Mapping[str, nn.Module]) -> None:
+def read_into(
+    path: Path, modules: Mapping[str, nn.Module], *, digest: str | None = None, ignore: tuple[str, ...] = ()
+) -> None:
     """Fill modules without storage from a safetensors file, strictly.
 
     Args:
         path: The file.
         modules: Modules on the meta device by the prefix of their tensors' names.
+        digest: sha256 the file must have; the very bytes that are hashed are parsed.
+        ignore: Prefixes of tensors that are not wanted.
 
     Raises:
         PackageError: Not a safetensors file, or its tensors are not those the modules expect.
         ModelError: Names fit, shapes do not.
     """
     try:
-        with safe_open(str(path), framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-            shapes = {key: (tuple(part.get_shape()), str(part.get_dtype())) for key, part in slices.items()}
-            _compare(str(path), _expected(modules), shapes)
-            # Copies: mapped pages would follow the file if it changed later, and are not aligned for fast kernels.
-            tensors = {key: file.get_tensor(key).clone() for key in shapes}
-    except SafetensorError as error:
-        raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise PackageError("the weights are missing", where=str(path)) from error
+    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+        raise PackageError("the weights were changed while they were loaded", where=str(path))
+    try:
+        # Copies: the views of the buffer are not aligned for fast kernels.
+        tensors = {k: v.clone() for k, v in load_tensors(data).items() if not k.startswith(ignore)}
+    except SafetensorError as error:
+        raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
     fill(modules, tensors, where=str(path))
 
 

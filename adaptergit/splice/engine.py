@@ -37,6 +37,8 @@ class Plan:
     """What happens at every site, in order. Compiled once per activation; the forward only looks up and calls."""
 
     steps: Mapping[Site, tuple[SiteModule, ...]]
+    head: bool = True
+    """Whether the active head answers."""
 
 
 EMPTY = Plan({})
@@ -110,6 +112,10 @@ class Engine:
     def steps(self, site: Site) -> tuple[SiteModule, ...] | None:
         """Return what this call does at a site."""
         return self._current().steps.get(site)
+
+    def answers_with_head(self) -> bool:
+        """Tell whether this call is answered by the active head."""
+        return self._current().head
 
     def put(self, key: str, value: torch.Tensor) -> None:
         """Remember a tensor of this thread's running call."""

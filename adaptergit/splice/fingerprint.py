@@ -1,10 +1,11 @@
 """The fingerprint of a base model: cheap at any size, the same after a cast, sharding, quantisation or another head.
 
 ``fp1:<blocks>x<hidden>:<structure>:<sketch>``. *Structure* is a hash over names and shapes inside the blocks (linear
-layers by their feature counts, which quantisation keeps). *Sketch* is 32 random ±1 projections of the blocks' 1-D
-parameters (norms, biases: never quantised) and of the first rows of the input embedding, each tensor scaled to unit
-root-mean-square. The root-mean-square difference of two sketches estimates the relative distance of the two models
-(Johnson & Lindenstrauss 1984): a cast to bfloat16 moves it by about 0.001, another model by about 1.4.
+layers by their feature counts, which quantisation keeps). *Sketch* is two times 32 random ±1 projections: of the
+blocks' 1-D parameters (norms, biases: never quantised) and of the first rows of the input embedding; and of up to 256 values of
+every matrix, which a quantised model lacks. Every tensor counts with its direction and with the logarithm of its norm.
+The root-mean-square difference of two sketches estimates the relative distance of the two models (Johnson &
+Lindenstrauss 1984): a cast to bfloat16 moves it by about 0.002, another model by about 1.4.
 
 It tells an honest mistake from the right model. It is no defence against somebody who builds a base to match.
 """
@@ -29,8 +30,9 @@ TOLERANCE = 0.01
 
 _PROJECTIONS = 32
 _ROWS = 8
-_STEP = 4096.0
-"""Sketch values are stored as multiples of 1/4096 in 16 bits."""
+_SAMPLES = 256
+_STEP = 1024.0
+"""Sketch values are stored as multiples of 1/1024 in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Fingerprint:
             version, sizes, structure, packed = text.split(":")
             blocks, hidden = sizes.split("x")
             raw = base64.b64decode(packed + "=" * (-len(packed) % 4), altchars=b"-_", validate=True)
-            if version != "fp1" or len(raw) not in (0, 2 * _PROJECTIONS):
+            if version != "fp1" or len(raw) not in (0, 2 * _PROJECTIONS, 4 * _PROJECTIONS):
                 raise ValueError(text)
             return cls(int(blocks), int(hidden), structure, struct.unpack(f">{len(raw) // 2}h", raw))
         except (ValueError, struct.error) as error:
@@ -70,6 +72,8 @@ def fingerprint_of(model: nn.Module, anatomy: Anatomy | None = None) -> Fingerpr
     anatomy = anatomy or anatomy_of(model)
     lines: list[str] = []
     vectors: list[tuple[str, torch.Tensor]] = []
+    samples: list[tuple[str, torch.Tensor]] = []
+    quantised = False
     for name, module in _block_modules(base, anatomy):
         features = _features(module)
         if features is not None:
@@ -78,13 +82,22 @@ def fingerprint_of(model: nn.Module, anatomy: Anatomy | None = None) -> Fingerpr
             if parameter.dim() == 1:
                 lines.append(f"{name}.{parameter_name} {tuple(parameter.shape)}")
                 vectors.append((f"{name}.{parameter_name}", parameter))
-            elif features is None:
+                continue
+            if features is None:
                 lines.append(f"{name}.{parameter_name} {tuple(parameter.shape)}")
+            if not parameter.is_floating_point() or parameter.element_size() < 2:
+                quantised = True
+                continue
+            flat = parameter.detach().reshape(-1)
+            samples.append((f"{name}.{parameter_name}", flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]))
     embedding = _input_embedding(base)
     if embedding is not None:
         vectors.append(("input_embedding", embedding[:_ROWS].reshape(-1)))
     structure = hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:32]
-    return Fingerprint(anatomy.blocks, anatomy.hidden_size, structure, _sketch(vectors))
+    sketch = _sketch(vectors)
+    if sketch and not quantised:
+        sketch += _sketch(samples)
+    return Fingerprint(anatomy.blocks, anatomy.hidden_size, structure, sketch)
 
 
 def compare(
@@ -113,10 +126,14 @@ def compare(
 
 
 def _distance(a: Fingerprint, b: Fingerprint) -> float:
-    if not a.sketch or not b.sketch:
-        return 0.0
-    squares = sum((x - y) ** 2 for x, y in zip(a.sketch, b.sketch, strict=True))
-    return math.sqrt(squares / len(a.sketch)) / _STEP
+    """The larger of the distances of the parts that both have."""
+    common = min(len(a.sketch), len(b.sketch))
+    found = 0.0
+    for start in range(0, common, _PROJECTIONS):
+        part = slice(start, start + _PROJECTIONS)
+        squares = sum((x - y) ** 2 for x, y in zip(a.sketch[part], b.sketch[part], strict=True))
+        found = max(found, math.sqrt(squares / _PROJECTIONS) / _STEP)
+    return found
 
 
 def _block_modules(base: nn.Module, anatomy: Anatomy) -> Iterator[tuple[str, nn.Module]]:
@@ -153,6 +170,7 @@ def _input_embedding(base: nn.Module) -> torch.Tensor | None:
 
 def _sketch(vectors: list[tuple[str, torch.Tensor]]) -> tuple[int, ...]:
     total, count = torch.zeros(_PROJECTIONS, dtype=torch.float64), 0
+    sizes = torch.zeros(_PROJECTIONS, dtype=torch.float64)
     for name, tensor in vectors:
         if tensor.is_meta:
             return ()
@@ -161,10 +179,11 @@ def _sketch(vectors: list[tuple[str, torch.Tensor]]) -> tuple[int, ...]:
         if not bool(torch.isfinite(scale)) or float(scale) == 0.0:
             continue
         total += _signs(name, values.numel()) @ (values / scale)
+        sizes += _signs(f"norm of {name}", 1)[:, 0] * math.log2(float(scale))
         count += 1
     if not count:
         return (0,) * _PROJECTIONS
-    scaled = (total / count**0.5 * _STEP).round().clamp(-32768, 32767)
+    scaled = ((total + sizes) / count**0.5 * _STEP).round().clamp(-32768, 32767)
     return tuple(int(value) for value in scaled)
 
 

@@ -12,23 +12,24 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from adaptergit.errors import ModelError
+from adaptergit.splice.engine import Engine
 from adaptergit.splice.heads import ClassificationModule, StaticModule
 
 _KEPT = ("input_ids", "attention_mask")
 
 
 def hook_head(
-    model: nn.Module, base: nn.Module, head: nn.Module, pooling: Literal["first", "last"]
+    model: nn.Module, base: nn.Module, head: nn.Module, pooling: Literal["first", "last"], engine: Engine
 ) -> list[RemovableHandle]:
     """Install a head; removing the handles gives the model its own answer back."""
     if isinstance(head, StaticModule):
         return [
-            model.get_submodule(path).register_forward_hook(_Instead(copy), with_kwargs=True)
+            model.get_submodule(path).register_forward_hook(_Instead(copy, engine), with_kwargs=True)
             for path, copy in head.copies.items()
         ]
     assert isinstance(head, ClassificationModule)
     parameters = list(inspect.signature(base.forward).parameters)
-    hooks = _Answer(base, head, pooling, tuple(parameters))
+    hooks = _Answer(base, head, pooling, tuple(parameters), engine)
     return [
         model.register_forward_pre_hook(hooks.before, with_kwargs=True),
         base.register_forward_hook(hooks.watch),
@@ -41,9 +42,10 @@ class _Instead:
     """Answer with a copy of a module that holds other weights."""
 
     copy: nn.Module
+    engine: Engine
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> Any:
-        return self.copy(*args, **kwargs)
+        return self.copy(*args, **kwargs) if self.engine.answers_with_head() else None
 
 
 class _Calls(threading.local):
@@ -67,9 +69,12 @@ class _Answer:
     head: ClassificationModule
     pooling: Literal["first", "last"]
     parameters: tuple[str, ...]
+    engine: Engine
     call: _Calls = field(default_factory=_Calls)
 
     def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if not self.engine.answers_with_head():
+            return args, kwargs
         named = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         self.call.inputs = {name: named[name] for name in _KEPT if named.get(name) is not None}
         self.call.labels = kwargs.get("labels")
@@ -80,6 +85,8 @@ class _Answer:
         self.call.base_output = output
 
     def after(self, _module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], _output: Any) -> Any:
+        if not self.engine.answers_with_head():
+            return None
         call = self.call
         output, call.base_output = call.base_output, None
         inputs, call.inputs = call.inputs, {}

@@ -7,6 +7,7 @@ A :class:`ClassificationHead` turns the last hidden state into logits, whatever 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -54,8 +55,9 @@ class ClassificationHead(HeadConfig):
     def __post_init__(self) -> None:
         for name in ("num_labels", "layers"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UsageError(f"{name} must be a positive number, not {value!r}")
+            limit = 100 if name == "layers" else 10**6
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
+                raise UsageError(f"{name} must be between 1 and {limit:,}, not {value!r}")
         if self.labels and len(self.labels) != self.num_labels:
             raise UsageError(f"{len(self.labels)} labels for {self.num_labels} logits")
         if self.dropout_prob is not None and not 0 <= self.dropout_prob < 1:
@@ -71,6 +73,8 @@ class StaticHead(HeadConfig):
     type: ClassVar[str] = "static"
 
     model_class: str = ""
+    num_labels: int | None = None
+    """Of the model's configuration; None where it means nothing."""
     labels: tuple[str, ...] = ()
 
 
@@ -174,6 +178,16 @@ class StaticModule(nn.Module):
 
     def reset_parameters(self) -> None:
         """Keep the values copied from the model."""
+
+
+def static_head_of(model: nn.Module) -> StaticHead:
+    """Describe the head of the model's own class."""
+    config = getattr(model, "config", None)
+    names = getattr(config, "id2label", None) or {}
+    labelled = "num_labels" in inspect.signature(type(model).forward).parameters or hasattr(model, "num_labels")
+    count = int(getattr(config, "num_labels", 0)) if labelled else None
+    labels = tuple(str(names[i]) for i in sorted(names)) if labelled and len(set(names.values())) == count else ()
+    return StaticHead(type(model).__name__, count, labels)
 
 
 def static_paths(model: nn.Module) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from adaptergit.splice.composition import Stack, parse_composition
 from adaptergit.splice.config import MethodConfig, parse_config
 from adaptergit.splice.engine import EMPTY, Engine, Plan
 from adaptergit.splice.head_hooks import hook_head
-from adaptergit.splice.heads import HeadConfig, StaticHead, build_head, static_paths
+from adaptergit.splice.heads import HeadConfig, build_head, static_head_of, static_paths
 from adaptergit.splice.sidecar import Sidecar
 
 _ATTRIBUTE = "adaptergit"
@@ -249,13 +249,16 @@ class Panel:
 
     @contextmanager
     def using(self, composition: str | Stack | None, skip_layers: Iterable[int] = ()) -> Iterator[None]:
-        """Use other adapters inside the block, in this thread or task only. The active head stays.
+        """Use other adapters inside the block, in this thread or task only.
+
+        The active head stays; with None it is switched off too, and the model answers as its own class does.
 
         Raises:
             UsageError: An adapter that is not there.
         """
         parsed = None if composition is None else parse_composition(composition)
-        with self._engine.override(self._compile(parsed, frozenset(skip_layers))):
+        plan = replace(self._compile(parsed, frozenset(skip_layers)), head=parsed is not None)
+        with self._engine.override(plan):
             yield
 
     def train(self, *names: str) -> None:
@@ -272,7 +275,7 @@ class Panel:
         for name in names:
             self._spliced(name)
         if names[-1] not in self._heads and static_paths(self._model):
-            self.add_head(names[-1], StaticHead(type(self._model).__name__))
+            self.add_head(names[-1], static_head_of(self._model))
         if self._trainable is None:
             self._trainable = {n: p.requires_grad for n, p in self._model.named_parameters() if not self._is_ours(n)}
         self._model.requires_grad_(False)
@@ -347,7 +350,9 @@ class Panel:
         self._head_handles = []
         self._active_head = name
         if name is not None:
-            self._head_handles = hook_head(self._model, self._base, self.head_module(name), self.anatomy.pooling)
+            self._head_handles = hook_head(
+                self._model, self._base, self.head_module(name), self.anatomy.pooling, self._engine
+            )
 
     def _spliced(self, name: str) -> Spliced:
         if name not in self._adapters:

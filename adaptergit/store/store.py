@@ -14,25 +14,26 @@ loses a race finds the same bytes already there.
 from __future__ import annotations
 
 import errno
+import filecmp
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from adaptergit.errors import NotFoundError, PackageError, TransportError
+from adaptergit.locks import exclusively
 from adaptergit.package import Manifest, Package, check_files, read_package
 from adaptergit.settings import Limits
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_LOCK_SECONDS = 600.0
+_STALE_SECONDS = 86400.0
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,16 @@ class Store:
                 path.chmod(0o444)
             _sync(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                folder.rename(target)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-                self._heal(folder, target)
+            for _ in range(10):  # others may be putting the same package there
+                try:
+                    folder.rename(target)
+                    break
+                except OSError as error:
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                        raise
+                    if _same(folder, target):
+                        break
+                    self.remove(package.digest)
             _sync(target.parent)
         return Package(target, package.manifest_bytes, package.signatures)
 
@@ -116,14 +121,15 @@ class Store:
         """Forget a package; a process that has it open keeps its bytes."""
         path = self._path(digest)
         with suppress(FileNotFoundError), self._disk_errors():
-            doomed = self._make("tmp") / f"removed-{digest}-{os.getpid()}"
+            doomed = Path(tempfile.mkdtemp(dir=self._make("tmp"))) / digest
             path.rename(doomed)
-            shutil.rmtree(doomed)
+            shutil.rmtree(doomed.parent)
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
         """Give an empty folder on the store's file system; whatever is left in it is removed."""
         with self._disk_errors():
+            self._sweep()
             folder = Path(tempfile.mkdtemp(dir=self._make("tmp")))
         try:
             with self._disk_errors():
@@ -134,18 +140,8 @@ class Store:
     @contextmanager
     def once(self, key: str) -> Iterator[None]:
         """Let one process at a time work on ``key``; others wait, then usually find the work done."""
-        name = hashlib.sha256(key.encode()).hexdigest()
-        try:
-            lock = FileLock(self._make("locks") / name, timeout=_LOCK_SECONDS)
-            lock.acquire()
-        except (OSError, NotImplementedError, Timeout):
-            # No lock is no danger: only work done twice.
+        with exclusively(self.root / "locks", key):
             yield
-            return
-        try:
-            yield
-        finally:
-            lock.release()
 
     def known(self, url: str, adapter: str) -> Known:
         """Return what was seen of an adapter. A missing or damaged record is nothing seen."""
@@ -155,7 +151,7 @@ class Store:
                 str(v): Seen(str(d), str(t)) for v, (d, t) in raw["fetched"].items() if _DIGEST.fullmatch(str(d))
             }
             return Known(fetched, tuple(str(v) for v in raw["released"]), float(raw["asked"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return Known({}, (), 0.0)
 
     def remember(self, url: str, adapter: str, known: Known) -> None:
@@ -170,14 +166,12 @@ class Store:
                 json.dump(record, file, sort_keys=True)
             Path(temporary).replace(path)
 
-    def _heal(self, folder: Path, target: Path) -> None:
-        """Another process was first, or an old copy is damaged: keep a good one, replace a bad one."""
-        try:
-            existing = read_package(target)
-            check_files(existing, Manifest.from_bytes(existing.manifest_bytes))
-        except (PackageError, NotFoundError):
-            self.remove(target.name)
-            folder.rename(target)
+    def _sweep(self) -> None:
+        """Remove what killed processes left behind a day ago or earlier."""
+        for path in self._make("tmp").iterdir():
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
@@ -204,6 +198,17 @@ class Store:
                     hint="free some space, or choose another folder with ADAPTERGIT_CACHE_DIR",
                 ) from error
             raise
+
+
+def _same(folder: Path, existing: Path) -> bool:
+    """Tell whether a stored package is, signatures included, the one that was just verified."""
+    try:
+        names = {p.name for p in folder.iterdir()}
+        return names == {p.name for p in existing.iterdir()} and all(
+            filecmp.cmp(folder / name, existing / name, shallow=False) for name in names
+        )
+    except OSError:
+        return False
 
 
 def _sync(path: Path) -> None:

@@ -68,7 +68,8 @@ def read_examples(path: str | Path, *, text_column: str, label_column: str | Non
         raise DataError("not UTF-8", where=f"{path}:{line}", hint="convert it: iconv -f latin1 -t utf-8") from error
     texts: list[str] = []
     labels: list[str] = []
-    for line, row in _rows(path, content):
+    columns = [c for c in (text_column, label_column) if c is not None]
+    for line, row in _rows(path, content, columns):
         texts.append(_text(row, text_column, path, line))
         if label_column is not None:
             label = _text(row, label_column, path, line).strip()
@@ -80,7 +81,7 @@ def read_examples(path: str | Path, *, text_column: str, label_column: str | Non
     return Examples(path, texts, labels if label_column is not None else None, hashlib.sha256(data).hexdigest())
 
 
-def _rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(path: Path, content: str, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     delimiter = _KINDS[path.suffix.lower()]
     if delimiter is None:
         yield from _json_rows(path, content)
@@ -93,6 +94,10 @@ def _rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
         reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
     try:
         header = next(reader, [])
+        for column in columns:
+            if header and column not in header:
+                known = ", ".join(header)
+                raise DataError(f"there is no column {column!r}", where=f"{path}:1", hint=f"columns: {known}")
         if len(set(header)) != len(header):
             raise DataError("two columns have the same name", where=f"{path}:1")
         for fields in reader:

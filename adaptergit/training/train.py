@@ -17,7 +17,7 @@ from torch import nn
 
 from adaptergit.errors import DataError, NotFoundError, UsageError
 from adaptergit.package import Card
-from adaptergit.reference import check_adapter_name
+from adaptergit.reference import check_adapter_name, expand
 from adaptergit.splice.anatomy import anatomy_of
 from adaptergit.splice.checkpoint import card_data, frameworks, save
 from adaptergit.splice.config import parse_config
@@ -55,6 +55,8 @@ class TrainSpec:
     """Tokens."""
     seed: int = 42
     resume: bool = False
+    overwrite: bool = False
+    """Replace an adapter that is in the output folder."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Card fields: license, description, authors, languages …"""
 
@@ -71,6 +73,12 @@ class TrainSpec:
                 raise UsageError(f"{name} must be positive, not {getattr(self, name)!r}")
         check_adapter_name(self.adapter_name)
         parse_config(self.adapter)
+        if (self.output / "card.yaml").exists() and not self.overwrite:
+            raise UsageError(
+                "the output folder holds an adapter already",
+                where=str(self.output),
+                hint="choose another folder, or --overwrite",
+            )
         if self.output.exists() and (
             not self.output.is_dir() or ({p.name for p in self.output.iterdir()} - {"card.yaml", "adapter.safetensors"})
         ):
@@ -132,6 +140,9 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     labels = _labels(data, held_out)
     _needs_accelerate()
     model, tokenizer = load_base(spec.base)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and spec.max_length > longest:
+        raise UsageError(f"max_length is {spec.max_length}, the base model reads at most {longest} tokens")
     panel = prepare(model, spec.adapter_name, spec.adapter, labels, seed=spec.seed)
     # A card field that is not valid is better known before the training than after it.
     Card(card_data(panel, spec.adapter_name, _card_fields(spec, data, held_out, Metrics(0.0, 0.0, len(held_out)), 0.0)))
@@ -173,6 +184,11 @@ def load_base(base: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModel, AutoTokenizer
 
+    if base.startswith((".", "/", "~")) and not expand(base).is_dir():
+        raise NotFoundError(
+            "there is no such folder", where=base, hint="name a folder with config.json and model.safetensors"
+        )
+    base = str(expand(base))
     try:
         return AutoModel.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ _FILE = "adapter_state.safetensors"
 
 
 class AdapterTrainer(Trainer):
-    """A Trainer whose model carries a panel with something to train."""
+    """A Trainer whose model carries a panel with something to train; resuming and the best checkpoint work as usual."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -36,6 +36,11 @@ class AdapterTrainer(Trainer):
             )
         for name, parameter in parameters.items():
             parameter.data.copy_(stored[name])
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is not None:
+            self._load_from_checkpoint(best)
 
 
 class Reporter(TrainerCallback):

@@ -6,6 +6,7 @@ Format: ``ssh-keygen(1)``, ALLOWED SIGNERS. The principals are patterns over ada
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,12 +53,15 @@ def parse_allowed_signers(text: str, *, source: str) -> list[AllowedSigner]:
         TrustError: Naming file and line.
     """
     signers = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
+    for number, raw in enumerate(text.split("\n"), 1):  # as OpenSSH: other alphabets' line ends are text
+        line = raw.removesuffix("\r").strip(" \t")
+        if not line or line.startswith("#"):
             continue
         where = f"{source}:{number}"
         try:
-            signers.append(_parse_line(line.strip(), where))
+            if not line.isprintable() and not line.replace("\t", "").isprintable():
+                raise TrustError("a control character or an odd space")
+            signers.append(_parse_line(line, where))
         except TrustError as error:
             raise TrustError(error.what, where=where, hint=error.hint) from error
     return signers
@@ -78,11 +82,11 @@ def format_signer(signer: AllowedSigner) -> str:
 def _parse_line(line: str, where: str) -> AllowedSigner:
     principals_text, rest = _principals(line)
     options: dict[str, str] = {}
-    if rest.split(maxsplit=1)[:1] and rest.split(maxsplit=1)[0] not in KEY_TYPES:
+    if rest and _BLANK.split(rest, maxsplit=1)[0] not in KEY_TYPES:
         options, rest = _options(rest)
-    fields = rest.split(maxsplit=2)
+    fields = _BLANK.split(rest, maxsplit=2)
     key = parse_public_key(" ".join(fields[:2]))
-    principals = tuple(p.strip() for p in principals_text.split(","))
+    principals = tuple(principals_text.split(","))
     if not all(principals):
         raise TrustError("an empty principal")
     return AllowedSigner(
@@ -101,12 +105,13 @@ def _principals(line: str) -> tuple[str, str]:
         text, quote, rest = line[1:].partition('"')
         if not quote:
             raise TrustError("the quote around the principals is not closed")
-        return text, rest.strip()
-    text, _, rest = line.partition(" ") if " " in line else line.partition("\t")
-    return text, rest.strip()
+        return text, rest.strip(" \t")
+    text, *rest_parts = _BLANK.split(line, maxsplit=1)
+    return text, rest_parts[0] if rest_parts else ""
 
 
-_OPTION = re.compile(r'(?P<name>[a-z-]+)(?:="(?P<value>[^"]*)")?(?P<next>,|\s+|$)', re.IGNORECASE)
+_BLANK = re.compile(r"[ \t]+")
+_OPTION = re.compile(r'(?P<name>[a-z-]+)(?:="(?P<value>[^"]*)")?(?P<next>,|[ \t]+|$)', re.IGNORECASE)
 
 
 def _options(text: str) -> tuple[dict[str, str], str]:
@@ -121,7 +126,7 @@ def _options(text: str) -> tuple[dict[str, str], str]:
             raise TrustError(f"the option {name} appears twice")
         options[name] = value
         if match["next"] != ",":
-            return options, text[match.end() :].strip()
+            return options, text[match.end() :].strip(" \t")
     raise TrustError("expected: principals [options] key-type base64-key", hint=f"key types: {', '.join(KEY_TYPES)}")
 
 
@@ -150,8 +155,8 @@ def _matches(patterns: tuple[str, ...], text: str) -> bool:
     matched = False
     for pattern in patterns:
         negated, body = pattern.startswith("!"), pattern.removeprefix("!")
-        glob = "".join({"*": ".*", "?": "."}.get(char, re.escape(char)) for char in body)
-        if re.fullmatch(glob, text):
+        # fnmatch, unlike a plain translation to ".*", never backtracks over several stars.
+        if fnmatch.fnmatchcase(text, body.replace("[", "[[]")):
             if negated:
                 return False
             matched = True

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptergit.errors import TrustError, UsageError
+from adaptergit.reference import expand
 from adaptergit.trust.keys import PublicKey, parse_public_key
 from adaptergit.trust.sshsig import MANIFEST_NAMESPACE, parse_signature, verify_signature
 
@@ -31,7 +32,7 @@ class SigningKey:
             UsageError: No such file.
             TrustError: Not a key of an accepted type.
         """
-        path = path.expanduser()
+        path = expand(path)
         public_path = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
         if not path.is_file():
             raise UsageError("no such key file", where=str(path), hint="make one with: adaptergit keygen")
@@ -45,19 +46,25 @@ class SigningKey:
             raise TrustError(error.what, where=str(public_path), hint=error.hint) from error
 
 
-def generate_key(path: Path, *, comment: str = "", passphrase: str = "") -> SigningKey:
+def generate_key(path: Path, *, comment: str = "", ask_passphrase: bool = False) -> SigningKey:
     """Make an ed25519 key pair at ``path`` and ``path.pub``.
+
+    With ``ask_passphrase``, ``ssh-keygen`` itself asks at the terminal: a passphrase never is an argument, which other
+    users could read.
 
     Raises:
         UsageError: A file is there already; keys are never overwritten.
     """
-    path = path.expanduser()
+    path = expand(path)
+    if path.suffix == ".pub":
+        raise UsageError("name the private key; the public one gets .pub added", where=str(path))
     for existing in (path, path.with_name(path.name + ".pub")):
         if existing.exists():
             raise UsageError("there is a file already; keys are never overwritten", where=str(existing))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", comment, "-f", str(path)]
-    _run(argv, f"cannot make a key at {path}")
+    passphrase = () if ask_passphrase else ("-N", "")
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", *passphrase, "-C", comment, "-f", str(path)]
+    _run(argv, f"cannot make a key at {path}", interactive=ask_passphrase)
     return SigningKey.open(path)
 
 

@@ -101,7 +101,7 @@ class Bottleneck(MethodConfig):
             self.reduction_factor.values() if isinstance(self.reduction_factor, Mapping) else (self.reduction_factor,)
         )
         for factor in factors:
-            _require(_is_number(factor) and factor > 0, f"reduction_factor must be positive, not {factor!r}")
+            _require(_is_number(factor) and factor >= 0.01, f"reduction_factor must be at least 0.01, not {factor!r}")
         _require(
             _is_number(self.scaling) or self.scaling in ("learned", "channel"),
             f"scaling must be a number, 'learned' or 'channel', not {self.scaling!r}",

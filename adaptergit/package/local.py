@@ -1,0 +1,30 @@
+"""Package folders that a person names: their own word, but a manifest in one must hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adaptergit.errors import NotFoundError
+from adaptergit.package.card import MAX_BYTES, Card
+from adaptergit.package.folder import CARD, MANIFEST, check_files, read_bounded, read_package
+from adaptergit.package.manifest import Manifest
+from adaptergit.settings import Limits
+
+
+def local_card(folder: Path, limits: Limits = Limits()) -> Card:  # noqa: B008 - frozen
+    """Return the card of a folder, after comparing every byte with the manifest if there is one.
+
+    Raises:
+        NotFoundError: No such folder, or no card in it.
+        PackageError: The card is not valid, or a file was changed.
+    """
+    if not folder.is_dir():
+        hint = "write org/repo@adapter, or the path of a package folder"
+        raise NotFoundError("no such folder, and not a reference", where=str(folder), hint=hint)
+    if (folder / MANIFEST).exists():
+        package = read_package(folder, limits)
+        return check_files(package, Manifest.from_bytes(package.manifest_bytes, where=str(folder / MANIFEST)), limits)
+    if not (folder / CARD).exists():
+        hint = "this is neither a package folder nor an AdapterHub checkpoint"
+        raise NotFoundError(f"there is no {CARD}", where=str(folder), hint=hint)
+    return Card.from_yaml(read_bounded(folder / CARD, MAX_BYTES), where=str(folder / CARD))
