@@ -226,7 +226,10 @@ def _base_model(card: Card, settings: Settings, offline: bool, head: bool) -> nn
     mapped = source != model_id
     if mapped and not expand(source).is_dir():
         raise NotFoundError(f"base_models maps {model_id} to a folder that is not there", where=source, hint=hint)
-    if not mapped and (not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", model_id) or Path(model_id).exists()):
+    if not mapped and (
+        not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?", model_id)
+        or Path(model_id).exists()
+    ):
         # A card may not choose a folder of this machine.
         raise NotFoundError(f"the base model {model_id!r} is not mapped to a folder", hint=hint)
     try:

@@ -165,6 +165,21 @@ def test_a_malformed_allowed_signers_file_is_refused_with_its_line(
     assert "allowed_signers:2" in run("load", f"{hub.url}@sst2", code=4)
 
 
+def test_a_card_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    from conftest import card_data
+
+    from adaptergit.package import Card
+
+    (tmp_path / "card.yaml").write_bytes(Card(card_data(description="\x1b[2Jnice\nlicence      MIT")).to_yaml())
+    said = run("info", str(tmp_path))
+    assert "\x1b" not in said
+    assert said.count("\nlicence ") == 1
+
+
+def test_an_operating_systems_error_is_one_line(tmp_path: Path) -> None:
+    assert "Traceback" not in run("verify", "x" * 400, code=6)
+
+
 def test_importing_and_help_start_no_torch(home: Path) -> None:
     script = "import sys, adaptergit, adaptergit.cli; print([m for m in ('torch', 'transformers', 'git', 'jsonschema', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -254,6 +254,18 @@ def test_over_ssh(tmp_path: Path, source: Source, key: SigningKey, ssh_server: i
     assert fetch(f"{url}@sst2").verdict.digest == published.digest
 
 
+def test_a_sha256_repository_over_ssh(tmp_path: Path, source: Source, key: SigningKey, ssh_server: int) -> None:
+    """A stock sshd does not pass GIT_PROTOCOL on, so the server speaks protocol v0."""
+    bare, clone = tmp_path / "srv" / "adapters.git", tmp_path / "clone2"
+    git(tmp_path, "init", "-q", "--bare", "--object-format=sha256", str(bare))
+    git(tmp_path, "init", "-q", "--object-format=sha256", str(clone))
+    url = f"ssh://{getpass.getuser()}@127.0.0.1:{ssh_server}{bare}"
+    git(clone, "remote", "add", "origin", url)
+    published = publish(source(), clone=clone, key=key.path)
+    pin_key(published.repository, key.public.line)
+    assert fetch(f"{url}@sst2").digest == published.digest
+
+
 def test_plain_http_beyond_loopback_is_refused(hub: Hub) -> None:
     with pytest.raises(UsageError, match="loopback"):
         fetch("http://git.example/acme/adapters@x")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import tiny_model
+from conftest import GOLDEN, tiny_model
 from torch import nn
 
 import adaptergit
@@ -350,6 +350,29 @@ def test_a_head_answers_with_logits_and_a_loss(name: str, ids: torch.Tensor) -> 
     assert not hasattr(model(ids), "logits")
 
 
+def test_without_adapters_the_model_answers_for_itself(ids: torch.Tensor) -> None:
+    model = tiny_model()
+    plain = hidden(model, ids)
+    panel = adapters(model)
+    panel.add("a")
+    panel.add_head("a", ClassificationHead())
+    panel.active = "a"
+    with panel.using(None):
+        assert torch.equal(model(ids).last_hidden_state, plain)
+    assert model(ids).logits.shape == (3, 2)
+    static = tiny_model("bert", "AutoModelForSequenceClassification")
+    own = static(ids).logits
+    panel = adapters(static)
+    panel.add("a")
+    panel.train("a")
+    static.eval()
+    with torch.no_grad():
+        panel.head_module("a").copies["classifier"].weight.zero_()
+    with panel.using(None):
+        assert torch.equal(static(ids).logits, own)
+    assert not torch.equal(static(ids).logits, own)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_padding_on_either_side_is_not_read(name: str) -> None:
     """The head reads the last real token, wherever the padding is."""
@@ -574,6 +597,74 @@ def test_the_base_model_is_found_through_the_settings(
     model = adaptergit.load(saved)
     assert type(model).__name__ == "BertModel"
     assert str(adapters(model).active) == "a"
+
+
+def mapped(home: Path, name: str, folder: Path) -> None:
+    (home / "config").mkdir(exist_ok=True)
+    (home / "config" / "config.toml").write_text(f'[base_models]\n{name} = "{folder}"\n')
+
+
+def test_a_head_of_the_models_class_loads_into_that_class(home: Path, tmp_path: Path, ids: torch.Tensor) -> None:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        GOLDEN / "bases" / "bert", num_labels=3
+    ).eval()
+    panel = adapters(model)
+    panel.add("a")
+    panel.train("a")
+    model.eval()
+    panel.save("a", tmp_path / "a", license="MIT")
+    mapped(home, "bert", GOLDEN / "bases" / "bert")
+    again = adaptergit.load(tmp_path / "a")
+    assert type(again).__name__ == "BertForSequenceClassification"
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    plain = adaptergit.load(tmp_path / "a", head=False)
+    assert type(plain).__name__ == "BertModel"
+
+
+def test_a_card_chooses_no_folder_and_no_pickle(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained(tmp_path / "bert")
+    with pytest.raises(adaptergit.NotFoundError, match="not mapped"):
+        adaptergit.load(saved)
+    text = (saved / "card.yaml").read_text()
+    for name in ("/etc", "../x", "a/b/c"):
+        (saved / "card.yaml").write_text(text.replace("id: bert", f"id: {name}"))
+        with pytest.raises(adaptergit.NotFoundError, match="not mapped"):
+            adaptergit.load(saved)
+
+
+def test_weights_are_checked_again_when_they_are_read(saved: Path) -> None:
+    """Between the verification and the reading lies the loading of a base model, which may take minutes."""
+    from adaptergit.splice.checkpoint import read_into
+
+    panel = adapters(tiny_model())
+    modules = {f"{site.key}.": m for site, m in panel.build(parse_config("seq_bn")).items()}
+    with pytest.raises(PackageError, match="changed while"):
+        read_into(saved / "adapter.safetensors", modules, digest="0" * 64)
+
+
+@pytest.mark.parametrize("arguments", [(None,), (3,), ("x", "model"), ("x", {})])
+def test_wrong_arguments_are_named(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(UsageError):
+        adaptergit.load(*arguments)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "{num_labels: 1000000000000000000}",
+        "{layers: 30000}",
+        "{layers: many}",
+        "{colour: red}",
+        "{dropout_prob: 2}",
+        "{activation_function: x}",
+    ],
+)
+def test_a_hostile_head_is_refused(saved: Path, head: str) -> None:
+    with (saved / "card.yaml").open("a") as file:
+        file.write(f"head: {{type: classification, config: {head}}}\n")
+    with pytest.raises((PackageError, ModelError)):
+        adaptergit.load(saved, tiny_model())
 
 
 # --- configurations and compositions ----------------------------------------------------------------------------------

@@ -162,6 +162,46 @@ def test_a_label_only_in_the_held_out_file_is_refused(files: tuple[Path, Path], 
         train(make_spec(files, tmp_path / "out"))
 
 
+@needs_model
+def test_a_trainer_of_ones_own_resumes_and_keeps_the_best(tmp_path: Path) -> None:
+    """What the README says of AdapterTrainer: checkpoints hold the adapter, and both uses of them work."""
+    import transformers
+    from conftest import tiny_model
+
+    from adaptergit.training import AdapterTrainer
+
+    def trainer() -> AdapterTrainer:
+        transformers.set_seed(0)
+        model = tiny_model("bert", "AutoModelForSequenceClassification")
+        panel = adaptergit.adapters(model)
+        panel.add("a", "seq_bn[reduction_factor=2]")
+        panel.train("a")
+        rows = [{"input_ids": [5 + i % 2, 7, 9 + i % 5], "labels": i % 2} for i in range(32)]
+        options = transformers.TrainingArguments(
+            output_dir=str(tmp_path), num_train_epochs=4, learning_rate=0.02, per_device_train_batch_size=8, save_strategy="epoch",
+            eval_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="eval_loss", report_to=[], disable_tqdm=True,
+            label_names=["labels"], remove_unused_columns=False,
+        )  # fmt: skip
+        return AdapterTrainer(model=model, args=options, train_dataset=rows, eval_dataset=rows)
+
+    first = trainer()
+    first.train()
+    losses = [log["eval_loss"] for log in first.state.log_history if "eval_loss" in log]
+    assert first.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-5)
+    assert losses[-1] < losses[0]
+    again = trainer()
+    again.train(resume_from_checkpoint=True)
+    assert again.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-5)
+    assert not list(tmp_path.rglob("model.safetensors"))
+
+
+def test_an_adapter_in_the_output_folder_is_not_replaced_unasked(files: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "card.yaml").write_text("precious")
+    with pytest.raises(UsageError, match="already"):
+        train(make_spec(files, tmp_path / "out"))
+
+
 # --- data files -------------------------------------------------------------------------------------------------------
 
 

@@ -92,6 +92,24 @@ def test_what_is_formatted_is_read_back(
     assert parse_allowed_signers(format_signer(signer), source="x") == [signer]
 
 
+def test_a_comment_ends_only_where_openssh_ends_it() -> None:
+    """Other alphabets' line ends are text: what OpenSSH reads as a comment grants nothing here either."""
+    for character in "\x0b\x0c\x1c\x85\u2028\r":
+        assert parse_allowed_signers(f"# x{character}* {KEY.line}\n", source="file") == []
+    with pytest.raises(TrustError):
+        parse_allowed_signers(f"*\u00a0{KEY.line}\n", source="file")
+    assert parse(f'"a, b" {KEY.line}').principals == ("a", " b")
+
+
+def test_tabs_separate_as_in_openssh() -> None:
+    signer = parse(f'acme\tnamespaces="x"\t{KEY.line.replace(" ", chr(9))}\tme')
+    assert (signer.principals, signer.namespaces, signer.comment) == (("acme",), ("x",), "me")
+
+
+def test_many_stars_cost_no_time() -> None:
+    assert not allowed(KEY, "*a" * 30 + "b").names("a" * 200)
+
+
 @pytest.mark.parametrize(
     ("patterns", "names"),
     [

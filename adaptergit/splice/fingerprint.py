@@ -2,9 +2,9 @@
 
 ``fp1:<blocks>x<hidden>:<structure>:<sketch>``. *Structure* is a hash over names and shapes inside the blocks (linear
 layers by their feature counts, which quantisation keeps). *Sketch* is two times 32 random ±1 projections: of the
-blocks' 1-D parameters (norms, biases: never quantised) and of the first rows of the input embedding; and of up to 256 values of
-every matrix, which a quantised model lacks. Every tensor counts with its direction and with the logarithm of its norm.
-The root-mean-square difference of two sketches estimates the relative distance of the two models (Johnson &
+blocks' 1-D parameters (norms, biases: never quantised) and of the first rows of the input embedding; and of up to 256
+values of every matrix, which a quantised model lacks. Every tensor counts with its direction and with the logarithm of
+its norm. The root-mean-square difference of two sketches estimates the relative distance of the two models (Johnson &
 Lindenstrauss 1984): a cast to bfloat16 moves it by about 0.002, another model by about 1.4.
 
 It tells an honest mistake from the right model. It is no defence against somebody who builds a base to match.
