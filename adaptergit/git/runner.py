@@ -158,7 +158,7 @@ class Git:
         max_file_bytes: int | None,
     ) -> Any:
         started = _git_class()(str(self.directory)).execute(
-            _confined([*self._command(protocols), *arguments], max_file_bytes),
+            _confined([*self._command(protocols), *arguments], max_file_bytes, bounded=not self.trusted),
             istream=stdin if stdin is not None else subprocess.DEVNULL,
             env={**self._environment(protocols), **env},
             as_process=True,
@@ -225,15 +225,17 @@ def _user_transport_settings() -> tuple[str, ...]:
     return tuple(f"{name}={value}" for name, _, value in pairs)
 
 
-def _confined(command: list[str], max_file_bytes: int | None) -> list[str]:
-    """Run a command without an outer git's variables, and with bounds on memory and on the files it may write.
+def _confined(command: list[str], max_file_bytes: int | None, *, bounded: bool) -> list[str]:
+    """Run a command without an outer git's variables, and with bounds on the files it may write and on its memory.
 
-    The script is constant; the command is passed as arguments.
+    The person's own clone may be of any size: there, git may map what it likes. The script is constant; the command is
+    passed as arguments.
     """
     if os.name != "posix":
         return command
     blocks = "unlimited" if max_file_bytes is None else str(max_file_bytes // 512 + 1)
-    script = f'unset {" ".join(_INHERITED)}; ulimit -v {_MAX_MEMORY_KB} 2>/dev/null; ulimit -f "$1"; shift; exec "$@"'
+    memory = f"ulimit -v {_MAX_MEMORY_KB} 2>/dev/null;" if bounded else ""
+    script = f'unset {" ".join(_INHERITED)}; {memory} ulimit -f "$1"; shift; exec "$@"'
     return ["/bin/sh", "-c", script, "sh", blocks, *command]
 
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import os
 import random
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adaptergit.errors import AdaptergitError, NotFoundError, UsageError
+from adaptergit.demo.attacks import attack
+from adaptergit.demo.people import Person
+from adaptergit.errors import NotFoundError, UsageError
 
 BASE_ID = "sentence-transformers/all-MiniLM-L6-v2"
 SEED = 42
@@ -56,90 +54,6 @@ Path(out).write_text(json.dumps({
     "level": verdict.level, "signers": verdict.signers, "from_store": panel.about("sentiment").from_store,
     "logits": logits.tolist()}))
 """
-
-_WRONG_BASE = """
-import sys, transformers
-transformers.utils.logging.set_verbosity_error()
-transformers.set_seed(1)
-config = transformers.AutoConfig.from_pretrained(sys.argv[1])
-transformers.AutoModel.from_config(config).save_pretrained(sys.argv[2])
-"""
-
-
-@dataclass
-class Person:
-    """Somebody with a home, an environment and nothing shared."""
-
-    home: Path
-    settings: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.home.mkdir(parents=True)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "ADAPTERGIT_", "XDG_", "HF_"))}
-        self.settings = {
-            **kept,
-            "HOME": str(self.home),
-            "ADAPTERGIT_CONFIG_DIR": str(self.config),
-            "ADAPTERGIT_CACHE_DIR": str(self.home / "cache"),
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-
-    @property
-    def config(self) -> Path:
-        """Folder of the person's adaptergit settings."""
-        return self.home / "config"
-
-    def run(self, *argv: str, cwd: Path | None = None, show: bool = False) -> str:
-        """Run a program and return what it prints; its progress goes to the terminal with ``show``."""
-        done = subprocess.run(
-            argv,
-            env=self.settings,
-            cwd=cwd or self.home,
-            stdout=subprocess.PIPE,
-            stderr=None if show else subprocess.PIPE,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        if done.returncode != 0:
-            raise AdaptergitError(
-                f"{' '.join(argv[:4])} failed ({done.returncode}): {done.stdout[-2000:]}{(done.stderr or '')[-3000:]}"
-            )
-        return done.stdout
-
-    def adaptergit(self, *argv: str, cwd: Path | None = None, show: bool = False) -> dict[str, Any]:
-        """Run an adaptergit command with ``--json``."""
-        result: dict[str, Any] = json.loads(
-            self.run(sys.executable, "-m", "adaptergit", *argv, "--json", cwd=cwd, show=show)
-        )
-        return result
-
-    def refused(self, *argv: str) -> dict[str, Any]:
-        """Run an adaptergit command that must refuse; return how it did."""
-        done = subprocess.run(
-            [sys.executable, "-m", "adaptergit", *argv, "--json"],
-            env=self.settings,
-            cwd=self.home,
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        try:
-            error = json.loads(done.stdout).get("error", {})
-        except ValueError:
-            error = {"type": None, "what": (done.stdout + done.stderr)[-500:]}
-        return {
-            "refused": done.returncode in (3, 4, 7),
-            "exit_code": done.returncode,
-            "type": error.get("type"),
-            "message": error.get("what"),
-        }
-
-    def new_cache(self, name: str) -> None:
-        """Forget everything fetched so far."""
-        self.settings["ADAPTERGIT_CACHE_DIR"] = str(self.home / f"cache-{name}")
 
 
 def run_demo(folder: Path, report: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -210,7 +124,7 @@ def run_demo(folder: Path, report: Callable[[str], None] = lambda _: None) -> di
         refusals = timed(
             "attacks",
             "the server is attacked",
-            lambda: _attack(server.root / "acme/adapters.git", publisher, user, reference, release, base),
+            lambda: attack(server.root / "acme/adapters.git", publisher, user, reference, release, base),
         )
     ours = [json.loads(line)["logits"] for line in predictions.read_text("utf-8").splitlines()]
     return {
@@ -253,7 +167,7 @@ def failures(result: Mapping[str, Any]) -> list[str]:
         "the wire carries no more than the adapter and 16 kB": result["wire_bytes"] <= result["adapter_bytes"] + 16_000,
         "the second load touches no network": result["second_load_wire_bytes"] == 0,
         "the adapter is found by a search": result["search_found"],
-        **{f"refused: {name}": attack["refused"] for name, attack in result["refusals"].items()},
+        **{f"refused: {name}": outcome["refused"] for name, outcome in result["refusals"].items()},
     }
     return [promise for promise, held in promises.items() if not held]
 
@@ -311,11 +225,13 @@ def _set_up_user(user: Person, base: Path, public_key: str) -> None:
 
 
 def _baselines(base: Path, files: Mapping[str, Path]) -> dict[str, float]:
-    from adaptergit.cli.output import quiet_transformers
+    from transformers.utils import logging
+
     from adaptergit.training import predict_logits, read_examples, score
     from adaptergit.training.train import load_base, prepare
 
-    quiet_transformers()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     held_out = read_examples(files["eval"], text_column="text", label_column="label")
     labels = held_out.label_names()
     gold = [labels.index(label) for label in held_out.labels or ()]
@@ -393,85 +309,6 @@ def _index_and_search(user: Person, reference: str) -> bool:
     user.adaptergit("index", "add", str(index), reference)
     found = user.adaptergit("search", "film", "sentiment", "--index", str(index), "--base-model", "all-MiniLM")
     return [entry["id"] for entry in found["entries"]] == ["127.0.0.1/acme/adapters@sentiment"]
-
-
-def _attack(
-    bare: Path, publisher: Person, user: Person, reference: str, release: Mapping[str, Any], base: Path
-) -> dict[str, Any]:
-    """Three attacks, each on a user who has nothing stored, and the server mended after each."""
-    good = publisher.run("git", "-C", str(bare), "rev-parse", release["tag"]).strip()
-    results = {}
-
-    user.new_cache("flipped")
-    _move_tag(
-        publisher,
-        bare,
-        release["tag"],
-        {"adapter.safetensors": lambda data: data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]},
-    )
-    results["one byte of the weights flipped on the server"] = user.refused("load", reference)
-
-    user.new_cache("resigned")
-    publisher.run("git", "-C", str(bare), "update-ref", release["tag"], good)
-    mallory = Person(user.home.parent / "mallory")
-    mallory.adaptergit("keygen")
-    manifest = mallory.home / "manifest.json"
-    manifest.write_bytes(_blob(publisher, bare, f"{release['tag']}:manifest.json"))
-    mallory.run(
-        "ssh-keygen",
-        "-q",
-        "-Y",
-        "sign",
-        "-f",
-        str(mallory.config / "signing_key"),
-        "-n",
-        "manifest.v1@adaptergit",
-        str(manifest),
-    )
-    signature = manifest.with_name("manifest.json.sig").read_bytes()
-    _move_tag(publisher, bare, release["tag"], {"manifest.json.sig": lambda _: signature})
-    results["the signature replaced with another key's"] = user.refused("load", reference)
-
-    user.new_cache("wrong-base")
-    publisher.run("git", "-C", str(bare), "update-ref", release["tag"], good)
-    wrong = user.home / "wrong-base"
-    user.run(sys.executable, "-c", _WRONG_BASE, str(base), str(wrong))
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        shutil.copy(base / name, wrong / name)
-    results["loaded into another base model of the same shape"] = user.refused(
-        "predict", reference, "--text", "a fine film", "--base", str(wrong)
-    )
-    return results
-
-
-def _move_tag(person: Person, bare: Path, tag: str, changes: Mapping[str, Callable[[bytes], bytes]]) -> None:
-    """Do what somebody who controls the server can do: rewrite a release under its tag."""
-    work = Path(f"{bare}-work")
-    work.mkdir(exist_ok=True)
-    lines = []
-    for line in person.run("git", "-C", str(bare), "ls-tree", tag).splitlines():
-        fields, _, name = line.partition("\t")
-        mode, kind, oid = fields.split()
-        if name in changes:
-            (work / name).write_bytes(changes[name](_blob(person, bare, f"{tag}:{name}")))
-            oid = person.run("git", "-C", str(bare), "hash-object", "-w", "--no-filters", str(work / name)).strip()
-        lines.append(f"{mode} {kind} {oid}\t{name}")
-    done = subprocess.run(
-        ["git", "-C", str(bare), "mktree"],
-        input="\n".join(lines) + "\n",
-        env=person.settings,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    commit = person.run("git", "-C", str(bare), "commit-tree", done.stdout.strip(), "-m", "attack").strip()
-    person.run("git", "-C", str(bare), "update-ref", tag, commit)
-
-
-def _blob(person: Person, bare: Path, name: str) -> bytes:
-    return subprocess.run(
-        ["git", "-C", str(bare), "cat-file", "blob", name], env=person.settings, capture_output=True, check=True
-    ).stdout
 
 
 def _size(folder: Path) -> int:
