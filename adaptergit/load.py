@@ -7,6 +7,8 @@ anything that changes the model.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.errors import AdaptergitError, NotFoundError, PackageError, UsageError
 from adaptergit.formats import is_adapterhub, read_adapterhub
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
 from adaptergit.package.local import local_card
@@ -94,17 +96,31 @@ def load(
         model = _base_model(card, settings, offline or settings.offline, head)
         if device is not None:
             model.to(device)
+    with _all_or_nothing(model) as panel:
+        _splice(panel, name or card.name, head, device, dtype, about)
+        if activate:
+            panel.activate(name or card.name)
+    return model
+
+
+@contextmanager
+def _all_or_nothing(model: nn.Module) -> Iterator[Panel]:
+    """Give the model's panel; if anything goes wrong, take back whatever was added to it."""
     fresh = getattr(model, "adaptergit", None) is None
     panel = adapters(model)
+    before = {*panel.names}
     try:
-        _splice(panel, name or card.name, head, device, dtype, about)
-    except Exception:
+        yield panel
+    except BaseException as error:
+        for name in [name for name in panel.names if name not in before]:
+            panel.remove(name)
         if fresh:
             panel.detach()
+        if isinstance(error, RuntimeError | AssertionError) and not isinstance(error, AdaptergitError):
+            raise UsageError(
+                f"the adapter cannot be put there: {str(error).splitlines()[0]}", hint="check device= and dtype="
+            ) from error
         raise
-    if activate:
-        panel.activate(name or card.name)
-    return model
 
 
 def _check_arguments(ref: object, model: object, dtype: torch.dtype | None) -> None:
@@ -115,8 +131,8 @@ def _check_arguments(ref: object, model: object, dtype: torch.dtype | None) -> N
             f"model must be a transformers model, not {type(model).__name__}",
             hint="AutoModel.from_pretrained(…) makes one",
         )
-    if dtype is not None and not dtype.is_floating_point:
-        raise UsageError(f"adapters compute in floating point, not in {dtype}")
+    if dtype is not None and dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise UsageError(f"adapters compute in float64, float32, float16 or bfloat16, not in {dtype}")
 
 
 def _obtain(ref: str | Path, policy: str | None, offline: bool, index: str | Path | None, settings: Settings) -> About:
@@ -145,11 +161,10 @@ def _load_foreign(
         raise UsageError(
             "an AdapterHub checkpoint does not say which weights it was trained in", where=str(path), hint="pass model="
         )
-    fresh = getattr(model, "adaptergit", None) is None
-    panel = adapters(model)
-    try:
+    with _all_or_nothing(model) as panel:
         found = read_adapterhub(path, panel.anatomy, model_class=type(model).__name__, head=with_head)
         chosen = name or found.name
+        _check_free(panel, chosen, found.head is not None)
         modules = panel.build(found.config)
         fill({f"{site.key}.": module for site, module in modules.items()}, found.tensors, where=str(path))
         head_module = _meta_head(found.head, panel) if found.head is not None else None
@@ -159,13 +174,14 @@ def _load_foreign(
         panel.insert(chosen, found.config, modules, dtype=dtype, device=target)
         if found.head is not None and head_module is not None:
             panel.insert_head(chosen, found.head, head_module, dtype=dtype, device=target)
-    except Exception:
-        if fresh:
-            panel.detach()
-        raise
-    if activate:
-        panel.activate(chosen)
+        if activate:
+            panel.activate(chosen)
     return model
+
+
+def _check_free(panel: Panel, name: str, with_head: bool) -> None:
+    if name in panel or (with_head and name in panel.heads):
+        raise UsageError(f"the model has an adapter or head {name!r} already", hint="load it under another name=")
 
 
 def _splice(
@@ -178,8 +194,7 @@ def _splice(
 ) -> None:
     """Build on the meta device, read strictly, insert: the panel changes only in the last lines."""
     card, where = about.card, str(about.path / CARD)
-    if name in panel or (with_head and "head" in card.data and name in panel.heads):
-        raise UsageError(f"the model has an adapter {name!r} already", hint="load it under another name=")
+    _check_free(panel, name, with_head and "head" in card.data)
     adapter = card.data["adapter"]
     if adapter["format"] != "adaptergit":
         raise PackageError(f"adapters in the format {adapter['format']!r} cannot be loaded yet", where=where)

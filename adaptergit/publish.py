@@ -103,7 +103,7 @@ def publish(
     source = Path(path)
     card = _card(source, name, version)
     here = Clone.at(Path(clone))
-    where = _push_source(here.remote_url(remote)) if remote is not None else None
+    where = _push_source(here.remote_url(remote), here.root) if remote is not None else None
     principal = repository or (where.principal if where else None)
     if principal is None:
         raise UsageError(
@@ -285,8 +285,8 @@ def _card(source: Path, name: str | None, version: str | None) -> Card:
     return card.updated(**changes) if changes else card
 
 
-def _push_source(url: str) -> Source:
-    path = expand(url)
+def _push_source(url: str, root: Path) -> Source:
+    path = root / expand(url)
     if "://" not in url and (path.is_absolute() or path.exists()):
         return Source.parse(path.resolve().as_uri())
     return Source.parse(url)

@@ -16,14 +16,22 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, TrustError
+from adaptergit.errors import (
+    AdaptergitError,
+    AdaptergitWarning,
+    NotFoundError,
+    PackageError,
+    TransportError,
+    TrustError,
+    UsageError,
+)
 from adaptergit.index.local import Entry, find_release
 from adaptergit.package import Card, Manifest, check_files, read_package
 from adaptergit.package.version import is_version
 from adaptergit.pins import add_pin, known_signers
 from adaptergit.reference import Reference
-from adaptergit.settings import Settings, cache_dir, load_settings
-from adaptergit.store import Seen, Store
+from adaptergit.settings import POLICY_LEVELS, Settings, cache_dir, load_settings
+from adaptergit.store import Known, Seen, Store
 from adaptergit.trust import AllowedSigner, Policy, Verdict, evaluate
 
 
@@ -169,6 +177,8 @@ def _verified(
     settings: Settings,
     allowed_signers: Sequence[AllowedSigner] | None = None,
 ) -> tuple[Verdict, Card]:
+    if policy is not None and policy not in POLICY_LEVELS:
+        raise UsageError(f"unknown policy {policy!r}", hint=f"one of {', '.join(POLICY_LEVELS)}")
     package = read_package(path, settings.limits)
     principal = reference.source.principal if reference else None
     # A local path names nobody: what its manifest claims may not choose a weaker rule, nor earn a pin.
@@ -204,50 +214,70 @@ def _verified(
 
 
 def _remembered(
-    reference: Reference, entry: Entry | None, store: Store, settings: Settings, offline: bool, refresh: bool
+    reference: Reference,
+    entry: Entry | None,
+    store: Store,
+    settings: Settings,
+    offline: bool,
+    refresh: bool,
+    skip: Collection[str] = (),
 ) -> Resolved | None:
+    """Answer from what is stored and was seen, leaving out the versions in ``skip``."""
     if entry is not None:
         return Resolved(reference.pinned(entry.manifest_sha256), entry.version, entry.manifest_sha256, entry.tree)
     if refresh:
         return None
     known = store.known(reference.source.url, reference.adapter)
     if reference.digest is not None:
-        for name, seen in known.fetched.items():
-            if seen.digest == reference.digest:
-                return Resolved(reference, name, seen.digest, seen.tree)
-        if store.find(reference.digest) is not None:
-            manifest = Manifest.from_bytes(store.open(reference.digest).manifest_bytes, where=reference.digest)
-            return Resolved(reference, manifest.version, reference.digest, None)
-        return None
-    version: str | None
+        return _pinned(reference, store, known)
+    fetched = {v: seen for v, seen in known.fetched.items() if v not in skip and store.find(seen.digest) is not None}
     if offline or _exact(reference) is not None:
-        version = _newest(reference, known.fetched)
+        version = _newest(reference, fetched)
     elif 0 <= time.time() - known.asked < settings.resolution_max_age:
         version = _newest(reference, known.released)
     else:
         return None
-    seen_version = known.fetched.get(version) if version is not None else None
-    if version is None or seen_version is None:
-        return None
-    return Resolved(reference, version, seen_version.digest, seen_version.tree)
+    seen = fetched.get(version) if version is not None else None
+    return None if version is None or seen is None else Resolved(reference, version, seen.digest, seen.tree)
+
+
+def _pinned(reference: Reference, store: Store, known: Known) -> Resolved | None:
+    """A pinned digest says it all; the manifest in the store knows its version best."""
+    digest = reference.digest
+    try:
+        if digest is None or store.find(digest) is None:
+            return None
+        manifest = Manifest.from_bytes(store.open(digest).manifest_bytes, where=digest)
+    except (PackageError, NotFoundError, OSError):
+        return None  # damaged: to be fetched again
+    tree = next((seen.tree for seen in known.fetched.values() if seen.digest == digest), None)
+    return Resolved(reference, manifest.version, digest, tree)
 
 
 def _from_store(
     reference: Reference, entry: Entry | None, store: Store, settings: Settings, policy: str | None, offline: bool
 ) -> Fetched | None:
-    try:
-        found = _remembered(reference, entry, store, settings, offline, refresh=False)
-        path = store.find(found.digest) if found is not None and found.digest is not None else None
-        if found is None or found.digest is None or path is None:
-            return None
-        verdict, card = _verified(path, policy, reference, found.version, settings)
-        if verdict.digest != found.digest:
-            raise PackageError(f"the manifest was changed: its sha256 is {verdict.digest}", where=str(path))
-    except (PackageError, TrustError, NotFoundError):
-        if offline:
-            raise
-        return None  # damaged, or stored with other signatures: the repository is asked
-    return Fetched(reference, found.version, found.digest, path, found.tree or "", card, verdict, True)
+    refused: dict[str, AdaptergitError] = {}
+    while found := _remembered(reference, entry, store, settings, offline, False, refused):
+        path = store.find(found.digest) if found.digest is not None else None
+        if found.digest is None or path is None or found.version in refused:
+            break
+        try:
+            verdict, card = _verified(path, policy, reference, found.version, settings)
+            if verdict.digest != found.digest:
+                raise PackageError(f"the manifest was changed: its sha256 is {verdict.digest}", where=str(path))
+        except OSError as error:
+            refused[found.version] = TransportError(f"cannot be read: {error.strerror}", where=str(path))
+        except (PackageError, TrustError, NotFoundError) as error:
+            refused[found.version] = error
+        else:
+            tree = found.tree or ""
+            return Fetched(reference, found.version, found.digest, path, tree, card, verdict, True)
+        if not offline:
+            return None  # damaged, or stored with other signatures: the repository is asked
+    if refused:
+        raise next(iter(refused.values()))
+    return None
 
 
 def _ask(reference: Reference, entry: Entry | None, store: Store, settings: Settings) -> Resolved:

@@ -440,6 +440,59 @@ def test_a_readme_of_the_publishers_own_is_published(hub: Hub, source: Source) -
     assert (fetch(f"{hub.url}@sst2").path / "README.md").read_text() == "my own words"
 
 
+def test_an_edited_readme_is_the_publishers_own_and_others_files_come_along(hub: Hub, source: Source) -> None:
+    inside = hub.clone / "adapters" / "sst2"
+    shutil.copytree(source(), inside)
+    (inside / "notes.txt").write_text("part of the release")
+    hub.git("add", "-A")
+    hub.git("commit", "-qm", "by hand")
+    release(hub, inside)
+    with (inside / "README.md").open("a") as file:
+        file.write("\nand some words of mine\n")
+    release(hub, inside, version="1.0.1")
+    assert "words of mine" in (inside / "README.md").read_text()
+    assert "words of mine" in (fetch(f"{hub.url}@sst2").path / "README.md").read_text()
+    assert hub.git("status", "--porcelain") == ""
+
+
+def test_private_tags_stay_private(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    hub.git("config", "push.followTags", "true")
+    hub.git("tag", "-a", "private", "-m", "x")
+    release(hub, source(b"new"), version="1.1.0")
+    assert "private" not in git(hub.bare, "tag")
+
+
+def test_a_name_that_is_no_unicode_survives_a_release(hub: Hub, source: Source) -> None:
+    (Path(os.fsdecode(os.fsencode(hub.clone) + b"/caf\xe9.txt"))).write_text("x")
+    hub.git("add", "-A")
+    hub.git("commit", "-qm", "odd name")
+    release(hub, source())
+    assert hub.git("status", "--porcelain") == ""
+
+
+def test_a_remote_given_relative_to_the_clone(
+    tmp_path: Path, source: Source, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare, clone = tmp_path / "bare.git", tmp_path / "clone2"
+    git(tmp_path, "init", "-q", "--bare", str(bare))
+    git(tmp_path, "init", "-q", str(clone))
+    git(clone, "remote", "add", "origin", "../bare.git")
+    monkeypatch.chdir("/")
+    publish(source(), clone=clone, key=key.path, repository="git.example/a/b")
+    assert git(bare, "tag") == "adapters/sst2/1.0.0"
+
+
+def test_a_push_whose_answer_was_lost_is_a_release(hub: Hub, source: Source) -> None:
+    hook = hub.bare / "hooks" / "post-receive"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\nkill -9 $PPID\n")
+    hook.chmod(0o755)
+    release(hub, source())
+    assert git(hub.bare, "tag") == "adapters/sst2/1.0.0"
+    assert hub.git("status", "--porcelain") == ""
+
+
 def test_links_and_files_in_the_way_are_refused_before_the_push(hub: Hub, source: Source, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -615,6 +668,26 @@ def test_a_server_that_never_answers_is_given_up(source: Source) -> None:
         remote = Remote(f"http://127.0.0.1:{silent.getsockname()[1]}/a.git", ("http",))
         with pytest.raises(TransportError, match="no end within 1 s"):
             list_versions(remote, "x", timeout=1)
+
+
+def test_a_helper_that_lives_on_holds_nobody_up(tmp_path: Path, home: Path) -> None:
+    """The user's own ssh command is used, and what it leaves running is killed with git."""
+    from adaptergit.git import Remote, list_versions
+    from adaptergit.git.runner import _user_transport_settings
+
+    script = tmp_path / "ssh"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n(sleep 30 <&- >&-)& exit 255\n")
+    script.chmod(0o755)
+    (home / "more").write_text(f"[core]\nsshCommand = {script}\n")
+    with (home / ".gitconfig").open("a") as file:
+        file.write("[include]\npath = more\n")
+    _user_transport_settings.cache_clear()
+    started = time.monotonic()
+    with pytest.raises(TransportError):
+        list_versions(Remote("git@127.0.0.1:a/b", ("ssh",)), "x")
+    _user_transport_settings.cache_clear()
+    assert (tmp_path / "called").exists()
+    assert time.monotonic() - started < 25, "the sleeping helper was waited for"
 
 
 def test_the_users_git_configuration_cannot_move_a_fetch(hub: Hub, source: Source, home: Path, tmp_path: Path) -> None:

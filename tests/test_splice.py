@@ -643,6 +643,20 @@ def test_weights_are_checked_again_when_they_are_read(saved: Path) -> None:
         read_into(saved / "adapter.safetensors", modules, digest="0" * 64)
 
 
+def test_a_load_that_fails_late_takes_everything_back(saved: Path) -> None:
+    model = tiny_model()
+    for options in ({"device": "nowhere"}, {"device": "cuda:99"}, {"dtype": torch.int8}, {"policy": "lax"}):
+        with pytest.raises(UsageError):
+            adaptergit.load(saved, model, **options)
+        assert untouched(model)
+    panel = adapters(model)
+    panel.add_head("zz", ClassificationHead())
+    checkpoint = GOLDEN / "cases" / "bert__head_classification" / "checkpoint" / "a"
+    with pytest.raises(UsageError, match="already"):
+        adaptergit.load(checkpoint, model, name="zz")
+    assert (panel.names, panel.heads) == ([], ["zz"])
+
+
 @pytest.mark.parametrize("arguments", [(None,), (3,), ("x", "model"), ("x", {})])
 def test_wrong_arguments_are_named(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(UsageError):

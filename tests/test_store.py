@@ -88,6 +88,44 @@ def test_a_damaged_entry_is_refused_and_healed_by_fetching_again(hub: Hub, sourc
     assert fetch(f"{hub.url}@sst2", offline=True).from_store
 
 
+@pytest.mark.parametrize("what", ["record", "record folder", "resolved", "packages", "shelf", "entry", "huge number"])
+def test_nothing_in_the_store_stands_between_a_user_and_an_honest_server(
+    hub: Hub, source: Source, home: Path, what: str
+) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    path = fetch(f"{hub.url}@sst2").path
+    cache = home / "cache"
+    (record,) = (cache / "resolved").iterdir()
+    if what == "record":
+        record.write_text('{"fetched": {"9.0": ["' + "0" * 64 + '", "x"]}, "released": ["9.0"], "asked": 99999999999}')
+    elif what == "huge number":
+        record.write_text('{"fetched": {}, "released": [], "asked": ' + "9" * 400 + "}")
+    else:
+        target = {
+            "record folder": record,
+            "resolved": cache / "resolved",
+            "packages": cache / "packages",
+            "shelf": path.parent,
+            "entry": path,
+        }[what]
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        target.mkdir() if what == "record folder" else target.write_text("in the way")
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+
+
+def test_offline_takes_the_newest_that_is_sound(hub: Hub, source: Source) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    publish(source(b"new"), clone=hub.clone, key=hub.key.path, version="1.1.0")
+    hub.trust()
+    fetch(f"{hub.url}@sst2==1.0.0")
+    path = fetch(f"{hub.url}@sst2").path
+    (path / "README.md").unlink()
+    assert fetch(f"{hub.url}@sst2", offline=True).version == "1.0.0"
+    with pytest.raises(PackageError, match="missing"):
+        fetch(f"{hub.url}@sst2==1.1.0", offline=True)
+
+
 def test_many_processes_fetch_once(hub: Hub, source: Source) -> None:
     publish(source(os.urandom(500_000)), clone=hub.clone, key=hub.key.path)
     hub.trust()

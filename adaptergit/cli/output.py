@@ -27,12 +27,7 @@ def run_safely(action: Callable[[], T]) -> T:
     try:
         return action()
     except AdaptergitError as error:
-        if "--json" in sys.argv:
-            detail = {"type": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
-            click.echo(json.dumps({"error": detail}, ensure_ascii=False))
-        else:
-            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            click.echo(str(error), err=True)
+        _report(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         note = (
@@ -44,9 +39,18 @@ def run_safely(action: Callable[[], T]) -> T:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
+        what = TransportError(error.strerror or str(error), where=str(error.filename) if error.filename else None)
+        _report(what)
+        sys.exit(what.exit_code)
+
+
+def _report(error: AdaptergitError) -> None:
+    if "--json" in sys.argv:
+        detail = {"type": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
+        click.echo(json.dumps({"error": detail}, ensure_ascii=False))
+    else:
         click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), err=True)
-        sys.exit(TransportError.exit_code)
+        click.echo(str(error), err=True)
 
 
 def print_json(value: Any) -> None:

@@ -20,6 +20,7 @@ from adaptergit.git.worktree import Clone
 from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Manifest, is_generated, signature_names
 
 FOLDER = "adapters"
+_PROTOCOLS = ("https", "http", "ssh", "file")
 _FIRST = {CARD, README, WEIGHTS}
 """What may lie committed in an adapter's folder before its first release."""
 
@@ -116,11 +117,12 @@ def _check_place(clone: Clone, path: str, package: Path, source: Path | None) ->
                 "this is not a folder", where=str(folder), hint="releases are written below adapters/; move it away"
             )
     names = {p.name for p in package.iterdir()}
-    listed = _listed(clone, path)
+    in_place = source is not None and source.resolve() == folder.resolve()
+    listed = _listed(clone, path) | (names if in_place else set())
     if others := sorted(clone.names_in(path) - listed):
         what = f"{path} holds files that no release lists: {', '.join(others[:5])}"
         raise ReleaseError(what, hint="a release is the whole folder: move them elsewhere, then publish again")
-    inside = list(source.iterdir()) if source is not None and source.resolve() == folder.resolve() else []
+    inside = list(folder.iterdir()) if in_place else []
     if changes := clone.local_changes(path, ignore=inside):
         raise ReleaseError(f"uncommitted changes below {path}: {', '.join(changes[:5])}", hint="commit or remove them")
     for entry in inside:
@@ -156,22 +158,39 @@ def publish_release(plan: Plan, remote: str | None) -> None:
         try:
             clone.git.text(
                 "push",
+                "--no-follow-tags",
+                "--signed=no",
                 "--quiet",
                 "--atomic",
                 "--no-verify",
                 "--",
                 remote,
                 *refspecs,
-                protocols=("https", "http", "ssh", "file"),
+                protocols=_PROTOCOLS,
                 timeout=600.0,
             )
         except TransportError as error:
+            if _has(plan, remote):  # the answer was lost, not the push
+                return _follow_or_warn(plan)
             if "rejected" in error.what or "atomic" in error.what or "fetch first" in error.what:
                 raise ReleaseError(
                     f"the server refused the push: {error.what}",
                     hint="if the branch moved on: git pull, then publish again; nothing was changed here",
                 ) from error
             raise
+    _follow_or_warn(plan)
+
+
+def _has(plan: Plan, remote: str) -> bool:
+    """Tell whether the server holds the release's tag, after a push that seemed to fail."""
+    try:
+        listing = plan.clone.git.text("ls-remote", "--tags", "--refs", "--", remote, plan.tag, protocols=_PROTOCOLS)
+    except TransportError:
+        return False
+    return listing.split("\t")[0] == plan.tag_commit
+
+
+def _follow_or_warn(plan: Plan) -> None:
     try:
         _follow(plan)
     except (TransportError, OSError) as error:

@@ -25,7 +25,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,27 +57,12 @@ _PASSED_THROUGH = (
 _TIMEOUT = 120.0
 _MAX_OUTPUT = 64 * 2**20
 _MAX_MEMORY_KB = 4 * 2**20
-# Set by an outer git (a hook, an alias), each of these would move the repository under our feet: git rev-parse
-# --local-env-vars, and the namespace.
-_INHERITED = (
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_DIR",
-    "GIT_CONFIG",
-    "GIT_CONFIG_PARAMETERS",
-    "GIT_CONFIG_COUNT",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_WORK_TREE",
-    "GIT_IMPLICIT_WORK_TREE",
-    "GIT_GRAFT_FILE",
-    "GIT_INDEX_FILE",
-    "GIT_NO_REPLACE_OBJECTS",
-    "GIT_REPLACE_REF_BASE",
-    "GIT_PREFIX",
-    "GIT_SHALLOW_FILE",
-    "GIT_COMMON_DIR",
-    "GIT_NAMESPACE",
-    "GIT_TEMPLATE_DIR",
+# Everything else named GIT_* is taken away: set by an outer git (a hook, an alias) or left in a shell, it would move
+# the repository under our feet, switch TLS checks off, or trace secrets.
+_KEPT = re.compile(
+    r"GIT_(AUTHOR|COMMITTER)_(NAME|EMAIL|DATE)|GIT_SSH(_COMMAND|_VARIANT)?|GIT_EXEC_PATH|GIT_SSL_CA(INFO|PATH)|GIT_PYTHON_.*"
 )
+_KEPT_IN_CLONES = re.compile(r"GIT_CONFIG_(GLOBAL|SYSTEM|NOSYSTEM)")
 _SECRETS = re.compile(r"(?i)(https?://)[^/@\s]+@")
 
 
@@ -119,7 +104,8 @@ class Git:
         process = self._start(arguments, stdin, env or {}, protocols, max_file_bytes)
         with _Deadline(process, timeout) as deadline:
             errors = _Tail(process.stderr)
-            output = process.stdout.read(max_output + 1)
+            with process.stdout:
+                output = process.stdout.read(max_output + 1)
             if len(output) > max_output:
                 deadline.kill()
                 process.wait()
@@ -147,7 +133,7 @@ class Git:
                 yield process.stdout
             finally:
                 deadline.kill()
-                process.wait()
+                process.stdout.close()
 
     def _start(
         self,
@@ -157,10 +143,11 @@ class Git:
         protocols: Sequence[str],
         max_file_bytes: int | None,
     ) -> Any:
+        environment = {**self._environment(protocols), **env}
         started = _git_class()(str(self.directory)).execute(
-            _confined([*self._command(protocols), *arguments], max_file_bytes, bounded=not self.trusted),
+            _confined([*self._command(protocols), *arguments], max_file_bytes, trusted=self.trusted, own=environment),
             istream=stdin if stdin is not None else subprocess.DEVNULL,
-            env={**self._environment(protocols), **env},
+            env=environment,
             as_process=True,
             start_new_session=True,
         )
@@ -214,10 +201,12 @@ def _git_class() -> Any:
 @functools.cache
 def _user_transport_settings() -> tuple[str, ...]:
     """The few of the user's settings that reaching a server may need."""
-    status, output, _ = _git_class()(os.getcwd()).execute(  # noqa: PTH109 - GitPython wants text
-        ["git", "config", "--global", "-z", "--get-regexp", _PASSED_THROUGH],
+    command = ["git", "config", "--global", "--includes", "-z", "--get-regexp", _PASSED_THROUGH]
+    status, output, _ = _git_class()(str(Path.home())).execute(
+        _confined(command, None, trusted=True),
         with_extended_output=True,
         with_exceptions=False,
+        kill_after_timeout=20.0,
     )
     if status != 0:
         return ()
@@ -225,18 +214,26 @@ def _user_transport_settings() -> tuple[str, ...]:
     return tuple(f"{name}={value}" for name, _, value in pairs)
 
 
-def _confined(command: list[str], max_file_bytes: int | None, *, bounded: bool) -> list[str]:
+def _confined(command: list[str], max_file_bytes: int | None, *, trusted: bool, own: Iterable[str] = ()) -> list[str]:
     """Run a command without an outer git's variables, and with bounds on the files it may write and on its memory.
 
-    The person's own clone may be of any size: there, git may map what it likes. The script is constant; the command is
-    passed as arguments.
+    The person's own clone may be of any size: there, git may map what it likes. The script is constant but for names of
+    variables; the command is passed as arguments.
     """
     if os.name != "posix":
         return command
     blocks = "unlimited" if max_file_bytes is None else str(max_file_bytes // 512 + 1)
-    memory = f"ulimit -v {_MAX_MEMORY_KB} 2>/dev/null;" if bounded else ""
-    script = f'unset {" ".join(_INHERITED)}; {memory} ulimit -f "$1"; shift; exec "$@"'
-    return ["/bin/sh", "-c", script, "sh", blocks, *command]
+    doomed = [
+        name
+        for name in os.environ
+        if re.fullmatch(r"GIT_[A-Z0-9_]+", name)
+        and name not in own
+        and not _KEPT.fullmatch(name)
+        and not (trusted and _KEPT_IN_CLONES.fullmatch(name))
+    ]
+    forget = f"unset {' '.join(doomed)};" if doomed else ""
+    memory = "" if trusted else f"ulimit -v {_MAX_MEMORY_KB} 2>/dev/null;"
+    return ["/bin/sh", "-c", f'{forget} {memory} ulimit -f "$1"; shift; exec "$@"', "sh", blocks, *command]
 
 
 class _Deadline:
@@ -263,12 +260,8 @@ class _Deadline:
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
-        if self._process.poll() is None:
-            self.kill()
-            self._process.wait()
-        for pipe in (self._process.stdout, self._process.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                pipe.close()
+        self.kill()  # also when git itself has ended: what it started may live on and hold the pipes
+        self._process.wait()
 
 
 class _Tail:
@@ -281,8 +274,9 @@ class _Tail:
 
     def _read(self, pipe: IO[bytes]) -> None:
         with contextlib.suppress(OSError, ValueError):
-            while block := pipe.read1(1 << 16):  # type: ignore[attr-defined]  # a BufferedReader
+            while block := os.read(pipe.fileno(), 1 << 16):
                 self._kept = (self._kept + block)[-(1 << 16) :]
+            pipe.close()
 
     def text(self) -> str:
         """Return what was said, once the process has ended."""

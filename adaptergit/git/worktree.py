@@ -98,7 +98,12 @@ class Clone:
     def make_tree(self, entries: Iterable[tuple[str, str, str, str]]) -> str:
         """Write one tree of ``(mode, kind, oid, name)`` and return its oid."""
         with tempfile.TemporaryFile() as listing:
-            listing.write(b"".join(f"{mode} {kind} {oid}\t{name}\0".encode() for mode, kind, oid, name in entries))
+            listing.write(
+                b"".join(
+                    f"{mode} {kind} {oid}\t{name}\0".encode("utf-8", "surrogateescape")
+                    for mode, kind, oid, name in entries
+                )
+            )
             listing.seek(0)
             return self.git.text("mktree", "-z", stdin=listing)
 

@@ -23,7 +23,7 @@ from adaptergit.package.card import Card
 from adaptergit.package.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
 from adaptergit.package.manifest import File, Manifest
 from adaptergit.package.names import fold, is_allowed
-from adaptergit.package.readme import MARK, render_readme
+from adaptergit.package.readme import is_rendered, render_readme
 from adaptergit.settings import Limits
 
 CARD = "card.yaml"
@@ -175,13 +175,15 @@ def check_file(path: Path, file: File) -> None:
             raise PackageError(_changed(path, f"{size} bytes, the manifest says {file.size}"), where=str(path))
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != file.sha256:
-        raise PackageError(_changed(path, f"sha256 {digest}, the manifest says {file.sha256}"), where=str(path))
+        raise PackageError(
+            _changed(path, f"sha256 {digest[:16]}…, the manifest says {file.sha256[:16]}…"), where=str(path)
+        )
 
 
 def is_generated(path: Path) -> bool:
     """Tell whether :func:`pack` writes the file anew: the card, the manifest, a signature, a rendered README."""
     if path.name == README:
-        return path.read_bytes()[: len(MARK)] == MARK.encode()
+        return is_rendered(path.read_bytes().decode("utf-8", "replace"))
     return path.name in (CARD, MANIFEST) or _SIGNATURE.fullmatch(path.name) is not None
 
 

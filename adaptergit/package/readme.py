@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,10 +11,9 @@ if TYPE_CHECKING:
 
 # ruff: noqa: E501 - a table row is one line of Markdown
 
-MARK = "<!-- rendered from card.yaml by adaptergit -->"
+_MARK = "<!-- rendered from card.yaml by adaptergit, {digest} -->\n"
 
 _TEMPLATE = """\
-{{ mark }}
 # {{ card.name }} {{ card.version }}
 
 {{ card.description }}
@@ -54,7 +54,18 @@ model = adaptergit.load("{{ address }}@{{ card.name }}=={{ card.version }}")
 
 def render_readme(card: Card, address: str) -> str:
     """Render the card as Markdown; the same text for the same card. ``address`` is what people load it from."""
-    return str(_template().render(card=card.data, address=address, mark=MARK))
+    body = str(_template().render(card=card.data, address=address))
+    return _MARK.format(digest=_digest(body)) + body
+
+
+def is_rendered(text: str) -> bool:
+    """Tell whether a README is as it was rendered, untouched since: its first line holds a hash of the others."""
+    mark, newline, body = text.partition("\n")
+    return mark + newline == _MARK.format(digest=_digest(body))
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode("utf-8")).hexdigest()[:16]
 
 
 @functools.cache

@@ -103,6 +103,7 @@ class Store:
                 _sync(path)
                 path.chmod(0o444)
             _sync(folder)
+            self._clear(target.parent)
             target.parent.mkdir(parents=True, exist_ok=True)
             for _ in range(10):  # others may be putting the same package there
                 try:
@@ -151,7 +152,7 @@ class Store:
                 str(v): Seen(str(d), str(t)) for v, (d, t) in raw["fetched"].items() if _DIGEST.fullmatch(str(d))
             }
             return Known(fetched, tuple(str(v) for v in raw["released"]), float(raw["asked"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             return Known({}, (), 0.0)
 
     def remember(self, url: str, adapter: str, known: Known) -> None:
@@ -159,12 +160,18 @@ class Store:
         fetched = {version: (seen.digest, seen.tree) for version, seen in known.fetched.items()}
         record = {"fetched": fetched, "released": known.released, "asked": known.asked}
         path = self._record(url, adapter)
-        with self._disk_errors():
+        with suppress(OSError):  # only economy: without it, the repository is asked again
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=path.parent)
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 json.dump(record, file, sort_keys=True)
             Path(temporary).replace(path)
+
+    def _clear(self, folder: Path) -> None:
+        """Move away what is no folder where a folder must be."""
+        for path in (folder.parent, folder):
+            if path.is_symlink() or (path.exists() and not path.is_dir()):
+                path.unlink()
 
     def _sweep(self) -> None:
         """Remove what killed processes left behind a day ago or earlier."""

@@ -87,8 +87,8 @@ def _parse_line(line: str, where: str) -> AllowedSigner:
     fields = _BLANK.split(rest, maxsplit=2)
     key = parse_public_key(" ".join(fields[:2]))
     principals = tuple(principals_text.split(","))
-    if not all(principals):
-        raise TrustError("an empty principal")
+    if not all(principals) or max(map(len, principals)) > _MAX_PATTERN:
+        raise TrustError("an empty or overlong principal")
     return AllowedSigner(
         principals=principals,
         key=key,
@@ -110,6 +110,8 @@ def _principals(line: str) -> tuple[str, str]:
     return text, rest_parts[0] if rest_parts else ""
 
 
+_MAX_PATTERN = 1023
+"""Characters; OpenSSH refuses longer patterns."""
 _BLANK = re.compile(r"[ \t]+")
 _OPTION = re.compile(r'(?P<name>[a-z-]+)(?:="(?P<value>[^"]*)")?(?P<next>,|[ \t]+|$)', re.IGNORECASE)
 
