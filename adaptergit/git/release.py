@@ -136,7 +136,7 @@ def _listed(clone: Clone, path: str) -> set[str]:
     """What the last release on the branch holds: what its manifest names, and the manifest with its signatures."""
     data = clone.read(f"{path}/{MANIFEST}")
     if data is None:
-        return clone.names_in(path) if not clone.names_in(path) - _FIRST else _FIRST
+        return set(_FIRST)
     names = {f.path for f in Manifest.from_bytes(data, where=f"{path}/{MANIFEST}").files}
     return names | {MANIFEST} | set(signature_names(clone.names_in(path)))
 
