@@ -96,6 +96,28 @@ def test_only_this_adapters_bytes_are_fetched(hub: Hub, source: Source) -> None:
     assert package <= wire <= package + 16_000
 
 
+def test_a_pinned_tree_is_fetched_in_two_requests_or_by_its_tag(hub: Hub, source: Source, tmp_path: Path) -> None:
+    from adaptergit.git import Remote, fetch_release
+    from adaptergit.reference import Source as Repository
+    from adaptergit.settings import Limits
+
+    published = release(hub, source())
+    remote = Remote.of(Repository.parse(hub.url))
+    for number, (tree, version, requests) in enumerate(((published.tree, None, 2), ("1" * 40, "1.0.0", None))):
+        hub.server.reset()
+        target = tmp_path / f"target{number}"
+        target.mkdir()
+        found = fetch_release(remote, "sst2", target, tree=tree, version=version, limits=Limits())
+        assert found.tree == published.tree
+        assert snapshot(target) == snapshot(hub.clone / "adapters" / "sst2")
+        assert requests is None or len(hub.server.traffic.requests) == requests
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(TransportError):
+        fetch_release(remote, "sst2", empty, tree="1" * 40, limits=Limits())
+    assert list(empty.iterdir()) == []
+
+
 def test_a_second_load_touches_no_network_and_starts_no_process(
     hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -26,24 +27,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MethodConfig:
+class MethodConfig(ABC):
     """Base of all method configurations. Every field is serialised; nothing else is configuration."""
 
     family: ClassVar[str]
     """Name of the method's file and class of configurations."""
 
+    @abstractmethod
     def build(self, site: Site, hidden_size: int) -> nn.Module | None:
         """Make the modules for one site, or None if the method leaves it alone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def initialise(self, module: nn.Module, generator: torch.Generator | None) -> None:
         """Fill a site's parameters with their initial values."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def method(self) -> str:
         """The best-known name of this configuration, for cards and search."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field as plain data."""
