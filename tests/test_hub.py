@@ -227,6 +227,58 @@ def test_a_sha256_repository(tmp_path: Path, source: Source, key: SigningKey) ->
     assert fetch(f"{bare}@sst2").digest == published.digest
 
 
+def certificate(folder: Path) -> Path:
+    """A self-signed certificate for localhost, with its key, in one file."""
+    from datetime import UTC, datetime, timedelta
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    built = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(private.public_key()).serial_number(1)
+        .not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(private, hashes.SHA256())
+    )  # fmt: skip
+    pem = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "tls.pem").write_bytes(built.public_bytes(serialization.Encoding.PEM) + pem)
+    return folder / "tls.pem"
+
+
+def test_over_https_with_the_certificate_the_user_trusts(
+    tmp_path: Path, home: Path, source: Source, key: SigningKey
+) -> None:
+    import ssl
+
+    from adaptergit.git.runner import _user_transport_settings
+
+    pem = certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(pem)
+    (tmp_path / "root").mkdir()
+    with GitServer(tmp_path / "root", tls=tls) as server:
+        url = server.create("acme/adapters")
+        _user_transport_settings.cache_clear()
+        with pytest.raises(TransportError, match="certificate"):
+            fetch(f"{url}@sst2")
+        with (home / ".gitconfig").open("a") as file:
+            file.write(f"[http]\nsslCAInfo = {pem}\n")
+        _user_transport_settings.cache_clear()
+        git(tmp_path, "clone", "-q", url, "clone2")
+        published = publish(source(), clone=tmp_path / "clone2", key=key.path)
+        assert published.repository == "localhost/acme/adapters"
+        pin_key("localhost/acme/adapters", key.public.line)
+        assert fetch(f"{url}@sst2").digest == published.digest
+        _user_transport_settings.cache_clear()
+
+
 @pytest.fixture
 def ssh_server(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A real sshd on loopback, with keys of its own."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import ssl
 import subprocess
 import threading
 from dataclasses import dataclass, field
@@ -34,20 +35,26 @@ class Traffic:
 class GitServer:
     """Serve every bare repository below ``root`` at ``http://127.0.0.1:<port>/<path>``, for reading and writing.
 
-    Anybody who can reach the port may push: it binds to loopback only. Use as a context manager.
+    With ``tls``, a server-side context, it is ``https://localhost:<port>/<path>``. Anybody who can reach the port may
+    push: it binds to loopback only. Use as a context manager.
     """
 
-    def __init__(self, root: Path, port: int = 0) -> None:
+    def __init__(self, root: Path, port: int = 0, *, tls: ssl.SSLContext | None = None) -> None:
         self.root = root.resolve()
         self.traffic = Traffic()
         handler = type("Handler", (_Handler,), {"server_state": self})
         self._server = _Server(("127.0.0.1", port), handler)
+        self._tls = tls
+        if tls is not None:
+            # The handshake is left to the thread that reads the request: one slow client must not hold up the others.
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property
     def url(self) -> str:
         """The server's root, without a final slash."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        port = self._server.server_address[1]
+        return f"https://localhost:{port}" if self._tls is not None else f"http://127.0.0.1:{port}"
 
     def create(self, path: str) -> str:
         """Make an empty bare repository ``path`` (such as ``acme/adapters``) that accepts pushes; return its URL."""
