@@ -98,7 +98,7 @@ def publish(
         TransportError: The server cannot be reached.
     """
     from adaptergit.git import Clone, Remote, plan_release, publish_release
-    from adaptergit.git.release import check_new_version, previous_release
+    from adaptergit.git.release import check_new_version, check_place, previous_release
 
     source = Path(path)
     card = _card(source, name, version)
@@ -140,7 +140,12 @@ def publish(
         )
         tree = None
         if dry_run:
-            report("dry run: not signed, not committed, not pushed")
+            check_place(here, card.name, folder, source)
+            to = f"push them to {remote}" if remote else "push nothing"
+            key_name = signer.public.fingerprint if signer else "a key you make with 'adaptergit keygen'"
+            report(
+                f"dry run: would sign with {key_name}, commit to {here.branch}, tag {card.name}/{card.version}, {to}"
+            )
         else:
             assert signer is not None
             (folder / SIGNATURE).write_bytes(sign(manifest_bytes, signer))

@@ -358,6 +358,10 @@ def test_a_dry_run_changes_nothing(hub: Hub, source: Source) -> None:
     assert state(hub) == before
     assert hub.git("count-objects") == objects
     assert "dry run" in said[-1]
+    assert hub.key.public.fingerprint in said[-1]
+    (hub.clone / "adapters/sst2/README.md").write_text("mine")
+    with pytest.raises(ReleaseError, match="uncommitted"):
+        release(hub, folder, dry_run=True)
 
 
 def test_a_failed_push_leaves_the_clone_as_it_was(hub: Hub, source: Source) -> None:

@@ -90,7 +90,7 @@ def plan_release(clone: Clone, package: Path, name: str, version: str, *, source
         ReleaseError: Uncommitted changes would be overwritten.
     """
     path = f"{FOLDER}/{name}"
-    _check_place(clone, path, package, source)
+    check_place(clone, name, package, source)
     oids = clone.store_files({entry.name: entry for entry in sorted(package.iterdir())})
     tree = clone.make_tree(("100644", "blob", oid, file) for file, oid in oids.items())
     title = f"publish {name} {version}"
@@ -100,8 +100,13 @@ def plan_release(clone: Clone, package: Path, name: str, version: str, *, source
     return Plan(clone, package, name, version, tree, branch_commit, tag_commit, _unpushed(clone))
 
 
-def _check_place(clone: Clone, path: str, package: Path, source: Path | None) -> None:
-    """Refuse, before anything is pushed, whatever would keep the clone from following or cost a person work."""
+def check_place(clone: Clone, name: str, package: Path, source: Path | None) -> None:
+    """Refuse, before anything is pushed, whatever would keep the clone from following or cost a person work.
+
+    Raises:
+        ReleaseError: What is in the way, and where.
+    """
+    path = f"{FOLDER}/{name}"
     lock = clone.git.text("rev-parse", "--git-path", "index.lock")
     if (clone.root / lock).exists():
         raise ReleaseError(
