@@ -18,7 +18,7 @@ TEXT = st.one_of(
     st.sampled_from(
         ["yes", "null", "1.0", "0x10", "1e3", "~", "- a", "a: b", "#x", " x ", "'", '"', "|", ">", "2026-11-23", "a\nb", "a\n\nb\n",
          "\n", "\ttab", "trailing \nspace", "x\n  indented\n", "{a: b}", "[x]", "&a", "*a", "!t", "%d", "@x", "`x`", "é", "漢字", "\u2028",
-         "<<", "=", "---", "...", "a\r\nb", "\ufeff", "line\n# not a comment\n", "  lead\nline\n", "12:30:45", "0o17", "1_000", ".inf", "on"],
+         "<<", "=", "---", "...", "a\r\nb", "\ufeff", "\x85", "\x00", "\x7f", "\u2029", "\U0001f600", "k" * 200, "line\n# not a comment\n", "  lead\nline\n", "12:30:45", "0o17", "1_000", ".inf", "on"],
     ),
 )  # fmt: skip
 JSON = st.recursive(

@@ -93,7 +93,7 @@ def _round_trip() -> YAML:
 def _styled(value: Any) -> Any:
     """Use literal blocks for text of several lines, wherever a literal block can hold it."""
     if isinstance(value, Mapping):
-        return {key: _styled(item) for key, item in value.items()}
+        return {_styled_key(key): _styled(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_styled(item) for item in value]
     if not isinstance(value, str):
@@ -107,6 +107,10 @@ def _styled(value: Any) -> Any:
             return value
     # Line breaks of other alphabets, controls and odd spaces: only escapes keep them apart.
     return DoubleQuotedScalarString(value)
+
+
+def _styled_key(key: str) -> str:
+    return key if key.isprintable() else DoubleQuotedScalarString(key)
 
 
 def _refuse_tricks(text: str, where: str) -> None:
