@@ -72,13 +72,16 @@ def predict(
     if batch_size < 1:
         raise UsageError(f"batch_size must be positive, not {batch_size}")
     examples = read_examples(file, text_column=text_column, label_column=label_column) if file is not None else None
-    model = load_base(base)[0].eval() if base is not None else None
+    model, tokenizer = load_base(base) if base is not None else (None, None)
+    if model is not None:
+        model.eval()
     model = load(ref, model, policy=policy, offline=offline, index=index)
     panel = adapters(model)
     if panel.active_head is None:
         raise ModelError("this adapter was published without a head", hint="load it in Python and add your own")
     about = panel.about(panel.active_head)
-    tokenizer = _tokenizer(base or load_settings().base_model_path(about.card.base_model.id), offline)
+    if tokenizer is None:
+        tokenizer = _tokenizer(load_settings().base_model_path(about.card.base_model.id), offline)
     hyper = about.card.data.get("training", {}).get("hyperparameters", {})
     inputs = examples.texts if examples is not None else texts or []
     logits = predict_logits(

@@ -18,7 +18,6 @@ from torch import nn
 from adaptergit.errors import DataError, NotFoundError, UsageError
 from adaptergit.package import Card
 from adaptergit.reference import check_adapter_name, expand
-from adaptergit.splice.anatomy import anatomy_of
 from adaptergit.splice.checkpoint import card_data, frameworks, save
 from adaptergit.splice.config import parse_config
 from adaptergit.splice.heads import ClassificationHead
@@ -203,7 +202,6 @@ def prepare(model: nn.Module, name: str, adapter: str, labels: tuple[str, ...], 
     """Add a fresh adapter and head, reproducibly, and make them all that is trained."""
     from transformers import set_seed
 
-    anatomy_of(model)
     set_seed(seed)
     panel = adapters(model)
     panel.add(name, adapter)
