@@ -162,11 +162,11 @@ def _load_foreign(
             "an AdapterHub checkpoint does not say which weights it was trained in", where=str(path), hint="pass model="
         )
     with _all_or_nothing(model) as panel:
-        found = read_adapterhub(path, panel.anatomy, model_class=type(model).__name__, head=with_head)
+        found = read_adapterhub(path, panel.host, model_class=type(model).__name__, head=with_head)
         chosen = name or found.name
         _check_free(panel, chosen, found.head is not None)
-        modules = panel.build(found.config)
-        fill({f"{site.key}.": module for site, module in modules.items()}, found.tensors, where=str(path))
+        modules = panel.build(found.config, found.host)
+        fill({"": modules}, found.tensors, where=str(path))
         head_module = _meta_head(found.head, panel) if found.head is not None else None
         if head_module is not None and found.head_tensors is not None:
             fill({"": head_module}, found.head_tensors, where=str(path))
@@ -209,7 +209,7 @@ def _splice(
     if config.method != card.method:
         raise PackageError(f"adapter.method is {card.method!r}, but its config is of {config.method!r}", where=where)
     modules = panel.build(config)
-    holder: dict[str, nn.Module] = {f"{site.key}.": module for site, module in modules.items()}
+    holder: dict[str, nn.Module] = {"": modules}
     head_module = _meta_head(head_config, panel) if head_config is not None and with_head else None
     if head_module is not None:
         holder[HEAD] = head_module

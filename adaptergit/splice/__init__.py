@@ -5,24 +5,51 @@ Read in this order: ``anatomy.py`` (where in a model adapters go), ``methods/`` 
 """
 
 from adaptergit.splice.anatomy import Anatomy, Site, anatomy_of
-from adaptergit.splice.composition import Stack, parse_composition
+from adaptergit.splice.composition import (
+    Average,
+    BatchSplit,
+    Fuse,
+    MultiTask,
+    Parallel,
+    Route,
+    Split,
+    Stack,
+    parse_composition,
+)
 from adaptergit.splice.config import MethodConfig, parse_config
 from adaptergit.splice.fingerprint import Fingerprint, compare, fingerprint_of
+from adaptergit.splice.fusion import FusionConfig
 from adaptergit.splice.heads import ClassificationHead, HeadConfig, StaticHead
-from adaptergit.splice.methods import Bottleneck
+from adaptergit.splice.methods import IA3, Bottleneck, LoRA, MTLLoRA, PrefixTuning, PromptTuning, ReFT, Union, VeRA
 from adaptergit.splice.panel import Panel, adapters
 
 __all__ = [
+    "IA3",
     "Anatomy",
+    "Average",
+    "BatchSplit",
     "Bottleneck",
     "ClassificationHead",
     "Fingerprint",
+    "Fuse",
+    "FusionConfig",
     "HeadConfig",
+    "LoRA",
+    "MTLLoRA",
     "MethodConfig",
+    "MultiTask",
     "Panel",
+    "Parallel",
+    "PrefixTuning",
+    "PromptTuning",
+    "ReFT",
+    "Route",
     "Site",
+    "Split",
     "Stack",
     "StaticHead",
+    "Union",
+    "VeRA",
     "adapters",
     "anatomy_of",
     "compare",

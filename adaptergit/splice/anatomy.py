@@ -2,10 +2,15 @@
 
 A *site* is one residual branch of one block. With ``h`` the branch's output and ``x`` the residual stream, the host
 computes ``x + h`` (pre-norm) or ``norm(h + x)`` (post-norm); adapters work on ``h``, and may read ``x`` and ``norm``.
+A *projection* is one linear layer of a block, by the role it plays (q, k, v, o, up, gate, down).
+
+Sites come from the card, from the table of families, or from watching one tiny forward (``trace.py``).
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -14,7 +19,8 @@ import torch
 from torch import nn
 
 from adaptergit.errors import ModelError
-from adaptergit.splice.families import FAMILIES, Branch, family_of
+from adaptergit.splice.families import Branch, family_of
+from adaptergit.splice.trace import Found, group_blocks, trace
 
 
 @dataclass(frozen=True)
@@ -22,32 +28,70 @@ class Site:
     """One residual branch of one block. Paths start at the base model."""
 
     block: int
+    """Counted over all stacks of the model in the order they run: a decoder goes on where its encoder ends."""
     branch: Branch
     output: str
     """Module whose output (or first output) is the branch ``h``, shape (batch, seq, hidden)."""
-    residual: str
-    """Module whose first argument is the residual stream ``x``, shape (batch, seq, hidden)."""
+    residual: str | None
+    """Module whose first tensor argument is the residual stream ``x``, shape (batch, seq, hidden); None: not to be had.
+    ``"a+b"``: the first argument of ``a`` plus the output of ``b``, which runs between them."""
     norm: str | None
     """Post-norm applied to ``h + x``, or None."""
+    hidden_size: int = 0
+    """Last dimension of ``h``; 0: the model's ``hidden_size``."""
+    ordinal: int = 1
+    """Which of the block's branches of this kind it is."""
+    channels_first: bool = False
+    """``h`` and ``x`` are (batch, hidden, height, width)."""
+    swapped: bool = False
+    """Adapters get ``x`` for ``h`` and ``h`` for ``x``: what ``adapters`` does in ALBERT's attention."""
+
+    @property
+    def name(self) -> str:
+        """``ffn``, or ``ffn2`` for the second of a block."""
+        return self.branch if self.ordinal == 1 else f"{self.branch}{self.ordinal}"
 
     @property
     def key(self) -> str:
         """Architecture-free name, as tensor names start with: ``blocks.3.ffn``."""
-        return f"blocks.{self.block}.{self.branch}"
+        return f"blocks.{self.block}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One linear layer of a block."""
+
+    block: int
+    branch: Branch
+    role: str
+    """``q``, ``k``, ``v``, ``qkv``, ``o`` in attention, ``up``, ``gate``, ``down`` elsewhere."""
+    path: str
+
+    @property
+    def key(self) -> str:
+        """Architecture-free name: ``blocks.3.attention.q``."""
+        return f"blocks.{self.block}.{self.branch}.{self.role}"
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """All sites of one model."""
+    """All places of one model."""
 
     sites: tuple[Site, ...]
     hidden_size: int
-    blocks: int
-    pooling: Literal["first", "last"]
+    block_paths: tuple[str, ...]
+    """Path of every block from the base model."""
+    pooling: Literal["first", "last", "eos"]
+    """Position a classification head reads."""
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.block_paths)
 
     def site(self, block: int, branch: Branch) -> Site | None:
         """Return a site by position, or None."""
-        return next((s for s in self.sites if (s.block, s.branch) == (block, branch)), None)
+        return next((s for s in self.sites if (s.block, s.branch, s.ordinal) == (block, branch, 1)), None)
 
 
 def base_of(model: nn.Module) -> nn.Module:
@@ -56,24 +100,28 @@ def base_of(model: nn.Module) -> nn.Module:
     return base if isinstance(base, nn.Module) else model
 
 
-def anatomy_of(model: nn.Module, sites: Iterable[Mapping[str, Any]] | None = None) -> Anatomy:
+def anatomy_of(
+    model: nn.Module,
+    sites: Iterable[Site | Mapping[str, Any]] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> Anatomy:
     """Find the sites of a model.
 
     Args:
         model: A transformers model, with or without head.
-        sites: Sites resolved earlier (from a card); used where the model's type is not in the table.
+        sites: Sites that are known, from a card or by hand: they are used as they are.
+        inputs: Keyword arguments of one small forward of ``model``, to watch models that are not in the table of
+            families; default: made up from the model's configuration.
 
     Raises:
-        ModelError: The type is unknown, or a module that the table names is missing.
+        ModelError: A module is missing, or nothing that looks like residual blocks was seen.
     """
     base = base_of(model)
     model_type = str(getattr(getattr(base, "config", None), "model_type", type(base).__name__))
     family = family_of(model_type)
-    if family is None:
-        if sites is None:
-            raise _unknown(model_type, base)
-        found = tuple(Site(**site) for site in sites)
-    else:
+    if sites is not None:
+        found = tuple(site if isinstance(site, Site) else Site(**site) for site in sites)
+    elif family is not None:
         blocks = _module(base, family.blocks, model_type)
         if not isinstance(blocks, nn.ModuleList) or not len(blocks):
             raise ModelError(f"{model_type}: {family.blocks} is not a list of blocks")
@@ -84,16 +132,58 @@ def anatomy_of(model: nn.Module, sites: Iterable[Mapping[str, Any]] | None = Non
                 output=f"{family.blocks}.{index}.{row.output}",
                 residual=f"{family.blocks}.{index}.{row.residual}",
                 norm=f"{family.blocks}.{index}.{row.norm}" if row.norm else None,
+                hidden_size=_hidden_size(base),
             )
             for index in range(len(blocks))
             for row in family.branches
         )
+    else:
+        found = introspect(model, inputs)
     for site in found:
-        for path in (site.output, site.residual, site.norm):
-            if path is not None:
+        for path in (site.output, *(site.residual or "").split("+"), site.norm):
+            if path:
                 _module(base, path, model_type)
-    pooling = family.pooling if family else "first"
-    return Anatomy(found, _hidden_size(base, model_type), len({s.block for s in found}), pooling)
+    encoder_decoder = bool(getattr(getattr(base, "config", None), "is_encoder_decoder", False))
+    decoder = family.pooling == "last" if family else _is_decoder(base)
+    pooling: Literal["first", "last", "eos"] = "eos" if encoder_decoder else "last" if decoder else "first"
+    return Anatomy(found, _hidden_size(base) or found[0].hidden_size, _block_paths(found), pooling)
+
+
+def introspect(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> tuple[Site, ...]:
+    """Watch one tiny forward of the model and return its sites.
+
+    Raises:
+        ModelError: No inputs could be made up, the forward failed, or no residual blocks were seen.
+    """
+    from adaptergit.splice.inputs import tiny_inputs
+
+    base = base_of(model)
+    given = tiny_inputs(model) if inputs is None else inputs
+    try:
+        found = trace(model, given)
+    except Exception as error:  # whatever a model's own code raises
+        raise ModelError(
+            f"{type(model).__name__} could not be watched: its forward failed with {type(error).__name__}: {error}",
+            hint="pass inputs= for one small forward, or sites= by hand",
+        ) from error
+    prefix = next((f"{path}." for path, module in model.named_modules() if module is base and path), "")
+    found = [one for one in found if one.output.startswith(prefix)]
+    if not found:
+        raise ModelError(f"no residual blocks were found in {type(base).__name__}", hint=tree(base))
+    blocks: dict[str, int] = {}
+    seen: Counter[tuple[int, Branch]] = Counter()
+    sites = []
+    for one, block in zip(found, group_blocks(found), strict=True):
+        index = blocks.setdefault(block, len(blocks))
+        seen[index, one.branch] += 1
+        sites.append(_site(one, index, seen[index, one.branch], len(prefix)))
+    return tuple(sites)
+
+
+def _site(one: Found, block: int, ordinal: int, skip: int) -> Site:
+    residual = one.residual[skip:] if one.residual is not None else None
+    norm = one.norm[skip:] if one.norm is not None else None
+    return Site(block, one.branch, one.output[skip:], residual, norm, one.hidden_size, ordinal, one.channels_first)
 
 
 def as_records(sites: Iterable[Site]) -> list[dict[str, Any]]:
@@ -101,14 +191,99 @@ def as_records(sites: Iterable[Site]) -> list[dict[str, Any]]:
     return [asdict(site) for site in sites]
 
 
-def parameter_of(base: nn.Module, site: Site) -> torch.Tensor:
-    """Return a floating-point parameter of the site's block: adapters take its device and dtype."""
-    block = base.get_submodule(site.output.rpartition(".")[0])
-    for module in (block, base):
+def parameter_of(base: nn.Module, path: str) -> torch.Tensor:
+    """Return a floating-point parameter near a module: adapters take its device and dtype."""
+    parent = base.get_submodule(path.rpartition(".")[0]) if path else base
+    for module in (parent, base):
         for parameter in module.parameters():
             if parameter.is_floating_point():
                 return parameter
-    raise ModelError("the model has no floating-point parameter", where=site.output)
+    raise ModelError("the model has no floating-point parameter", where=path)
+
+
+_ROLES: Mapping[str, str] = {
+    name: role
+    for role, names in {
+        "q": "query q_proj q q_lin query_proj wq to_q q_linear query_layer linear_q",
+        "k": "key k_proj k k_lin key_proj wk to_k k_linear key_layer linear_k",
+        "v": "value v_proj v v_lin value_proj wv to_v v_linear value_layer linear_v",
+        "qkv": "query_key_value c_attn qkv qkv_proj wqkv in_proj att_proj to_qkv qkv_lin",
+        "o": "o_proj out_proj o out_lin wo_attn o_lin to_out linear_out projection",
+        "up": "up_proj fc1 c_fc lin1 ffn wi wi_1 dense_h_to_4h fc_in w1 linear1 linear_1 up_gate_proj gate_up_proj",
+        "gate": "gate_proj wi_0 w3",
+        "down": "down_proj fc2 ffn_output lin2 wo dense_4h_to_h fc_out w2 linear2 linear_2",
+    }.items()
+    for name in names.split()
+}
+_INSIDE_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_INSIDE_CROSS = re.compile(r"cross|enc_?dec|encoder_attn", re.IGNORECASE)
+
+
+def projections_of(base: nn.Module, anatomy: Anatomy) -> tuple[Projection, ...]:
+    """Return the linear layers of the blocks whose role is known by their name and place.
+
+    Where a block has several of one role (experts), none of them is returned.
+    """
+    modules = dict(base.named_modules())
+    found: dict[str, list[Projection]] = defaultdict(list)
+    for index, block in enumerate(anatomy.block_paths):
+        branches = {site.branch for site in anatomy.sites if site.block == index}
+        for path, module in modules.items():
+            if not path.startswith(f"{block}.") or not is_linear(module):
+                continue
+            branch, role = branch_and_role(path[len(block) + 1 :])
+            if role is None:
+                continue
+            if branch == "attention" and branch not in branches:
+                branch = "mixer"
+            projection = Projection(index, branch, role, path)
+            found[projection.key].append(projection)
+    return tuple(group[0] for group in found.values() if len(group) == 1)
+
+
+def branch_and_role(inner: str) -> tuple[Branch, str | None]:
+    """Say from its path within a block what a linear layer does there.
+
+    >>> branch_and_role("attention.self.query")
+    ('attention', 'q')
+    """
+    in_attention = bool(_INSIDE_ATTENTION.search(inner))
+    role = _role(inner.split("."), in_attention)
+    if not in_attention or role in ("up", "gate", "down"):
+        return "ffn", role
+    return ("cross_attention" if _INSIDE_CROSS.search(inner) else "attention"), role
+
+
+def _role(names: list[str], in_attention: bool) -> str | None:
+    last = names[-1].lower()
+    if last == "dense":
+        return "o" if in_attention else {"intermediate": "up", "output": "down"}.get(names[-2] if names[1:] else "")
+    if last == "c_proj":
+        return "o" if in_attention else "down"
+    if last in ("wi", "wo") and "attn" in names:  # ModernBERT: attn.Wo and mlp.Wo
+        return "o" if last == "wo" else None
+    return _ROLES.get(last)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tell whether a module maps the last dimension by a matrix: ``nn.Linear``, quantised ones, GPT-2's ``Conv1D``."""
+    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+        return True
+    return hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight")
+
+
+def features_of(module: nn.Module) -> tuple[int, int]:
+    """Return the input and output size of a linear layer."""
+    if type(module).__name__ == "Conv1D":
+        return int(module.weight.shape[0]), int(module.weight.shape[1])  # type: ignore[index]
+    return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+
+
+def _block_paths(sites: tuple[Site, ...]) -> tuple[str, ...]:
+    """Name the blocks: the longest numbered path that all of a block's sites share."""
+    paths = group_blocks([Found(s.branch, s.output, s.residual, s.norm, s.hidden_size, "", None) for s in sites])
+    named = {site.block: path for site, path in zip(sites, paths, strict=True)}
+    return tuple(named[index] for index in sorted(named))
 
 
 def _module(base: nn.Module, path: str, model_type: str) -> nn.Module:
@@ -116,25 +291,27 @@ def _module(base: nn.Module, path: str, model_type: str) -> nn.Module:
         return base.get_submodule(path)
     except AttributeError as error:
         raise ModelError(
-            f"this {model_type} model has no module {path!r}", where=type(base).__name__, hint=_tree(base)
+            f"this {model_type} model has no module {path!r}", where=type(base).__name__, hint=tree(base)
         ) from error
 
 
-def _hidden_size(base: nn.Module, model_type: str) -> int:
+def _hidden_size(base: nn.Module) -> int:
     size = getattr(getattr(base, "config", None), "hidden_size", None)
-    if not isinstance(size, int):
-        raise ModelError(f"{model_type}: config.hidden_size is not a number")
-    return size
+    return size if isinstance(size, int) else 0
 
 
-def _unknown(model_type: str, base: nn.Module) -> ModelError:
-    known = ", ".join(sorted(t for family in FAMILIES for t in family.model_types))
-    return ModelError(
-        f"models of type {model_type!r} are not in the table of families (known: {known})", hint=_tree(base)
+def _is_decoder(base: nn.Module) -> bool:
+    config = getattr(base, "config", None)
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
+    kind = getattr(config, "model_type", "")
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-def _tree(base: nn.Module, depth: int = 3) -> str:
+
+def tree(base: nn.Module, depth: int = 3) -> str:
     """Print the module tree, with runs of numbered children shown once."""
     lines = ["the model's modules are:"]
     for name, module in base.named_modules():

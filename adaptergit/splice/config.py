@@ -2,7 +2,8 @@
 
 ::
 
-    config := name ["[" field "=" value ("," field "=" value)* "]"]
+    config := part ("|" part)*
+    part := name ["[" field "=" value ("," field "=" value)* "]"]
 
 Values are Python literals; ``seq_bn[reduction_factor=64, non_linearity="gelu"]``. Quotes around plain words may be left
 out.
@@ -21,9 +22,8 @@ from adaptergit.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-    from adaptergit.splice.anatomy import Site
+    from adaptergit.splice.places import Host, Parts
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class MethodConfig(ABC):
     """Name of the method's file and class of configurations."""
 
     @abstractmethod
-    def build(self, site: Site, hidden_size: int) -> nn.Module | None:
-        """Make the modules for one site, or None if the method leaves it alone."""
+    def build(self, host: Host) -> Parts:
+        """Make the modules for every place of the model that the method acts at; none: it has no place there."""
 
     @abstractmethod
-    def initialise(self, module: nn.Module, generator: torch.Generator | None) -> None:
-        """Fill a site's parameters with their initial values."""
+    def initialise(self, parts: Parts, host: Host, generator: torch.Generator | None) -> None:
+        """Fill all parameters with their initial values."""
 
     @property
     @abstractmethod
@@ -85,6 +85,11 @@ def parse_config(text: str | MethodConfig) -> MethodConfig:
     """
     if isinstance(text, MethodConfig):
         return text
+    pieces = _split(text, 0, "|")
+    if len(pieces) > 1:
+        from adaptergit.splice.methods.union import Union
+
+        return Union(tuple(parse_config(piece) for piece, _ in pieces))
     match = re.fullmatch(r"\s*(?P<name>[A-Za-z0-9_+-]+)\s*(?:\[(?P<fields>.*)\])?\s*", text, re.DOTALL)
     if match is None:
         raise UsageError(f"{text!r} is not a config string", hint="write it like seq_bn or seq_bn[reduction_factor=64]")
@@ -144,8 +149,8 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def _split(text: str, offset: int) -> list[tuple[str, int]]:
-    """Split at commas outside brackets and quotes, keeping positions."""
+def _split(text: str, offset: int, separator: str = ",") -> list[tuple[str, int]]:
+    """Split at separators outside brackets and quotes, keeping positions."""
     parts, depth, quote, start = [], 0, "", 0
     for at, char in enumerate(text):
         if quote:
@@ -156,7 +161,7 @@ def _split(text: str, offset: int) -> list[tuple[str, int]]:
             depth += 1
         elif char in ")}]":
             depth -= 1
-        elif char == "," and depth == 0:
+        elif char == separator and depth == 0:
             parts.append((text[start:at], offset + start))
             start = at + 1
     tail = text[start:]

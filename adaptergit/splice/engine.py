@@ -1,4 +1,4 @@
-"""The hooks: an active composition compiled to a plan, and the plan run inside the host's own forward.
+"""The hooks: a plan run inside the host's own forward.
 
 Hooks are installed only on modules that a plan needs, so an inactive model runs at its own speed. What one forward call
 must remember between two hooks (the residual stream) is kept per thread and taken out where it is used; nothing of a
@@ -7,55 +7,64 @@ call stays on a module, so threads, re-entrant calls and recomputation under gra
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from adaptergit.errors import ModelError
-from adaptergit.splice.anatomy import Site
+from adaptergit.errors import ModelError, UsageError
+from adaptergit.splice.anatomy import Projection, Site, base_of
+from adaptergit.splice.attention import Binding, bind
+from adaptergit.splice.interpret import (
+    BranchState,
+    Chain,
+    HiddenState,
+    PrefixState,
+    ProjectionState,
+    State,
+    run,
+    run_rows,
+)
+from adaptergit.splice.places import Attention, BlockOutput, Embedding, Linear, Place, Prompt
+from adaptergit.splice.plan import Plan
+from adaptergit.splice.trace import first_tensors
 
-
-class SiteModule(Protocol):
-    """What a method puts at a site."""
-
-    replaces_sum: bool
-
-    def __call__(self, h: torch.Tensor, x: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
-        """Return what takes the place of ``h``; all (batch, seq, hidden)."""
-        ...
+EMPTY = Plan()
+_RESIDUAL, _SUM, _INPUT = "x of ", "sum of ", "input of "
+_OVERRIDES: ContextVar[Mapping[int, Plan]] = ContextVar("adaptergit_overrides", default={})  # noqa: B039 - never mutated
+Undo = Callable[[], None]
+S = TypeVar("S", bound="State")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What happens at every site, in order. Compiled once per activation; the forward only looks up and calls."""
+class Call:
+    """What the base model was called with."""
 
-    steps: Mapping[Site, tuple[SiteModule, ...]]
-    head: bool = True
-    """Whether the active head answers."""
-
-
-EMPTY = Plan({})
-_RESIDUAL, _SUM = "x of ", "sum of "
-_OVERRIDES: ContextVar[Mapping[int, Plan]] = ContextVar("adaptergit_overrides", default={})  # noqa: B039 - never mutated
+    batch: int
+    mask: torch.Tensor | None = None
+    """(batch, seq) of the first stack."""
+    decoder_mask: torch.Tensor | None = None
+    prompted: bool = False
+    """A prompt belongs in front of this call's tokens."""
 
 
 class Engine:
     """Runs plans inside one model."""
 
-    def __init__(self, base: nn.Module) -> None:
-        self._base = base
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._base = model, base_of(model)
         self._plan = EMPTY
         self._overriding: list[Plan] = []
-        self._handles: dict[Site, list[RemovableHandle]] = {}
+        self._installed: dict[Any, list[Undo]] = {}
         self._lock = threading.RLock()
         self._local = threading.local()
+        self._last: Call | None = None
 
     @property
     def plan(self) -> Plan:
@@ -83,39 +92,74 @@ class Engine:
                 self._overriding.remove(plan)
                 self._install()
 
-    def _current(self) -> Plan:
+    def current(self) -> Plan:
+        """Return the plan of this call."""
         # Reading a context variable breaks a torch.compile graph; without overrides nobody needs to.
         if self._overriding and not torch.compiler.is_compiling():
             return _OVERRIDES.get().get(id(self), self._plan)
         return self._plan
 
-    def _install(self) -> None:
-        """Make the installed hooks exactly those that some plan needs."""
-        needed = {site for plan in (self._plan, *self._overriding) for site in plan.steps}
-        for site in [site for site in self._handles if site not in needed]:
-            for handle in self._handles.pop(site):
-                handle.remove()
-        for site in needed:
-            if site not in self._handles:
-                self._handles[site] = self._hook(site)
+    def run(self, place: Place, state: S) -> S:
+        """Run what acts at a place."""
+        plan = self.current()
+        if not plan.by_row:
+            return run(plan.node(place), state)
+        some = next(value for value in vars(state).values() if isinstance(value, torch.Tensor))
+        return run_rows(plan.groups(place, some.shape[0]), state)
 
-    def _hook(self, site: Site) -> list[RemovableHandle]:
-        norm = self._base.get_submodule(site.norm) if site.norm is not None else None
-        handles = [
-            self._base.get_submodule(site.residual).register_forward_pre_hook(_Remember(self, site), with_kwargs=True),
-            self._base.get_submodule(site.output).register_forward_hook(_Splice(self, site, norm)),
-        ]
-        if norm is not None:
-            handles.append(norm.register_forward_hook(_ReplaceSum(self, site)))
-        return handles
-
-    def steps(self, site: Site) -> tuple[SiteModule, ...] | None:
-        """Return what this call does at a site."""
-        return self._current().steps.get(site)
+    def acts(self, place: Place) -> bool:
+        """Tell whether something may act at a place in this call."""
+        plan = self.current()
+        return place in plan.leaves if plan.by_row else place in plan.nodes
 
     def answers_with_head(self) -> bool:
         """Tell whether this call is answered by the active head."""
-        return self._current().head
+        return self.current().head
+
+    def unfold(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Give a tensor whose rows were flattened (tokens of a mixture of experts, windows) the batch's rows again."""
+        if not self.current().by_row:
+            return tensor
+        batch = self.call.batch
+        same = tensor.dim() > 2 and tensor.shape[0] == batch
+        return tensor if same or tensor.shape[0] % batch else tensor.reshape(batch, -1, tensor.shape[-1])
+
+    @property
+    def prompted(self) -> bool:
+        """Tell whether a prompt stands in front of this call's tokens."""
+        return any(isinstance(place, Prompt) for place in self.current().places) and self.call.prompted
+
+    def unembed(self, hidden: torch.Tensor, rows: slice = slice(None), *, own: bool = False) -> torch.Tensor:
+        """Undo what invertible adapters did to the embedding, in front of an output embedding.
+
+        Args:
+            hidden: (batch, seq, hidden).
+            rows: Of the call's batch.
+            own: The output embedding is the model's own class's.
+        """
+        plan = self.current()
+        place = next((place for place in plan.places if isinstance(place, Embedding)), None)
+        if place is None:
+            return hidden
+        if not plan.by_row:
+            return _undo(plan.node(place), hidden, own)
+        whole = torch.arange(self.call.batch)[rows].tolist()
+        out = hidden.clone()
+        for index, node in plan.groups(place, self.call.batch):
+            members = set(torch.arange(self.call.batch)[index].tolist())
+            chosen = [i for i, row in enumerate(whole) if row in members]
+            out[chosen] = _undo(node, hidden[chosen], own)
+        return out
+
+    @property
+    def call(self) -> Call:
+        """What the running call was called with. A backward pass in another thread recomputes the last one."""
+        call = getattr(self._local, "call", None) or self._last
+        return call if call is not None else Call(1)
+
+    @call.setter
+    def call(self, call: Call) -> None:
+        self._local.call = self._last = call
 
     def put(self, key: str, value: torch.Tensor) -> None:
         """Remember a tensor of this thread's running call."""
@@ -132,24 +176,156 @@ class Engine:
         memory: dict[str, torch.Tensor] = local.memory
         return memory
 
+    def _install(self) -> None:
+        """Make the installed hooks exactly those that some plan needs."""
+        plans = (self._plan, *self._overriding)
+        # The call's own hook comes first: the others read what it saw.
+        needed: list[Any] = ["call"] if any(plan.needs_call for plan in plans) else []
+        needed += sorted({place for plan in plans for place in plan.places}, key=lambda place: place.key)
+        for key in [key for key in self._installed if key not in needed]:
+            for undo in self._installed.pop(key):
+                undo()
+        for key in needed:
+            if key not in self._installed:
+                self._installed[key] = self._hook(key)
+
+    def _hook(self, place: Any) -> list[Undo]:
+        base = self._base
+        if place == "call":
+            begin = _Begin(self, tuple(inspect.signature(base.forward).parameters))
+            return [base.register_forward_pre_hook(begin, with_kwargs=True, prepend=True).remove]
+        if isinstance(place, Site):
+            return self._hook_site(place)
+        module = base.get_submodule(place.path) if place.path else base
+        if isinstance(place, Projection | Linear):
+            return [module.register_forward_hook(_Project(self, place)).remove]
+        if isinstance(place, BlockOutput):
+            return [module.register_forward_hook(_Leave(self, place)).remove]
+        if isinstance(place, Embedding):
+            undo = [module.register_forward_pre_hook(_Embed(self, place), with_kwargs=True).remove]
+            head = getattr(self._model, "get_output_embeddings", lambda: None)()
+            if isinstance(head, nn.Module):
+                undo.append(head.register_forward_pre_hook(_Unembed(self, place)).remove)
+            return undo
+        if isinstance(place, Prompt):
+            return [module.register_forward_hook(_Leave(self, place)).remove] if place.path else []
+        assert isinstance(place, Attention)
+        remember = module.register_forward_pre_hook(_Remember(self, place, _INPUT + place.key), with_kwargs=True)
+        return [remember.remove, bind(module, _Prefix(self, place, self._relative(place)))]
+
+    def _relative(self, place: Attention) -> nn.Module | None:
+        """Return the attention that makes the relative position bias of this one's stack."""
+        if place.branch == "cross_attention":
+            return None
+        found: nn.Module
+        for path, found in self._base.named_modules():
+            same = path.split(".")[0] == place.path.split(".")[0]
+            if same and getattr(found, "has_relative_attention_bias", False) and hasattr(found, "compute_bias"):
+                return found
+        return None
+
+    def _hook_site(self, site: Site) -> list[Undo]:
+        base = self._base
+        norm = base.get_submodule(site.norm) if site.norm is not None else None
+        undo: list[Undo] = []
+        if site.residual is not None:
+            reader, *added = site.residual.split("+")
+            remember = _Remember(self, site, _RESIDUAL + site.key)
+            undo.append(base.get_submodule(reader).register_forward_pre_hook(remember, with_kwargs=True).remove)
+            undo += [base.get_submodule(path).register_forward_hook(_Add(self, site)).remove for path in added]
+        # In front of hooks that read this branch's output.
+        splice = _Splice(self, site, norm)
+        undo.append(base.get_submodule(site.output).register_forward_hook(splice, prepend=True).remove)
+        if norm is not None:
+            undo.append(norm.register_forward_hook(_ReplaceSum(self, site)).remove)
+        return undo
+
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold no lock and no running call; overrides end with their ``with`` block."""
-        return {"_base": self._base, "_plan": self._plan, "_handles": self._handles}
+        kept = ("_model", "_base", "_plan", "_installed")
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._overriding, self._lock, self._local = [], threading.RLock(), threading.local()
+        self._overriding, self._lock, self._local, self._last = [], threading.RLock(), threading.local(), None
 
 
 # Hooks are objects, not closures, so that a deep copy of a model gets hooks of its own.
 @dataclass(frozen=True, eq=False)
+class _Begin:
+    """Look at the base model's arguments; repeat them for Parallel, make room for a prompt."""
+
+    engine: Engine
+    names: tuple[str, ...]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        plan = self.engine.current()
+        named = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        first = next((value for value in named.values() if isinstance(value, torch.Tensor)), None)
+        if first is None:
+            raise ModelError("the base model was called without tensors")
+        if plan.copies > 1:
+            named = {name: _repeat(value, first.shape[0], plan.copies) for name, value in named.items()}
+        call = Call(
+            first.shape[0] * plan.copies, _mask(named.get("attention_mask")), _mask(named.get("decoder_attention_mask"))
+        )
+        prompts = [place for place in plan.places if isinstance(place, Prompt)]
+        past = named.get("past_key_values")
+        if prompts and not (past is not None and past.get_seq_length() > 0):
+            named = self._make_room(module, prompts[0], named, call.batch)
+            call = replace(call, mask=_mask(named.get("attention_mask")), prompted=True)
+        elif prompts and call.mask is not None:  # later steps of a generation: the prompt is in the cache
+            named["attention_mask"] = self._widen(prompts[0], call.mask)
+        self.engine.call = call
+        return (), named
+
+    def _make_room(self, module: nn.Module, place: Prompt, named: dict[str, Any], batch: int) -> dict[str, Any]:
+        if not place.path:
+            ids = named.pop("input_ids", None)
+            embeds = named.get("inputs_embeds")
+            if embeds is None:
+                embeds = module.get_input_embeddings()(ids)  # type: ignore[operator]
+            named["inputs_embeds"] = self.engine.run(place, HiddenState(embeds)).hidden
+            named.pop("position_ids", None)
+            if named.get("token_type_ids") is not None:
+                named["token_type_ids"] = self._widen(place, named["token_type_ids"], 0)
+        mask = _mask(named.get("attention_mask"))
+        if mask is not None:
+            named["attention_mask"] = self._widen(place, mask)
+        return named
+
+    def _widen(self, place: Prompt, mask: torch.Tensor, value: int = 1) -> torch.Tensor:
+        leaves = [self.engine.current().leaves[place][n] for n in self.engine.current().leaves[place]]
+        lengths = {len(leaf.prompt_embedding) for leaf in leaves}  # type: ignore[arg-type]
+        if len(lengths) > 1:
+            raise UsageError("prompts that act in one batch must have one length")
+        return torch.cat([mask.new_full((mask.shape[0], int(lengths.pop())), value), mask], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
 class _Remember:
+    engine: Engine
+    place: Place
+    key: str
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.engine.acts(self.place):
+            found = first_tensors(args, kwargs)
+            if found:
+                self.engine.put(self.key, found[0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Add:
+    """Add a branch that has run to the stream that was remembered."""
+
     engine: Engine
     site: Site
 
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.engine.steps(self.site) is not None:
-            self.engine.put(_RESIDUAL + self.site.key, args[0] if args else kwargs["hidden_states"])
+    def __call__(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        x = self.engine.take(_RESIDUAL + self.site.key)
+        if x is not None:
+            self.engine.put(_RESIDUAL + self.site.key, x + _first(output))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,20 +335,34 @@ class _Splice:
     norm: nn.Module | None
 
     def __call__(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        steps = self.engine.steps(self.site)
-        if steps is None:
+        engine, site = self.engine, self.site
+        if not engine.acts(site):
             return None
-        h, x = _first(output), self.engine.take(_RESIDUAL + self.site.key)
-        if x is None:
-            raise ModelError("the residual stream was not seen before the branch ran", where=self.site.output)
-        for step in steps:
-            h = step(h, x, self.norm)
-        if steps[-1].replaces_sum:
+        first = _first(output)
+        x = None
+        if site.residual is not None:
+            x = engine.take(_RESIDUAL + site.key)
+            if x is None:
+                return None  # a module that serves several branches: this call is another's
+            x = x if x.shape == first.shape else x.reshape(first.shape)
+        if site.channels_first:
+            first, x = first.movedim(1, -1), None if x is None else x.movedim(1, -1)
+        h = engine.unfold(first)
+        wide = None if x is None else x.reshape(h.shape)
+        if site.swapped and wide is not None:
+            state = engine.run(site, BranchState(wide, h, self.norm))
+            state = state if state.whole else replace(state, h=state.h + h - wide)
+        else:
+            state = engine.run(site, BranchState(h, wide, self.norm))
+        new = state.h.reshape(first.shape)
+        if state.whole:
             if self.norm is not None:
-                self.engine.put(_SUM + self.site.key, h)
+                engine.put(_SUM + site.key, new)
                 return None
-            h = h - x  # the host is about to add x
-        return _with_first(output, h)
+            if x is None:
+                raise ModelError("the residual stream of this branch cannot be had", where=site.output)
+            new = new - x  # the host is about to add x
+        return _with_first(output, new.movedim(-1, 1) if site.channels_first else new)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,11 +374,115 @@ class _ReplaceSum:
         return self.engine.take(_SUM + self.site.key)
 
 
+@dataclass(frozen=True, eq=False)
+class _Project:
+    engine: Engine
+    place: Projection | Linear
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
+        if not self.engine.acts(self.place):
+            return None
+        y, inputs = self.engine.unfold(output), self.engine.unfold(args[0])
+        flat = y.dim() == 2
+        state = ProjectionState(y[None], inputs[None]) if flat else ProjectionState(y, inputs)
+        return self.engine.run(self.place, state).result().reshape(output.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Leave:
+    """Change what a module returns: the hidden states behind a block, or the embedding with a prompt in it."""
+
+    engine: Engine
+    place: BlockOutput | Prompt
+
+    def __call__(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        call = self.engine.call
+        if not self.engine.acts(self.place) or (isinstance(self.place, Prompt) and not call.prompted):
+            return None
+        in_decoder = isinstance(self.place, BlockOutput) and "decoder" in self.place.path.split(".")
+        encoder_decoder = getattr(getattr(self.engine._base, "config", None), "is_encoder_decoder", False)
+        mask = call.decoder_mask if in_decoder and encoder_decoder else call.mask
+        hidden = _first(output)
+        if mask is not None and (mask.shape[0] != hidden.shape[0] or mask.shape[1] < hidden.shape[1]):
+            mask = None
+        return _with_first(output, self.engine.run(self.place, HiddenState(hidden, mask)).hidden)
+
+
+@dataclass(frozen=True, eq=False)
+class _Embed:
+    engine: Engine
+    place: Embedding
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.engine.acts(self.place):
+            return None
+        hidden = first_tensors(args, kwargs)[0]
+        new = self.engine.run(self.place, HiddenState(hidden)).hidden
+        return tuple(new if a is hidden else a for a in args), {k: new if v is hidden else v for k, v in kwargs.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Unembed:
+    """Undo what was done to the embedding, in front of the output embedding."""
+
+    engine: Engine
+    place: Embedding
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return (self.engine.unembed(args[0], own=True), *args[1:]) if self.engine.acts(self.place) else None
+
+
+def _undo(node: Any, hidden: torch.Tensor, own: bool) -> torch.Tensor:
+    if isinstance(node, Chain):
+        for child in reversed(node.nodes):
+            hidden = _undo(child, hidden, own)
+        return hidden
+    if node is None or (own and isinstance(node, nn.Module) and not node.config.inv_adapter_undo):  # type: ignore[union-attr]
+        return hidden
+    if not hasattr(node, "inverse"):
+        raise UsageError("this composition of invertible adapters has no inverse", hint="compose them with Stack")
+    out: torch.Tensor = node.inverse(hidden)
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Prefix(Binding):
+    engine: Engine
+    place: Attention
+    relative: Any
+
+    def __call__(self) -> PrefixState | None:
+        """Return the prefix of this call's attention."""
+        if not self.engine.acts(self.place):
+            return None
+        hidden = self.engine.take(_INPUT + self.place.key)
+        if hidden is None:
+            raise ModelError("the attention's input was not seen", where=self.place.path)
+        return self.engine.run(self.place, PrefixState(hidden))
+
+
+def _mask(value: Any) -> torch.Tensor | None:
+    return value if isinstance(value, torch.Tensor) and value.dim() == 2 else None
+
+
+def _repeat(value: Any, batch: int, times: int) -> Any:
+    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == batch:
+        return value.repeat(times, *[1] * (value.dim() - 1))
+    return value
+
+
 def _first(output: Any) -> torch.Tensor:
-    first = output[0] if isinstance(output, tuple) else output
+    if isinstance(output, torch.Tensor):
+        return output
+    first = output[0]
     assert isinstance(first, torch.Tensor)
     return first
 
 
 def _with_first(output: Any, h: torch.Tensor) -> Any:
-    return (h, *output[1:]) if isinstance(output, tuple) else h
+    if isinstance(output, torch.Tensor):
+        return h
+    if isinstance(output, tuple | list):
+        return type(output)((h, *output[1:]))
+    output[next(iter(output))] = h  # a model output
+    return output

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Branch = Literal["attention", "cross_attention", "ffn"]
+Branch = Literal["attention", "cross_attention", "ffn", "moe", "mixer"]
 
 
 @dataclass(frozen=True)

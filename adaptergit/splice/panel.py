@@ -6,8 +6,7 @@ The model stays its own class and its ``state_dict`` stays the base model's; ``d
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,25 +17,37 @@ from torch.utils.hooks import RemovableHandle
 
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Anatomy, Site, anatomy_of, base_of, parameter_of
-from adaptergit.splice.composition import Stack, parse_composition
+from adaptergit.splice.composition import Block, Composition, Fuse, Route, Stack, parse_composition
 from adaptergit.splice.config import MethodConfig, parse_config
-from adaptergit.splice.engine import EMPTY, Engine, Plan
+from adaptergit.splice.engine import EMPTY, Engine
+from adaptergit.splice.fusion import Fusion, FusionConfig, fusion_config
 from adaptergit.splice.head_hooks import hook_head
 from adaptergit.splice.heads import HeadConfig, build_head, static_head_of, static_paths
+from adaptergit.splice.places import BlockOutput, Host, Linear, Parts, Place
+from adaptergit.splice.plan import Plan
 from adaptergit.splice.sidecar import Sidecar
 
 _ATTRIBUTE = "adaptergit"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-def adapters(model: nn.Module) -> Panel:
+def adapters(
+    model: nn.Module,
+    *,
+    sites: Iterable[Site | Mapping[str, Any]] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> Panel:
     """Return the panel of a model, making it on first use.
 
+    Args:
+        model: A transformers model, with or without head.
+        sites: Where the residual branches are; default: found, see :func:`~adaptergit.splice.anatomy.anatomy_of`.
+        inputs: For a model that must be watched: keyword arguments of one small forward.
+
     Raises:
-        ModelError: The model's architecture is not known.
+        ModelError: The model's architecture is not understood.
     """
     sidecar = getattr(model, _ATTRIBUTE, None)
-    return sidecar.panel if isinstance(sidecar, _PanelSidecar) else Panel(model)
+    return sidecar.panel if isinstance(sidecar, _PanelSidecar) else Panel(model, sites, inputs)
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Spliced:
     """One adapter in a model."""
 
     config: MethodConfig
-    modules: Mapping[Site, nn.Module]
+    parts: Parts
     about: Any = None
     """Whatever the loader knows about it: card, verdict."""
 
@@ -52,18 +63,24 @@ class Spliced:
 class Panel:
     """The adapters and heads of one model; made by :func:`adapters`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Iterable[Site | Mapping[str, Any]] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> None:
         if hasattr(model, _ATTRIBUTE):
             raise ModelError(f"the model has an attribute {_ATTRIBUTE!r} that is not a panel")
-        self.anatomy: Anatomy = anatomy_of(model)
+        self.anatomy: Anatomy = anatomy_of(model, sites, inputs)
+        self.host = Host(model, self.anatomy)
         self._model = model
         self._base = base_of(model)
-        self._engine = Engine(self._base)
+        self._engine = Engine(model)
         self._adapters: dict[str, Spliced] = {}
+        self._fusions: dict[str, dict[Place, Fusion]] = {}
         self._heads: dict[str, HeadConfig] = {}
-        self._active: Stack | None = None
-        self._active_head: str | None = None
-        self._skip: frozenset[int] = frozenset()
+        self._active: Composition | None = None
+        self._active_heads: tuple[str, ...] = ()
         self._head_handles: list[RemovableHandle] = []
         self._trainable: dict[str, bool] | None = None
         self._sidecar = _PanelSidecar(self)
@@ -100,13 +117,64 @@ class Panel:
             ModelError: The model has no place that the configuration asks for.
         """
         parsed = parse_config(config)
-        modules = self.build(parsed)
+        self._check_new(name, self._adapters)
+        parts = self.build(parsed)
         seed = getattr(parsed, "init_weights_seed", None)
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        for module in modules.values():
-            module.to_empty(device="cpu")
-            parsed.initialise(module, generator)
-        self.insert(name, parsed, modules, dtype=dtype)
+        parts.to_empty(device="cpu")
+        parsed.initialise(parts, self.host, None if seed is None else torch.Generator().manual_seed(seed))
+        self.insert(name, parsed, parts, dtype=dtype)
+
+    def add_fusion(
+        self, children: str | Fuse | Sequence[str], config: str | FusionConfig = "dynamic", *, name: str | None = None
+    ) -> None:
+        """Add a freshly initialised AdapterFusion of adapters that are here.
+
+        Args:
+            children: Adapters, or the block they will be activated as.
+            config: "dynamic", "static" or a configuration.
+            name: Default: the adapters' names joined with commas.
+
+        Raises:
+            UsageError: The name is taken, or an adapter is not there.
+        """
+        parsed = parse_composition(children) if isinstance(children, str) and "(" in children else children
+        if isinstance(parsed, Block) and not isinstance(parsed, Fuse):
+            raise UsageError(f"{parsed} is not a Fuse")
+        listed = parsed.split(",") if isinstance(parsed, str) else parsed
+        fuse = listed if isinstance(listed, Fuse) else Fuse(*(child.strip() for child in listed), name=name)
+        wanted = fusion_config(config)
+        modules: dict[Place, Fusion] = {}
+        for place in self.anatomy.sites:
+            if any(place in self._spliced(child).parts.places for child in fuse.names()):
+                modules[place] = Fusion(wanted, self.host.width(place))
+                modules[place].reset_parameters()
+        self.insert_fusion(fuse.key, modules)
+
+    def insert_fusion(self, name: str, modules: Mapping[Place, Fusion]) -> None:
+        """Put a fusion with its weights into the panel."""
+        if name in self._fusions:
+            raise UsageError(f"the fusion {name!r} is there already")
+        holder = Parts()
+        for place, module in modules.items():
+            self._settle(place, module, None, None)
+            holder.put(place, module)
+        self._fusions[name] = dict(modules)
+        self._sidecar.passengers[_fusion_key(name)] = holder
+
+    @property
+    def fusions(self) -> list[str]:
+        """Fusions in the order they were added."""
+        return list(self._fusions)
+
+    def fusion_module(self, name: str) -> nn.Module:
+        """Return a fusion's weights.
+
+        Raises:
+            UsageError: No fusion of that name.
+        """
+        if name not in self._fusions:
+            raise UsageError(f"there is no fusion {name!r}", hint=f"fusions: {', '.join(self.fusions) or 'none'}")
+        return self._sidecar.passengers[_fusion_key(name)]
 
     def add_head(self, name: str, config: HeadConfig) -> None:
         """Add a freshly initialised head; it acts when an adapter of the same name, or ``head=name``, is active.
@@ -117,24 +185,27 @@ class Panel:
         """
         self.insert_head(name, config, build_head(config, self._model, self.anatomy.hidden_size))
 
-    def build(self, config: MethodConfig) -> dict[Site, nn.Module]:
+    def build(self, config: MethodConfig, host: Host | None = None) -> Parts:
         """Make an adapter's modules without storage, to compare names and shapes with a checkpoint.
 
+        Args:
+            config: What to build.
+            host: The model with other sites than the panel's, for an adapter that was made for those.
+
         Raises:
-            ModelError: No site of this model takes the configuration.
+            ModelError: No place of this model takes the configuration.
         """
         with torch.device("meta"):
-            built = {site: config.build(site, self.anatomy.hidden_size) for site in self.anatomy.sites}
-        modules = {site: module for site, module in built.items() if module is not None}
-        if not modules:
-            raise ModelError(f"{config.method} has no place in this model: its sites are left out or not there")
-        return modules
+            parts = config.build(host or self.host)
+        if not parts.places:
+            raise ModelError(f"{config.method} has no place in this model: its places are left out or not there")
+        return parts
 
     def insert(
         self,
         name: str,
         config: MethodConfig,
-        modules: Mapping[Site, nn.Module],
+        parts: Parts,
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
@@ -142,15 +213,19 @@ class Panel:
     ) -> None:
         """Put an adapter with its weights into the panel; it stays inactive."""
         self._check_new(name, self._adapters)
-        for site, module in modules.items():
-            host = parameter_of(self._base, site)
-            module.to(device=device or host.device, dtype=dtype or host.dtype)
-            module.train(self._model.training)
-        self._adapters[name] = Spliced(config, dict(modules), about)
-        holder = nn.Module()
-        for site, module in modules.items():
-            _add_at(holder, site.key, module)
-        self._sidecar.passengers[name] = holder
+        named = getattr(config, "dtype", None)
+        wanted = dtype or (getattr(torch, str(named)) if named is not None else None)
+        if parts.common is not None:
+            self._settle(next(iter(parts.places)), parts.common, wanted, device)
+        for place, module in parts.places.items():
+            self._settle(place, module, wanted, device)
+        self._adapters[name] = Spliced(config, parts, about)
+        self._sidecar.passengers[name] = parts
+
+    def _settle(self, place: Place, module: nn.Module, dtype: torch.dtype | None, device: torch.device | None) -> None:
+        host = parameter_of(self._base, place.output if isinstance(place, Site) else place.path)
+        module.to(device=device or host.device, dtype=dtype or host.dtype)
+        module.train(self._model.training)
 
     def insert_head(
         self,
@@ -163,7 +238,7 @@ class Panel:
     ) -> None:
         """Put a head with its weights into the panel; it stays inactive."""
         self._check_new(name, self._heads)
-        host = parameter_of(self._base, self.anatomy.sites[-1])
+        host = parameter_of(self._base, self.anatomy.sites[-1].output)
         module.to(device=device or host.device, dtype=dtype or host.dtype)
         module.train(self._model.training)
         self._heads[name] = config
@@ -192,8 +267,13 @@ class Panel:
         return self._spliced(name).config
 
     def sites_of(self, name: str) -> list[Site]:
-        """Return the sites an adapter acts at."""
-        return list(self._spliced(name).modules)
+        """Return the sites of the blocks an adapter acts in."""
+        places = self._spliced(name).parts.places
+        blocks = {getattr(place, "block", None) for place in places}
+        acting = {place for place in places if isinstance(place, Site)}
+        own = {site.key: site for site in acting}
+        known = [own.get(site.key, site) for site in self.anatomy.sites]
+        return [s for s in known if s in acting or (not acting and (s.block in blocks or blocks == {None}))]
 
     def about(self, name: str) -> Any:
         """Return what the loader knows about an adapter, or None."""
@@ -210,45 +290,67 @@ class Panel:
         return self._heads[name]
 
     @property
-    def active(self) -> Stack | None:
+    def active(self) -> Composition | None:
         """The active composition; assigning activates, None switches all adapters off."""
         return self._active
 
     @active.setter
-    def active(self, composition: str | Stack | None) -> None:
+    def active(self, composition: Composition | None) -> None:
         self.activate(composition)
 
     @property
     def active_head(self) -> str | None:
-        """The active head, or None: the model answers as its own class does."""
-        return self._active_head
+        """The active head, or None: the model answers as its own class does. Of several, the first."""
+        return self._active_heads[0] if self._active_heads else None
 
     def activate(
-        self, composition: str | Stack | None, head: str | None = None, skip_layers: Iterable[int] = ()
+        self,
+        composition: Composition | None,
+        head: str | Sequence[str] | None = None,
+        skip_layers: Iterable[int] = (),
+        *,
+        task_ids: Sequence[int] | torch.Tensor | None = None,
     ) -> None:
         """Choose what acts in every forward from now on.
 
         Args:
-            composition: A name, ``Stack(…)`` or None.
-            head: Default: the head named like the last adapter, if there is one.
+            composition: A name, a block, a composition string, or None.
+            head: Default: the head named like the last adapter, if there is one. Several answer together; in Parallel
+                and BatchSplit with as many children, each for its child's rows.
             skip_layers: Blocks in which adapters do nothing (AdapterDrop, Rücklé et al. 2021).
+            task_ids: For MultiTask: which child each row goes to.
 
         Raises:
             UsageError: An adapter or head that is not there; nothing changes.
         """
-        skip = frozenset(skip_layers)
-        parsed = None if composition is None else parse_composition(composition)
-        plan = self._compile(parsed, skip)
-        if head is None and parsed is not None and parsed.children[-1] in self._heads:
-            head = parsed.children[-1]
-        if head is not None:
-            self.head_config(head)
+        parsed = self._parse(composition)
+        plan = self._compile(parsed, frozenset(skip_layers), task_ids)
+        if head is None and parsed is not None:
+            last = _names(parsed)[-1]
+            head = last if last in self._heads else None
+        heads = [] if head is None else [head] if isinstance(head, str) else list(head)
+        for one in heads:
+            self.head_config(one)
         self._engine.plan = plan
-        self._active, self._skip = parsed, skip
-        self._set_head(head)
+        self._active = parsed
+        self._set_head(heads)
+
+    def route(self, rows: Sequence[str | None]) -> None:
+        """Give every row of the batch an adapter of its own, or none: ``route(["a", "b", None])``.
+
+        Raises:
+            UsageError: An adapter that is not there.
+        """
+        self.activate(Route(*rows))
 
     @contextmanager
-    def using(self, composition: str | Stack | None, skip_layers: Iterable[int] = ()) -> Iterator[None]:
+    def using(
+        self,
+        composition: Composition | None,
+        skip_layers: Iterable[int] = (),
+        *,
+        task_ids: Sequence[int] | torch.Tensor | None = None,
+    ) -> Iterator[None]:
         """Use other adapters inside the block, in this thread or task only.
 
         The active head stays; with None it is switched off too, and the model answers as its own class does.
@@ -256,8 +358,8 @@ class Panel:
         Raises:
             UsageError: An adapter that is not there.
         """
-        parsed = None if composition is None else parse_composition(composition)
-        plan = replace(self._compile(parsed, frozenset(skip_layers)), head=parsed is not None)
+        parsed = self._parse(composition)
+        plan = replace(self._compile(parsed, frozenset(skip_layers), task_ids), head=parsed is not None)
         with self._engine.override(plan):
             yield
 
@@ -293,10 +395,10 @@ class Panel:
             UsageError: No adapter of that name.
         """
         self._spliced(name)
-        if self._active is not None and name in self._active.children:
+        if self._active is not None and name in _names(self._active):
             self.activate(None)
-        if self._active_head == name:
-            self._set_head(None)
+        if name in self._active_heads:
+            self._set_head(())
         del self._adapters[name]
         del self._sidecar.passengers[name]
         if self._heads.pop(name, None) is not None:
@@ -305,7 +407,7 @@ class Panel:
     def detach(self) -> nn.Module:
         """Remove every trace of the panel and return the model, bit for bit what it was."""
         self._engine.plan = EMPTY
-        self._set_head(None)
+        self._set_head(())
         if self._trainable is not None:
             for name, parameter in self._model.named_parameters():
                 if name in self._trainable:
@@ -334,25 +436,44 @@ class Panel:
 
         save(self, name, folder, about)
 
-    def _compile(self, composition: Stack | None, skip: frozenset[int]) -> Plan:
+    def _parse(self, composition: Composition | None) -> Composition | None:
+        # A name that is no word of the grammar is a name all the same.
+        if composition is None or composition in self._adapters:
+            return composition
+        return parse_composition(composition)
+
+    def _compile(
+        self,
+        composition: Composition | None,
+        skip: frozenset[int],
+        task_ids: Sequence[int] | torch.Tensor | None = None,
+    ) -> Plan:
         if composition is None:
             return EMPTY
-        steps: dict[Site, tuple[Any, ...]] = {}
-        for child in composition.children:
-            for site, module in self._spliced(child).modules.items():
-                if site.block not in skip:
-                    steps[site] = (*steps.get(site, ()), module)
-        return Plan(steps)
+        leaves: dict[Place, dict[str, nn.Module]] = {}
+        for name in dict.fromkeys(_names(composition)):
+            for place, module in self._spliced(name).parts.places.items():
+                if getattr(place, "block", None) not in skip or isinstance(place, Linear):
+                    leaves.setdefault(place, {})[name] = module
+        for place in leaves:
+            if isinstance(place, BlockOutput):
+                self.host.module(place.path)
+        fusions: dict[Place, dict[str, nn.Module]] = {}
+        for key in _fused(composition):
+            self.fusion_module(key)
+            for place, fusion in self._fusions[key].items():
+                fusions.setdefault(place, {})[key] = fusion
+        tasks = task_ids.tolist() if isinstance(task_ids, torch.Tensor) else task_ids
+        return Plan(composition, leaves, fusions, tasks)
 
-    def _set_head(self, name: str | None) -> None:
+    def _set_head(self, names: Sequence[str]) -> None:
         for handle in self._head_handles:
             handle.remove()
         self._head_handles = []
-        self._active_head = name
-        if name is not None:
-            self._head_handles = hook_head(
-                self._model, self._base, self.head_module(name), self.anatomy.pooling, self._engine
-            )
+        self._active_heads = tuple(names)
+        if names:
+            modules = [self.head_module(name) for name in names]
+            self._head_handles = hook_head(self._model, self._base, modules, self.anatomy.pooling, self._engine)
 
     def _spliced(self, name: str) -> Spliced:
         if name not in self._adapters:
@@ -360,8 +481,8 @@ class Panel:
         return self._adapters[name]
 
     def _check_new(self, name: str, existing: Mapping[str, Any]) -> None:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise UsageError(f"{name!r} cannot name an adapter", hint="use letters, digits, '.', '_' and '-'")
+        if not isinstance(name, str) or not name or len(name) > 200 or set(name) & set("/\\\0\n:"):
+            raise UsageError(f"{name!r} cannot name an adapter", hint="use what a file name can hold")
         if name in existing:
             raise UsageError(f"{name!r} is there already", hint="choose another name, or panel.remove() it first")
 
@@ -388,12 +509,17 @@ def _head_key(name: str) -> str:
     return f"{name}:head"
 
 
-def _add_at(holder: nn.Module, path: str, module: nn.Module) -> None:
-    *parents, last = path.split(".")
-    for part in parents:
-        if part not in holder._modules:
-            holder.add_module(part, nn.Module())
-        child = holder._modules[part]
-        assert child is not None
-        holder = child
-    holder.add_module(last, module)
+def _fusion_key(name: str) -> str:
+    return f"{name}:fusion"
+
+
+def _names(composition: Composition) -> list[str]:
+    return [composition] if isinstance(composition, str) else list(composition.names()) or [""]
+
+
+def _fused(composition: Composition | None) -> Iterator[str]:
+    if isinstance(composition, Fuse):
+        yield composition.key
+    if isinstance(composition, Block):
+        for child in composition.children:
+            yield from _fused(child)

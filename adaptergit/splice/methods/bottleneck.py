@@ -16,7 +16,6 @@ The order of float operations is that of the ``adapters`` library, so that its c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,11 +23,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from adaptergit.errors import UsageError
+from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.config import MethodConfig, presets, register, register_preset
+from adaptergit.splice.layers import activation, initialise_linear, is_number, require
+from adaptergit.splice.methods.invertible import Coupling, embedding_of
+from adaptergit.splice.methods.phm import PHMLinear, check_phm
+from adaptergit.splice.places import Parts
 
 if TYPE_CHECKING:
-    from adaptergit.splice.anatomy import Site
+    from adaptergit.splice.places import Host
 
 _STRUCTURE = (
     "mh_adapter",
@@ -43,7 +46,13 @@ _STRUCTURE = (
     "residual_before_ln",
     "adapter_residual_before_ln",
 )
-_LOCATIONS = {"attention": "mh_adapter", "cross_attention": "cross_adapter", "ffn": "output_adapter"}
+_LOCATIONS = {
+    "attention": "mh_adapter",
+    "mixer": "mh_adapter",
+    "cross_attention": "cross_adapter",
+    "ffn": "output_adapter",
+    "moe": "output_adapter",
+}
 
 
 @register
@@ -87,13 +96,40 @@ class Bottleneck(MethodConfig):
     leave_out: tuple[int, ...] = ()
     """Blocks without adapter."""
     dropout: float = 0.0
+    inv_adapter: str | None = None
+    """Invertible adapter at the embedding: "nice" (Dinh et al. 2015), "glow" (Kingma & Dhariwal 2018) or None."""
+    inv_adapter_reduction_factor: float | None = None
+    """Half the hidden size / inner size of the coupling functions."""
+    inv_adapter_undo: bool = True
+    """Undo it in front of the output embedding of the model's own class too, not only in heads beside the model.
+    ``adapters`` does not in most of its models, so its checkpoints are read with False."""
+    phm_layer: bool = False
+    """Parameterised hypercomplex projections (Compacter, Mahabadi et al. 2021, arXiv:2106.04647)."""
+    phm_dim: int = 4
+    factorized_phm_W: bool = True  # noqa: N815 - the field's name
+    """Each block of a projection is a product of two thin matrices."""
+    shared_W_phm: bool = False  # noqa: N815
+    """All places share the blocks."""
+    shared_phm_rule: bool = True
+    """All places share the rule, the matrices that the blocks are multiplied with (Kronecker)."""
+    factorized_phm_rule: bool = False
+    """The rule is a product of two thin matrices."""
+    phm_c_init: str = "normal"
+    """Of the rule: "normal" or "uniform"."""
+    phm_init_range: float = 0.0001
+    learn_phm: bool = True
+    """Train the rule."""
+    hypercomplex_nonlinearity: str = "glorot-uniform"
+    """Initial values of the blocks: "glorot-uniform", "glorot-normal" or "normal"."""
+    phm_rank: int = 1
+    phm_bias: bool = True
     stochastic_depth: float = 0.0
     """Probability of skipping the adapter for a whole row, in training."""
 
     def __post_init__(self) -> None:
-        for name in _LOCATIONS.values():
-            _require(isinstance(getattr(self, name), bool), f"{name} must be True or False")
-        _require(
+        for name in sorted(set(_LOCATIONS.values())):
+            require(isinstance(getattr(self, name), bool), f"{name} must be True or False")
+        require(
             self.mh_adapter or self.output_adapter or self.cross_adapter,
             "a bottleneck needs at least one place: mh_adapter, output_adapter or cross_adapter",
         )
@@ -101,26 +137,36 @@ class Bottleneck(MethodConfig):
             self.reduction_factor.values() if isinstance(self.reduction_factor, Mapping) else (self.reduction_factor,)
         )
         for factor in factors:
-            _require(_is_number(factor) and factor >= 0.01, f"reduction_factor must be at least 0.01, not {factor!r}")
-        _require(
-            _is_number(self.scaling) or self.scaling in ("learned", "channel"),
+            require(is_number(factor) and factor >= 0.01, f"reduction_factor must be at least 0.01, not {factor!r}")
+        require(
+            is_number(self.scaling) or self.scaling in ("learned", "channel"),
             f"scaling must be a number, 'learned' or 'channel', not {self.scaling!r}",
         )
-        _require(
+        require(
             self.init_weights in ("bert", "mam_adapter", "houlsby"),
             f"unknown init_weights {self.init_weights!r}: bert, mam_adapter or houlsby",
         )
-        _require(
+        require(
             self.residual_before_ln in (True, False, "post_add"),
             f"residual_before_ln must be True, False or 'post_add', not {self.residual_before_ln!r}",
         )
         for name in ("dropout", "stochastic_depth"):
             value = getattr(self, name)
-            _require(_is_number(value) and 0 <= value < 1, f"{name} must be in [0, 1), not {value!r}")
-        _require(
+            require(is_number(value) and 0 <= value < 1, f"{name} must be in [0, 1), not {value!r}")
+        require(
             isinstance(self.leave_out, tuple) and all(isinstance(i, int) for i in self.leave_out),
             "leave_out must be a list of block indices",
         )
+        require(
+            self.inv_adapter in (None, "nice", "glow"),
+            f"inv_adapter must be 'nice', 'glow' or None, not {self.inv_adapter!r}",
+        )
+        require(
+            self.inv_adapter is None
+            or (is_number(self.inv_adapter_reduction_factor) and (self.inv_adapter_reduction_factor or 0) > 0),
+            "an invertible adapter needs inv_adapter_reduction_factor",
+        )
+        check_phm(self)
         activation(self.non_linearity)
 
     def bottleneck_size(self, hidden_size: int, block: int) -> int:
@@ -132,27 +178,40 @@ class Bottleneck(MethodConfig):
             factor = factor.get(str(block), factor.get("default", 1))
         return max(1, int(hidden_size // factor))
 
-    def build(self, site: Site, hidden_size: int) -> nn.Module | None:
-        """Make the adapter of one site, or None if the configuration leaves it out."""
-        if site.block in self.leave_out or not getattr(self, _LOCATIONS[site.branch]):
-            return None
-        return BottleneckSite(self, hidden_size, self.bottleneck_size(hidden_size, site.block))
+    def build(self, host: Host) -> Parts:
+        """Make the adapter of every site that the configuration names, and the invertible one at the embedding."""
+        parts = Parts()
+        for site in host.sites:
+            if site.block not in self.leave_out and getattr(self, _LOCATIONS[site.branch]):
+                if site.residual is None and (self.is_parallel or not self.original_ln_after):
+                    raise ModelError(
+                        "this adapter needs the residual stream, which cannot be had here", where=site.output
+                    )
+                width = host.width(site)
+                parts.put(site, BottleneckSite(self, width, self.bottleneck_size(width, site.block), parts))
+        if self.inv_adapter is not None:
+            place, width = embedding_of(host)
+            parts.put(place, Coupling(self, width))
+        return parts
 
-    def initialise(self, module: nn.Module, generator: torch.Generator | None) -> None:
+    def initialise(self, parts: Parts, host: Host, generator: torch.Generator | None) -> None:
         """Fill the projections: "bert" N(0, 0.02), "mam_adapter" kaiming and zero, "houlsby" truncated N(0, 0.01)."""
-        assert isinstance(module, BottleneckSite)
-        linears = [module.down, module.up, *([module.gate] if module.gate is not None else [])]
-        for linear in linears:
-            if self.init_weights == "mam_adapter" and linear is not module.gate:
-                if linear is module.down:
-                    nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5), generator=generator)
-                else:
-                    nn.init.zeros_(linear.weight)
-            elif self.init_weights == "houlsby":
-                nn.init.trunc_normal_(linear.weight, std=0.01, a=-0.02, b=0.02, generator=generator)
-            else:
-                nn.init.normal_(linear.weight, std=0.02, generator=generator)
-            nn.init.zeros_(linear.bias)
+        if parts.common is not None:
+            parts.common.reset_parameters(generator)
+        for module in parts.places.values():
+            if isinstance(module, Coupling):
+                module.reset_parameters(generator)
+            elif isinstance(module, BottleneckSite):
+                self._initialise_site(module, generator)
+
+    def _initialise_site(self, module: BottleneckSite, generator: torch.Generator | None) -> None:
+        for linear in (module.down, module.up, module.gate):
+            if isinstance(linear, PHMLinear):
+                linear.reset_parameters(generator)
+            elif linear is not None:
+                initialise_linear(
+                    linear, self.init_weights, generator, up=linear is module.up, gate=linear is module.gate
+                )
         for norm in (module.norm_before, module.norm_after):
             if norm is not None:
                 norm.reset_parameters()
@@ -169,19 +228,25 @@ class Bottleneck(MethodConfig):
 
     def _structure(self) -> tuple[object, ...]:
         scaling = self.scaling if isinstance(self.scaling, str) else "factor"
-        return (scaling, *(getattr(self, name) for name in _STRUCTURE))
+        return (scaling, self.phm_layer, self.inv_adapter, *(getattr(self, name) for name in _STRUCTURE))
 
 
 class BottleneckSite(nn.Module):
     """The weights of a bottleneck adapter at one site."""
 
-    def __init__(self, config: Bottleneck, hidden_size: int, size: int) -> None:
+    def __init__(self, config: Bottleneck, hidden_size: int, size: int, parts: Parts) -> None:
         super().__init__()
         self.config = config
         self.activation = activation(config.non_linearity)
         self.norm_before = nn.LayerNorm(hidden_size) if config.ln_before else None
-        self.down = nn.Linear(hidden_size, size)
-        self.up = nn.Linear(size, hidden_size)
+        self.down: nn.Linear | PHMLinear
+        self.up: nn.Linear | PHMLinear
+        if config.phm_layer:
+            self.down = PHMLinear(config, hidden_size, size, "down", parts)
+            self.up = PHMLinear(config, size, hidden_size, "up", parts)
+        else:
+            self.down = nn.Linear(hidden_size, size)
+            self.up = nn.Linear(size, hidden_size)
         self.norm_after = nn.LayerNorm(hidden_size) if config.ln_after else None
         self.gate = nn.Linear(hidden_size, 1) if config.use_gating else None
         self.dropout = nn.Dropout(config.dropout)
@@ -190,35 +255,47 @@ class BottleneckSite(nn.Module):
             nn.Parameter(torch.ones(lengths[str(config.scaling)])) if isinstance(config.scaling, str) else None
         )
 
-    def forward(self, h: torch.Tensor, x: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
+    def forward(self, h: torch.Tensor, x: torch.Tensor | None, norm: nn.Module | None) -> torch.Tensor:
         """Return what takes the branch's place, shape (batch, seq, hidden), in the dtype of ``h``.
 
         Args:
             h: Branch output, (batch, seq, hidden).
-            x: Residual stream, (batch, seq, hidden).
+            x: Residual stream, (batch, seq, hidden), or None where it cannot be had: ``h`` is all there is then.
             norm: The host's post-norm, or None.
         """
         config = self.config
         if config.is_parallel:
-            out = self._transform(x)
-            if self.norm_after is not None:
-                out = self.norm_after(out)
-            return (out + h).to(h.dtype)
-        z = h
-        if config.original_ln_before:
-            z = h + x
-            if norm is not None:
-                # .forward: the host's own hooks on the norm belong to the host's own call.
-                z = norm.forward(z)
-        residual = h if config.residual_before_ln is True else h + x if config.residual_before_ln == "post_add" else z
-        out = self._transform(z)
-        if config.adapter_residual_before_ln:
+            assert x is not None
+            z, residual = x, h
+        else:
+            z, residual = self._read(h, x, norm)
+        out = self._regularise(self._transform(z), z)
+        if config.adapter_residual_before_ln and not config.is_parallel:
             out = out + residual
         if self.norm_after is not None:
             out = self.norm_after(out)
-        if not config.adapter_residual_before_ln:
+        if config.is_parallel or not config.adapter_residual_before_ln:
             out = out + residual
         return out.to(h.dtype)
+
+    def before_residual(
+        self, h: torch.Tensor, x: torch.Tensor | None, norm: nn.Module | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return query, output without residual, and residual, for AdapterFusion; all (batch, seq, hidden)."""
+        z, residual = (x, h) if self.config.is_parallel and x is not None else self._read(h, x, norm)
+        return z, self._transform(z), residual
+
+    def _read(
+        self, h: torch.Tensor, x: torch.Tensor | None, norm: nn.Module | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        config = self.config
+        total = h if x is None else h + x
+        z = h
+        if config.original_ln_before:
+            # .forward: the host's own hooks on the norm belong to the host's own call.
+            z = total if norm is None else norm.forward(total)
+        residual = h if config.residual_before_ln is True else total if config.residual_before_ln == "post_add" else z
+        return z, residual
 
     @property
     def replaces_sum(self) -> bool:
@@ -226,13 +303,16 @@ class BottleneckSite(nn.Module):
         return not self.config.original_ln_after
 
     def _transform(self, z: torch.Tensor) -> torch.Tensor:
-        z = z.to(self.down.weight.dtype)
+        z = z.to(next(self.down.parameters()).dtype)
         inner = z if self.norm_before is None else self.norm_before(z)
         out: torch.Tensor = self.up(self.activation(self.down(inner)))
         if self.scaling is not None:
             out = out * self.scaling
         elif self.config.scaling != 1.0:
             out = out * float(self.config.scaling)
+        return out
+
+    def _regularise(self, out: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         out = self.dropout(out)
         if self.training and self.config.stochastic_depth:
             keep = 1.0 - self.config.stochastic_depth
@@ -240,33 +320,8 @@ class BottleneckSite(nn.Module):
                 out.shape[0], *[1] * (out.dim() - 1), device=out.device, dtype=out.dtype
             ).bernoulli_(keep).div_(keep)
         if self.gate is not None:
-            out = out * torch.sigmoid(self.gate(z)).mean(dim=1, keepdim=True)
+            out = out * torch.sigmoid(self.gate(z.to(out.dtype))).mean(dim=1, keepdim=True)
         return out
-
-
-def activation(name: str) -> nn.Module:
-    """Return an activation by its transformers name.
-
-    Raises:
-        UsageError: There is none of that name.
-    """
-    from transformers.activations import ACT2FN
-
-    if str(name).lower() == "leakyrelu":
-        return nn.LeakyReLU()
-    if str(name).lower() not in ACT2FN:
-        raise UsageError(f"unknown non_linearity {name!r}", hint=f"known: leakyrelu, {', '.join(sorted(ACT2FN))}")
-    module: nn.Module = ACT2FN[str(name).lower()]
-    return module
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _require(condition: bool, what: str) -> None:
-    if not condition:
-        raise UsageError(what)
 
 
 _SEQ = Bottleneck(
@@ -281,11 +336,19 @@ _PAR = Bottleneck(
     scaling=4.0,
     init_weights="mam_adapter",
 )
+_DOUBLE = Bottleneck(mh_adapter=True, output_adapter=True, reduction_factor=16, non_linearity="swish")
+_INVERTIBLE: Mapping[str, Any] = {"inv_adapter": "nice", "inv_adapter_reduction_factor": 2}
+_COMPACTER: Mapping[str, Any] = {"phm_layer": True, "reduction_factor": 32, "non_linearity": "gelu"}
 register_preset("seq_bn", _SEQ, "pfeiffer")
+register_preset("double_seq_bn", _DOUBLE, "houlsby")
+register_preset("seq_bn_inv", replace(_SEQ, **_INVERTIBLE), "pfeiffer+inv")
+register_preset("double_seq_bn_inv", replace(_DOUBLE, **_INVERTIBLE), "houlsby+inv")
+register_preset("compacter", replace(_DOUBLE, **_COMPACTER))
+register_preset("compacter++", replace(_SEQ, **_COMPACTER))
+# Bapna & Firat 2019 (arXiv:1909.08478): a LayerNorm of the adapter's own in front, after the whole block.
 register_preset(
-    "double_seq_bn",
-    Bottleneck(mh_adapter=True, output_adapter=True, reduction_factor=16, non_linearity="swish"),
-    "houlsby",
+    "bapna_firat",
+    replace(_SEQ, ln_before=True, original_ln_before=True, original_ln_after=False, residual_before_ln=False),
 )
 register_preset("par_bn", _PAR, "parallel")
 register_preset("scaled_par_bn", replace(_PAR, scaling="learned"), "scaled_parallel")

@@ -1,0 +1,215 @@
+"""Prefixes in attention, through transformers' own extension point.
+
+Attention modules look their function up under the name in their configuration (``AttentionInterface``). A bound module
+gets a copy of its configuration with our name in it; masks are made elsewhere, from the configuration it had. Our
+function puts the prefix in front of keys and values, widens the mask, and calls the function of before.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
+
+from adaptergit.errors import ModelError
+from adaptergit.splice.interpret import PrefixState
+
+_NAME = "adaptergit"
+_BINDING, _BEFORE = "_adaptergit_binding", "_adaptergit_before"
+
+
+class Binding:
+    """Asked for the prefix whenever a bound attention runs."""
+
+    relative: Any = None
+    """Module that makes the relative position bias of the stack (T5), or None."""
+
+    def __call__(self) -> PrefixState | None:
+        """Return the prefix of this call, or None."""
+        raise NotImplementedError
+
+
+def bind(module: nn.Module, binding: Binding) -> Callable[[], None]:
+    """Make an attention module ask ``binding`` for its prefix; return what undoes it."""
+    if hasattr(module, "disentangled_attention_bias"):
+        return _Disentangled(module, binding).undo
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_NAME, _attend)
+    before: Any = module.config
+    changed = copy.copy(before)
+    object.__setattr__(changed, _BINDING, binding)
+    object.__setattr__(changed, _BEFORE, before)
+    object.__setattr__(changed, "_attn_implementation_internal", _NAME)
+    module.config = changed
+    return _Unbind(module, before)
+
+
+class _Unbind:
+    def __init__(self, module: nn.Module, before: Any) -> None:
+        self.module, self.before = module, before
+
+    def __call__(self) -> None:
+        self.module.config = self.before
+
+
+def _attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> Any:
+    config = module.config
+    name = getattr(config, _BEFORE)._attn_implementation
+    function = _function(module, name)
+    binding: Binding = getattr(config, _BINDING)
+    prefix = binding()
+    if prefix is None or prefix.keys is None or prefix.values is None:
+        return function(module, query, key, value, attention_mask, **options)
+    if name not in (None, "eager", "sdpa"):
+        raise ModelError(
+            f"prefix tuning does not work with the attention {name!r}",
+            hint="load the model with attn_implementation='sdpa' or 'eager'",
+        )
+    # Without a mask, the eager function masks nothing; the fused one goes by the module.
+    mask = widen(attention_mask, prefix, query, key, name == "sdpa" and _is_causal(module, options))
+    bias = options.get("position_bias")
+    if bias is not None:
+        options["position_bias"] = _position_bias(binding, bias, prefix.length, query, key)
+    keys = torch.cat([prefix.keys.to(key.dtype), key], dim=2)
+    values = torch.cat([prefix.values.to(value.dtype), value], dim=2)
+    return function(module, query, keys, values, mask, **options)
+
+
+def widen(
+    mask: torch.Tensor | None, prefix: PrefixState, query: torch.Tensor, key: torch.Tensor, causal: bool
+) -> torch.Tensor | None:
+    """Return the mask for keys with a prefix in front: every token sees every position of it that counts.
+
+    Args:
+        mask: (batch or 1, heads or 1, queries, keys), bool or added to the scores; None: what ``causal`` says.
+        prefix: What is put in front.
+        query: (batch, heads, queries, size).
+        key: (batch, heads, keys, size), without the prefix.
+        causal: Whether no mask means that tokens see only what is before them.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is None:
+        if prefix.counts is None and (queries == 1 or not causal):
+            return None
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
+        if causal and queries > 1:
+            mask = mask.tril(keys - queries)
+        mask = mask[None, None]
+        # Added to the scores: what every attention function understands.
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
+    boolean = mask.dtype == torch.bool
+    front = mask.new_ones if boolean else mask.new_zeros
+    rows = mask.shape[0] if prefix.counts is None else prefix.counts.shape[0]
+    wide = front((rows, mask.shape[1], mask.shape[2], prefix.length))
+    if prefix.counts is not None:
+        hidden = ~prefix.counts[:, None, None, :]
+        wide = wide.masked_fill(hidden, False if boolean else torch.finfo(mask.dtype).min)
+    return torch.cat([wide, mask.expand(rows, -1, -1, -1)[..., :keys]], dim=-1)
+
+
+def _position_bias(
+    binding: Binding, bias: torch.Tensor, length: int, query: torch.Tensor, key: torch.Tensor
+) -> torch.Tensor:
+    """Return the relative position bias (1 or batch, heads, queries, length + keys).
+
+    The keys are counted with the prefix, the queries without: what ``adapters`` does, and its T5 prefixes were trained
+    with.
+    """
+    if binding.relative is None:
+        return F.pad(bias, (length, 0))
+    queries, keys = query.shape[2], key.shape[2]
+    made: torch.Tensor = binding.relative.compute_bias(
+        queries, length + keys, device=query.device, past_seen_tokens=keys - queries
+    )
+    return made.to(bias.dtype)
+
+
+def _is_causal(module: Any, options: dict[str, Any]) -> bool:
+    given = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if given is None else given)
+
+
+def _function(module: nn.Module, name: str | None) -> Callable[..., Any]:
+    if name in (None, "eager"):
+        function: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
+        return function
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    named: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[name]
+    return named
+
+
+class _Disentangled:
+    """DeBERTa-v2 computes its attention itself: longer keys and values, a wider mask, no relative bias for a prefix."""
+
+    def __init__(self, module: Any, binding: Binding) -> None:
+        self.module, self.binding = module, binding
+        self.local = threading.local()
+        self.handles = [
+            module.register_forward_pre_hook(self.begin, with_kwargs=True),
+            module.key_proj.register_forward_hook(self.keys),
+            module.value_proj.register_forward_hook(self.values),
+        ]
+        module.disentangled_attention_bias = self.bias
+
+    def undo(self) -> None:
+        """Give the module back as it was."""
+        for handle in self.handles:
+            handle.remove()
+        del self.module.disentangled_attention_bias
+
+    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Ask for the prefix and widen the mask (batch, 1, seq, seq)."""
+        self.local.prefix = prefix = self.binding()
+        self.local.pending = {"keys", "values"}
+        if prefix is None or prefix.keys is None:
+            return args, kwargs
+        mask = args[1] if len(args) > 1 else kwargs["attention_mask"]
+        wide = F.pad(mask.bool(), (prefix.length, 0), value=True)
+        if prefix.counts is not None:
+            wide[..., : prefix.length] &= prefix.counts[:, None, None, :]
+        return ((args[0], wide, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "attention_mask": wide})
+
+    def keys(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        """Put keys in front: (batch, seq, hidden)."""
+        return self._front(output, "keys")
+
+    def values(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        """Put values in front."""
+        return self._front(output, "values")
+
+    def _front(self, output: torch.Tensor, name: str) -> torch.Tensor:
+        prefix = getattr(self.local, "prefix", None)
+        front = None if prefix is None else getattr(prefix, name)
+        if front is None or name not in self.local.pending:
+            return output  # a second call projects relative positions
+        self.local.pending.discard(name)
+        return torch.cat([front.transpose(1, 2).flatten(2).to(output.dtype), output], dim=1)
+
+    def bias(self, query: torch.Tensor, key: torch.Tensor, *args: Any) -> torch.Tensor:
+        """Return the relative bias of the tokens, and none for the prefix."""
+        prefix = getattr(self.local, "prefix", None)
+        length = 0 if prefix is None else prefix.length
+        bias: torch.Tensor = type(self.module).disentangled_attention_bias(self.module, query, key[:, length:], *args)
+        return F.pad(bias, (length, 0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "local"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.local = threading.local()

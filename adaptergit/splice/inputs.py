@@ -1,0 +1,59 @@
+"""Made-up inputs for one tiny forward of a model, from its configuration."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import nn
+
+from adaptergit.errors import ModelError
+
+_LENGTH = 8
+
+
+def tiny_inputs(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return keyword arguments for one forward, batch 1, on the model's device.
+
+    Raises:
+        ModelError: The model takes something that cannot be made up.
+    """
+    parameters = list(inspect.signature(model.forward).parameters)
+    config = getattr(model, "config", None)
+    text = getattr(config, "text_config", None) or config
+    vision = getattr(config, "vision_config", None) or config
+    inputs: dict[str, torch.Tensor] = {}
+    wanted = {getattr(model, "main_input_name", "input_ids")}
+    wanted |= (
+        {"input_ids", "pixel_values"} if hasattr(config, "text_config") and hasattr(config, "vision_config") else set()
+    )
+    if "input_ids" in wanted and "input_ids" in parameters:
+        size = int(getattr(text, "vocab_size", 0) or 0)
+        first = 5 if size > 20 else 0
+        inputs["input_ids"] = (torch.arange(_LENGTH) % max(size - first, 1) + first)[None]
+        end = getattr(text, "eos_token_id", None)
+        if isinstance(end, int) and 0 <= end < size:
+            inputs["input_ids"][0, -1] = end  # heads of some models look for it
+    if "pixel_values" in wanted and "pixel_values" in parameters:
+        side = getattr(vision, "image_size", 32)
+        height, width = (side, side) if isinstance(side, int) else tuple(side)
+        inputs["pixel_values"] = torch.zeros(1, int(getattr(vision, "num_channels", 3) or 3), height, width).normal_(
+            generator=torch.Generator().manual_seed(0)
+        )
+    if "input_values" in wanted and "input_values" in parameters:
+        inputs["input_values"] = torch.sin(torch.arange(16000) / 10.0)[None]
+    if "input_features" in wanted and "input_features" in parameters:
+        bins = int(getattr(config, "num_mel_bins", 80))
+        frames = 2 * int(getattr(config, "max_source_positions", 64))
+        inputs["input_features"] = torch.sin(torch.arange(bins * frames) / 10.0).view(1, bins, frames)
+    if "decoder_input_ids" in parameters and getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = torch.arange(5, 5 + _LENGTH)[None] % max(
+            int(getattr(config, "vocab_size", 99)), 1
+        )
+    if not inputs:
+        raise ModelError(
+            f"no inputs for {type(model).__name__} can be made up (it takes {', '.join(parameters[:6])} …)",
+            hint="pass inputs= with keyword arguments for one small forward",
+        )
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return {name: value.to(device) for name, value in inputs.items()}

@@ -1,0 +1,372 @@
+"""The interpreter of compositions: one small recursion for every kind of place.
+
+A *state* is what an adapter changes at a place, with what it may read there. It can be cut into rows and positions and
+put together again, so that a leaf sees exactly what it sees when it is alone on those rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+from torch import nn
+
+from adaptergit.errors import ModelError, UsageError
+from adaptergit.splice.composition import Average, Block, Composition, Fuse, Split, Stack
+
+Rows = slice | torch.Tensor
+
+
+class State(Protocol):
+    """What adapters change at one place. Dimension 0 is the batch, dimension 1 the sequence."""
+
+    def apply(self, leaf: Any) -> Self:
+        """Run one adapter."""
+        ...
+
+    def rows(self, index: Rows) -> Self:
+        """Return some rows of the batch."""
+        ...
+
+    def span(self, start: int, stop: int) -> Self:
+        """Return some positions of the sequence."""
+        ...
+
+    def join(self, parts: Sequence[Self], dim: int, order: torch.Tensor | None) -> Self:
+        """Put parts together along a dimension, then into ``order``."""
+        ...
+
+    def mean(self, parts: Sequence[Self], weights: Sequence[float]) -> Self:
+        """Return the weighted sum of whole results."""
+        ...
+
+    def fuse(self, leaf: Any, parts: Sequence[tuple[Self, Any]]) -> Self:
+        """Run AdapterFusion over (state before, last adapter) of every child."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Nodes one after another."""
+
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Weighted sum."""
+
+    nodes: tuple[Node | None, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Positions shared out."""
+
+    nodes: tuple[Node | None, ...]
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """AdapterFusion over the last adapters of chains."""
+
+    nodes: tuple[Node, ...]
+    fusion: nn.Module
+
+
+Node = nn.Module | Chain | Mean | Spans | Fused
+
+
+def compile_at(
+    tree: Composition | None,
+    adapter: Callable[[str], nn.Module | None],
+    fusion: Callable[[str], nn.Module | None],
+) -> Node | None:
+    """Compile a composition without row blocks for one place; None where nothing of it acts."""
+    if tree is None:
+        return None
+    if not isinstance(tree, Block):
+        return adapter(tree)
+    nodes = tuple(compile_at(child, adapter, fusion) for child in tree.children)
+    present = tuple(node for node in nodes if node is not None)
+    if not present:
+        return None
+    if isinstance(tree, Stack):
+        return present[0] if len(present) == 1 else Chain(present)
+    if isinstance(tree, Average):
+        return Mean(nodes, tree.factors)
+    if isinstance(tree, Split):
+        return Spans(nodes, tree.splits)
+    if isinstance(tree, Fuse):
+        weights = fusion(tree.key)
+        if weights is None:
+            raise UsageError(f"the fusion {tree.key!r} has no weights here", hint=f"panel.add_fusion({tree.key!r})")
+        return Fused(present, weights)
+    raise UsageError(f"{type(tree).__name__} cannot stand here")
+
+
+S = TypeVar("S", bound="State")
+
+
+def run(node: Node | None, state: S) -> S:
+    """Run a compiled composition on a state."""
+    if node is None:
+        return state
+    if isinstance(node, Chain):
+        for one in node.nodes:
+            state = run(one, state)
+        return state
+    if isinstance(node, Mean):
+        return state.mean([run(child, state) for child in node.nodes], node.weights)
+    if isinstance(node, Spans):
+        parts, start = [], 0
+        for child, size in zip(node.nodes, node.sizes, strict=True):
+            parts.append(run(child, state.span(start, start + size)))
+            start += size
+        return state.join(parts, 1, None)
+    if isinstance(node, Fused):
+        before = []
+        for child in node.nodes:
+            *first, last = child.nodes if isinstance(child, Chain) else (child,)
+            reached = state
+            for one in first:
+                reached = run(one, reached)
+            if not isinstance(last, nn.Module):
+                raise UsageError("Fuse holds adapters and Stacks of adapters")
+            before.append((reached, last))
+        return state.fuse(node.fusion, before)
+    return state.apply(node)
+
+
+def run_rows(groups: Sequence[tuple[Rows, Node | None]], state: S) -> S:
+    """Run every group of rows on its own and put the rows back where they were."""
+    parts = [run(node, state.rows(index)) for index, node in groups]
+    indices = [index for index, _ in groups]
+    if all(isinstance(index, slice) for index in indices):
+        return state.join(parts, 0, None)
+    listed = [torch.arange(i.start, i.stop) if isinstance(i, slice) else i for i in indices]
+    return state.join(parts, 0, torch.argsort(torch.cat(listed)))
+
+
+@dataclass(frozen=True)
+class BranchState:
+    """A residual branch ``h`` and the stream ``x`` it is added to, both (batch, seq, hidden)."""
+
+    h: torch.Tensor
+    x: torch.Tensor | None
+    norm: nn.Module | None
+    whole: bool = False
+    """``h`` stands for the sum with ``x`` and its norm."""
+
+    def apply(self, leaf: Any) -> BranchState:
+        """Run one adapter."""
+        return replace(self, h=leaf(self.h, self.x, self.norm), whole=leaf.replaces_sum)
+
+    def rows(self, index: Rows) -> BranchState:
+        """Return some rows."""
+        return replace(self, h=_rows(self.h, index), x=_rows(self.x, index))
+
+    def span(self, start: int, stop: int) -> BranchState:
+        """Return some positions."""
+        return replace(self, h=_span(self.h, start, stop), x=None if self.x is None else _span(self.x, start, stop))
+
+    def join(self, parts: Sequence[BranchState], dim: int, order: torch.Tensor | None) -> BranchState:
+        """Put parts together."""
+        whole = any(part.whole for part in parts)
+        return replace(self, h=_join([p.total() if whole else p.h for p in parts], dim, order, self.h), whole=whole)
+
+    def mean(self, parts: Sequence[BranchState], weights: Sequence[float]) -> BranchState:
+        """Return the weighted sum."""
+        whole = any(part.whole for part in parts)
+        return replace(self, h=_mean([p.total() if whole else p.h for p in parts], weights), whole=whole)
+
+    def fuse(self, leaf: Any, parts: Sequence[tuple[BranchState, Any]]) -> BranchState:
+        """Run AdapterFusion; the last child gives the query and the residual."""
+        if not all(hasattr(last, "before_residual") for _, last in parts):
+            raise UsageError("AdapterFusion is defined for bottleneck adapters")
+        found = [last.before_residual(state.h, state.x, state.norm) for state, last in parts]
+        query, _, residual = found[-1]
+        query = parts[-1][0].h if leaf.config.query_before_ln else query
+        h = leaf(query, torch.stack([up for _, up, _ in found], dim=2), residual)
+        return replace(self, h=h.to(self.h.dtype), whole=parts[-1][1].replaces_sum)
+
+    def total(self) -> torch.Tensor:
+        """Return the sum with the stream, after the norm."""
+        if self.whole:
+            return self.h
+        if self.x is None:
+            raise ModelError("the residual stream of this branch cannot be had")
+        return self.h + self.x if self.norm is None else self.norm.forward(self.h + self.x)
+
+
+@dataclass(frozen=True)
+class ProjectionState:
+    """Output ``y`` (batch, seq, out) of a linear layer for ``inputs`` (batch, seq, in)."""
+
+    y: torch.Tensor
+    inputs: torch.Tensor
+    update: torch.Tensor | None = None
+    """What the adapters so far made of the input."""
+    last: Any = None
+
+    def apply(self, leaf: Any) -> ProjectionState:
+        """Run one adapter: on the input, or on the update of the one before it."""
+        return replace(self, update=leaf.update(self.update, self.inputs), last=leaf)
+
+    def rows(self, index: Rows) -> ProjectionState:
+        """Return some rows."""
+        return ProjectionState(_rows(self.y, index), _rows(self.inputs, index))
+
+    def span(self, start: int, stop: int) -> ProjectionState:
+        """Return some positions."""
+        return ProjectionState(_span(self.y, start, stop), _span(self.inputs, start, stop))
+
+    def join(self, parts: Sequence[ProjectionState], dim: int, order: torch.Tensor | None) -> ProjectionState:
+        """Put parts together."""
+        return ProjectionState(_join([part.result() for part in parts], dim, order, self.y), self.inputs)
+
+    def mean(self, parts: Sequence[ProjectionState], weights: Sequence[float]) -> ProjectionState:
+        """Add the weighted updates."""
+        if parts and all(part.last is not None and part.last.additive for part in parts):
+            updates = [part.update for part in parts if part.update is not None]
+            return replace(self, update=_mean(updates, weights), last=parts[-1].last)
+        change = _mean([part.result() - self.y for part in parts], weights)
+        return ProjectionState(self.y + change, self.inputs)
+
+    def fuse(self, leaf: Any, parts: Sequence[tuple[ProjectionState, Any]]) -> ProjectionState:
+        """Refuse."""
+        raise UsageError("AdapterFusion is defined for bottleneck adapters")
+
+    def result(self) -> torch.Tensor:
+        """Return what takes the place of ``y``."""
+        if self.last is None:
+            return self.y
+        out: torch.Tensor = self.last.combine(self.y, self.update)
+        return out.to(self.y.dtype)
+
+
+@dataclass(frozen=True)
+class HiddenState:
+    """Hidden states (batch, seq, hidden) between modules, and the mask (batch, seq) of real tokens, if there is one."""
+
+    hidden: torch.Tensor
+    mask: torch.Tensor | None = None
+
+    def apply(self, leaf: Any) -> HiddenState:
+        """Run one adapter."""
+        return replace(self, hidden=leaf(self.hidden, self.mask))
+
+    def rows(self, index: Rows) -> HiddenState:
+        """Return some rows."""
+        return HiddenState(_rows(self.hidden, index), None if self.mask is None else _rows(self.mask, index))
+
+    def span(self, start: int, stop: int) -> HiddenState:
+        """Return some positions."""
+        return HiddenState(
+            _span(self.hidden, start, stop), None if self.mask is None else _span(self.mask, start, stop)
+        )
+
+    def join(self, parts: Sequence[HiddenState], dim: int, order: torch.Tensor | None) -> HiddenState:
+        """Put parts together."""
+        return replace(self, hidden=_join([part.hidden for part in parts], dim, order, self.hidden))
+
+    def mean(self, parts: Sequence[HiddenState], weights: Sequence[float]) -> HiddenState:
+        """Return the weighted sum."""
+        return replace(self, hidden=_mean([part.hidden for part in parts], weights))
+
+    def fuse(self, leaf: Any, parts: Sequence[tuple[HiddenState, Any]]) -> HiddenState:
+        """Refuse."""
+        raise UsageError("AdapterFusion is defined for bottleneck adapters")
+
+
+@dataclass(frozen=True)
+class PrefixState:
+    """Keys and values (batch, heads, length, size) in front of an attention's own, and which of them count."""
+
+    hidden: torch.Tensor
+    """Input of the attention module, (batch, seq, hidden)."""
+    keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    counts: torch.Tensor | None = None
+    """(batch, length), bool; None: all."""
+
+    def apply(self, leaf: Any) -> PrefixState:
+        """Put one adapter's prefix in front."""
+        keys, values = leaf(self.hidden)
+        if self.keys is None or self.values is None:
+            return replace(self, keys=keys, values=values)
+        return replace(self, keys=torch.cat([keys, self.keys], 2), values=torch.cat([values, self.values], 2))
+
+    def rows(self, index: Rows) -> PrefixState:
+        """Return some rows."""
+        return PrefixState(_rows(self.hidden, index))
+
+    def span(self, start: int, stop: int) -> PrefixState:
+        """Refuse."""
+        raise UsageError("prefix tuning acts on all positions: Split does not apply to it")
+
+    def join(self, parts: Sequence[PrefixState], dim: int, order: torch.Tensor | None) -> PrefixState:
+        """Put rows together; shorter prefixes are filled up with positions that do not count."""
+        length = max(part.length for part in parts)
+        some = next((part for part in parts if part.keys is not None), None)
+        if some is None or some.keys is None:
+            return self
+        keys, values, counts = [], [], []
+        for part in parts:
+            size = part.hidden.shape[0]
+            missing = length - part.length
+            empty = some.keys.new_zeros(size, some.keys.shape[1], missing, some.keys.shape[3])
+            keys.append(empty if part.keys is None else torch.cat([empty, part.keys], 2))
+            values.append(empty if part.values is None else torch.cat([empty, part.values], 2))
+            real = torch.ones(size, length, dtype=torch.bool, device=empty.device)
+            real[:, :missing] = False
+            counts.append(real)
+        return replace(
+            self,
+            keys=_join(keys, 0, order, None),
+            values=_join(values, 0, order, None),
+            counts=_join(counts, 0, order, None),
+        )
+
+    def mean(self, parts: Sequence[PrefixState], weights: Sequence[float]) -> PrefixState:
+        """Refuse."""
+        raise UsageError("an Average of prefixes is not defined", hint="average their weights: panel.average(…)")
+
+    def fuse(self, leaf: Any, parts: Sequence[tuple[PrefixState, Any]]) -> PrefixState:
+        """Refuse."""
+        raise UsageError("AdapterFusion is defined for bottleneck adapters")
+
+    @property
+    def length(self) -> int:
+        """Number of positions in front."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+
+def _rows(tensor: Any, index: Rows) -> Any:
+    if tensor is None:
+        return None
+    return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index.to(tensor.device))
+
+
+def _span(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    return tensor[:, start:stop]
+
+
+def _join(
+    parts: Sequence[torch.Tensor], dim: int, order: torch.Tensor | None, like: torch.Tensor | None
+) -> torch.Tensor:
+    joined = torch.cat(list(parts), dim)
+    if like is not None and joined.shape[dim] != like.shape[dim]:
+        raise UsageError(f"the splits cover {joined.shape[dim]} positions of a sequence of {like.shape[dim]}")
+    return joined if order is None else joined.index_select(dim, order.to(joined.device))
+
+
+def _mean(parts: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    total = parts[0] * weights[0]
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total = total + part * weight
+    return total

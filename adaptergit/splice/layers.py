@@ -1,0 +1,55 @@
+"""Small pieces that methods and heads share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from adaptergit.errors import UsageError
+
+
+def activation(name: str) -> nn.Module:
+    """Return an activation by its transformers name.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    from transformers.activations import ACT2FN
+
+    if str(name).lower() == "leakyrelu":
+        return nn.LeakyReLU()
+    if str(name).lower() not in ACT2FN:
+        raise UsageError(f"unknown non_linearity {name!r}", hint=f"known: leakyrelu, {', '.join(sorted(ACT2FN))}")
+    module: nn.Module = ACT2FN[str(name).lower()]
+    return module
+
+
+def initialise_linear(
+    linear: nn.Linear, how: str, generator: torch.Generator | None, *, up: bool = False, gate: bool = False
+) -> None:
+    """Fill a linear layer: "bert" N(0, 0.02), "mam_adapter" kaiming and zero, "houlsby" truncated N(0, 0.01)."""
+    if how == "mam_adapter" and not gate:
+        if up:
+            nn.init.zeros_(linear.weight)
+        else:
+            nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5), generator=generator)
+    elif how == "houlsby":
+        nn.init.trunc_normal_(linear.weight, std=0.01, a=-0.02, b=0.02, generator=generator)
+    else:
+        nn.init.normal_(linear.weight, std=0.02, generator=generator)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value is a number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def require(condition: bool, what: str) -> None:
+    """Raise a :class:`UsageError` unless the condition holds."""
+    if not condition:
+        raise UsageError(what)

@@ -1,0 +1,130 @@
+"""IA3: learned factors for the outputs (or inputs) of linear layers.
+
+Liu et al. 2022 (arXiv:2205.05638). ``adapters`` scales the output of the feed-forward's first layer, before the
+activation; the paper and PEFT scale the input of its last layer. Both are here: ``intermediate_lora`` and
+``feedforward_modules``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+
+from adaptergit.splice.config import MethodConfig, register, register_preset
+from adaptergit.splice.layers import is_number, require
+from adaptergit.splice.methods.projections import Target, check_targets, targets
+from adaptergit.splice.places import Parts
+
+if TYPE_CHECKING:
+    from adaptergit.splice.places import Host
+
+
+@register
+@dataclass(frozen=True)
+class IA3(MethodConfig):
+    """Configuration of IA3; fields and defaults are those of ``adapters``' ``IA3Config``."""
+
+    family: ClassVar[str] = "ia3"
+
+    selfattn_lora: bool = True
+    intermediate_lora: bool = True
+    output_lora: bool = False
+    leave_out: tuple[int, ...] = ()
+    alpha: float = 1
+    """A factor for the factors."""
+    attn_matrices: tuple[str, ...] = ("k", "v")
+    use_gating: bool = False
+    init_weights_seed: int | None = None
+    target_modules: tuple[str, ...] | str | None = None
+    """Paths of linear layers, as in PEFT; None: by role."""
+    feedforward_modules: tuple[str, ...] = ()
+    """Of those, the ones whose input is scaled."""
+
+    def __post_init__(self) -> None:
+        check_targets(self)
+        require(is_number(self.alpha), f"alpha must be a number, not {self.alpha!r}")
+
+    @property
+    def method(self) -> str:
+        """``ia3``."""
+        return self.family
+
+    def build(self, host: Host) -> Parts:
+        """Make the factors of every linear layer that the configuration names."""
+        parts = Parts()
+        for target in targets(self, host):
+            path = target.place.path
+            scales_input = any(path == end or path.endswith(f".{end}") for end in self.feedforward_modules)
+            parts.put(target.place, IA3Site(self, target, scales_input, host.module(path)))
+        return parts
+
+    def initialise(self, parts: Parts, host: Host, generator: torch.Generator | None) -> None:
+        """Start from ones."""
+        for module in parts.places.values():
+            assert isinstance(module, IA3Site)
+            nn.init.ones_(module.factors)
+            if module.gate is not None:
+                nn.init.normal_(module.gate.weight, std=0.02, generator=generator)
+                nn.init.zeros_(module.gate.bias)
+
+
+class IA3Site(nn.Module):
+    """The factors at one linear layer: (outputs of the slots,), or (inputs,)."""
+
+    additive = False
+
+    def __init__(self, config: IA3, target: Target, scales_input: bool, host: nn.Module) -> None:
+        super().__init__()
+        self.config, self.target, self.scales_input = config, target, scales_input
+        self._host = [host]
+        size = target.inputs if scales_input else sum(stop - start for start, stop in target.slots)
+        self.factors = nn.Parameter(torch.empty(size))
+        self.gate = nn.Linear(target.inputs, len(target.slots)) if config.use_gating else None
+
+    def update(self, before: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the factors of this input, (batch or 1, 1, outputs); in a Stack, factors multiply.
+
+        Where inputs are scaled, return what the layer makes of the scaled input instead.
+        """
+        if self.scales_input:
+            out: torch.Tensor = self._host[0].forward(inputs * self.factors)
+            return out
+        sizes = [stop - start for start, stop in self.target.slots]
+        parts = [part.view(1, 1, -1) for part in torch.split(self.factors, sizes)]
+        if self.gate is not None:
+            gate = torch.sigmoid(self.gate(inputs.to(self.gate.weight.dtype))).mean(dim=1, keepdim=True)
+            parts = [part * gate[..., i : i + 1] for i, part in enumerate(parts)]
+        elif self.config.alpha != 1:
+            parts = [part * self.config.alpha for part in parts]
+        if not self.target.fused:
+            factors = parts[0]
+        else:
+            factors = parts[0].new_ones(parts[0].shape[0], 1, self.target.outputs)
+            for (start, stop), part in zip(self.target.slots, parts, strict=True):
+                factors[..., start:stop] = part
+        chained: torch.Tensor = factors if before is None else before * factors
+        return chained
+
+    def combine(self, y: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        """Return the layer's new output."""
+        return update if self.scales_input else y * update
+
+    def merged(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the matrix with the factors in it, (outputs, inputs)."""
+        if self.scales_input:
+            return weight * self.factors.to(weight.dtype)
+        return weight * self.output_factors().to(weight.dtype)[:, None]
+
+    def output_factors(self) -> torch.Tensor:
+        """Return the factor of every output; they apply to the bias too."""
+        factors = self.factors.new_ones(self.target.outputs)
+        sizes = [stop - start for start, stop in self.target.slots]
+        for (start, stop), part in zip(self.target.slots, torch.split(self.factors, sizes), strict=True):
+            factors[start:stop] = part * self.config.alpha
+        return factors
+
+
+register_preset("ia3", IA3())

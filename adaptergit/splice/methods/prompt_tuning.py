@@ -1,0 +1,102 @@
+"""Prompt tuning: learned vectors in front of the embedded sequence.
+
+Lester et al. 2021 (arXiv:2104.08691).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+
+from adaptergit.splice.config import MethodConfig, register, register_preset
+from adaptergit.splice.layers import is_number, require
+from adaptergit.splice.places import Parts, Prompt
+
+if TYPE_CHECKING:
+    from adaptergit.splice.places import Host
+
+
+@register
+@dataclass(frozen=True)
+class PromptTuning(MethodConfig):
+    """Configuration of prompt tuning; fields and defaults are those of ``adapters``' ``PromptTuningConfig``."""
+
+    family: ClassVar[str] = "prompt_tuning"
+
+    prompt_length: int = 10
+    prompt_init: str = "random_uniform"
+    """"random_uniform", or "from_string": the embeddings of a text's tokens (``prompt_init_ids``)."""
+    prompt_init_text: str | None = None
+    prompt_init_ids: tuple[int, ...] = ()
+    """The text's tokens, repeated to fill the prompt."""
+    random_uniform_scale: float = 0.5
+    combine: str = "prefix"
+    """"prefix", or "prefix_after_bos": behind the first token."""
+    before_positions: bool = False
+    """Put the prompt in front of the input embedding, where it gets positions of its own (as PEFT does), and not behind
+    the model's embedding layer."""
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.prompt_length, int) and self.prompt_length > 0, "prompt_length must be positive")
+        require(self.combine in ("prefix", "prefix_after_bos"), "combine must be 'prefix' or 'prefix_after_bos'")
+        require(
+            self.prompt_init in ("random_uniform", "from_string"),
+            "prompt_init must be 'random_uniform' or 'from_string'",
+        )
+        require(is_number(self.random_uniform_scale), "random_uniform_scale must be a number")
+
+    @property
+    def method(self) -> str:
+        """``prompt_tuning``."""
+        return self.family
+
+    def build(self, host: Host) -> Parts:
+        """Make the prompt."""
+        parts = Parts()
+        embeddings = getattr(host.base, "embeddings", None)
+        lookup = host.base.get_input_embeddings()  # type: ignore[operator]
+        behind = isinstance(embeddings, nn.Module) and not self.before_positions and embeddings is not lookup
+        width = getattr(lookup, "embedding_dim", host.hidden_size)
+        parts.put(Prompt("embeddings" if behind else ""), PromptSite(self, host.hidden_size if behind else width))
+        return parts
+
+    def initialise(self, parts: Parts, host: Host, generator: torch.Generator | None) -> None:
+        """Uniform values, or the embeddings of the given tokens."""
+        for module in parts.places.values():
+            assert isinstance(module, PromptSite)
+            scale = self.random_uniform_scale
+            nn.init.uniform_(module.prompt_embedding, -scale, scale, generator=generator)
+            if self.prompt_init == "from_string":
+                require(
+                    bool(self.prompt_init_ids), "prompt_init='from_string' needs prompt_init_ids, the text's tokens"
+                )
+                table = host.base.get_input_embeddings().weight  # type: ignore[operator]
+                times = -(-self.prompt_length // len(self.prompt_init_ids))
+                ids = torch.tensor((self.prompt_init_ids * times)[: self.prompt_length], device=table.device)
+                with torch.no_grad():
+                    module.prompt_embedding.copy_(table[ids])
+
+
+class PromptSite(nn.Module):
+    """The prompt, (length, hidden)."""
+
+    def __init__(self, config: PromptTuning, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.prompt_embedding = nn.Parameter(torch.empty(config.prompt_length, width))
+
+    @property
+    def start(self) -> int:
+        """Number of tokens in front of the prompt."""
+        return 1 if self.config.combine == "prefix_after_bos" else 0
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Put the prompt into (batch, seq, hidden)."""
+        prompt = self.prompt_embedding.to(hidden.dtype).expand(hidden.shape[0], -1, -1)
+        return torch.cat([hidden[:, : self.start], prompt, hidden[:, self.start :]], dim=1)
+
+
+register_preset("prompt_tuning", PromptTuning())

@@ -1,0 +1,88 @@
+"""A plan: an active composition, compiled for every place. Compiled once per activation; the forward only looks up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from adaptergit.splice.composition import Composition, copies_of, for_row, partitions_rows
+from adaptergit.splice.interpret import Node, Rows, compile_at
+from adaptergit.splice.places import BlockOutput, Place, Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What happens at every place.
+
+    ``leaves`` and ``fusions`` hold the modules by place and name. ``tasks`` are the rows' task ids for MultiTask.
+    """
+
+    tree: Composition | None = None
+    leaves: Mapping[Place, Mapping[str, nn.Module]] = field(default_factory=dict)
+    fusions: Mapping[Place, Mapping[str, nn.Module]] = field(default_factory=dict)
+    tasks: Sequence[int] | None = None
+    head: bool = True
+    """Whether the active head answers."""
+    nodes: dict[Place, Node] = field(default_factory=dict, init=False)
+    """Where all rows are treated alike."""
+    _groups: dict[tuple[Place, int], list[tuple[Rows, Node | None]]] = field(default_factory=dict, init=False)
+    by_row: bool = field(init=False)
+    copies: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_row", partitions_rows(self.tree))
+        object.__setattr__(self, "copies", copies_of(self.tree))
+        if not self.by_row:
+            for place in self.leaves:
+                node = self._compile(place, self.tree)
+                if node is not None:
+                    self.nodes[place] = node
+
+    @property
+    def places(self) -> set[Place]:
+        """Places where something may act."""
+        return set(self.leaves) if self.by_row else set(self.nodes)
+
+    @property
+    def needs_call(self) -> bool:
+        """Whether the plan must know the arguments of the base model's call."""
+        return self.by_row or any(isinstance(place, BlockOutput | Prompt) for place in self.places)
+
+    def node(self, place: Place) -> Node | None:
+        """Return what acts at a place on all rows."""
+        return self.nodes.get(place)
+
+    def groups(self, place: Place, rows: int) -> list[tuple[Rows, Node | None]]:
+        """Return what acts at a place on which rows, for a batch of a size.
+
+        Raises:
+            UsageError: The composition does not fit the size.
+        """
+        found = self._groups.get((place, rows))
+        if found is None:
+            found = self._groups[place, rows] = self._group(place, rows)
+        return found
+
+    def _group(self, place: Place, rows: int) -> list[tuple[Rows, Node | None]]:
+        trees = [for_row(self.tree, row, rows, self.tasks) for row in range(rows)]
+        nodes = {tree: self._compile(place, tree) for tree in dict.fromkeys(trees)}
+        # Rows whose trees come to the same here go together.
+        members: dict[int, list[int]] = {}
+        by_id: dict[int, Node | None] = {}
+        for row, tree in enumerate(trees):
+            node = nodes[tree]
+            members.setdefault(id(node), []).append(row)
+            by_id[id(node)] = node
+        return [(_rows(listed), by_id[key]) for key, listed in members.items()]
+
+    def _compile(self, place: Place, tree: Composition | None) -> Node | None:
+        leaves, fusions = self.leaves.get(place, {}), self.fusions.get(place, {})
+        return compile_at(tree, leaves.get, fusions.get)
+
+
+def _rows(listed: list[int]) -> Rows:
+    first, last = listed[0], listed[-1]
+    return slice(first, last + 1) if last - first + 1 == len(listed) else torch.tensor(listed)

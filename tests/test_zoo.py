@@ -1,0 +1,128 @@
+"""Adapters spliced into every architecture of the zoo: tiny configurations, one file each.
+
+Anatomy is found; a zero adapter is the identity; a random one changes the output; gradients reach exactly the adapter's
+parameters; detach gives the model back bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from adaptergit.errors import AdaptergitError
+from adaptergit.splice import Bottleneck, adapters
+
+_SHARED = Path(__file__).parent.parent.parent / "shared" / "zoo"
+_SMALL = Path(__file__).parent / "assets" / "zoo"
+ZOO = Path(os.environ.get("ADAPTERGIT_ZOO", _SHARED if _SHARED.is_dir() else _SMALL))
+FILES = sorted(path.stem for path in ZOO.glob("*.json"))
+# Why no adapter is spliced in: nothing in these is added to a residual stream by itself.
+WITHOUT_BRANCHES = {
+    "deepseek_v4": "hyper-connections mix several streams by a matrix",
+    "qwen4_exp": "hyper-connections mix several streams by a matrix",
+    "qwen4_exp_text": "hyper-connections mix several streams by a matrix",
+}
+# Reversible layers compute their own gradients, for the parameters they know; xLSTM changes tensors in place, and has
+# no gradients without adapters either.
+WITHOUT_GRADIENTS = {"reformer", "xlstm"}
+EVERYWHERE = Bottleneck(
+    mh_adapter=True, output_adapter=True, cross_adapter=True, reduction_factor=8, non_linearity="relu"
+)
+pytestmark = pytest.mark.slow
+
+
+def build(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    record = json.loads((ZOO / f"{name}.json").read_text())
+    torch.manual_seed(0)
+    try:
+        config = transformers.AutoConfig.for_model(record["model_type"], **record["config"])
+    except ValueError as error:
+        pytest.skip(f"transformers {transformers.__version__} does not know {name}: {error}"[:120])
+    model = getattr(transformers, record["auto_class"]).from_config(config).eval()
+    return model, {key: made(spec) for key, spec in record["inputs"].items()}
+
+
+def made(spec: dict[str, Any]) -> torch.Tensor:
+    shape = [2 if size == "B" else size for size in spec["shape"]]
+    kinds = {
+        "ids": lambda: torch.randint(5, 90, shape),
+        "float": lambda: torch.randn(shape),
+        "ones": lambda: torch.ones(shape, dtype=torch.long),
+        "zeros": lambda: torch.zeros(shape, dtype=torch.long),
+    }
+    return kinds[spec["kind"]]()
+
+
+def outputs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    torch.manual_seed(1)  # some models draw noise in evaluation too
+    result = model(**inputs)
+    return [value for value in result.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+
+
+def fill(module: nn.Module, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_zoo(name: str) -> None:
+    model, inputs = build(name)
+    with torch.no_grad():
+        before = outputs(model, inputs)
+    if name in WITHOUT_BRANCHES:
+        with pytest.raises(AdaptergitError):
+            adapters(model, inputs=inputs)
+        return
+    panel = adapters(model, inputs=inputs)
+    panel.add("a", EVERYWHERE)
+    assert panel.anatomy.blocks >= 1
+    assert {site.key for site in panel.anatomy.sites} == {place.key for place in panel._spliced("a").parts.places}
+    panel.activate("a")
+    fill(panel.module("a"), 0.0)
+    with torch.no_grad():
+        for found, expected in zip(outputs(model, inputs), before, strict=True):
+            assert torch.allclose(found, expected, atol=1e-5, rtol=1e-4), "a zero adapter is the identity"
+    fill(panel.module("a"), 0.5)
+    with torch.no_grad():
+        assert any(
+            not torch.allclose(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+            for found, expected in zip(outputs(model, inputs), before, strict=True)
+        ), "a random adapter changes the output"
+    if name not in WITHOUT_GRADIENTS:
+        gradients(model, panel, inputs)
+    panel.detach()
+    with torch.no_grad():
+        for found, expected in zip(outputs(model, inputs), before, strict=True):
+            assert torch.equal(found, expected), "detach gives the model back bit for bit"
+
+
+def gradients(model: nn.Module, panel: Any, inputs: dict[str, torch.Tensor]) -> None:
+    panel.train("a")
+    model.eval()
+    try:
+        sum(value.float().pow(2).mean() for value in outputs(model, inputs)).backward()
+    except RuntimeError as error:  # some models change tensors in place in evaluation
+        if "inplace" not in str(error):
+            raise
+        model.train()
+        sum(value.float().pow(2).mean() for value in outputs(model, inputs)).backward()
+    ours = dict(panel.module("a").named_parameters())
+    missing = [key for key, parameter in ours.items() if parameter.grad is None]
+    assert not missing, f"no gradient reaches {missing[:4]}"
+    own = {id(parameter) for parameter in ours.values()}
+    heads = {id(p) for head in panel.heads for p in panel.head_module(head).parameters()}
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is None or id(parameter) in own | heads, f"a gradient reaches {key}"
+
+
+def test_zoo_is_understood() -> None:
+    assert len(set(FILES) & set(WITHOUT_BRANCHES)) <= 0.03 * max(len(FILES), 100)
