@@ -18,13 +18,13 @@ from safetensors import SafetensorError
 from torch import nn
 
 from adaptergit.errors import AdaptergitError, NotFoundError, PackageError, UsageError
-from adaptergit.formats import is_adapterhub, read_adapterhub
+from adaptergit.formats import is_foreign, load_folder
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
 from adaptergit.package.local import local_card
 from adaptergit.reference import expand, is_folder
 from adaptergit.resolve import fetch, verify
 from adaptergit.settings import Settings, config_dir, load_settings
-from adaptergit.splice.checkpoint import HEAD, fill, read_into
+from adaptergit.splice.checkpoint import HEAD, read_into
 from adaptergit.splice.config import config_from_dict
 from adaptergit.splice.fingerprint import Fingerprint, compare
 from adaptergit.splice.heads import HeadConfig, StaticHead, build_head, head_from_dict
@@ -88,7 +88,7 @@ def load(
     """
     settings = load_settings()
     _check_arguments(ref, model, dtype)
-    if is_folder(ref) and not (expand(ref) / CARD).exists() and is_adapterhub(expand(ref)):
+    if is_folder(ref) and not (expand(ref) / CARD).exists() and is_foreign(expand(ref)):
         return _load_foreign(expand(ref), model, name, head, activate, device, dtype)
     about = _obtain(ref, policy, offline, index, settings)
     card = about.card
@@ -108,12 +108,11 @@ def _all_or_nothing(model: nn.Module) -> Iterator[Panel]:
     """Give the model's panel; if anything goes wrong, take back whatever was added to it."""
     fresh = getattr(model, "adaptergit", None) is None
     panel = adapters(model)
-    before = {*panel.names}
+    restore = panel.snapshot()
     try:
         yield panel
     except BaseException as error:
-        for name in [name for name in panel.names if name not in before]:
-            panel.remove(name)
+        restore()
         if fresh:
             panel.detach()
         if isinstance(error, RuntimeError | AssertionError) and not isinstance(error, AdaptergitError):
@@ -156,26 +155,18 @@ def _load_foreign(
     device: str | torch.device | None,
     dtype: torch.dtype | None,
 ) -> nn.Module:
-    """Load a local AdapterHub checkpoint: it names no weights that could be compared, so the caller brings a model."""
+    """Load a local folder in a format of others: it names no weights that could be compared, so the caller brings a
+    model."""
     if model is None:
         raise UsageError(
-            "an AdapterHub checkpoint does not say which weights it was trained in", where=str(path), hint="pass model="
+            "this checkpoint does not say which weights it was trained in", where=str(path), hint="pass model="
         )
     with _all_or_nothing(model) as panel:
-        found = read_adapterhub(path, panel.host, model_class=type(model).__name__, head=with_head)
-        chosen = name or found.name
-        _check_free(panel, chosen, found.head is not None)
-        modules = panel.build(found.config, found.host)
-        fill({"": modules}, found.tensors, where=str(path))
-        head_module = _meta_head(found.head, panel) if found.head is not None else None
-        if head_module is not None and found.head_tensors is not None:
-            fill({"": head_module}, found.head_tensors, where=str(path))
         target = torch.device(device) if device is not None else None
-        panel.insert(chosen, found.config, modules, dtype=dtype, device=target)
-        if found.head is not None and head_module is not None:
-            panel.insert_head(chosen, found.head, head_module, dtype=dtype, device=target)
-        if activate:
-            panel.activate(chosen)
+        loaded = load_folder(panel, path, name=name, head=with_head, device=target, dtype=dtype)
+        if activate and (loaded.composition is not None or loaded.head is not None):
+            chosen = loaded.composition if loaded.composition is not None else panel.active
+            panel.activate(chosen, loaded.head)
     return model
 
 

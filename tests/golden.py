@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,17 @@ def inputs_of(io: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def base_model(case: dict[str, Any]) -> nn.Module:
     kind = getattr(transformers, case["load_base_with"])
     folder = GOLDEN / "bases" / case["base"]
-    return kind.from_pretrained(folder, attn_implementation="eager").eval()
+    return kind.from_pretrained(folder, attn_implementation="eager", **own_labels(case)).eval()
+
+
+def own_labels(case: dict[str, Any]) -> dict[str, int]:
+    """How many labels the head has that PEFT saved whole."""
+    for record in case["adapters"].values():
+        path = GOLDEN / "public" / case["id"] / record["checkpoint"]["path"] / "adapter_model.safetensors"
+        for key, tensor in load_file(path).items() if path.exists() else ():
+            if re.search(r"(classifier|score)\.weight$", key):
+                return {"num_labels": tensor.shape[0]}
+    return {}
 
 
 def tensors_of(folder: Path, safe: str, pickled: str) -> dict[str, torch.Tensor]:
@@ -149,3 +161,39 @@ def prepare(case: dict[str, Any], folder: Path) -> Any:
     for fusion in case["fusions"]:
         splice_fusion(panel, folder / fusion["path"])
     return panel
+
+
+def prepare_peft(case: dict[str, Any], folder: Path) -> Any:
+    """Load a case's base model and splice in its PEFT checkpoints."""
+    from adaptergit.formats.peft import translate_peft
+
+    model = base_model(case)
+    for record in case["adapters"].values():
+        replicate(model, record["config"].get("layer_replication"))
+    panel = adapters(model)
+    for name, record in case["adapters"].items():
+        path = folder / record["checkpoint"]["path"]
+        raw = json.loads((path / "adapter_config.json").read_text())
+        tensors = tensors_of(path, "adapter_model.safetensors", "adapter_model.bin")
+        found = translate_peft(raw, tensors, panel.host, str(path))
+        parts = panel.build(found.config, found.host)
+        fill({"": parts}, found.tensors, where=str(path))
+        panel.insert(name, found.config, parts)
+    return panel
+
+
+def replicate(model: nn.Module, ranges: Any) -> None:
+    """Repeat layers, as PEFT does with the base model before it adds adapters."""
+    if not ranges:
+        return
+    layers = model.base_model.layers
+    chosen = [layers[i] for start, stop in ranges for i in range(start, stop)]
+    copies = nn.ModuleList([copy.deepcopy(layer) for layer in chosen])
+    for index, layer in enumerate(copies):
+        layer.self_attn.layer_idx = index
+    model.base_model.layers = copies
+    model.config.num_hidden_layers = len(copies)
+    for name in ("layer_types",):
+        kinds = getattr(model.config, name, None)
+        if kinds:
+            setattr(model.config, name, [kinds[0]] * len(copies))

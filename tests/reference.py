@@ -139,6 +139,8 @@ class Reference:
             outputs = torch.stack([self.branch(child, place, h, x, norm) for child in tree.children])
             return (outputs * weights.view(-1, 1, 1, 1)).sum(0)
         assert isinstance(tree, Fuse)
+        if all(self.leaf(name, place) is None for name in tree.names()):
+            return h
         found = []
         for child in tree.children:
             names = [child] if isinstance(child, str) else list(child.names())
@@ -158,11 +160,13 @@ class Reference:
             leaf = self.leaf(tree, place)
             return y if leaf is None else leaf.combine(y, leaf.update(None, inputs))
         if isinstance(tree, Stack):
+            acting = [c for c in tree.children if any(self.leaf(n, place) for n in ([c] if isinstance(c, str) else c.names()))]
+            if len(acting) == 1:
+                return self.linear(acting[0], place, y, inputs)
             update, last = None, None
-            for name in tree.children:
-                leaf = self.leaf(name, place)
-                if leaf is not None:
-                    update, last = leaf.update(update, inputs), leaf
+            for name in acting:  # a chain of updates
+                last = self.leaf(name, place)
+                update = last.update(update, inputs)
             return y if last is None else last.combine(y, update)
         if isinstance(tree, Split):
             parts, at = [], 0
@@ -170,6 +174,9 @@ class Reference:
                 parts.append(self.linear(child, place, y[:, at : at + size], inputs[:, at : at + size]))
                 at += size
             return torch.cat(parts, 1)
+        if isinstance(tree, Fuse):
+            assert all(self.leaf(name, place) is None for name in tree.names())
+            return y
         assert isinstance(tree, Average)
         weights = tree.weights or [1.0] * len(tree.children)
         total = sum(weights) if tree.normalize_weights else 1.0

@@ -17,6 +17,7 @@ from golden import (
     flatten,
     inputs_of,
     prepare,
+    prepare_peft,
     read,
     splice_head,
     watch_blocks,
@@ -27,7 +28,7 @@ from safetensors.torch import load_file
 
 from adaptergit.errors import PackageError
 from adaptergit.formats.adapterhub import read_adapterhub
-from adaptergit.splice import Average, Fuse, Split, adapters, parse_composition
+from adaptergit.splice import Average, Fuse, Route, Split, adapters, parse_composition
 from adaptergit.splice.composition import Block, copies_of
 
 ADAPTERS = cases("adapters")
@@ -113,6 +114,27 @@ def test_golden_adapters(name: str) -> None:
     elif why is not None:
         assert not agrees(seen, expected, case)
         return
+    assert agrees(seen, expected, case), differences(seen, expected)
+
+
+@pytest.mark.parametrize("name", cases("peft"))
+def test_golden_peft(name: str) -> None:
+    case, folder = read(name), GOLDEN / "public" / name
+    io = load_file(folder / "io.safetensors")
+    panel = prepare_peft(case, folder)
+    active: Any = case["active"]
+    if case.get("adapter_names_arg"):
+        active = Route(*[None if name == "__base__" else name for name in case["adapter_names_arg"]])
+    elif isinstance(active, list):  # several at once: the sum of their updates
+        active = Average(*active, weights=[1.0] * len(active), normalize_weights=False)
+    seen = watch_output(panel.model)
+    panel.activate(active)
+    watch_blocks(panel.model, case, seen)
+    with torch.no_grad():
+        output = panel.model(**inputs_of(io))
+    flatten("out", output, seen)
+    flatten("head", output, seen)
+    expected = {key: value for key, value in io.items() if not key.startswith("in.")}
     assert agrees(seen, expected, case), differences(seen, expected)
 
 

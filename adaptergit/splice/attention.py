@@ -27,6 +27,8 @@ _BINDING, _BEFORE = "_adaptergit_binding", "_adaptergit_before"
 class Binding:
     """Asked for the prefix whenever a bound attention runs."""
 
+    before = False
+    """The prefix takes the first positions."""
     relative: Any = None
     """Module that makes the relative position bias of the stack (T5), or None."""
 
@@ -126,14 +128,14 @@ def _position_bias(
 ) -> torch.Tensor:
     """Return the relative position bias (1 or batch, heads, queries, length + keys).
 
-    The keys are counted with the prefix, the queries without: what ``adapters`` does, and its T5 prefixes were trained
-    with.
+    The keys are counted with the prefix. The queries are too if it takes positions, else not: that is what
+    ``adapters`` does, and its T5 prefixes were trained with.
     """
     if binding.relative is None:
         return F.pad(bias, (length, 0))
     queries, keys = query.shape[2], key.shape[2]
     made: torch.Tensor = binding.relative.compute_bias(
-        queries, length + keys, device=query.device, past_seen_tokens=keys - queries
+        queries, length + keys, device=query.device, past_seen_tokens=keys - queries + (length if binding.before else 0)
     )
     return made.to(bias.dtype)
 

@@ -165,7 +165,7 @@ class Route(Block):
     """One child for each row of the batch; None leaves a row to the base model."""
 
 
-_BLOCKS: Mapping[str, Any] = {
+BLOCKS: Mapping[str, Any] = {
     cls.__name__: cls for cls in (Stack, Fuse, Split, BatchSplit, Parallel, Average, MultiTask, Route)
 }
 
@@ -210,7 +210,7 @@ class _Parser:
         self.space()
         if self.peek() != "(":
             return None if match[0] == "None" else match[0]
-        if match[0] not in _BLOCKS:
+        if match[0] not in BLOCKS:
             self.at = start
             raise self.error(f"{match[0]!r} is not a composition block")
         return self.block(match[0], start)
@@ -224,7 +224,7 @@ class _Parser:
             field = re.compile(r"([a-z_]+)\s*=").match(self.text, self.at)
             if field is None:
                 children.append(self.composition())
-            elif field[1] not in _BLOCKS[kind].named:
+            elif field[1] not in BLOCKS[kind].named:
                 raise self.error(f"{kind} has no field {field[1]!r}")
             else:
                 self.at = field.end()
@@ -236,7 +236,7 @@ class _Parser:
             raise self.error("expected ',' or ')'")
         self.at += 1
         try:
-            made: Block = _BLOCKS[kind](*children, **options)
+            made: Block = BLOCKS[kind](*children, **options)
             return made
         except UsageError as error:
             self.at = start

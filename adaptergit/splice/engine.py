@@ -31,7 +31,7 @@ from adaptergit.splice.interpret import (
     run,
     run_rows,
 )
-from adaptergit.splice.places import Attention, BlockOutput, Embedding, Linear, Place, Prompt
+from adaptergit.splice.places import Attention, BlockOutput, Embedding, Linear, Place, Prompt, Tuned
 from adaptergit.splice.plan import Plan
 from adaptergit.splice.trace import first_tensors
 
@@ -118,7 +118,7 @@ class Engine:
 
     def unfold(self, tensor: torch.Tensor) -> torch.Tensor:
         """Give a tensor whose rows were flattened (tokens of a mixture of experts, windows) the batch's rows again."""
-        if not self.current().by_row:
+        if not self.current().by_row or not tensor.is_floating_point():
             return tensor
         batch = self.call.batch
         same = tensor.dim() > 2 and tensor.shape[0] == batch
@@ -196,6 +196,10 @@ class Engine:
             return [base.register_forward_pre_hook(begin, with_kwargs=True, prepend=True).remove]
         if isinstance(place, Site):
             return self._hook_site(place)
+        if isinstance(place, Tuned):
+            # In front of other hooks: what they make of this module's output comes after.
+            module = self._model.get_submodule(place.path)
+            return [module.register_forward_hook(_Project(self, place), prepend=True).remove]
         module = base.get_submodule(place.path) if place.path else base
         if isinstance(place, Projection | Linear):
             return [module.register_forward_hook(_Project(self, place)).remove]
@@ -276,8 +280,24 @@ class _Begin:
             call = replace(call, mask=_mask(named.get("attention_mask")), prompted=True)
         elif prompts and call.mask is not None:  # later steps of a generation: the prompt is in the cache
             named["attention_mask"] = self._widen(prompts[0], call.mask)
+        self._shift_positions(module, named, plan)
         self.engine.call = call
         return (), named
+
+    def _shift_positions(self, module: Any, named: dict[str, Any], plan: Plan) -> None:
+        """Give the first positions to prefixes that want them."""
+        leaves: list[Any] = [leaf for place in plan.prefixes for leaf in plan.leaves[place].values()]
+        lengths = {int(leaf.length) for leaf in leaves}
+        if not lengths or "position_ids" not in self.names:
+            return
+        ids = named.get("input_ids")
+        tokens = ids if ids is not None else named["inputs_embeds"]
+        past = named.get("past_key_values")
+        start = past.get_seq_length() if past is not None else 0
+        given = named.get("position_ids")
+        if given is None:
+            given = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+        named["position_ids"] = given + max(lengths)
 
     def _make_room(self, module: nn.Module, place: Prompt, named: dict[str, Any], batch: int) -> dict[str, Any]:
         if not place.path:
@@ -377,7 +397,7 @@ class _ReplaceSum:
 @dataclass(frozen=True, eq=False)
 class _Project:
     engine: Engine
-    place: Projection | Linear
+    place: Projection | Linear | Tuned
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
         if not self.engine.acts(self.place):
@@ -450,6 +470,11 @@ class _Prefix(Binding):
     engine: Engine
     place: Attention
     relative: Any
+
+    @property
+    def before(self) -> bool:  # type: ignore[override]
+        """Whether the prefix takes the first positions."""
+        return self.place in self.engine.current().prefixes
 
     def __call__(self) -> PrefixState | None:
         """Return the prefix of this call's attention."""

@@ -6,7 +6,7 @@ The model stays its own class and its ``state_dict`` stays the base model's; ``d
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +23,8 @@ from adaptergit.splice.engine import EMPTY, Engine
 from adaptergit.splice.fusion import Fusion, FusionConfig, fusion_config
 from adaptergit.splice.head_hooks import hook_head
 from adaptergit.splice.heads import HeadConfig, build_head, static_head_of, static_paths
-from adaptergit.splice.places import BlockOutput, Host, Linear, Parts, Place
+from adaptergit.splice.merging import average, average_states, combine, eject_prefix, merge_into
+from adaptergit.splice.places import BlockOutput, Host, Linear, Parts, Place, Tuned
 from adaptergit.splice.plan import Plan
 from adaptergit.splice.sidecar import Sidecar
 
@@ -82,6 +83,7 @@ class Panel:
         self._active: Composition | None = None
         self._active_heads: tuple[str, ...] = ()
         self._head_handles: list[RemovableHandle] = []
+        self._merged: dict[str, Callable[[], None]] = {}
         self._trainable: dict[str, bool] | None = None
         self._sidecar = _PanelSidecar(self)
         model.add_module(_ATTRIBUTE, self._sidecar)
@@ -135,7 +137,7 @@ class Panel:
             name: Default: the adapters' names joined with commas.
 
         Raises:
-            UsageError: The name is taken, or an adapter is not there.
+            UsageError: The name is taken, an adapter is not there, or they act at different places.
         """
         parsed = parse_composition(children) if isinstance(children, str) and "(" in children else children
         if isinstance(parsed, Block) and not isinstance(parsed, Fuse):
@@ -145,9 +147,14 @@ class Panel:
         wanted = fusion_config(config)
         modules: dict[Place, Fusion] = {}
         for place in self.anatomy.sites:
-            if any(place in self._spliced(child).parts.places for child in fuse.names()):
+            present = [place in self._spliced(child).parts.places for child in fuse.names()]
+            if any(present) and not all(present):
+                raise UsageError(f"not all of {fuse.key} act at {place.key}", hint="fuse adapters of one configuration")
+            if any(present):
                 modules[place] = Fusion(wanted, self.host.width(place))
                 modules[place].reset_parameters()
+        if not modules:
+            raise UsageError(f"{fuse.key}: AdapterFusion is defined for bottleneck adapters")
         self.insert_fusion(fuse.key, modules)
 
     def insert_fusion(self, name: str, modules: Mapping[Place, Fusion]) -> None:
@@ -223,7 +230,8 @@ class Panel:
         self._sidecar.passengers[name] = parts
 
     def _settle(self, place: Place, module: nn.Module, dtype: torch.dtype | None, device: torch.device | None) -> None:
-        host = parameter_of(self._base, place.output if isinstance(place, Site) else place.path)
+        root = self._model if isinstance(place, Tuned) else self._base
+        host = parameter_of(root, place.output if isinstance(place, Site) else place.path)
         module.to(device=device or host.device, dtype=dtype or host.dtype)
         module.train(self._model.training)
 
@@ -326,8 +334,8 @@ class Panel:
         parsed = self._parse(composition)
         plan = self._compile(parsed, frozenset(skip_layers), task_ids)
         if head is None and parsed is not None:
-            last = _names(parsed)[-1]
-            head = last if last in self._heads else None
+            last = _names(parsed)[-1:]
+            head = last[0] if last and last[0] in self._heads else None
         heads = [] if head is None else [head] if isinstance(head, str) else list(head)
         for one in heads:
             self.head_config(one)
@@ -388,6 +396,171 @@ class Panel:
         self.activate(Stack(*names))
         self._model.train()
 
+    def train_fusion(self, fuse: str | Fuse) -> None:
+        """Freeze everything but a fusion and the head of its last adapter, and activate it.
+
+        Add :func:`~adaptergit.splice.fusion.regularisation` of :meth:`fusion_module` to the loss.
+
+        Raises:
+            UsageError: No such fusion.
+        """
+        parsed = self._parse(fuse)
+        keys = list(_fused(parsed))
+        if not keys or parsed is None:
+            raise UsageError(f"{fuse} holds no Fuse", hint='write "Fuse(a, b)"')
+        modules = [self.fusion_module(key) for key in keys]
+        self.train(*dict.fromkeys(_names(parsed)))
+        for name in _names(parsed):
+            self.module(name).requires_grad_(False)
+        for module in modules:
+            module.requires_grad_(True)
+        self.activate(parsed)
+
+    def merge(self, name: str) -> None:
+        """Write an adapter's updates into the model's weights (LoRA and its relatives, IA3); it acts at no cost.
+
+        Raises:
+            UsageError: The method cannot be merged, or the adapter is merged already.
+            ModelError: The weights are quantised.
+        """
+        spliced = self._spliced(name)
+        if name in self._merged:
+            raise UsageError(f"{name!r} is merged already")
+        restore = merge_into(self.host, spliced.parts)
+        if self._active is not None and name in _names(self._active):
+            self.activate(None)
+        self._merged[name] = restore
+
+    def unmerge(self, name: str) -> None:
+        """Give the model's weights back, bit for bit; adapters that were merged later are taken out first.
+
+        Raises:
+            UsageError: The adapter is not merged.
+        """
+        if name not in self._merged:
+            raise UsageError(f"{name!r} is not merged", hint=f"merged: {', '.join(self._merged) or 'none'}")
+        while name in self._merged:
+            _, restore = self._merged.popitem()
+            restore()
+
+    @property
+    def merged(self) -> list[str]:
+        """Adapters that are merged into the weights, in order."""
+        return list(self._merged)
+
+    def average(
+        self,
+        name: str,
+        names: Sequence[str],
+        weights: Sequence[float] | None = None,
+        *,
+        strategy: str = "linear",
+        normalize_weights: bool = True,
+        rank: int | None = None,
+    ) -> None:
+        """Add an adapter whose parameters are the weighted sum of others' of the same configuration.
+
+        Args:
+            name: Of the new adapter.
+            names: What is averaged; heads of these names too, if all have one.
+            weights: Default: equal.
+            strategy: "linear"; for LoRA also "lora_linear_only_negate_b" (negative weights change the sign of B only)
+                and "lora_delta_w_svd" (the weighted sum of ΔW, cut to ``rank``).
+            normalize_weights: Divide the weights by their sum.
+            rank: For "lora_delta_w_svd"; default: the largest.
+
+        Raises:
+            UsageError: Names, weights or configurations do not fit.
+        """
+        own = self._weights(names, weights, normalize_weights)
+        configs, parts = [self.config(n) for n in names], [self._spliced(n).parts for n in names]
+        self._check_new(name, self._adapters)
+        if strategy == "lora_delta_w_svd":
+            made = combine(configs, parts, own, "svd", self.build, rank=rank, density=1.0, majority="total")
+        else:
+            made = average(configs, parts, own, strategy, self.build)
+        self.insert(name, *made)
+        if all(n in self._heads for n in names) and name not in self._heads:
+            self.average_head(name, names, own, normalize_weights=False)
+
+    def combine(
+        self,
+        name: str,
+        names: Sequence[str],
+        weights: Sequence[float] | None = None,
+        *,
+        strategy: str = "cat",
+        rank: int | None = None,
+        density: float = 1.0,
+        majority: str = "total",
+    ) -> None:
+        """Add a LoRA whose update is the weighted sum of others' (task arithmetic, Ilharco et al. 2023).
+
+        Args:
+            name: Of the new adapter.
+            names: LoRAs at the same places.
+            weights: Default: all 1.
+            strategy: "cat" (exact, ranks add up), "svd" (cut to ``rank``), "linear" (of the factors), "ties",
+                "dare_linear", "dare_ties", "magnitude_prune", and these with "_svd" (on ΔW, not on the factors).
+            rank: For svd; default: the largest.
+            density: Share of entries that pruning keeps.
+            majority: Sign of an entry by "total" value or by "frequency".
+
+        Raises:
+            UsageError: Names or options do not fit.
+        """
+        own = self._weights(names, weights if weights is not None else [1.0] * len(names), False)
+        self._check_new(name, self._adapters)
+        made = combine(
+            [self.config(n) for n in names],
+            [self._spliced(n).parts for n in names],
+            own,
+            strategy,
+            self.build,
+            rank=rank,
+            density=density,
+            majority=majority,
+        )
+        self.insert(name, *made)
+
+    def average_head(
+        self, name: str, names: Sequence[str], weights: Sequence[float] | None = None, *, normalize_weights: bool = True
+    ) -> None:
+        """Add a head whose parameters are the weighted sum of others'.
+
+        Raises:
+            UsageError: Names, weights or configurations do not fit.
+        """
+        own = self._weights(names, weights, normalize_weights)
+        configs = [self.head_config(n) for n in names]
+        if any(config != configs[0] for config in configs):
+            raise UsageError("only heads of one configuration can be averaged")
+        module = build_head(configs[0], self._model, self.anatomy.hidden_size)
+        module.load_state_dict(average_states([self.head_module(n).state_dict() for n in names], own))
+        self.insert_head(name, configs[0], module)
+
+    def eject_prefix(self, name: str) -> None:
+        """Replace the network that makes a prefix by what it makes.
+
+        Raises:
+            UsageError: Not prefix tuning, or the adapter is active.
+        """
+        spliced = self._spliced(name)
+        if self._active is not None and name in _names(self._active):
+            raise UsageError(f"{name!r} is active", hint="set active to None first")
+        config, parts = eject_prefix(spliced.config, spliced.parts, self.build)
+        del self._adapters[name]
+        self.insert(name, config, parts, about=spliced.about)
+
+    @staticmethod
+    def _weights(names: Sequence[str], weights: Sequence[float] | None, normalise: bool) -> list[float]:
+        own = [1.0] * len(names) if weights is None else [float(w) for w in weights]
+        if not names or len(own) != len(names):
+            raise UsageError(f"{len(names)} adapters and {len(own)} weights")
+        if normalise and not sum(own):
+            raise UsageError("the weights sum to zero", hint="set normalize_weights=False")
+        return [w / sum(own) for w in own] if normalise else own
+
     def remove(self, name: str) -> None:
         """Forget an adapter and its head; if it is active, all adapters are switched off.
 
@@ -395,6 +568,8 @@ class Panel:
             UsageError: No adapter of that name.
         """
         self._spliced(name)
+        if name in self._merged:
+            self.unmerge(name)
         if self._active is not None and name in _names(self._active):
             self.activate(None)
         if name in self._active_heads:
@@ -404,8 +579,25 @@ class Panel:
         if self._heads.pop(name, None) is not None:
             del self._sidecar.passengers[_head_key(name)]
 
+    def snapshot(self) -> Callable[[], None]:
+        """Return a function that takes back everything added or activated since."""
+        tables = (self._adapters, self._fusions, self._heads, self._sidecar.passengers)
+        before = [dict(table) for table in tables]
+        plan, active, heads = self._engine.plan, self._active, self._active_heads
+
+        def restore() -> None:
+            self._engine.plan, self._active = plan, active
+            for table, content in zip(tables, before, strict=True):
+                table.clear()  # type: ignore[attr-defined]
+                table.update(content)  # type: ignore[attr-defined]
+            self._set_head(heads)
+
+        return restore
+
     def detach(self) -> nn.Module:
         """Remove every trace of the panel and return the model, bit for bit what it was."""
+        for name in self.merged[:1]:
+            self.unmerge(name)
         self._engine.plan = EMPTY
         self._set_head(())
         if self._trainable is not None:
@@ -452,6 +644,10 @@ class Panel:
             return EMPTY
         leaves: dict[Place, dict[str, nn.Module]] = {}
         for name in dict.fromkeys(_names(composition)):
+            if name in self._merged:
+                raise UsageError(
+                    f"{name!r} is merged into the weights and acts already", hint=f"panel.unmerge({name!r})"
+                )
             for place, module in self._spliced(name).parts.places.items():
                 if getattr(place, "block", None) not in skip or isinstance(place, Linear):
                     leaves.setdefault(place, {})[name] = module
@@ -514,7 +710,7 @@ def _fusion_key(name: str) -> str:
 
 
 def _names(composition: Composition) -> list[str]:
-    return [composition] if isinstance(composition, str) else list(composition.names()) or [""]
+    return [composition] if isinstance(composition, str) else list(composition.names())
 
 
 def _fused(composition: Composition | None) -> Iterator[str]:

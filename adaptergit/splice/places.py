@@ -28,8 +28,20 @@ class Linear:
 
     @property
     def key(self) -> str:
-        """Name that tensor names start with: ``modules.pooler.dense``."""
-        return f"modules.{self.path}"
+        """Name that tensor names start with: ``linear.pooler.dense``."""
+        return f"linear.{self.path}"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A module that runs with parameters of an adapter's; ``path`` from the whole model, head and all."""
+
+    path: str
+
+    @property
+    def key(self) -> str:
+        """``tuned.classifier``."""
+        return f"tuned.{self.path}"
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ class Prompt:
     key = "prompt"
 
 
-Place = Site | Projection | Linear | Attention | BlockOutput | Embedding | Prompt
+Place = Site | Projection | Linear | Tuned | Attention | BlockOutput | Embedding | Prompt
 
 
 class Parts(nn.Module):
@@ -155,6 +167,8 @@ class Host:
             ModelError: It is not a linear layer.
         """
         module = self.module(place.path)
+        if isinstance(module, nn.Embedding):
+            return module.num_embeddings, module.embedding_dim
         if not is_linear(module):
             raise ModelError(f"{place.path} is not a linear layer but a {type(module).__name__}")
         return features_of(module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -49,7 +50,16 @@ class Plan:
     @property
     def needs_call(self) -> bool:
         """Whether the plan must know the arguments of the base model's call."""
-        return self.by_row or any(isinstance(place, BlockOutput | Prompt) for place in self.places)
+        return self.by_row or bool(self.prefixes) or any(isinstance(p, BlockOutput | Prompt) for p in self.places)
+
+    @cached_property
+    def prefixes(self) -> list[Place]:
+        """Attentions with a prefix that takes positions."""
+        return [
+            place
+            for place, leaves in self.leaves.items()
+            if any(getattr(leaf, "length", 0) and leaf.config.positions == "before" for leaf in leaves.values())  # type: ignore[union-attr]
+        ]
 
     def node(self, place: Place) -> Node | None:
         """Return what acts at a place on all rows."""

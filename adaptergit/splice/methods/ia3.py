@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
+from adaptergit.errors import UsageError
 from adaptergit.splice.config import MethodConfig, register, register_preset
 from adaptergit.splice.layers import is_number, require
 from adaptergit.splice.methods.projections import Target, check_targets, targets
@@ -114,9 +115,15 @@ class IA3Site(nn.Module):
 
     def merged(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the matrix with the factors in it, (outputs, inputs)."""
+        if self.gate is not None:
+            raise UsageError("a gated IA3 depends on its input: it cannot be merged")
         if self.scales_input:
             return weight * self.factors.to(weight.dtype)
         return weight * self.output_factors().to(weight.dtype)[:, None]
+
+    def merged_bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the bias that goes with :meth:`merged`, or None if it stays."""
+        return None if self.scales_input or bias is None else bias * self.output_factors().to(bias.dtype)
 
     def output_factors(self) -> torch.Tensor:
         """Return the factor of every output; they apply to the bias too."""

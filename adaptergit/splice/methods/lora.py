@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
 from adaptergit.errors import UsageError
 from adaptergit.splice.config import MethodConfig, register, register_preset
@@ -149,12 +150,15 @@ class LoRASite(nn.Module):
     def update(self, before: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
         """Return ``s · B A x``, (batch, seq, outputs); ``x`` is the update before it in a Stack."""
         x = inputs if before is None else before
-        if x.shape[-1] != self.lora_A.shape[1]:
+        if x.is_floating_point() and x.shape[-1] != self.lora_A.shape[1]:
             raise UsageError(
                 f"a Stack of LoRAs feeds one update into the next: {x.shape[-1]} outputs, {self.target.inputs} inputs",
                 hint="for the sum of updates: Average(a, b, weights=[1, 1], normalize_weights=False)",
             )
-        inner = self.dropout(x).to(self.lora_A.dtype) @ self.lora_A.T
+        if x.is_floating_point():
+            inner = self.dropout(x).to(self.lora_A.dtype) @ self.lora_A.T
+        else:  # an embedding: tokens pick columns of A
+            inner = F.embedding(x, self.lora_A.T)
         n = len(self.target.slots)
         sizes = [stop - start for start, stop in self.target.slots]
         parts = [a @ b.T for a, b in zip(inner.chunk(n, -1), torch.split(self.lora_B, sizes), strict=True)]
@@ -206,6 +210,16 @@ class LoRASite(nn.Module):
         if self.m is None:
             return total
         return (self.m / self.norm(weight.to(self.lora_B.dtype))).to(weight.dtype) * total
+
+    def merged_bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the bias that goes with :meth:`merged`, or None if it stays."""
+        if self.lora_bias is not None:
+            own = self.lora_bias * self.scale
+            return own if bias is None else bias + own.to(bias.dtype)
+        if self.m is None or self.config.dora_norm != "adapters" or bias is None:
+            return None
+        norm = self.norm(weight_of(self._host[0]).to(self.lora_B.dtype))
+        return bias * (self.m / norm).to(bias.dtype).view(-1)
 
 
 register_preset("lora", LoRA())

@@ -46,6 +46,9 @@ class PrefixTuning(MethodConfig):
     """Scale the prefix by ``sigmoid`` of a projection of the attention's input, mean over the sequence."""
     shared_gating: bool = True
     """One gate for keys and values."""
+    positions: str = "none"
+    """"none": real tokens start at position 0, as in ``adapters``; "before": the prefix has the first positions, as in
+    PEFT."""
     init_weights_seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +56,7 @@ class PrefixTuning(MethodConfig):
             value = getattr(self, name)
             require(isinstance(value, int) and value > 0, f"{name} must be a positive whole number, not {value!r}")
         require(is_number(self.dropout) and 0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout!r}")
+        require(self.positions in ("none", "before"), "positions must be 'none' or 'before'")
         activation(self.non_linearity)
 
     @property
@@ -164,6 +168,11 @@ class PrefixSite(nn.Module):
         self.config, self.index = config, index
         self._network = [network]  # in a list: it belongs to the adapter as a whole
         self.gate = nn.Linear(width, 1 if config.shared_gating else 2) if config.use_gating else None
+
+    @property
+    def length(self) -> int:
+        """Number of positions."""
+        return self.config.prefix_length
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values, each (batch, heads, length, size), for an input (batch, seq, hidden)."""

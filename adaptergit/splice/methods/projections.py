@@ -95,7 +95,7 @@ def _by_path(config: Targeting, host: Host) -> Iterator[Target]:
         paths = [
             path
             for path, module in host.base.named_modules()
-            if is_linear(module) and any(path == end or path.endswith(f".{end}") for end in wanted or ())
+            if _takes_update(module) and any(path == end or path.endswith(f".{end}") for end in wanted or ())
         ]
     for path in paths:
         place = known.get(path) or Linear(path)
@@ -103,6 +103,10 @@ def _by_path(config: Targeting, host: Host) -> Iterator[Target]:
             continue
         inputs, outputs = host.features(place)
         yield Target(place, inputs, outputs, ((0, outputs),))
+
+
+def _takes_update(module: Any) -> bool:
+    return is_linear(module) or type(module).__name__ == "Embedding"
 
 
 def fused_ranges(host: Host, projection: Projection) -> Mapping[str, tuple[int, int]]:

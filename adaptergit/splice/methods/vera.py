@@ -125,10 +125,7 @@ class VeRASite(nn.Module):
         """Return the layer's new output."""
         if self.m is None:
             return y + update
-        weight = weight_of(self._host[0]).to(self.vera_B.dtype)
-        norm = (weight + self.delta() / (self.config.alpha / self.config.r)).norm(dim=1, keepdim=True).detach()
-        out: torch.Tensor = (self.m / norm).view(-1) * (y + update)
-        return out
+        return self._factor(weight_of(self._host[0])) * (y + update)
 
     def delta(self) -> torch.Tensor:
         """Return what is added to the layer's matrix, (outputs, inputs)."""
@@ -142,9 +139,20 @@ class VeRASite(nn.Module):
 
     def merged(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the matrix with the update in it, (outputs, inputs)."""
-        if self.m is not None:
-            raise UsageError("DVoRA scales the layer's bias too: it cannot be merged")
-        return weight + self.delta().to(weight.dtype)
+        total = weight + self.delta().to(weight.dtype)
+        return total if self.m is None else self._factor(weight).to(weight.dtype)[:, None] * total
+
+    def merged_bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the bias that goes with :meth:`merged`, or None if it stays."""
+        if self.m is None or bias is None:
+            return None
+        return bias * self._factor(weight_of(self._host[0])).to(bias.dtype)
+
+    def _factor(self, weight: torch.Tensor) -> torch.Tensor:
+        assert self.m is not None
+        total = weight.to(self.vera_B.dtype) + self.delta() / (self.config.alpha / self.config.r)
+        factor: torch.Tensor = (self.m / total.norm(dim=1, keepdim=True).detach()).view(-1)
+        return factor
 
     def _matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
         shared = self._shared[0]

@@ -1,0 +1,159 @@
+"""Load what a folder of AdapterHub or PEFT holds into a panel: an adapter, a head, a fusion, or a whole set-up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adaptergit.errors import PackageError
+from adaptergit.formats.adapterhub import (
+    CONFIG,
+    FUSION_CONFIG,
+    FUSION_WEIGHTS,
+    is_adapterhub,
+    read_adapterhub,
+    read_json,
+    read_tensors,
+    translate_fusion,
+)
+from adaptergit.formats.adapterhub_heads import HEAD_CONFIG, HEAD_WEIGHTS, translate_head
+from adaptergit.formats.peft import is_peft, read_peft
+from adaptergit.splice.checkpoint import fill
+from adaptergit.splice.composition import BLOCKS, Composition
+from adaptergit.splice.fusion import Fusion
+from adaptergit.splice.heads import HeadConfig, build_head
+from adaptergit.splice.panel import Panel
+from adaptergit.splice.places import Place
+
+SETUP = "adapter_setup.json"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was put into the panel, still inactive."""
+
+    composition: Composition | None = None
+    head: str | tuple[str, ...] | None = None
+
+
+def is_foreign(folder: Path) -> bool:
+    """Tell whether a folder holds something in a format of others."""
+    files = (CONFIG, HEAD_CONFIG, FUSION_CONFIG, SETUP)
+    return folder.is_dir() and any((folder / name).is_file() for name in files)
+
+
+def load_folder(
+    panel: Panel,
+    folder: Path,
+    *,
+    name: str | None = None,
+    head: bool = True,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Loaded:
+    """Put what a folder holds into a panel.
+
+    Args:
+        panel: Of the model.
+        folder: With AdapterHub's or PEFT's files.
+        name: For the adapter, head or fusion; default: its own, or the folder's.
+        head: Load heads too.
+        device: Default: where the model is.
+        dtype: Default: the model's.
+
+    Raises:
+        NotFoundError, PackageError, ModelError: It cannot be read, or does not fit.
+    """
+    if (folder / SETUP).is_file():
+        return _setup(panel, folder, head, device, dtype)
+    if (folder / FUSION_CONFIG).is_file():
+        return _fusion(panel, folder, name)
+    if not (folder / CONFIG).is_file():
+        chosen = _head(panel, folder, name, device, dtype)
+        return Loaded(None, chosen)
+    if is_peft(folder):
+        found = read_peft(folder, panel.host)
+        chosen = name or folder.name
+    elif is_adapterhub(folder):
+        found = read_adapterhub(folder, panel.host, model_class=type(panel.model).__name__, head=head)
+        chosen = name or found.name
+    else:
+        raise PackageError("neither an AdapterHub nor a PEFT configuration", where=str(folder / CONFIG))
+    parts = panel.build(found.config, found.host)
+    fill({"": parts}, found.tensors, where=str(folder))
+    built = None
+    if found.head is not None and found.head_tensors is not None:
+        built = _meta_head(found.head, panel)
+        fill({"": built}, found.head_tensors, where=str(folder))
+    panel.insert(chosen, found.config, parts, dtype=dtype, device=device)
+    if built is not None and found.head is not None:
+        panel.insert_head(chosen, found.head, built, dtype=dtype, device=device)
+    return Loaded(chosen, chosen if built is not None else None)
+
+
+def _head(panel: Panel, folder: Path, name: str | None, device: torch.device | None, dtype: torch.dtype | None) -> str:
+    raw = read_json(folder / HEAD_CONFIG)
+    tensors = read_tensors(folder, HEAD_WEIGHTS, "pytorch_model_head.bin")
+    config, renamed = translate_head(raw, tensors, panel.host, type(panel.model).__name__, str(folder))
+    module = _meta_head(config, panel)
+    fill({"": module}, renamed, where=str(folder))
+    chosen = name or str(raw.get("name") or folder.name)
+    panel.insert_head(chosen, config, module, dtype=dtype, device=device)
+    return chosen
+
+
+def _fusion(panel: Panel, folder: Path, name: str | None) -> Loaded:
+    raw = read_json(folder / FUSION_CONFIG)
+    tensors = read_tensors(folder, FUSION_WEIGHTS, "pytorch_model_adapter_fusion.bin")
+    own, config, renamed = translate_fusion(raw, tensors, panel.host, str(folder))
+    children = [str(child) for child in raw.get("adapter_names") or own.split(",")]
+    with torch.device("meta"):
+        modules: dict[Place, Fusion] = {
+            site: Fusion(config, panel.host.width(site))
+            for site in panel.anatomy.sites
+            if any(site in panel.module(child).places for child in children if child in panel)  # type: ignore[operator]
+        }
+    fill({f"{site.key}.": module for site, module in modules.items()}, renamed, where=str(folder))
+    panel.insert_fusion(name or own, modules)
+    missing = [child for child in children if child not in panel]
+    block = BLOCKS["Fuse"](*children, name=None if (name or own) == ",".join(children) else name or own)
+    return Loaded(None if missing else block)
+
+
+def _setup(
+    panel: Panel, folder: Path, with_head: bool, device: torch.device | None, dtype: torch.dtype | None
+) -> Loaded:
+    raw = read_json(folder / SETUP)
+    inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    heads: list[str] = []
+    # Adapters before the fusions over them.
+    for path in sorted(inner, key=lambda path: (path / FUSION_CONFIG).is_file()):
+        if is_foreign(path):
+            loaded = load_folder(panel, path, head=with_head, device=device, dtype=dtype)
+            heads += [loaded.head] if isinstance(loaded.head, str) else []
+    return Loaded(_composition(raw.get("adapter_setup"), str(folder / SETUP)), tuple(heads) or None)
+
+
+def _composition(raw: Any, where: str) -> Composition | None:
+    if raw is None or isinstance(raw, str):
+        return raw
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("children"), list):
+        raise PackageError("adapter_setup: expected type and children", where=where)
+    if raw.get("type") == "single":
+        return str(raw["children"][0])
+    if raw.get("type") not in BLOCKS:
+        raise PackageError(f"adapter_setup: unknown block {raw.get('type')!r}", where=where)
+    children = [_composition(child, where) for child in raw["children"]]
+    made: Composition = BLOCKS[str(raw["type"])](*children, **dict(raw.get("kwargs") or {}))
+    return made
+
+
+def _meta_head(config: HeadConfig, panel: Panel) -> nn.Module:
+    with torch.device("meta"):
+        module = build_head(config, panel.model, panel.anatomy.hidden_size)
+    return module.to("meta")

@@ -1,0 +1,343 @@
+"""Checkpoints of Hugging Face's PEFT, read into our terms.
+
+A folder holds ``adapter_config.json`` (with ``peft_type``) and ``adapter_model.safetensors``. Tensor names are
+``base_model.model.<module path>.<part>``; the module paths become ``target_modules``. What has no exact equivalent
+here is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptergit.errors import ModelError, PackageError, UsageError
+from adaptergit.formats.adapterhub import CONFIG, Checkpoint, read_json, read_tensors
+from adaptergit.splice.config import MethodConfig
+from adaptergit.splice.methods import (
+    IA3,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    TunedParameters,
+    Union,
+    VeRA,
+    WeightForm,
+)
+from adaptergit.splice.places import Host
+
+WEIGHTS = "adapter_model.safetensors"
+Tensors = dict[str, torch.Tensor]
+
+_LORA_PARTS = {
+    "lora_A.weight": "lora_A",
+    "lora_B.weight": "lora_B",
+    "lora_A": "lora_A",
+    "lora_B": "lora_B",
+    "lora_E": "lora_E",
+    "lora_B.bias": "lora_bias",
+    "lora_embedding_A": "lora_A",
+    "lora_embedding_B": "lora_B",
+    "lora_magnitude_vector": "m",
+}
+_FORM_PARTS = {
+    "loha": ("hada_", ""),
+    "lokr": ("lokr_", ""),
+    "fourierft": ("fourierft_", ""),
+    "miss": ("miss_", ""),
+    "oft": ("oft_", ".weight"),
+    "boft": ("boft_", ""),
+    "hra": ("hra_", ""),
+}
+
+
+def is_peft(folder: Path) -> bool:
+    """Tell whether a folder holds a PEFT checkpoint."""
+    path = folder / CONFIG
+    return path.is_file() and "peft_type" in read_json(path)
+
+
+def read_peft(folder: Path, host: Host) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises:
+        NotFoundError: A file is missing.
+        PackageError: Not a checkpoint this version can read, or only a pickled one.
+        ModelError: Its keys name no module of the model.
+    """
+    raw = read_json(folder / CONFIG)
+    return translate_peft(raw, read_tensors(folder, WEIGHTS, "adapter_model.bin"), host, where=str(folder))
+
+
+def translate_peft(
+    raw: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], host: Host, where: str = "checkpoint"
+) -> Checkpoint:
+    """Translate configuration and tensors, already in memory.
+
+    Raises:
+        PackageError, ModelError: As :func:`read_peft`.
+    """
+    kind = str(raw.get("peft_type"))
+    readers: Mapping[str, Callable[[_Source], tuple[MethodConfig, Tensors]]] = {
+        "LORA": _lora,
+        "ADALORA": _adalora,
+        "IA3": _ia3,
+        "VERA": _vera,
+        "PREFIX_TUNING": _prefix,
+        "PROMPT_TUNING": _prompt,
+        "P_TUNING": _prompt,
+        "LN_TUNING": _norms,
+        **dict.fromkeys((name.upper() for name in _FORM_PARTS), _form),
+    }
+    if kind not in readers:
+        raise PackageError(f"PEFT adapters of the type {kind} have no equivalent here", where=f"{where}/{CONFIG}")
+    source = _Source(raw, tensors, host, where)
+    try:
+        config, renamed = readers[kind](source)
+        tuned, tuned_tensors = _tuned(source)
+    except (UsageError, TypeError, KeyError, ValueError) as error:
+        raise PackageError(f"this {kind} checkpoint cannot be read: {error}", where=where) from error
+    if tuned is not None:
+        config = Union((config, tuned))
+        renamed = {f"0.{k}": v for k, v in renamed.items()} | {f"1.{k}": v for k, v in tuned_tensors.items()}
+    return Checkpoint("adapter", config, renamed, host)
+
+
+class _Source:
+    """A checkpoint's tensors by module, and what the model calls those modules."""
+
+    def __init__(self, raw: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], host: Host, where: str) -> None:
+        self.raw, self.host, self.where = raw, host, where
+        self.tensors = {key.removeprefix("base_model.model."): value for key, value in tensors.items()}
+        self.used: set[str] = set()
+        self._base = dict(host.base.named_modules())
+        self._model = dict(host.model.named_modules())
+        self._prefix = next((f"{p}." for p, module in self._model.items() if module is host.base and p), "")
+        self._projections = {projection.path: projection for projection in host.projections}
+
+    def take(self, parts: Mapping[str, str]) -> dict[str, dict[str, torch.Tensor]]:
+        """Return ``{path in the base: {our part: tensor}}`` of the tensors whose names end in one of ``parts``."""
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in self.tensors.items():
+            for theirs, ours in parts.items():
+                if key.endswith(f".{theirs}"):
+                    self.used.add(key)
+                    found.setdefault(self.in_base(key.removesuffix(f".{theirs}")), {})[ours] = tensor
+                    break
+        if not found:
+            raise PackageError(f"no tensors of {self.raw['peft_type']} are in it", where=self.where)
+        return found
+
+    def in_base(self, path: str) -> str:
+        """Return a module's path from the base model."""
+        names = path.split(".")
+        for start in range(min(len(names), 3)):
+            shorter = ".".join(names[start:])
+            if shorter in self._base:
+                return shorter
+        raise ModelError(f"the model has no module {path!r}", where=self.where)
+
+    def in_model(self, path: str) -> str:
+        """Return a module's path from the whole model."""
+        return path if path in self._model else f"{self._prefix}{self.in_base(path)}"
+
+    def key(self, path: str) -> str:
+        """Return what tensor names start with at a linear layer."""
+        known = self._projections.get(path)
+        return known.key if known is not None else f"linear.{path}"
+
+    def rename(self, found: Mapping[str, Mapping[str, torch.Tensor]]) -> Tensors:
+        """Return the tensors by our names."""
+        return {f"{self.key(p)}.{part}": t for p, parts in found.items() for part, t in parts.items()}
+
+    def pattern(self, name: str, path: str, default: Any) -> Any:
+        """Return a module's value of ``rank_pattern`` or ``alpha_pattern``."""
+        for key, value in (self.raw.get(name) or {}).items():
+            if re.fullmatch(rf"(.*\.)?({key})", path):
+                return value
+        return default
+
+
+def _lora(source: _Source) -> tuple[MethodConfig, Tensors]:
+    raw = source.raw
+    for field in ("use_bdlora", "use_qalora", "alora_invocation_tokens", "target_parameters"):
+        if raw.get(field):
+            raise PackageError(f"{field}={raw[field]!r} has no equivalent here", where=source.where)
+    found = source.take(_LORA_PARTS)
+    for parts in found.values():
+        if "m" in parts:
+            parts["m"] = parts["m"].reshape(-1, 1)
+    return _low_rank(source, found), source.rename(found)
+
+
+def _low_rank(source: _Source, found: Mapping[str, Mapping[str, torch.Tensor]]) -> LoRA:
+    raw = source.raw
+    r, alpha = int(raw["r"]), float(raw["lora_alpha"])
+    ranks = {path: int(parts["lora_A"].shape[0]) for path, parts in found.items()}
+    alphas = {path: float(source.pattern("alpha_pattern", path, alpha)) for path in found}
+    return LoRA(
+        r=r,
+        alpha=alpha,
+        dropout=float(raw.get("lora_dropout") or 0.0),
+        use_dora=bool(raw.get("use_dora")),
+        use_rslora=bool(raw.get("use_rslora")),
+        lora_bias=any("lora_bias" in parts for parts in found.values()),
+        target_modules=tuple(found),
+        rank_pattern={path: rank for path, rank in ranks.items() if rank != r} or None,
+        alpha_pattern={path: value for path, value in alphas.items() if value != alpha} or None,
+    )
+
+
+def _adalora(source: _Source) -> tuple[MethodConfig, Tensors]:
+    """AdaLoRA is LoRA once its singular values are multiplied into A; it divides by the rank and a little."""
+    found = source.take(_LORA_PARTS)
+    for parts in found.values():
+        parts["lora_A"] = parts["lora_A"] * parts.pop("lora_E")
+    config = _low_rank(source, found)
+    initial = int(source.raw.get("init_r") or config.r)
+    ranks = {path: int(parts["lora_A"].shape[0]) for path, parts in found.items()}
+    alphas = {path: config.alpha * rank / (initial + 1e-5) for path, rank in ranks.items()}
+    return replace(config, r=initial, rank_pattern=ranks, alpha_pattern=alphas), source.rename(found)
+
+
+def _ia3(source: _Source) -> tuple[MethodConfig, Tensors]:
+    found = source.take({"ia3_l": "factors"})
+    forward = [path for path, parts in found.items() if parts["factors"].shape[0] == 1]
+    flat = {path: {"factors": parts["factors"].reshape(-1)} for path, parts in found.items()}
+    return IA3(target_modules=tuple(found), feedforward_modules=tuple(forward)), source.rename(flat)
+
+
+def _vera(source: _Source) -> tuple[MethodConfig, Tensors]:
+    raw = source.raw
+    found = source.take({"vera_lambda_b": "vera_B", "vera_lambda_d": "vera_D"})
+    r = int(raw["r"])
+    renamed = source.rename(found)
+    shared = {name: source.tensors.get(f"base_model.{name}", source.tensors.get(name)) for name in ("vera_A", "vera_B")}
+    source.used |= {"base_model.vera_A", "base_model.vera_B", "vera_A", "vera_B"}
+    if shared["vera_A"] is None or shared["vera_B"] is None:
+        # Not stored: made again from the key, as PEFT makes them.
+        sizes = [source.host.features(source._projections[path]) for path in found]
+        generator = torch.Generator().manual_seed(int(raw["projection_prng_key"]))
+        shared["vera_A"] = _kaiming((r, max(inputs for inputs, _ in sizes)), generator)
+        shared["vera_B"] = _kaiming((max(outputs for _, outputs in sizes), r), generator)
+    matrices = {"shared.lora_A": shared["vera_A"], "shared.lora_B": shared["vera_B"]}
+    config = VeRA(r=r, alpha=r, dropout=float(raw.get("vera_dropout") or 0.0), target_modules=tuple(found))
+    return config, renamed | {key: value for key, value in matrices.items() if value is not None}
+
+
+def _kaiming(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def _form(source: _Source) -> tuple[MethodConfig, Tensors]:
+    raw = source.raw
+    kind = str(raw["peft_type"]).lower()
+    prefix, suffix = _FORM_PARTS[kind]
+    names = {key.rpartition(f".{prefix}")[2].removesuffix(suffix) for key in source.tensors if f".{prefix}" in key}
+    found = source.take({f"{prefix}{name}{suffix}": name for name in names})
+    r = int(raw.get("r") or 0)
+    first = next(iter(found.values()))
+    if kind == "boft" and first["R"].shape[0] > 1:
+        raise PackageError("BOFT with more than one butterfly factor cannot be read", where=source.where)
+    if kind == "miss" and raw.get("init_weights") in ("bat", "mini"):
+        raise PackageError(f"MiSS of the kind {raw['init_weights']!r} cannot be read", where=source.where)
+    if kind in ("loha", "lokr") and (raw.get("rank_pattern") or raw.get("alpha_pattern")):
+        raise PackageError(f"{kind} with patterns of ranks cannot be read", where=source.where)
+    config = WeightForm(
+        kind=kind,
+        r=r or 8,
+        alpha=float(raw.get("alpha") or 8),
+        factor=int(raw.get("decompose_factor") or -1),
+        decompose_both=bool(raw.get("decompose_both")),
+        n_frequency=int(raw.get("n_frequency") or 1000),
+        scaling=float(raw.get("scaling") or 150.0),
+        random_loc_seed=int(raw.get("random_loc_seed") or 777),
+        block_size=_block_size(kind, raw, first),
+        block_share=bool(raw.get("block_share")),
+        neumann_terms=int(raw["num_cayley_neumann_terms"]) if raw.get("use_cayley_neumann") else 0,
+        orthogonal=bool(raw.get("apply_GS")),
+        target_modules=tuple(found),
+    )
+    return config, source.rename(found)
+
+
+def _block_size(kind: str, raw: Mapping[str, Any], first: Mapping[str, torch.Tensor]) -> int:
+    if kind == "boft":
+        return int(first["R"].shape[-1])
+    if kind == "oft":  # a block of size s has s (s - 1) / 2 angles
+        return int((1 + math.isqrt(1 + 8 * first["R"].shape[-1])) // 2)
+    return 0
+
+
+def _prefix(source: _Source) -> tuple[MethodConfig, Tensors]:
+    embeddings = source.tensors["prompt_embeddings"]
+    source.used.add("prompt_embeddings")
+    if int(source.raw.get("num_transformer_submodules") or 1) == 2:
+        # In encoder-decoder models PEFT deals every block four of the tensors in turn, of which the decoder uses two.
+        layers = int(source.raw["num_layers"])
+        whole = embeddings.view(embeddings.shape[0], 2 * layers, -1)
+        order = [(4 * layer + part) % (2 * layers) for layer in range(layers) for part in (0, 1)]
+        embeddings = whole[:, order].reshape(embeddings.shape)
+    config = PrefixTuning(
+        flat=True, prefix_length=embeddings.shape[0], positions="before", encoder_prefix=False, cross_prefix=False
+    )
+    return config, {"shared.self_prefix.control_trans": embeddings.reshape(-1)}
+
+
+def _prompt(source: _Source) -> tuple[MethodConfig, Tensors]:
+    embeddings = source.tensors["prompt_embeddings"]
+    source.used.add("prompt_embeddings")
+    return PromptTuning(prompt_length=embeddings.shape[0], before_positions=True), {
+        "prompt.prompt_embedding": embeddings
+    }
+
+
+def _norms(source: _Source) -> tuple[MethodConfig, Tensors]:
+    found = {}
+    for key, tensor in source.tensors.items():
+        path, _, name = key.rpartition(".ln_tuning_layers.")
+        if path:
+            source.used.add(key)
+            found[f"{source.in_model(path)}.{name}"] = tensor
+    return TunedParameters(tuple(found)), {f"tuned.{key}": tensor for key, tensor in found.items()}
+
+
+def _tuned(source: _Source) -> tuple[MethodConfig | None, Tensors]:
+    """Collect what a checkpoint stores of the model itself: biases, whole modules, rows for tokens."""
+    values: dict[str, torch.Tensor] = {}
+    tokens: dict[str, tuple[int, ...]] = {}
+    rows: Tensors = {}
+    for key, tensor in source.tensors.items():
+        if key in source.used:
+            continue
+        if key.endswith("trainable_tokens_delta"):
+            path = source.in_model(re.sub(r"(\.token_adapter)?\.trainable_tokens_delta$", "", key))
+            tokens[path] = _tokens(source, path)
+            rows[f"tuned.{path}.rows"] = tensor
+            continue
+        path = key.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+        module, _, name = path.rpartition(".")
+        where = source.in_model(module)
+        own = getattr(source._model.get(where), name, None)
+        if not isinstance(own, torch.Tensor):
+            raise ModelError(f"the model has no parameter {path!r}", where=source.where)
+        if not torch.equal(own.detach().cpu().to(tensor.dtype), tensor):  # the model's own value needs no copy
+            values[f"{where}.{name}"] = tensor
+    if not values and not tokens:
+        return None, {}
+    return TunedParameters(tuple(values), tokens or None), {f"tuned.{k}": v for k, v in values.items()} | rows
+
+
+def _tokens(source: _Source, path: str) -> tuple[int, ...]:
+    given = source.raw.get("trainable_token_indices")
+    if isinstance(given, Mapping):
+        given = next(value for name, value in given.items() if path.endswith(name))
+    if not isinstance(given, list):
+        raise PackageError("trainable_token_indices: expected a list of tokens", where=source.where)
+    return tuple(int(token) for token in given)

@@ -1,0 +1,250 @@
+"""Merging: an adapter into the host's weights, and several adapters into one.
+
+``average`` works on parameters, of any method. ``combine`` works on LoRA's updates: the weighted sum of ΔW, exact
+(cat), cut to a rank (svd), or of the factors (linear), with the rules of TIES (Yadav et al. 2023, arXiv:2306.01708)
+and DARE (Yu et al. 2024, arXiv:2311.03099). The numbers are those of ``adapters`` and of PEFT.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from adaptergit.errors import UsageError
+from adaptergit.splice.anatomy import Projection
+from adaptergit.splice.config import MethodConfig
+from adaptergit.splice.methods import LoRA
+from adaptergit.splice.methods.lora import LoRASite
+from adaptergit.splice.methods.prefix_tuning import PrefixNetwork, PrefixTuning
+from adaptergit.splice.methods.projections import weight_of
+from adaptergit.splice.places import Host, Linear, Parts
+
+AVERAGES = ("linear", "lora_linear_only_negate_b", "lora_delta_w_svd")
+COMBINATIONS = (
+    "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
+    "magnitude_prune", "magnitude_prune_svd",
+)  # fmt: skip
+
+
+def merge_into(host: Host, parts: Parts) -> Callable[[], None]:
+    """Write an adapter's updates into the host's weights; return what restores them bit for bit.
+
+    Raises:
+        UsageError: The method cannot be merged; nothing is changed.
+        ModelError: The host is quantised.
+    """
+    changes: list[tuple[nn.Parameter, torch.Tensor]] = []
+    leaf: Any
+    for place, leaf in parts.places.items():
+        if not isinstance(place, Projection | Linear) or not hasattr(leaf, "merged"):
+            raise UsageError(f"what acts at {place.key} cannot be merged into weights")
+        module: Any = host.module(place.path)
+        with torch.no_grad():
+            merged = leaf.merged(weight_of(module))
+            changes.append((module.weight, merged.T if type(module).__name__ == "Conv1D" else merged))
+            bias: Any = getattr(module, "bias", None)
+            if hasattr(leaf, "merged_bias"):
+                new = leaf.merged_bias(bias)
+                if new is not None and bias is None:
+                    raise UsageError(f"the adapter adds a bias at {place.path}, where the model has none")
+                if new is not None:
+                    changes.append((bias, new))
+    before = [(parameter, parameter.detach().clone()) for parameter, _ in changes]
+    with torch.no_grad():
+        for parameter, value in changes:
+            parameter.copy_(value)
+
+    def restore() -> None:
+        with torch.no_grad():
+            for parameter, value in before:
+                parameter.copy_(value)
+
+    return restore
+
+
+def average(
+    configs: Sequence[MethodConfig], adapters: Sequence[Parts], weights: Sequence[float], strategy: str, build: Build
+) -> tuple[MethodConfig, Parts]:
+    """Average adapters of one configuration parameter by parameter; see :meth:`Panel.average`.
+
+    Raises:
+        UsageError: Configurations differ, or the strategy does not fit the method.
+    """
+    if strategy not in AVERAGES:
+        raise UsageError(f"unknown strategy {strategy!r}", hint=", ".join(AVERAGES))
+    if len({_comparable(config) for config in configs}) > 1:
+        raise UsageError("only adapters of one configuration can be averaged", hint="combine() takes LoRAs of any rank")
+    states = [parts.state_dict() for parts in adapters]
+    lora = isinstance(configs[0], LoRA)
+    if strategy != "linear" and not lora:
+        raise UsageError(f"{strategy} is for LoRA")
+    new: dict[str, torch.Tensor] = {}
+    for key in states[0]:
+        # With a negative weight, changing the sign of A and of B would leave their product as it was.
+        own = (
+            [abs(w) for w in weights] if strategy == "lora_linear_only_negate_b" and key.endswith("lora_A") else weights
+        )
+        new |= average_states([{key: state[key]} for state in states], own)
+    parts = build(configs[0])
+    parts.load_state_dict(new, assign=True)
+    return configs[0], parts
+
+
+def combine(
+    configs: Sequence[MethodConfig],
+    adapters: Sequence[Parts],
+    weights: Sequence[float],
+    strategy: str,
+    build: Build,
+    *,
+    rank: int | None,
+    density: float,
+    majority: str,
+) -> tuple[MethodConfig, Parts]:
+    """Combine LoRAs by their updates; see :meth:`Panel.combine`.
+
+    Raises:
+        UsageError: Not LoRAs, or an option that does not fit.
+    """
+    if strategy not in COMBINATIONS:
+        raise UsageError(f"unknown strategy {strategy!r}", hint=", ".join(COMBINATIONS))
+    if not all(isinstance(config, LoRA) and not config.use_dora and not config.use_gating for config in configs):
+        raise UsageError("combine() is for LoRAs without gates and magnitudes")
+    places = [parts.places.keys() for parts in adapters]
+    if any(set(own) != set(places[0]) for own in places):
+        raise UsageError("the LoRAs act at different places")
+    merge = _rule(strategy.removesuffix("_svd"), density, majority)
+    made: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for place in places[0]:
+        leaves = [leaf for leaf in (parts.places[place] for parts in adapters) if isinstance(leaf, LoRASite)]
+        if any(leaf.target.fused for leaf in leaves):
+            raise UsageError("LoRAs of a part of a fused layer cannot be combined")
+        with torch.no_grad():
+            made[place.key] = _combine_at(leaves, weights, strategy, merge, rank)
+    ranks = {a.shape[0] for a, _ in made.values()}
+    first = configs[0]
+    assert isinstance(first, LoRA)
+    r = max(ranks)
+    patterns = {
+        place.path: made[place.key][0].shape[0] for place in places[0] if isinstance(place, Projection | Linear)
+    }
+    config = replace(
+        first,
+        r=r,
+        alpha=r,
+        use_rslora=False,
+        rank_pattern=patterns if len(ranks) > 1 else None,
+        alpha_pattern=patterns if len(ranks) > 1 else None,
+    )
+    parts = build(config)
+    state = {
+        f"{key}.{name}": tensor
+        for key, pair in made.items()
+        for name, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
+    }
+    parts.load_state_dict(state, assign=True)
+    return config, parts
+
+
+Build = Callable[[MethodConfig], Parts]
+Rule = Callable[[Sequence[torch.Tensor], Sequence[float]], torch.Tensor]
+
+
+def _combine_at(
+    leaves: Sequence[LoRASite], weights: Sequence[float], strategy: str, merge: Rule, rank: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A (r, inputs) and B (outputs, r) of one layer, for a factor of 1."""
+    factors = [w * leaf.scale for w, leaf in zip(weights, leaves, strict=True)]
+    if strategy == "cat":
+        a = torch.cat([leaf.lora_A * factor for leaf, factor in zip(leaves, factors, strict=True)], dim=0)
+        return a, torch.cat([leaf.lora_B for leaf in leaves], dim=1)
+    if strategy.endswith("svd"):
+        delta = merge([leaf.delta() for leaf in leaves], weights)
+        u, s, vh = torch.linalg.svd(delta.float())
+        r = rank or max(leaf.r for leaf in leaves)
+        return vh[:r].to(delta.dtype), (u[:, :r] * s[:r]).to(delta.dtype)
+    if len({leaf.r for leaf in leaves}) > 1:
+        raise UsageError(f"{strategy} needs LoRAs of one rank", hint="use cat or svd")
+    roots = [math.sqrt(abs(factor)) for factor in factors]
+    signed = [math.copysign(root, factor) for root, factor in zip(roots, factors, strict=True)]
+    return merge([leaf.lora_A for leaf in leaves], signed), merge([leaf.lora_B for leaf in leaves], roots)
+
+
+def _rule(strategy: str, density: float, majority: str) -> Rule:
+    if not 0 < density <= 1:
+        raise UsageError(f"density must be in (0, 1], not {density!r}")
+    if majority not in ("total", "frequency"):
+        raise UsageError(f"majority must be 'total' or 'frequency', not {majority!r}")
+    prune = {"ties": _largest, "magnitude_prune": _largest, "dare_linear": _random, "dare_ties": _random}.get(strategy)
+
+    def merge(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+        kept = torch.stack([tensor if prune is None else prune(tensor, density) for tensor in tensors])
+        scale = torch.tensor(list(weights), dtype=kept.dtype, device=kept.device).view(-1, *[1] * tensors[0].dim())
+        if strategy not in ("ties", "dare_ties"):
+            return (kept * scale).sum(0)
+        votes = kept.sum(0) if majority == "total" else kept.sign().sum(0)
+        agree = kept.sign() == torch.where(votes >= 0, 1, -1)
+        return (kept * scale * agree).sum(0) / agree.sum(0).clamp(min=1)
+
+    return merge
+
+
+def _largest(tensor: torch.Tensor, density: float) -> torch.Tensor:
+    """Keep the share of entries with the largest magnitude."""
+    kept = torch.zeros_like(tensor).view(-1)
+    top = tensor.abs().view(-1).topk(int(density * tensor.numel())).indices
+    kept[top] = 1
+    return tensor * kept.view_as(tensor)
+
+
+def _random(tensor: torch.Tensor, density: float) -> torch.Tensor:
+    """Keep a random share of entries, and make them larger by what is lost (PyTorch's own generator)."""
+    return tensor * torch.bernoulli(torch.full_like(tensor, density)) / density
+
+
+def truncate(config: MethodConfig, parts: Parts, rank: int | None, build: Build) -> tuple[MethodConfig, Parts]:
+    """Return a LoRA with the same updates as near as a rank allows."""
+    return combine([config], [parts], [1.0], "svd", build, rank=rank, density=1.0, majority="total")
+
+
+def eject_prefix(config: MethodConfig, parts: Parts, build: Build) -> tuple[MethodConfig, Parts]:
+    """Return a prefix as plain parameters, without the network that made it.
+
+    Raises:
+        UsageError: Not prefix tuning.
+    """
+    if not isinstance(config, PrefixTuning):
+        raise UsageError("only prefix tuning has a network to eject")
+    if config.flat:
+        return config, parts
+    flat = replace(config, flat=True)
+    new = build(flat)
+    state = {key: value for key, value in parts.state_dict().items() if not key.startswith("shared.")}
+    with torch.no_grad():
+        for name, network in parts.common.named_children():
+            assert isinstance(network, PrefixNetwork)
+            made = network.control_trans(network.wte.weight)
+            state[f"shared.{name}.control_trans"] = made.reshape(-1)
+    new.load_state_dict(state, assign=True)
+    return flat, new
+
+
+def average_states(states: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float]) -> dict[str, torch.Tensor]:
+    """Return the weighted sum of state dicts with equal keys."""
+    return {
+        key: sum(
+            (state[key] * w for state, w in zip(states[1:], weights[1:], strict=True)), states[0][key] * weights[0]
+        )
+        for key in states[0]
+    }
+
+
+def _comparable(config: MethodConfig) -> str:
+    """A configuration without what does not change what its parameters mean."""
+    ignored = ("dropout", "init_weights", "init_weights_seed", "stochastic_depth")
+    return repr(sorted((k, repr(v)) for k, v in config.to_dict().items() if k not in ignored))

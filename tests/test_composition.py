@@ -1,0 +1,203 @@
+"""Compositions: the grammar, and any nesting against a slow reference that runs each leaf alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from conftest import tiny_model
+from hypothesis import HealthCheck, given, settings
+from reference import Reference
+
+from adaptergit.errors import UsageError
+from adaptergit.splice import (
+    Average,
+    BatchSplit,
+    Fuse,
+    MultiTask,
+    Parallel,
+    Route,
+    Split,
+    Stack,
+    adapters,
+    parse_composition,
+)
+from adaptergit.splice.composition import copies_of
+
+ROWS, LENGTH = 4, 6
+ADAPTERS = {
+    "a": "seq_bn[reduction_factor=4]",
+    "b": "double_seq_bn[reduction_factor=8]",
+    "p": "par_bn[reduction_factor=4]",
+    "l": "lora[r=2]",
+    "i": "ia3",
+    "n": "seq_bn[original_ln_before=False, ln_after=True, use_gating=True]",
+}
+FUSED = [("a", "n"), ("n", "p"), ("a", "p")]
+
+
+@pytest.fixture(scope="module", params=["bert", "llama"])
+def panel(request: pytest.FixtureRequest) -> Any:
+    model = tiny_model(request.param)
+    panel = adapters(model)
+    for name, config in ADAPTERS.items():
+        panel.add(name, config)
+    for names in FUSED:
+        panel.add_fusion(Fuse(*names))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for holder in [*map(panel.module, panel.names), *map(panel.fusion_module, panel.fusions)]:
+            for parameter in holder.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return panel
+
+
+names = st.sampled_from(list(ADAPTERS))
+
+
+def shares(total: int) -> st.SearchStrategy[list[int]]:
+    return st.lists(st.integers(1, total - 1), min_size=1, max_size=2, unique=True).map(
+        lambda cuts: [b - a for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), total], strict=True)]
+    )
+
+
+def blocks(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Blocks that do not share out rows: what stands in them sees every row."""
+    some = st.lists(inner, min_size=2, max_size=3)
+    return st.one_of(
+        some.map(lambda children: Stack(*children)),
+        st.tuples(some, st.lists(st.floats(0.1, 2), min_size=3, max_size=3)).map(
+            lambda pair: Average(*pair[0], weights=pair[1][: len(pair[0])])
+        ),
+        st.sampled_from(FUSED).map(lambda pair: Fuse(*pair)),
+    )
+
+
+inside = st.recursive(names, blocks, max_leaves=4)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> Any:
+    """Rows shared out at the top, positions below, the rest inside."""
+    kind = draw(st.sampled_from(["plain", "split", "rows", "parallel", "route", "tasks"]))
+    if kind == "split":
+        sizes = draw(shares(LENGTH))
+        return Split(*[draw(inside) for _ in sizes], splits=sizes)
+    if kind == "rows":
+        sizes = draw(shares(ROWS))
+        return BatchSplit(*[draw(inside) for _ in sizes], batch_sizes=sizes)
+    if kind == "parallel":
+        return Parallel(*draw(st.lists(inside, min_size=2, max_size=3)))
+    if kind == "route":
+        return Route(*draw(st.lists(st.none() | names, min_size=ROWS, max_size=ROWS)))
+    if kind == "tasks":
+        return MultiTask(*draw(st.lists(inside, min_size=2, max_size=2)))
+    return draw(inside)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tree=trees(), tasks=st.lists(st.integers(0, 1), min_size=ROWS, max_size=ROWS))
+def test_every_leaf_acts_as_if_it_were_alone(panel: Any, tree: Any, tasks: list[int]) -> None:
+    model = panel.model
+    ids = torch.randint(5, 60, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
+    panel.activate(None)
+    if stacks_updates(tree):
+        return  # a Stack of LoRAs is a chain of updates; of unequal sizes, an error
+    with Reference(panel, tree, tasks), torch.no_grad():
+        expected = model(ids.repeat(copies_of(tree), 1))[0]
+    panel.activate(tree, task_ids=tasks)
+    with torch.no_grad():
+        found = model(ids)[0]
+    panel.activate(None)
+    assert torch.allclose(found, expected, atol=2e-4, rtol=1e-4), str(tree)
+
+
+def stacks_updates(tree: Any) -> bool:
+    """Whether more than one adapter of the LoRA kind, or a block with one, is in a Stack."""
+    if not hasattr(tree, "children"):
+        return False
+    low = [
+        child
+        for child in tree.children
+        if child and set("li") & set([child] if isinstance(child, str) else child.names())
+    ]
+    return (isinstance(tree, Stack) and len(low) > 1) or any(map(stacks_updates, tree.children))
+
+
+@given(tree=trees())
+def test_a_composition_survives_its_string(tree: Any) -> None:
+    again = parse_composition(str(tree))
+    assert str(again) == str(tree)
+    if not isinstance(tree, str):
+        assert again == tree
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Stack(a, Fuse(a, b, name='x'))",
+        "Split(a, Stack(a, b), splits=[2, 4])",
+        "BatchSplit(a, b, batch_sizes=[1, 3])",
+        "Average(a, b, weights=[0.5, 0.25], normalize_weights=False)",
+        "Parallel(a, Stack(b, 'my adapter (old)'))",
+        "Route(a, None, b)",
+        "MultiTask(a, b)",
+    ],
+)
+def test_strings_go_both_ways(text: str) -> None:
+    assert str(parse_composition(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Parallel(a, Parallel(b, l))",
+        "Average(Parallel(a, b), l)",
+        "Stack(Parallel(a, b), Parallel(a, b))",
+        "Fuse(a, l)",
+        "Fuse(a, i)",
+        "Split(a, b, splits=[1])",
+        "Average(a, b, weights=[1, -1])",
+    ],
+)
+def test_what_has_no_meaning_is_refused(panel: Any, text: str) -> None:
+    with pytest.raises(UsageError):
+        panel.activate(text)
+    assert panel.active is None
+
+
+@pytest.mark.parametrize(
+    "text", ["BatchSplit(a, b, batch_sizes=[1, 1])", "Split(a, b, splits=[1, 1])", "Route(a, b, a)"]
+)
+def test_sizes_that_do_not_fit_the_batch_are_named(panel: Any, text: str) -> None:
+    ids = torch.randint(5, 60, (ROWS, LENGTH))
+    with panel.using(text), pytest.raises(UsageError, match=r"rows|positions"):
+        panel.model(ids)
+
+
+def test_a_fusion_needs_adapters_at_the_same_places(panel: Any) -> None:
+    for names in ("a,b", "l,i"):
+        with pytest.raises(UsageError):
+            panel.add_fusion(names)
+    assert panel.fusions == [",".join(names) for names in FUSED]
+
+
+def test_a_route_with_beams(panel: Any) -> None:
+    """Beam search repeats every row: its adapter goes with it."""
+    ids = torch.randint(5, 60, (2, LENGTH))
+    with panel.using(Route("a", "b")), torch.no_grad():
+        one = panel.model(ids)[0]
+        two = panel.model(ids.repeat_interleave(3, 0))[0]
+    assert torch.allclose(two[::3], one, atol=1e-5)
+
+
+def test_attention_of_a_fusion_can_be_read(panel: Any) -> None:
+    for module in panel._fusions["a,n"].values():
+        module.keep_attention = True
+    with panel.using("Fuse(a, n)"), torch.no_grad():
+        panel.model(torch.randint(5, 60, (ROWS, LENGTH)))
+    attention = next(iter(panel._fusions["a,n"].values())).attention
+    assert attention.shape == (ROWS, LENGTH, 2)
+    assert torch.allclose(attention.sum(-1), torch.ones(ROWS, LENGTH))
