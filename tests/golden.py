@@ -134,7 +134,7 @@ def watch_output(model: nn.Module) -> dict[str, torch.Tensor]:
 def watch_blocks(model: nn.Module, case: dict[str, Any], seen: dict[str, torch.Tensor]) -> None:
     """Collect what enters each block, as the cases name it; to be called after adapters are active."""
     base = model.base_model
-    for name, path in case["layers_tf5"].items():
+    for name, path in case["layers_tf5" if transformers.__version__ >= "5" else "layers"].items():
         found = base.get_submodule(path)
         for block in found if isinstance(found, nn.ModuleList) else [found]:
 

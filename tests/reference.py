@@ -160,7 +160,9 @@ class Reference:
             leaf = self.leaf(tree, place)
             return y if leaf is None else leaf.combine(y, leaf.update(None, inputs))
         if isinstance(tree, Stack):
-            acting = [c for c in tree.children if any(self.leaf(n, place) for n in ([c] if isinstance(c, str) else c.names()))]
+            acting = [
+                c for c in tree.children if any(self.leaf(n, place) for n in ([c] if isinstance(c, str) else c.names()))
+            ]
             if len(acting) == 1:
                 return self.linear(acting[0], place, y, inputs)
             update, last = None, None

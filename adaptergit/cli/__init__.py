@@ -25,6 +25,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("load", "Verify a package folder, step by step."),
     "info": ("load", "Show an adapter's card."),
     "search": ("search", "Search an index file."),
+    "inspect": ("inspect", "Show where adapters go in a model."),
     "index": ("search", "Work with a local index file."),
     "trust": ("trust", "See and change whose signatures count."),
 }

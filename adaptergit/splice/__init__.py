@@ -17,6 +17,7 @@ from adaptergit.splice.composition import (
     parse_composition,
 )
 from adaptergit.splice.config import MethodConfig, parse_config
+from adaptergit.splice.describe import inspect
 from adaptergit.splice.fingerprint import Fingerprint, compare, fingerprint_of
 from adaptergit.splice.fusion import FusionConfig
 from adaptergit.splice.heads import ClassificationHead, HeadConfig, StaticHead
@@ -54,6 +55,7 @@ __all__ = [
     "anatomy_of",
     "compare",
     "fingerprint_of",
+    "inspect",
     "parse_composition",
     "parse_config",
 ]

@@ -8,6 +8,7 @@ function puts the prefix in front of keys and values, widens the mask, and calls
 from __future__ import annotations
 
 import copy
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -39,8 +40,9 @@ class Binding:
 
 def bind(module: nn.Module, binding: Binding) -> Callable[[], None]:
     """Make an attention module ask ``binding`` for its prefix; return what undoes it."""
-    if hasattr(module, "disentangled_attention_bias"):
-        return _Disentangled(module, binding).undo
+    names = projected_by_itself(module)
+    if names is not None:
+        return _ByProjections(module, binding, *names).undo
     from transformers import AttentionInterface
 
     AttentionInterface.register(_NAME, _attend)
@@ -155,36 +157,73 @@ def _function(module: nn.Module, name: str | None) -> Callable[..., Any]:
     return named
 
 
-class _Disentangled:
-    """DeBERTa-v2 computes its attention itself: longer keys and values, a wider mask, no relative bias for a prefix."""
+# Attentions that compute everything themselves, and take as many keys as their projections give.
+_KEY_VALUE = (("key_proj", "value_proj"), ("key", "value"), ("k", "v"))
+_BY_ITSELF = re.compile(r"^(?!MultiHead).*SelfAttention$|^(M|UM)?T5Attention$")
 
-    def __init__(self, module: Any, binding: Binding) -> None:
+
+def projected_by_itself(module: nn.Module) -> tuple[str, str] | None:
+    """Return the names of the key and value projections of an attention that computes everything itself in a known way.
+
+    These are DeBERTa-v2's, and those of BERT's and T5's kind in transformers 4.
+    """
+    disentangled = hasattr(module, "disentangled_attention_bias")
+    old = _BY_ITSELF.search(type(module).__name__) and _major_version() < 5
+    names = next((pair for pair in _KEY_VALUE if all(hasattr(module, name) for name in pair)), None)
+    return names if disentangled or old else None
+
+
+def _major_version() -> int:
+    import transformers
+
+    return int(transformers.__version__.partition(".")[0])
+
+
+class _ByProjections:
+    """Longer keys and values out of the projections, a wider mask; DeBERTa-v2's relative bias leaves a prefix out."""
+
+    def __init__(self, module: Any, binding: Binding, key: str, value: str) -> None:
         self.module, self.binding = module, binding
         self.local = threading.local()
+        self.biased = hasattr(module, "disentangled_attention_bias")
         self.handles = [
             module.register_forward_pre_hook(self.begin, with_kwargs=True),
-            module.key_proj.register_forward_hook(self.keys),
-            module.value_proj.register_forward_hook(self.values),
+            getattr(module, key).register_forward_hook(self.keys),
+            getattr(module, value).register_forward_hook(self.values),
         ]
-        module.disentangled_attention_bias = self.bias
+        if self.biased:
+            module.disentangled_attention_bias = self.bias
 
     def undo(self) -> None:
         """Give the module back as it was."""
         for handle in self.handles:
             handle.remove()
-        del self.module.disentangled_attention_bias
+        if self.biased:
+            del self.module.disentangled_attention_bias
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Ask for the prefix and widen the mask (batch, 1, seq, seq)."""
+        """Ask for the prefix and widen the mask (…, keys)."""
         self.local.prefix = prefix = self.binding()
         self.local.pending = {"keys", "values"}
         if prefix is None or prefix.keys is None:
             return args, kwargs
-        mask = args[1] if len(args) > 1 else kwargs["attention_mask"]
-        wide = F.pad(mask.bool(), (prefix.length, 0), value=True)
+        named = next((name for name in ("attention_mask", "mask") if kwargs.get(name) is not None), None)
+        if named is not None:
+            return args, {**kwargs, named: self._wide(kwargs[named], prefix)}
+        if len(args) > 1 and isinstance(args[1], torch.Tensor):
+            return (args[0], self._wide(args[1], prefix), *args[2:]), kwargs
+        return args, kwargs
+
+    @staticmethod
+    def _wide(mask: torch.Tensor, prefix: PrefixState) -> torch.Tensor:
+        added = mask.is_floating_point() and mask.dim() == 4  # to the scores
+        wide = F.pad(mask, (prefix.length, 0), value=0 if added else 1)
         if prefix.counts is not None:
-            wide[..., : prefix.length] &= prefix.counts[:, None, None, :]
-        return ((args[0], wide, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "attention_mask": wide})
+            counts = prefix.counts[:, None, None, :] if mask.dim() == 4 else prefix.counts
+            wide = wide.expand(counts.shape[0], *wide.shape[1:]).clone()
+            hidden = torch.finfo(mask.dtype).min if added else 0
+            wide[..., : prefix.length] = wide[..., : prefix.length].masked_fill(~counts, hidden)
+        return wide
 
     def keys(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
         """Put keys in front: (batch, seq, hidden)."""

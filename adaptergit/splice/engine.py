@@ -181,13 +181,22 @@ class Engine:
         plans = (self._plan, *self._overriding)
         # The call's own hook comes first: the others read what it saw.
         needed: list[Any] = ["call"] if any(plan.needs_call for plan in plans) else []
-        needed += sorted({place for plan in plans for place in plan.places}, key=lambda place: place.key)
+        needed += sorted(
+            {place for plan in plans for place in plan.places}, key=lambda place: (isinstance(place, Tuned), place.key)
+        )
         for key in [key for key in self._installed if key not in needed]:
             for undo in self._installed.pop(key):
                 undo()
-        for key in needed:
-            if key not in self._installed:
-                self._installed[key] = self._hook(key)
+        new = [key for key in needed if key not in self._installed]
+        for key in new:
+            self._installed[key] = self._hook(key)
+        # A module that runs with other parameters does so before anything is added to what it gives.
+        changed = {place.path for place in new if isinstance(place, Projection | Linear)}
+        for key in [key for key in self._installed if isinstance(key, Tuned) and key not in new]:
+            if any(key.path == path or key.path.endswith(f".{path}") for path in changed):
+                before, self._installed[key] = self._installed[key], self._hook(key)
+                for undo in before:
+                    undo()
 
     def _hook(self, place: Any) -> list[Undo]:
         base = self._base
@@ -202,7 +211,8 @@ class Engine:
             return [module.register_forward_hook(_Project(self, place), prepend=True).remove]
         module = base.get_submodule(place.path) if place.path else base
         if isinstance(place, Projection | Linear):
-            return [module.register_forward_hook(_Project(self, place)).remove]
+            # In front of a prefix, which makes keys and values longer.
+            return [module.register_forward_hook(_Project(self, place), prepend=True).remove]
         if isinstance(place, BlockOutput):
             return [module.register_forward_hook(_Leave(self, place)).remove]
         if isinstance(place, Embedding):

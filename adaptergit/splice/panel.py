@@ -59,6 +59,8 @@ class Spliced:
     parts: Parts
     about: Any = None
     """Whatever the loader knows about it: card, verdict."""
+    frozen: frozenset[str] = frozenset()
+    """Parameters that the method does not train."""
 
 
 class Panel:
@@ -226,7 +228,8 @@ class Panel:
             self._settle(next(iter(parts.places)), parts.common, wanted, device)
         for place, module in parts.places.items():
             self._settle(place, module, wanted, device)
-        self._adapters[name] = Spliced(config, parts, about)
+        frozen = frozenset(key for key, parameter in parts.named_parameters() if not parameter.requires_grad)
+        self._adapters[name] = Spliced(config, parts, about, frozen)
         self._sidecar.passengers[name] = parts
 
     def _settle(self, place: Place, module: nn.Module, dtype: torch.dtype | None, device: torch.device | None) -> None:
@@ -390,7 +393,8 @@ class Panel:
             self._trainable = {n: p.requires_grad for n, p in self._model.named_parameters() if not self._is_ours(n)}
         self._model.requires_grad_(False)
         for name in names:
-            self.module(name).requires_grad_(True)
+            for key, parameter in self.module(name).named_parameters():
+                parameter.requires_grad_(key not in self._spliced(name).frozen)
             if name in self._heads:
                 self.head_module(name).requires_grad_(True)
         self.activate(Stack(*names))
@@ -609,8 +613,9 @@ class Panel:
         return self._model
 
     def parameters_of(self, name: str) -> int:
-        """Count an adapter's parameters, without its head."""
-        return sum(p.numel() for p in self.module(name).parameters())
+        """Count the parameters that an adapter trains, without its head."""
+        frozen = self._spliced(name).frozen
+        return sum(p.numel() for key, p in self.module(name).named_parameters() if key not in frozen)
 
     def save(self, name: str, folder: Any, /, **about: Any) -> None:
         """Write an adapter and its head as a package folder that can be loaded or published.

@@ -17,6 +17,7 @@ from torch import nn
 
 from adaptergit.errors import ModelError
 from adaptergit.splice.anatomy import Anatomy, Projection, Site, base_of, features_of, is_linear, projections_of
+from adaptergit.splice.attention import projected_by_itself
 from adaptergit.splice.families import Branch
 
 
@@ -225,8 +226,8 @@ class Host:
 
 def uses_attention_function(module: nn.Module) -> bool:
     """Tell whether a module calls the function that its configuration names (``ALL_ATTENTION_FUNCTIONS``)."""
-    if hasattr(module, "disentangled_attention_bias") and hasattr(module, "key_proj"):
-        return True  # DeBERTa-v2 does it all itself, in a way we know
+    if projected_by_itself(module) is not None:
+        return True
     if getattr(module, "config", None) is None:
         return False
     try:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
 from adaptergit.errors import ModelError
+from adaptergit.splice.attention import projected_by_itself
 from adaptergit.splice.config import MethodConfig, register, register_preset
 from adaptergit.splice.layers import activation, is_number, require
 from adaptergit.splice.places import Attention, Parts
@@ -71,6 +72,11 @@ class PrefixTuning(MethodConfig):
         for attention in host.attentions():
             group = self._group(attention, host)
             if group is not None and attention.block not in self.leave_out:
+                module = host.module(attention.path)
+                if self.positions == "before" and projected_by_itself(module) and hasattr(module, "compute_bias"):
+                    raise ModelError(
+                        "this prefix takes positions, which needs transformers 5 here", where=attention.path
+                    )
                 groups.setdefault(group, []).append(attention)
         if not groups:
             return parts

@@ -42,13 +42,13 @@ class Union(MethodConfig):
 
     @property
     def method(self) -> str:
-        """``mam``, ``unipelt``, or the parts' methods joined with bars."""
+        """``mam``, ``unipelt``, or the parts' methods joined with plus signs."""
         kinds = tuple(config.method for config in self.configs)
         known: Mapping[tuple[str, ...], str] = {("prefix_tuning", "par_bn"): "mam"}
         gated = all(getattr(config, "use_gating", False) for config in self.configs)
         if gated and {c.family for c in self.configs} == {"prefix_tuning", "bottleneck", "lora"}:
             return "unipelt"
-        return known.get(kinds, "|".join(kinds))
+        return known.get(kinds, "+".join(kinds))
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field as plain data."""

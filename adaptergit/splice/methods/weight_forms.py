@@ -246,8 +246,9 @@ def _cayley(skew: torch.Tensor, terms: int) -> torch.Tensor:
     """Return ``(I + Q)⁻¹ (I - Q)`` for skew-symmetric blocks, or the first terms of its series, with PEFT's sign."""
     eye = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype)
     if not terms:
-        solved: torch.Tensor = torch.linalg.solve(eye + skew, (eye - skew).expand_as(skew), left=False)
-        return solved
+        wide = skew.float()  # solving is not there for half precision
+        solved: torch.Tensor = torch.linalg.solve(eye.float() + wide, eye.float() - wide, left=False)
+        return solved.to(skew.dtype)
     out, power = eye + 2 * skew if terms > 1 else eye.expand_as(skew), skew
     for term in range(2, terms):
         power = power @ skew
