@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP = .venv/.installed
 
-.PHONY: demo test test-oldest lint bench docs clean
+.PHONY: demo test test-oldest test-peers lint bench docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("adaptergit needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
@@ -31,7 +31,20 @@ OLDEST = .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-ch
 	touch $@
 
 test-oldest: .venv-oldest/.installed
-	.venv-oldest/bin/python -m pytest tests/test_golden_bottleneck.py tests/test_splice.py tests/test_fingerprint.py tests/test_training.py
+	.venv-oldest/bin/python -m pytest tests/test_golden.py tests/test_zoo.py tests/test_splice.py tests/test_composition.py \
+		tests/test_methods.py tests/test_merging.py tests/test_formats.py tests/test_fingerprint.py tests/test_training.py
+
+# What we write, run by the peers themselves: adapters needs transformers 4.57, PEFT runs on the newest.
+PEER = -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target
+.venv-peers/.installed: .venv-oldest/.installed $(STAMP)
+	.venv-oldest/bin/python $(PEER) .venv-peers/adapters 'adapters==1.3.0'
+	.venv/bin/python $(PEER) .venv-peers/peft 'peft==0.21.2'
+	touch $@
+
+test-peers: .venv-peers/.installed
+	ADAPTERGIT_ADAPTERS_PYTHON="env PYTHONPATH=.venv-peers/adapters .venv-oldest/bin/python" \
+	ADAPTERGIT_PEFT_PYTHON="env PYTHONPATH=.venv-peers/peft .venv/bin/python" \
+	.venv/bin/python -m pytest tests/test_peers.py
 
 lint: $(STAMP)
 	.venv/bin/ruff check .
@@ -48,4 +61,4 @@ docs: $(STAMP)
 	.venv/bin/mkdocs build --strict
 
 clean:
-	rm -rf .venv .venv-oldest build dist site
+	rm -rf .venv .venv-oldest .venv-peers build dist site

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TrustError,
         UsageError,
     )
+    from adaptergit.export import export
     from adaptergit.load import load
     from adaptergit.publish import publish
     from adaptergit.reference import Reference
@@ -67,6 +68,7 @@ _HOMES = {
         "TrustError",
         "UsageError",
     ),
+    "adaptergit.export": ("export",),
     "adaptergit.load": ("load",),
     "adaptergit.publish": ("publish",),
     "adaptergit.reference": ("Reference",),
@@ -129,6 +131,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "adapters",
+    "export",
     "fetch",
     "inspect",
     "load",

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from adaptergit.errors import ModelError, NotFoundError, PackageError, UsageError
-from adaptergit.formats.adapterhub_sites import PLUGGED_IN, as_adapters_has_it
+from adaptergit.formats.adapterhub_sites import PLUGGED_IN, as_adapters_has_it, block_numbers, old_path
 from adaptergit.splice.anatomy import branch_and_role
 from adaptergit.splice.config import MethodConfig, config_from_dict
 from adaptergit.splice.fusion import FusionConfig, fusion_config
@@ -211,7 +211,7 @@ def _bottleneck_fields(config: dict[str, Any], raw: Mapping[str, Any], host: Hos
         config["non_linearity"] = _OLD_ACTIVATIONS[config["non_linearity"]]
     factor = config.get("reduction_factor")
     if isinstance(factor, Mapping):
-        own = {str(i): factor[str(theirs)] for i, theirs in enumerate(_numbers(host)) if str(theirs) in factor}
+        own = {str(i): factor[str(theirs)] for i, theirs in enumerate(block_numbers(host)) if str(theirs) in factor}
         config["reduction_factor"] = own | {k: v for k, v in factor.items() if k == "default"}
     return config
 
@@ -253,31 +253,8 @@ def _older_than(version: Any, limit: Version) -> bool:
         return False
 
 
-def _numbers(host: Host) -> list[int]:
-    """Return the number the library gives to each of our blocks.
-
-    It counts through encoder and decoder, a text tower before a vision tower, and starts again in the decoder of a pair
-    of models.
-    """
-    paths = host.anatomy.block_paths
-    stacks = list(dict.fromkeys(host.stack_of(path) for path in paths))
-    order = sorted(stacks, key=lambda stack: (not stack.startswith("text"), stacks.index(stack)))
-    start, starts = 0, {}
-    pair = getattr(getattr(host.base, "config", None), "model_type", "") == "encoder-decoder"
-    for stack in order:
-        starts[stack] = 0 if pair else start
-        start += sum(host.stack_of(path) == stack for path in paths)
-    seen: dict[str, int] = {}
-    numbers = []
-    for path in paths:
-        stack = host.stack_of(path)
-        numbers.append(starts[stack] + seen.get(stack, 0))
-        seen[stack] = seen.get(stack, 0) + 1
-    return numbers
-
-
 def _blocks(theirs: list[int], host: Host) -> tuple[int, ...]:
-    return tuple(index for index, number in enumerate(_numbers(host)) if number in theirs)
+    return tuple(index for index, number in enumerate(block_numbers(host)) if number in theirs)
 
 
 def _is_diagonal(tensor: torch.Tensor) -> bool:
@@ -338,20 +315,13 @@ def _block(place: str, host: Host, where: str) -> tuple[int, str]:
     """Return the block a module path of transformers 4 lies in, and the rest of the path."""
     best: tuple[int, int, str] | None = None
     for index, path in enumerate(host.anatomy.block_paths):
-        for name in _old_paths(path):
+        for name in {path, old_path(path)}:
             match = re.search(rf"(?:^|\.){re.escape(name)}(?:\.|$)", place)
             if match and (best is None or len(name) > best[0]):
                 best = (len(name), index, place[match.end() :])
     if best is None:
         raise ModelError(f"{place} is in no block of this model", where=where)
     return best[1], best[2]
-
-
-def _old_paths(path: str) -> Iterator[str]:
-    yield path
-    match = re.fullmatch(r"layers\.(\d+)", path)
-    if match:
-        yield f"encoder.layer.{match[1]}"  # ViT, BEiT
 
 
 def _site(place: str, host: Host, where: str) -> str:

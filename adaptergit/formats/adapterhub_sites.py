@@ -6,6 +6,7 @@ block's norm from the last block (adapters 1.3.0, ``init_bottleneck``); what was
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from adaptergit.splice.anatomy import Site
@@ -43,3 +44,50 @@ def _move(site: Site, kind: str, block: str, last: str) -> Site:
     if kind == "albert" and attention:
         return replace(site, swapped=True)
     return site
+
+
+def block_numbers(host: Host) -> list[int]:
+    """Return the number the library gives to each of our blocks.
+
+    It counts through encoder and decoder, a text tower before a vision tower, and starts again in the decoder of a pair
+    of models.
+    """
+    paths = host.anatomy.block_paths
+    stacks = list(dict.fromkeys(host.stack_of(path) for path in paths))
+    order = sorted(stacks, key=lambda stack: (not stack.startswith("text"), stacks.index(stack)))
+    start, starts = 0, {}
+    pair = getattr(getattr(host.base, "config", None), "model_type", "") == "encoder-decoder"
+    for stack in order:
+        starts[stack] = 0 if pair else start
+        start += sum(host.stack_of(path) == stack for path in paths)
+    seen: dict[str, int] = {}
+    numbers = []
+    for path in paths:
+        stack = host.stack_of(path)
+        numbers.append(starts[stack] + seen.get(stack, 0))
+        seen[stack] = seen.get(stack, 0) + 1
+    return numbers
+
+
+def block_number(host: Host, index: int) -> int:
+    """Return the library's number of one of our blocks."""
+    return block_numbers(host)[index]
+
+
+# Linear layers that transformers 5 renamed (ViT, BEiT).
+_OLD_TAILS = {
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+
+
+def old_path(path: str) -> str:
+    """Return what transformers 4 called a module, where transformers 5 renamed it (ViT, BEiT)."""
+    match = re.fullmatch(r"layers\.(\d+)(?:\.(.*))?", path)
+    if match is None or (match[2] and match[2] not in _OLD_TAILS):
+        return path
+    return f"encoder.layer.{match[1]}" + (f".{_OLD_TAILS[match[2]]}" if match[2] else "")

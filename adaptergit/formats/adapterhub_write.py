@@ -1,0 +1,247 @@
+"""Write an adapter as a checkpoint of AdapterHub's ``adapters`` library.
+
+Only what computes the same there is written; everything else is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from adaptergit.errors import UsageError
+from adaptergit.formats.adapterhub import CONFIG, WEIGHTS
+from adaptergit.formats.adapterhub_heads import HEAD_CONFIG, HEAD_WEIGHTS
+from adaptergit.formats.adapterhub_sites import as_adapters_has_it, block_number, old_path
+from adaptergit.splice.anatomy import Projection, Site
+from adaptergit.splice.config import MethodConfig
+from adaptergit.splice.heads import DependencyParsingHead, LanguageModelHead, LayersHead
+from adaptergit.splice.methods import IA3, Bottleneck, LoRA, MTLLoRA, PrefixTuning, PromptTuning, ReFT, Union, VeRA
+from adaptergit.splice.panel import Panel
+from adaptergit.splice.places import Attention, BlockOutput, Embedding, Host, Place
+
+VERSION = "adapters.1.3.0"
+_LIKE_BERT = ("bert", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2", "bert-generation", "camembert")
+_LIKE_T5 = ("t5", "mt5")
+_KNOWN = (
+    *_LIKE_BERT, *_LIKE_T5, "albert", "bart", "beit", "clip", "distilbert", "gpt2", "gptj", "llama", "mbart", "mistral",
+    "plbart", "vit", "whisper", "modernbert", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi",
+)  # fmt: skip
+_ARCHITECTURES: Mapping[type[MethodConfig], str] = {
+    LoRA: "lora",
+    IA3: "lora",
+    VeRA: "lora",
+    MTLLoRA: "mtl_lora",
+    PrefixTuning: "prefix_tuning",
+    PromptTuning: "prompt_tuning",
+    ReFT: "reft",
+}
+
+
+def write_adapterhub(panel: Panel, name: str, folder: Path) -> None:
+    """Write an adapter, and its head if it has one.
+
+    Raises:
+        UsageError: It would not compute the same there; nothing is written.
+    """
+    host, config = panel.host, panel.config(name)
+    kind = str(getattr(getattr(host.base, "config", None), "model_type", ""))
+    if kind not in _KNOWN:
+        raise UsageError(f"adapters does not know models of the type {kind!r}")
+    places = panel._spliced(name).parts.places
+    theirs = set(as_adapters_has_it(host).sites)
+    if any(isinstance(place, Site) and place not in theirs for place in places):
+        raise UsageError(
+            f"adapters puts its modules elsewhere in {kind} models: the adapter would compute something else"
+        )
+    envelope = {
+        "hidden_size": panel.anatomy.hidden_size,
+        # Of their class with flexible heads: heads beside the model are what both have.
+        "model_class": f"{type(host.base).__name__.removesuffix('Model')}AdapterModel",
+        "model_name": str(getattr(panel.model.config, "_name_or_path", "")),
+        "model_type": kind,
+        "version": VERSION,
+    }
+    tensors = dict(_tensors(panel, name, host, kind))
+    files: dict[str, Any] = {CONFIG: {"config": _config(config, host), "name": name, **envelope}, WEIGHTS: tensors}
+    if name in panel.heads:
+        files |= _head(panel, name, envelope)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        if file.endswith(".json"):
+            (folder / file).write_text(json.dumps(content, indent=2, sort_keys=True))
+        else:
+            save_file({key: t.detach().cpu().contiguous().clone() for key, t in content.items()}, str(folder / file))
+
+
+def _config(config: MethodConfig, host: Host) -> dict[str, Any]:
+    if isinstance(config, Union):
+        return {"architecture": "union", "configs": [_config(part, host) for part in config.configs]}
+    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in config.to_dict().items()}
+    for key in ("leave_out", "layers"):
+        if isinstance(fields.get(key), list):
+            fields[key] = [block_number(host, index) for index in fields[key]]
+    if isinstance(config, Bottleneck):
+        fields.pop("inv_adapter_undo")
+        fields["scaling"] = float(config.scaling) if isinstance(config.scaling, int | float) else config.scaling
+        if config.inv_adapter == "glow":
+            raise UsageError("adapters cannot run GLOW adapters")
+        return fields
+    if type(config) not in _ARCHITECTURES:
+        raise UsageError(f"adapters has no {config.method}")
+    fields["architecture"] = _ARCHITECTURES[type(config)]
+    for ours, wanted in (
+        ("target_modules", None), ("rank_pattern", None), ("alpha_pattern", None), ("use_rslora", False),
+        ("lora_bias", False), ("feedforward_modules", []), ("before_positions", False), ("positions", "none"),
+    ):  # fmt: skip
+        if fields.pop(ours, wanted) != wanted:
+            raise UsageError(f"adapters has no {ours}")
+    if isinstance(config, LoRA | IA3 | VeRA | MTLLoRA):
+        fields |= _low_rank(config, fields, host)
+    for only_ours in ("dora_norm", "full", "prompt_init_ids", "random_uniform_scale", "subtract_projection"):
+        fields.pop(only_ours, None)
+    return fields
+
+
+def _low_rank(config: MethodConfig, fields: dict[str, Any], host: Host) -> dict[str, Any]:
+    if isinstance(config, LoRA) and config.use_dora and config.dora_norm != "adapters":
+        raise UsageError("adapters computes DoRA in another way", hint="make it with dora_norm='adapters'")
+    made = {
+        "composition_mode": "add",
+        "use_gating": False,
+        "use_dora": False,
+        "vera_d": None,
+        "vera_b": None,
+        "dtype": None,
+    }
+    made |= {"init_weights": "lora"} | {key: fields[key] for key in made if key in fields}
+    if isinstance(config, IA3):
+        made |= {"composition_mode": "scale", "init_weights": "ia3", "r": 1, "dropout": 0.0}
+    if isinstance(config, VeRA):
+        made |= {"init_weights": "vera"}
+    if getattr(host.base.config, "model_type", "") in ("llama", "mistral"):
+        made |= {"intermediate_lora": fields["output_lora"], "output_lora": fields["intermediate_lora"]}
+    return made
+
+
+def _tensors(panel: Panel, name: str, host: Host, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+    prefix = f"{getattr(host.base, 'base_model_prefix', '')}."
+    spliced = panel._spliced(name)
+    for place, module in spliced.parts.places.items():
+        for part, tensor in module.state_dict().items():
+            for key, value in _one(place, module, part, tensor, name, host, kind):
+                yield prefix + key, value
+    shared = (spliced.parts.common, *(getattr(child, "common", None) for child in spliced.parts.children()))
+    for holder in shared:
+        if isinstance(holder, nn.Module):
+            for key, value in holder.state_dict().items():
+                own = re.sub(r"^self_prefix(\d*)", _group(host, kind), key)
+                stem = "prefix_tuning.prefix_tunings" if "_prefix" in key else "shared_parameters"
+                yield f"{prefix}{stem}.{name}.{own}", value
+
+
+def _group(host: Host, kind: str) -> Any:
+    stacks = list(dict.fromkeys(host.stack_of(path) for path in host.anatomy.block_paths))
+
+    def name(match: re.Match[str]) -> str:
+        if kind == "distilbert":
+            return "self"
+        return f"clip_{stacks[int(match[1] or 1) - 1].split('.')[0]}_self_prefix" if kind == "clip" else "self_prefix"
+
+    return name
+
+
+def _one(
+    place: Place, module: nn.Module, part: str, tensor: torch.Tensor, name: str, host: Host, kind: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield their names for one of our tensors."""
+    if isinstance(place, Site):
+        stem = f"{_location(place, host, kind)}.adapters.{name}"
+        with_norm = module.config.ln_before  # type: ignore[union-attr]
+        for ours, theirs in (("down.", f"adapter_down.{int(bool(with_norm))}."), ("up.", "adapter_up.")):
+            if part.startswith(ours):
+                part = theirs + part.removeprefix(ours)
+        if part.startswith("norm_before."):  # theirs hold it twice
+            yield f"{stem}.adapter_down.0.{part.removeprefix('norm_before.')}", tensor
+        yield f"{stem}.{re.sub('^norm_', 'adapter_norm_', part)}", tensor
+    elif isinstance(place, Projection):
+        names = {"factors": "lora_B", "m": "m.weight", "task": "task_specific.values"}
+        value = tensor[:, None] if part == "factors" else tensor
+        if part in ("vera_D", "vera_B") and tensor.dim() == 1:
+            value = torch.diag(tensor)
+        yield f"{_old(place.path, kind)}.loras.{name}.{names.get(part, part)}", value
+    elif isinstance(place, Embedding):
+        stack = "encoder." if kind in _LIKE_T5 or kind in ("bart", "mbart", "plbart", "whisper") else ""
+        yield f"{stack}invertible_adapters.{name}.{part}", tensor
+    elif isinstance(place, BlockOutput):
+        yield from _reft(place, module, part, tensor, name, kind)
+    elif isinstance(place, Attention):
+        module_path = place.path if kind not in _LIKE_T5 else place.path.rpartition(".")[0]
+        yield f"{module_path}.prefix_tuning.prefix_gates.{name}.{part.removeprefix('gate.')}", tensor
+    else:
+        yield f"prompt_tuning.prompt_tunings.{name}.prompt_embedding.weight", tensor
+
+
+def _old(path: str, kind: str) -> str:
+    return old_path(path) if kind in ("vit", "beit") else path
+
+
+def _location(site: Site, host: Host, kind: str) -> str:
+    block = host.anatomy.block_paths[site.block]
+    if kind in _LIKE_T5:
+        order = [one.branch for one in host.sites if one.block == site.block]
+        return f"{block}.layer.{order.index(site.branch)}"
+    if kind in _LIKE_BERT:
+        return f"{block}.{'attention.output' if site.branch == 'attention' else 'output'}"
+    names = {"attention": "attention_adapters", "cross_attention": "cross_attention_adapters"}
+    tail = names.get(site.branch, "output_adapters")
+    if kind == "albert" and site.branch == "attention":
+        tail = f"attention.{tail}"
+    if kind == "vit" and site.branch == "ffn":
+        tail = f"output.{tail}"
+    return f"{_old(block, kind)}.{tail}"
+
+
+def _reft(
+    place: BlockOutput, module: Any, part: str, tensor: torch.Tensor, name: str, kind: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    unit, _, part = part.partition(".")
+    index = 0 if unit == "prefix" or module.config.tied_weights else 1
+    stem = f"{_old(place.path, kind)}.reft_layer.refts.{name}.units.{index}"
+    if part.startswith("source."):
+        yield f"{stem}.learned_source.{part.removeprefix('source.')}", tensor
+    elif not module.config.orthogonality:
+        yield f"{stem}.projection.weight", tensor
+    else:
+        layer: Any = nn.utils.parametrizations.orthogonal(nn.Linear(tensor.shape[1], tensor.shape[0], bias=False))
+        with torch.no_grad():
+            layer.weight = getattr(module, unit).rows().detach().cpu()
+        for key, value in layer.state_dict().items():
+            yield f"{stem}.projection.{key}", value
+
+
+def _head(panel: Panel, name: str, envelope: Mapping[str, Any]) -> dict[str, Any]:
+    head: Any = panel.head_config(name)
+    module = panel.head_module(name)
+    if not isinstance(head, LayersHead | LanguageModelHead | DependencyParsingHead):
+        raise UsageError(f"a head of the kind {head.type!r} cannot be written as one of adapters")
+    fields = {key: value for key, value in head.to_dict().items() if key != "labels"}
+    labels = {label: index for index, label in enumerate(head.labels)} or None
+    tensors = {}
+    for key, tensor in module.state_dict().items():
+        own = key
+        if match := re.match(r"linears\.(\d+)\.(.*)", key):  # dropout, linear, activation, …
+            own = f"{1 + 3 * int(match[1]) if getattr(head, 'activation_function', None) else 1 + 2 * int(match[1])}.{match[2]}"
+        elif key.startswith("transform."):
+            own = key.removeprefix("transform.")
+        elif key.startswith("decoder."):
+            own = f"{len(module.transform)}.{key.removeprefix('decoder.')}"  # type: ignore[arg-type]
+        tensors[f"heads.{name}.{own}"] = tensor
+    config = {**fields, "head_type": head.type, "label2id": labels}
+    return {HEAD_CONFIG: {"config": config, "name": name, **envelope}, HEAD_WEIGHTS: tensors}

@@ -1,0 +1,174 @@
+"""Checkpoints written by us, run by the peers themselves, each in an environment of its own.
+
+``ADAPTERGIT_ADAPTERS_PYTHON`` and ``ADAPTERGIT_PEFT_PYTHON`` name interpreters with ``adapters`` 1.3 (transformers 4.57) and
+PEFT (transformers 5); ``make test-peers`` makes both. What cannot be written exactly is refused, which runs everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from golden import GOLDEN
+from safetensors.torch import load_file, save_file
+
+import adaptergit
+from adaptergit.errors import UsageError
+from adaptergit.splice import ClassificationHead, adapters
+
+IDS = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
+PYTHONS = {to: os.environ.get(f"ADAPTERGIT_{env}_PYTHON") for to, env in (("adapterhub", "ADAPTERS"), ("peft", "PEFT"))}
+RUN = {
+    "adapterhub": """
+import sys, torch, adapters
+from safetensors.torch import load_file, save_file
+base, folder, out = sys.argv[1:4]
+ids = load_file(out + ".in")["ids"]
+model = adapters.AutoAdapterModel.from_pretrained(base, attn_implementation="eager").eval()
+name = model.load_adapter(folder, use_safetensors=True)
+model.set_active_adapters(name)
+model.active_head = name if name in model.heads else None
+extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+seen = []
+model.base_model.register_forward_hook(lambda m, a, output: seen.append(output[0].clone()))
+with torch.no_grad():
+    found = model(input_ids=ids, **extra)
+save_file({"out": (found["logits"] if "logits" in found else seen[0]).contiguous()}, out)
+""",
+    "peft": """
+import sys, torch, peft, transformers
+from safetensors.torch import load_file, save_file
+base, folder, out = sys.argv[1:4]
+ids = load_file(out + ".in")["ids"]
+model = transformers.AutoModel.from_pretrained(base, attn_implementation="eager")
+model = peft.PeftModel.from_pretrained(model, folder).eval()
+with torch.no_grad():
+    found = model(input_ids=ids)[0]
+save_file({"out": found.contiguous()}, out)
+""",
+}
+ADAPTERHUB = [
+    ("bert", "seq_bn[reduction_factor=4]"),
+    ("bert", "double_seq_bn[reduction_factor=4, ln_before=True, use_gating=True, scaling=learned]"),
+    ("bert", "compacter[reduction_factor=4]"),
+    ("bert", "seq_bn_inv[reduction_factor=4]"),
+    ("bert", "lora[r=4, alpha=8, output_lora=True]"),
+    ("bert", "dora[r=4, dora_norm=adapters]"),
+    ("bert", "ia3"),
+    ("bert", "vera[r=4]"),
+    ("bert", "prefix_tuning[prefix_length=3]"),
+    ("bert", "prompt_tuning"),
+    ("bert", "loreft[r=2]"),
+    ("bert", "noreft[suffix_positions=2]"),
+    ("bert", "unipelt"),
+    ("gpt2", "lora[r=4, attn_matrices=['q', 'k']]"),
+    ("gpt2", "par_bn[reduction_factor=4]"),
+    ("llama", "lora[intermediate_lora=True]"),
+    ("llama", "prefix_tuning_flat[prefix_length=3]"),
+    ("roberta", "double_seq_bn_inv[reduction_factor=4]"),
+    ("t5", "seq_bn[reduction_factor=4, leave_out=[2]]"),
+    ("bart", "double_seq_bn[reduction_factor=4, cross_adapter=True]"),
+]
+PEFT = [
+    ("bert", "lora[r=4, alpha=16, intermediate_lora=True]"),
+    ("bert", "lora[r=4, use_rslora=True]"),
+    ("bert", "dora[r=4]"),
+    ("bert", "ia3"),
+    ("bert", "vera[r=4, alpha=12]"),
+    ("bert", "prompt_tuning[before_positions=True]"),
+    ("gpt2", "lora[r=4, attn_matrices=['q', 'v']]"),
+    ("gpt2", "lora[output_lora=True, attn_matrices=['k']]"),
+    ("llama", "lora[r=2, attn_matrices=['q', 'k', 'v']]"),
+    ("llama", "prompt_tuning"),
+]
+
+
+def made(base: str, config: str) -> tuple[Any, Any]:
+    folder = GOLDEN / "bases" / base
+    if not folder.is_dir():
+        pytest.skip(f"{base} is not in this set of cases")
+    model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    panel = adapters(model)
+    panel.add("a", config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in panel.module("a").parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    panel.active = "a"
+    return model, panel
+
+
+def ours(model: Any) -> torch.Tensor:
+    extra = {"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model(input_ids=IDS, **extra)[0]
+
+
+def theirs(to: str, base: str, folder: Path, tmp_path: Path) -> torch.Tensor:
+    if not PYTHONS[to]:
+        pytest.skip(f"ADAPTERGIT_{'ADAPTERS' if to == 'adapterhub' else 'PEFT'}_PYTHON is not set")
+    out = tmp_path / "out.safetensors"
+    save_file({"ids": IDS}, str(out) + ".in")
+    command = [*str(PYTHONS[to]).split(), "-c", RUN[to], str(GOLDEN / "bases" / base), str(folder), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return load_file(out)["out"]
+
+
+@pytest.mark.parametrize(("base", "config"), ADAPTERHUB)
+def test_adapters_computes_the_same(base: str, config: str, tmp_path: Path) -> None:
+    model, _ = made(base, config)
+    expected = ours(model)
+    adaptergit.export(model, "a", tmp_path / "a", to="adapterhub")
+    again = transformers.AutoModel.from_pretrained(GOLDEN / "bases" / base, attn_implementation="eager").eval()
+    adaptergit.load(tmp_path / "a", again)
+    assert torch.allclose(ours(again), expected, atol=2e-5), "our own reader"
+    assert torch.allclose(theirs("adapterhub", base, tmp_path / "a", tmp_path), expected, atol=5e-5)
+
+
+def test_adapters_reads_a_head(tmp_path: Path) -> None:
+    model, panel = made("bert", "seq_bn[reduction_factor=4]")
+    panel.add_head("a", ClassificationHead(num_labels=3, labels=("x", "y", "z")))
+    panel.activate("a")
+    with torch.no_grad():
+        expected = model(IDS).logits
+    adaptergit.export(model, "a", tmp_path / "a", to="adapterhub")
+    assert torch.allclose(theirs("adapterhub", "bert", tmp_path / "a", tmp_path), expected, atol=5e-5)
+
+
+@pytest.mark.parametrize(("base", "config"), PEFT)
+def test_peft_computes_the_same(base: str, config: str, tmp_path: Path) -> None:
+    model, _ = made(base, config if "prompt" not in config else "prompt_tuning[before_positions=True]")
+    expected = ours(model)
+    adaptergit.export(model, "a", tmp_path / "a", to="peft")
+    again = transformers.AutoModel.from_pretrained(GOLDEN / "bases" / base, attn_implementation="eager").eval()
+    adaptergit.load(tmp_path / "a", again)
+    assert torch.allclose(ours(again), expected, atol=2e-5), "our own reader"
+    found = theirs("peft", base, tmp_path / "a", tmp_path)
+    assert torch.allclose(found, expected[:, -found.shape[1] :], atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("to", "config"),
+    [
+        ("adapterhub", "lora[use_rslora=True]"),
+        ("adapterhub", "dora"),
+        ("adapterhub", "loha[r=2]"),
+        ("adapterhub", "seq_bn[inv_adapter=glow, inv_adapter_reduction_factor=2]"),
+        ("peft", "seq_bn"),
+        ("peft", "lora[use_gating=True]"),
+        ("peft", "dora[dora_norm=adapters]"),
+        ("peft", "prompt_tuning"),
+        ("nothing", "seq_bn"),
+    ],
+)
+def test_what_is_not_exact_is_not_written(to: str, config: str, tmp_path: Path) -> None:
+    model, _ = made("bert", config)
+    with pytest.raises(UsageError):
+        adaptergit.export(model, "a", tmp_path / "a", to=to)
+    assert not (tmp_path / "a").exists()
