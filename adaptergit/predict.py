@@ -72,6 +72,8 @@ def predict(
     if batch_size < 1:
         raise UsageError(f"batch_size must be positive, not {batch_size}")
     examples = read_examples(file, text_column=text_column, label_column=label_column) if file is not None else None
+    if examples is not None:
+        report(0, len(examples.texts))  # before the models are loaded, which takes seconds
     model, tokenizer = load_base(base) if base is not None else (None, None)
     if model is not None:
         model.eval()

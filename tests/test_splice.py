@@ -767,10 +767,25 @@ def test_unknown_names_change_nothing(two: tuple[Any, Any]) -> None:
     assert panel.names == ["a", "b"]
 
 
+class Plain(transformers.PreTrainedModel):
+    """A model without residual blocks."""
+
+    config_class = transformers.BertConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.encoder = nn.Sequential(nn.Embedding(100, 8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+        self.post_init()
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.encoder(input_ids),)
+
+
 def test_an_unknown_architecture_is_refused_with_its_modules() -> None:
-    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
+    config = transformers.BertConfig(hidden_size=8, vocab_size=100)
+    config.model_type = "plain"
     with pytest.raises(ModelError, match="no residual blocks") as caught:
-        anatomy_of(transformers.ResNetModel(config))
+        anatomy_of(Plain(config))
     assert "encoder" in str(caught.value.hint)
 
 

@@ -57,7 +57,7 @@ def test_an_adapter_is_trained_saved_and_loaded(files: tuple[Path, Path], tmp_pa
     result = train(make_spec(files, tmp_path / "mood"), lambda progress: reports.append(progress.stage))
     assert result.metrics.accuracy >= 0.9
     assert result.labels == ("neg", "pos")
-    assert {"training", "evaluating"} == set(reports)
+    assert {"loading the base model", "training", "evaluating"} == set(reports)
     assert {p.name for p in result.output.iterdir()} == {"card.yaml", "adapter.safetensors"}
     assert not (tmp_path / "mood.checkpoints").exists()
 

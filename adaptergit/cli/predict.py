@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from adaptergit.cli.load import index_option, offline_option, policy_option
-from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers
+from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, waiting
 from adaptergit.errors import UsageError
 
 
@@ -47,10 +47,12 @@ def predict(
         raise UsageError("give either --text or --file")
     if label_column is not None and file is None:
         raise UsageError("--label-column needs --file")
-    quiet_transformers()
-    from adaptergit.predict import predict as run
+    with waiting("starting PyTorch and transformers"):
+        quiet_transformers()
+        from adaptergit.predict import predict as run
 
-    with progress(quiet=file is None) as bar:
+    # One text shows that something is going on, a file how far it is.
+    with waiting(f"loading {reference}", quiet=file is not None), progress(quiet=file is None) as bar:
         result = run(
             reference,
             texts=list(texts) or None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step
+from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step, waiting
 from adaptergit.errors import UsageError
 
 
@@ -74,9 +74,10 @@ def train(
     """
     if predictions is not None and not predictions.parent.is_dir():
         raise UsageError("no such folder", where=str(predictions.parent))
-    quiet_transformers()
-    from adaptergit.training import TrainSpec
-    from adaptergit.training import train as run
+    with waiting("starting PyTorch and transformers"):
+        quiet_transformers()
+        from adaptergit.training import TrainSpec
+        from adaptergit.training import train as run
 
     about = {
         "license": license,

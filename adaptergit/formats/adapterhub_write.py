@@ -237,7 +237,8 @@ def _head(panel: Panel, name: str, envelope: Mapping[str, Any]) -> dict[str, Any
     for key, tensor in module.state_dict().items():
         own = key
         if match := re.match(r"linears\.(\d+)\.(.*)", key):  # dropout, linear, activation, …
-            own = f"{1 + 3 * int(match[1]) if getattr(head, 'activation_function', None) else 1 + 2 * int(match[1])}.{match[2]}"
+            step = 3 if getattr(head, "activation_function", None) else 2
+            own = f"{1 + step * int(match[1])}.{match[2]}"
         elif key.startswith("transform."):
             own = key.removeprefix("transform.")
         elif key.startswith("decoder."):
