@@ -119,7 +119,7 @@ def _fusion(panel: Panel, folder: Path, name: str | None) -> Loaded:
             if any(site in panel.module(child).places for child in children if child in panel)  # type: ignore[operator]
         }
     fill({f"{site.key}.": module for site, module in modules.items()}, renamed, where=str(folder))
-    panel.insert_fusion(name or own, modules)
+    panel.insert_fusion(name or own, modules, children)
     missing = [child for child in children if child not in panel]
     block = BLOCKS["Fuse"](*children, name=None if (name or own) == ",".join(children) else name or own)
     return Loaded(None if missing else block)

@@ -23,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import nn
 
-from adaptergit.errors import ModelError, PackageError
+from adaptergit.errors import ModelError, PackageError, UsageError
 from adaptergit.package import CARD, WEIGHTS, Card
 from adaptergit.splice.anatomy import as_records
 from adaptergit.splice.config import describe
@@ -43,6 +43,8 @@ def save(panel: Panel, name: str, folder: str | Path, about: Mapping[str, Any]) 
     head = panel.head_config(name) if name in panel.heads else None
     if head is not None:
         tensors |= {HEAD + key: value for key, value in panel.head_module(name).state_dict().items()}
+    if "name" not in about and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", card_name(name)):
+        raise UsageError(f"{name!r} cannot be an adapter's published name", hint='pass one: save(…, name="my-adapter")')
     card = Card(card_data(panel, name, about))
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {key: tensors[key].detach().cpu().contiguous().clone() for key in sorted(tensors)}
@@ -122,7 +124,7 @@ def card_data(panel: Panel, name: str, about: Mapping[str, Any]) -> dict[str, An
     config = panel.config(name)
     origin = str(getattr(model_config, "_name_or_path", "") or "")
     data: dict[str, Any] = {
-        "name": re.sub(r"[^a-z0-9._-]", "-", name.lower()),
+        "name": card_name(name),
         "version": "0.1.0",
         "description": f"A {config.method} adapter.",
         "task": {"type": "other"},
@@ -153,6 +155,11 @@ def card_data(panel: Panel, name: str, about: Mapping[str, Any]) -> dict[str, An
         nested = isinstance(value, Mapping) and isinstance(data.get(key), dict)
         data[key] = {**data[key], **value} if nested else value
     return data
+
+
+def card_name(name: str) -> str:
+    """Return the name an adapter would be published under."""
+    return re.sub(r"[^a-z0-9._-]", "-", name.lower())
 
 
 def frameworks() -> dict[str, str]:

@@ -14,6 +14,7 @@ Pfeiffer et al. 2020 (arXiv:2005.00052) for stacking, 2021 (arXiv:2005.00247) fo
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -142,6 +143,10 @@ class Average(Block):
         self, *children: Composition, weights: Sequence[float] | None = None, normalize_weights: bool = True
     ) -> None:
         super().__init__(*children)
+        if weights is not None and not all(isinstance(w, int | float) and math.isfinite(w) for w in weights):
+            raise UsageError(f"the weights of an Average must be numbers, not {weights!r}")
+        if not isinstance(normalize_weights, bool):
+            raise UsageError(f"normalize_weights must be True or False, not {normalize_weights!r}")
         if weights is not None and len(weights) != len(children):
             raise UsageError(f"Average has {len(children)} children and {len(weights)} weights")
         if weights is not None and normalize_weights and not sum(weights):
@@ -228,6 +233,8 @@ class _Parser:
                 raise self.error(f"{kind} has no field {field[1]!r}")
             else:
                 self.at = field.end()
+                if field[1] in options:
+                    raise self.error(f"the field {field[1]!r} appears twice")
                 options[field[1]] = self.literal()
             self.space()
             if self.at >= len(self.text):
@@ -241,6 +248,9 @@ class _Parser:
         except UsageError as error:
             self.at = start
             raise self.error(error.what) from error
+        except TypeError as error:
+            self.at = start
+            raise self.error(f"a field of {kind} has a value of the wrong type") from error
 
     def literal(self) -> Any:
         self.space()
@@ -307,12 +317,14 @@ def for_row(tree: Composition | None, row: int, rows: int, tasks: Sequence[int] 
         each = rows // len(children)
         return for_row(children[row // each], row % each, each, None if tasks is None else tasks[:each])
     if isinstance(tree, BatchSplit):
-        if sum(tree.batch_sizes) != rows:
+        times, rest = divmod(rows, sum(tree.batch_sizes))
+        if rest or not times:
             raise UsageError(
                 f"batch_sizes {list(tree.batch_sizes)} sum to {sum(tree.batch_sizes)}, the batch has {rows} rows"
             )
         start = 0
-        for child, size in zip(children, tree.batch_sizes, strict=True):
+        for child, own in zip(children, tree.batch_sizes, strict=True):
+            size = own * times  # beams are next to each other
             if row < start + size:
                 part = None if tasks is None else tasks[start : start + size]
                 return for_row(child, row - start, size, part)
@@ -337,7 +349,7 @@ def for_row(tree: Composition | None, row: int, rows: int, tasks: Sequence[int] 
 
 
 def _check_sizes(kind: str, field: str, sizes: Sequence[Any], children: int) -> None:
-    if len(sizes) != children or not all(isinstance(size, int) and size > 0 for size in sizes):
+    if len(sizes) != children or not all(type(size) is int and size > 0 for size in sizes):
         raise UsageError(f"{kind} needs {field}: {children} positive numbers, one for each child")
 
 

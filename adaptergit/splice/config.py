@@ -12,11 +12,14 @@ out.
 from __future__ import annotations
 
 import ast
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+from typing import Union as TypingUnion
 
 from adaptergit.errors import UsageError
 
@@ -85,6 +88,8 @@ def parse_config(text: str | MethodConfig) -> MethodConfig:
     """
     if isinstance(text, MethodConfig):
         return text
+    if not isinstance(text, str):
+        raise UsageError(f"{text!r} is no configuration", hint='write "seq_bn" or Bottleneck(…)')
     pieces = _split(text, 0, "|")
     if len(pieces) > 1:
         from adaptergit.splice.methods.union import Union
@@ -114,7 +119,11 @@ def parse_config(text: str | MethodConfig) -> MethodConfig:
             raise _at(text, offset, f"the field {key!r} appears twice", "name each field once")
         changes[key] = _literal(text, value_text, offset + len(key) + 1)
     try:
-        return replace(preset, **changes)
+        made = replace(preset, **changes)
+        check_types(made)
+        return made
+    except TypeError as error:
+        raise UsageError(f"{text!r}: a value is of the wrong type: {error}") from error
     except UsageError as error:
         raise UsageError(f"{text!r}: {error.what}", hint=error.hint) from error
 
@@ -136,6 +145,41 @@ def config_from_dict(family: str, raw: Mapping[str, Any]) -> MethodConfig:
         if key not in known:
             raise UsageError(f"{family} has no field {key!r}", hint=f"fields: {', '.join(sorted(known))}")
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+
+
+def check_types(config: MethodConfig) -> None:
+    """Compare every field with its annotation: cards and config strings can hold anything.
+
+    Raises:
+        UsageError: A value is of another type.
+    """
+    hints = get_type_hints(type(config))
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if not _fits(value, hints[field.name]):
+            wanted = str(field.type).replace("None", "nothing")
+            raise UsageError(f"{config.family}: {field.name} must be {wanted}, not {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is UnionType or origin is TypingUnion:
+        return any(_fits(value, one) for one in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(
+            _fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in value.items()
+        )
+    if hint is Any:
+        return True
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    if hint is float:
+        return isinstance(value, int | float) and math.isfinite(value) and abs(value) < 1e18
+    if hint is int:
+        return isinstance(value, int) and abs(value) < 2**53
+    return isinstance(value, hint)
 
 
 def describe(config: MethodConfig) -> dict[str, Any]:

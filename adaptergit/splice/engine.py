@@ -50,6 +50,8 @@ class Call:
     mask: torch.Tensor | None = None
     """(batch, seq) of the first stack."""
     decoder_mask: torch.Tensor | None = None
+    seen: int = 0
+    """Tokens that are in the cache already."""
     prompted: bool = False
     """A prompt belongs in front of this call's tokens."""
 
@@ -95,9 +97,16 @@ class Engine:
     def current(self) -> Plan:
         """Return the plan of this call."""
         # Reading a context variable breaks a torch.compile graph; without overrides nobody needs to.
-        if self._overriding and not torch.compiler.is_compiling():
-            return _OVERRIDES.get().get(id(self), self._plan)
-        return self._plan
+        if not self._overriding:
+            return self._plan
+        if torch.compiler.is_compiling():  # a compiled model has one plan for all threads
+            return self._overriding[-1]
+        return _OVERRIDES.get().get(id(self), self._plan)
+
+    @property
+    def overridden(self) -> bool:
+        """Whether some thread uses another plan now."""
+        return bool(self._overriding)
 
     def run(self, place: Place, state: S) -> S:
         """Run what acts at a place."""
@@ -157,9 +166,32 @@ class Engine:
         call = getattr(self._local, "call", None) or self._last
         return call if call is not None else Call(1)
 
-    @call.setter
-    def call(self, call: Call) -> None:
+    def begin(self, call: Call, *, running: bool = True) -> None:
+        """Remember what this thread's call was called with."""
         self._local.call = self._last = call
+        self._local.running = running
+
+    def end(self) -> None:
+        """The base model has answered; heads may still ask for the call."""
+        self._local.running = False
+
+    @property
+    def running(self) -> bool:
+        """Whether the base model is running in this thread."""
+        return bool(getattr(self._local, "running", False))
+
+    def prompt_lengths(self, place: Prompt, rows: int) -> int:
+        """Return the number of positions that prompts add to every row.
+
+        Raises:
+            UsageError: Rows differ.
+        """
+        plan = self.current()
+        nodes = [node for _, node in plan.groups(place, rows)] if plan.by_row else [plan.node(place)]
+        lengths = {_prompt_length(node) for node in nodes}
+        if len(lengths) > 1:
+            raise UsageError("prompts that act in one batch must have one length, and act on every row")
+        return lengths.pop()
 
     def put(self, key: str, value: torch.Tensor) -> None:
         """Remember a tensor of this thread's running call."""
@@ -202,7 +234,14 @@ class Engine:
         base = self._base
         if place == "call":
             begin = _Begin(self, tuple(inspect.signature(base.forward).parameters))
-            return [base.register_forward_pre_hook(begin, with_kwargs=True, prepend=True).remove]
+            undo = [
+                base.register_forward_pre_hook(begin, with_kwargs=True, prepend=True).remove,
+                base.register_forward_hook(_End(self), always_call=True).remove,
+            ]
+            encoder = getattr(base, "encoder", None)
+            if isinstance(encoder, nn.Module) and getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+                undo.append(encoder.register_forward_pre_hook(_BeginEncoder(self), with_kwargs=True).remove)
+            return undo
         if isinstance(place, Site):
             return self._hook_site(place)
         if isinstance(place, Tuned):
@@ -280,21 +319,27 @@ class _Begin:
             raise ModelError("the base model was called without tensors")
         if plan.copies > 1:
             named = {name: _repeat(value, first.shape[0], plan.copies) for name, value in named.items()}
+        past = named.get("past_key_values")
+        seen = 0 if past is None or not hasattr(past, "get_seq_length") else int(past.get_seq_length())
         call = Call(
-            first.shape[0] * plan.copies, _mask(named.get("attention_mask")), _mask(named.get("decoder_attention_mask"))
+            first.shape[0] * plan.copies,
+            _mask(named.get("attention_mask")),
+            _mask(named.get("decoder_attention_mask")),
+            seen,
         )
         prompts = [place for place in plan.places if isinstance(place, Prompt)]
-        past = named.get("past_key_values")
-        if prompts and not (past is not None and past.get_seq_length() > 0):
-            named = self._make_room(module, prompts[0], named, call.batch)
-            call = replace(call, mask=_mask(named.get("attention_mask")), prompted=True)
-        elif prompts and call.mask is not None:  # later steps of a generation: the prompt is in the cache
-            named["attention_mask"] = self._widen(prompts[0], call.mask)
-        self._shift_positions(module, named, plan)
-        self.engine.call = call
+        if prompts:
+            lengths = self.engine.prompt_lengths(prompts[0], call.batch)
+            if not seen:
+                named = self._make_room(module, prompts[0], named, lengths)
+                call = replace(call, mask=_mask(named.get("attention_mask")), prompted=True)
+            else:  # later steps of a generation: the prompt is in the cache
+                self._later(named, lengths)
+        self._shift_positions(named, plan, seen)
+        self.engine.begin(call)
         return (), named
 
-    def _shift_positions(self, module: Any, named: dict[str, Any], plan: Plan) -> None:
+    def _shift_positions(self, named: dict[str, Any], plan: Plan, seen: int) -> None:
         """Give the first positions to prefixes that want them."""
         leaves: list[Any] = [leaf for place in plan.prefixes for leaf in plan.leaves[place].values()]
         lengths = {int(leaf.length) for leaf in leaves}
@@ -302,34 +347,64 @@ class _Begin:
             return
         ids = named.get("input_ids")
         tokens = ids if ids is not None else named["inputs_embeds"]
-        past = named.get("past_key_values")
-        start = past.get_seq_length() if past is not None else 0
         given = named.get("position_ids")
         if given is None:
-            given = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+            given = torch.arange(seen, seen + tokens.shape[1], device=tokens.device)[None]
         named["position_ids"] = given + max(lengths)
 
-    def _make_room(self, module: nn.Module, place: Prompt, named: dict[str, Any], batch: int) -> dict[str, Any]:
+    def _make_room(self, module: nn.Module, place: Prompt, named: dict[str, Any], length: int) -> dict[str, Any]:
         if not place.path:
             ids = named.pop("input_ids", None)
             embeds = named.get("inputs_embeds")
+            if embeds is None and ids is None:
+                raise ModelError("a prompt needs input_ids or inputs_embeds of the base model")
             if embeds is None:
                 embeds = module.get_input_embeddings()(ids)  # type: ignore[operator]
             named["inputs_embeds"] = self.engine.run(place, HiddenState(embeds)).hidden
-            named.pop("position_ids", None)
+            given = named.get("position_ids")
+            if given is not None:
+                front = torch.arange(length, device=given.device).expand(given.shape[0], -1)
+                named["position_ids"] = torch.cat([front, given + length], dim=1)
             if named.get("token_type_ids") is not None:
-                named["token_type_ids"] = self._widen(place, named["token_type_ids"], 0)
+                named["token_type_ids"] = _widen(named["token_type_ids"], length, 0)
         mask = _mask(named.get("attention_mask"))
         if mask is not None:
-            named["attention_mask"] = self._widen(place, mask)
+            named["attention_mask"] = _widen(mask, length, 1)
         return named
 
-    def _widen(self, place: Prompt, mask: torch.Tensor, value: int = 1) -> torch.Tensor:
-        leaves = [self.engine.current().leaves[place][n] for n in self.engine.current().leaves[place]]
-        lengths = {len(leaf.prompt_embedding) for leaf in leaves}  # type: ignore[arg-type]
-        if len(lengths) > 1:
-            raise UsageError("prompts that act in one batch must have one length")
-        return torch.cat([mask.new_full((mask.shape[0], int(lengths.pop())), value), mask], dim=1)
+    @staticmethod
+    def _later(named: dict[str, Any], length: int) -> None:
+        mask, given = _mask(named.get("attention_mask")), named.get("position_ids")
+        if mask is not None:
+            named["attention_mask"] = _widen(mask, length, 1)
+        if given is not None:
+            named["position_ids"] = given + length
+
+
+@dataclass(frozen=True, eq=False)
+class _End:
+    """The base model's call is over."""
+
+    engine: Engine
+
+    def __call__(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+        self.engine.end()
+
+
+@dataclass(frozen=True, eq=False)
+class _BeginEncoder:
+    """``generate`` calls an encoder by itself: there is no call of the base model to look at."""
+
+    engine: Engine
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.engine.running:
+            return
+        plan = self.engine.current()
+        if plan.copies > 1 or any(isinstance(place, Prompt) for place in plan.places):
+            raise ModelError("Parallel and prompts do not work with generate() of an encoder-decoder model")
+        first = first_tensors(args, kwargs)
+        self.engine.begin(Call(first[0].shape[0] if first else 1, _mask(kwargs.get("attention_mask"))), running=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -435,6 +510,8 @@ class _Leave:
         hidden = _first(output)
         if mask is not None and (mask.shape[0] != hidden.shape[0] or mask.shape[1] < hidden.shape[1]):
             mask = None
+        if mask is None and call.seen and (in_decoder or not encoder_decoder):  # the tokens before are in the cache
+            mask = hidden.new_ones(hidden.shape[0], call.seen + hidden.shape[1], dtype=torch.long)
         return _with_first(output, self.engine.run(self.place, HiddenState(hidden, mask)).hidden)
 
 
@@ -494,6 +571,20 @@ class _Prefix(Binding):
         if hidden is None:
             raise ModelError("the attention's input was not seen", where=self.place.path)
         return self.engine.run(self.place, PrefixState(hidden))
+
+
+def _prompt_length(node: Any) -> int:
+    if node is None:
+        return 0
+    if isinstance(node, Chain):
+        return sum(map(_prompt_length, node.nodes))
+    if not hasattr(node, "prompt_embedding"):
+        raise UsageError("prompts compose with Stack and by rows only")
+    return len(node.prompt_embedding)
+
+
+def _widen(mask: torch.Tensor, length: int, value: int) -> torch.Tensor:
+    return torch.cat([mask.new_full((mask.shape[0], length), value), mask], dim=1)
 
 
 def _mask(value: Any) -> torch.Tensor | None:

@@ -18,6 +18,7 @@ from torch import nn
 from adaptergit.errors import UsageError
 from adaptergit.splice.anatomy import Projection
 from adaptergit.splice.config import MethodConfig
+from adaptergit.splice.layers import is_number
 from adaptergit.splice.methods import LoRA
 from adaptergit.splice.methods.lora import LoRASite
 from adaptergit.splice.methods.prefix_tuning import PrefixNetwork, PrefixTuning
@@ -54,17 +55,22 @@ def merge_into(host: Host, parts: Parts) -> Callable[[], None]:
                     raise UsageError(f"the adapter adds a bias at {place.path}, where the model has none")
                 if new is not None:
                     changes.append((bias, new))
-    before = [(parameter, parameter.detach().clone()) for parameter, _ in changes]
-    with torch.no_grad():
-        for parameter, value in changes:
-            parameter.copy_(value)
+    undo = Restore([(parameter, parameter.detach().clone()) for parameter, _ in changes])
+    Restore(changes)()
+    return undo
 
-    def restore() -> None:
+
+class Restore:
+    """Values to write into parameters; a copy of a model gets one of its own."""
+
+    def __init__(self, values: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
+        self.values = values
+
+    def __call__(self) -> None:
+        """Write them."""
         with torch.no_grad():
-            for parameter, value in before:
+            for parameter, value in self.values:
                 parameter.copy_(value)
-
-    return restore
 
 
 def average(
@@ -111,6 +117,10 @@ def combine(
     Raises:
         UsageError: Not LoRAs, or an option that does not fit.
     """
+    if not all(math.isfinite(weight) for weight in weights):
+        raise UsageError(f"weights must be finite numbers, not {list(weights)}")
+    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
+        raise UsageError(f"rank must be a positive whole number, not {rank!r}")
     if strategy not in COMBINATIONS:
         raise UsageError(f"unknown strategy {strategy!r}", hint=", ".join(COMBINATIONS))
     if not all(isinstance(config, LoRA) and not config.use_dora and not config.use_gating for config in configs):
@@ -176,7 +186,7 @@ def _combine_at(
 
 
 def _rule(strategy: str, density: float, majority: str) -> Rule:
-    if not 0 < density <= 1:
+    if not is_number(density) or not 0 < density <= 1:
         raise UsageError(f"density must be in (0, 1], not {density!r}")
     if majority not in ("total", "frequency"):
         raise UsageError(f"majority must be 'total' or 'frequency', not {majority!r}")

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Anatomy, Site, anatomy_of, base_of, parameter_of
 from adaptergit.splice.composition import Block, Composition, Fuse, Route, Stack, parse_composition
-from adaptergit.splice.config import MethodConfig, parse_config
+from adaptergit.splice.config import MethodConfig, check_types, parse_config
 from adaptergit.splice.engine import EMPTY, Engine
 from adaptergit.splice.fusion import Fusion, FusionConfig, fusion_config
 from adaptergit.splice.head_hooks import hook_head
@@ -81,6 +81,7 @@ class Panel:
         self._engine = Engine(model)
         self._adapters: dict[str, Spliced] = {}
         self._fusions: dict[str, dict[Place, Fusion]] = {}
+        self._fused_names: dict[str, tuple[str, ...]] = {}
         self._heads: dict[str, HeadConfig] = {}
         self._active: Composition | None = None
         self._active_heads: tuple[str, ...] = ()
@@ -157,12 +158,25 @@ class Panel:
                 modules[place].reset_parameters()
         if not modules:
             raise UsageError(f"{fuse.key}: AdapterFusion is defined for bottleneck adapters")
-        self.insert_fusion(fuse.key, modules)
+        self.insert_fusion(fuse.key, modules, fuse.names())
 
-    def insert_fusion(self, name: str, modules: Mapping[Place, Fusion]) -> None:
-        """Put a fusion with its weights into the panel."""
+    def remove_fusion(self, name: str) -> None:
+        """Forget a fusion; if it is active, all adapters are switched off.
+
+        Raises:
+            UsageError: No fusion of that name.
+        """
+        self.fusion_module(name)
+        if name in _fused(self._active):
+            self.activate(None)
+        del self._fusions[name], self._fused_names[name]
+        del self._sidecar.passengers[_fusion_key(name)]
+
+    def insert_fusion(self, name: str, modules: Mapping[Place, Fusion], children: Iterable[str] = ()) -> None:
+        """Put a fusion of some adapters with its weights into the panel."""
         if name in self._fusions:
-            raise UsageError(f"the fusion {name!r} is there already")
+            raise UsageError(f"the fusion {name!r} is there already", hint=f"panel.remove_fusion({name!r})")
+        self._fused_names[name] = tuple(children)
         holder = Parts()
         for place, module in modules.items():
             self._settle(place, module, None, None)
@@ -204,6 +218,7 @@ class Panel:
         Raises:
             ModelError: No place of this model takes the configuration.
         """
+        check_types(config)
         with torch.device("meta"):
             parts = config.build(host or self.host)
         if not parts.places:
@@ -223,7 +238,13 @@ class Panel:
         """Put an adapter with its weights into the panel; it stays inactive."""
         self._check_new(name, self._adapters)
         named = getattr(config, "dtype", None)
-        wanted = dtype or (getattr(torch, str(named)) if named is not None else None)
+        wanted = dtype if named is None or dtype is not None else getattr(torch, str(named), None)
+        if (named is not None or dtype is not None) and not (
+            isinstance(wanted, torch.dtype) and wanted.is_floating_point
+        ):
+            raise UsageError(
+                f"{named or dtype!r} is no dtype that adapters compute in", hint="float32, bfloat16, float16"
+            )
         if parts.common is not None:
             self._settle(next(iter(parts.places)), parts.common, wanted, device)
         for place, module in parts.places.items():
@@ -369,6 +390,15 @@ class Panel:
         Raises:
             UsageError: An adapter that is not there.
         """
+        if (
+            self._model.training
+            and torch.is_grad_enabled()
+            and getattr(self._model, "is_gradient_checkpointing", False)
+        ):
+            raise UsageError(
+                "gradient checkpointing runs blocks again after the with block, with other adapters",
+                hint="panel.activate(…) instead of using(…), or torch.no_grad() around it",
+            )
         parsed = self._parse(composition)
         plan = replace(self._compile(parsed, frozenset(skip_layers), task_ids), head=parsed is not None)
         with self._engine.override(plan):
@@ -430,6 +460,8 @@ class Panel:
         spliced = self._spliced(name)
         if name in self._merged:
             raise UsageError(f"{name!r} is merged already")
+        if self._engine.overridden:
+            raise UsageError("weights cannot be merged while using() is in use", hint="leave the with block first")
         restore = merge_into(self.host, spliced.parts)
         if self._active is not None and name in _names(self._active):
             self.activate(None)
@@ -566,7 +598,7 @@ class Panel:
         return [w / sum(own) for w in own] if normalise else own
 
     def remove(self, name: str) -> None:
-        """Forget an adapter and its head; if it is active, all adapters are switched off.
+        """Forget an adapter, its head and fusions over it; if it is active, all adapters are switched off.
 
         Raises:
             UsageError: No adapter of that name.
@@ -578,6 +610,8 @@ class Panel:
             self.activate(None)
         if name in self._active_heads:
             self._set_head(())
+        for fusion in [key for key, children in self._fused_names.items() if name in children]:
+            self.remove_fusion(fusion)
         del self._adapters[name]
         del self._sidecar.passengers[name]
         if self._heads.pop(name, None) is not None:
@@ -585,7 +619,7 @@ class Panel:
 
     def snapshot(self) -> Callable[[], None]:
         """Return a function that takes back everything added or activated since."""
-        tables = (self._adapters, self._fusions, self._heads, self._sidecar.passengers)
+        tables = (self._adapters, self._fusions, self._fused_names, self._heads, self._sidecar.passengers)
         before = [dict(table) for table in tables]
         plan, active, heads = self._engine.plan, self._active, self._active_heads
 
@@ -635,7 +669,7 @@ class Panel:
 
     def _parse(self, composition: Composition | None) -> Composition | None:
         # A name that is no word of the grammar is a name all the same.
-        if composition is None or composition in self._adapters:
+        if composition is None or (isinstance(composition, str) and composition in self._adapters):
             return composition
         return parse_composition(composition)
 

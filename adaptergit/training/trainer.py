@@ -14,10 +14,22 @@ from adaptergit.errors import DataError
 from adaptergit.splice.panel import adapters
 
 _FILE = "adapter_state.safetensors"
+_LABELS = {
+    "question_answering": ["start_positions", "end_positions"],
+    "dependency_parsing": ["word_starts", "labels_arcs", "labels_rels"],
+}
 
 
 class AdapterTrainer(Trainer):
     """A Trainer whose model carries a panel with something to train; resuming and the best checkpoint work as usual."""
+
+    def __init__(self, model: Any = None, args: Any = None, **options: Any) -> None:
+        panel = getattr(getattr(model, "adaptergit", None), "panel", None)
+        if args is not None and panel is not None and panel.active_head is not None and args.label_names is None:
+            # The head beside the model takes the labels: the model's own forward does not name them.
+            kind = panel.head_config(panel.active_head).type
+            args.label_names = _LABELS.get(kind, ["labels"])
+        super().__init__(model, args, **options)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))

@@ -214,7 +214,8 @@ class LoRASite(nn.Module):
     def merged_bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
         """Return the bias that goes with :meth:`merged`, or None if it stays."""
         if self.lora_bias is not None:
-            own = self.lora_bias * self.scale
+            sizes = [stop - start for start, stop in self.target.slots]
+            own = spread(list(torch.split(self.lora_bias * self.scale, sizes)), self.target)
             return own if bias is None else bias + own.to(bias.dtype)
         if self.m is None or self.config.dora_norm != "adapters" or bias is None:
             return None

@@ -114,6 +114,10 @@ class FormSite(nn.Module):
         self.alpha = float((config.alpha_pattern or {}).get(path, config.alpha))
         self._host: list[Any] = [host]
         self.additive = config.kind in UPDATES
+        if config.kind == "fourierft":
+            generator = torch.Generator("cpu").manual_seed(config.random_loc_seed)
+            entries = torch.randperm(target.inputs * target.outputs, generator=generator, device="cpu")
+            self._chosen = entries[: config.n_frequency].clone()
         for name, shape in self._shapes(target.inputs, target.outputs).items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
@@ -190,9 +194,7 @@ class FormSite(nn.Module):
             times = -(-self.target.inputs // self.r)
             return self.block.repeat(times, 1)[: self.target.inputs].T
         if config.kind == "fourierft":
-            size = self.target.inputs * self.target.outputs
-            generator = torch.Generator().manual_seed(config.random_loc_seed)
-            chosen = torch.randperm(size, generator=generator)[: config.n_frequency].to(self.spectrum.device)
+            chosen = self._chosen.to(self.spectrum.device)
             dense = torch.zeros(self.target.outputs, self.target.inputs, device=self.spectrum.device)
             dense = dense.index_put((chosen // self.target.inputs, chosen % self.target.inputs), self.spectrum.float())
             real: torch.Tensor = torch.fft.ifft2(dense).real

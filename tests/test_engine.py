@@ -1,0 +1,244 @@
+"""What happens around a forward: copies, caches, threads of control, other plans."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import GOLDEN, tiny_model
+from torch import nn
+
+from adaptergit.errors import UsageError
+from adaptergit.splice import ClassificationHead, adapters
+
+IDS = torch.randint(5, 60, (2, 8), generator=torch.Generator().manual_seed(3))
+
+
+def causal(name: str = "llama") -> nn.Module:
+    model = transformers.AutoModelForCausalLM.from_pretrained(GOLDEN / "bases" / name).eval()
+    with torch.no_grad():  # differences show in the logits
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model
+
+
+def noisy(panel: Any, name: str, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in panel.module(name).parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def test_a_copy_of_a_merged_model_has_weights_of_its_own() -> None:
+    model = causal()
+    panel = adapters(model)
+    plain = model(IDS).logits
+    panel.add("a", "lora")
+    noisy(panel, "a")
+    panel.merge("a")
+    merged = model(IDS).logits
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        adapters(twin).detach()
+        assert torch.equal(twin(IDS).logits, plain)
+        assert torch.equal(model(IDS).logits, merged)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "config", ["loreft", "prompt_tuning[prompt_length=4]", "prefix_tuning_flat[prefix_length=3]", "lora", "seq_bn"]
+)
+def test_a_cache_changes_nothing(name: str, padded: bool, config: str) -> None:
+    model = causal(name)
+    panel = adapters(model)
+    panel.add("a", config)
+    noisy(panel, "a")
+    panel.active = "a"
+    mask = torch.ones_like(IDS)
+    if padded:
+        mask[0, :3] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 1}
+    with_cache = model.generate(IDS, use_cache=True, **options)
+    assert torch.equal(model.generate(IDS, use_cache=False, **options), with_cache)
+
+
+def test_generate_of_an_encoder_and_a_decoder() -> None:
+    folder = GOLDEN / "bases" / "t5"
+    model = (
+        transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+        if folder.is_dir()
+        else transformers.T5ForConditionalGeneration(
+            transformers.T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4, vocab_size=70)
+        ).eval()
+    )
+    panel = adapters(model)
+    for seed, name in enumerate(("a", "b")):
+        panel.add(name, "seq_bn[reduction_factor=4]")
+        noisy(panel, name, seed)
+    options = {"max_new_tokens": 4, "do_sample": False, "decoder_start_token_id": 0}
+    alone = []
+    for row, name in enumerate(("a", "b")):
+        panel.active = name
+        alone.append(model.generate(IDS[row : row + 1], **options)[0])
+    panel.route(["a", "b"])
+    together = model.generate(IDS, **options)
+    for found, expected in zip(together, alone, strict=True):
+        kept = expected[expected != 0]
+        assert torch.equal(found[found != 0][: len(kept)], kept)
+
+
+def test_beams_keep_their_rows() -> None:
+    model = causal()
+    panel = adapters(model)
+    for seed, name in enumerate(("a", "b")):
+        panel.add(name, "lora")
+        noisy(panel, name, seed)
+    options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3, "pad_token_id": 1}
+    expected = []
+    for row, name in enumerate(("a", "b")):
+        panel.active = name
+        expected.append(model.generate(IDS[row : row + 1], attention_mask=torch.ones(1, 8).long(), **options)[0])
+    panel.active = "BatchSplit(a, b, batch_sizes=[1, 1])"
+    found = model.generate(IDS, attention_mask=torch.ones(2, 8).long(), **options)
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+
+
+def test_merging_inside_using_is_refused() -> None:
+    panel = adapters(tiny_model())
+    panel.add("a", "lora")
+    with panel.using("a"), pytest.raises(UsageError, match="using"):
+        panel.merge("a")
+
+
+def test_using_with_gradient_checkpointing_is_refused() -> None:
+    model = causal()
+    panel = adapters(model)
+    panel.add("a", "lora")
+    panel.train("a")
+    model.gradient_checkpointing_enable()
+    with pytest.raises(UsageError, match="checkpointing"), panel.using("a"):
+        pass
+    with torch.no_grad(), panel.using("a"):
+        model(IDS)
+
+
+def test_a_compiled_model_sees_what_using_says() -> None:
+    model = tiny_model()
+    panel = adapters(model)
+    for seed, name in enumerate(("a", "b")):
+        panel.add(name, "lora")
+        noisy(panel, name, seed)
+    panel.active = "a"
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(IDS)
+        with panel.using("b"):
+            assert torch.allclose(compiled(IDS)[0], model(IDS)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["a", "Stack(a, b)", "Parallel(a, b)", "BatchSplit(a, l, batch_sizes=[1, 1])", "l"])
+def test_every_composition_compiles_to_one_graph(text: str) -> None:
+    model = tiny_model()
+    panel = adapters(model)
+    for name, config in (("a", "seq_bn"), ("b", "double_seq_bn"), ("l", "lora")):
+        panel.add(name, config)
+        noisy(panel, name)
+    panel.active = text
+    with torch.no_grad():
+        expected = model(IDS)[0]
+        found = torch.compile(model, backend="eager", fullgraph=True)(IDS)[0]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_prompts_stack_and_need_every_row() -> None:
+    model = tiny_model()
+    panel = adapters(model)
+    for name, length in (("a", 4), ("b", 3)):
+        panel.add(name, f"prompt_tuning[prompt_length={length}]")
+    mask = torch.ones_like(IDS)
+    mask[0, 6:] = 0
+    panel.active = "Stack(a, b)"
+    assert model(IDS, attention_mask=mask)[0].shape[1] == 8 + 7
+    for text in ("Route(a, None)", "BatchSplit(a, b, batch_sizes=[1, 1])"):
+        panel.active = text
+        with pytest.raises(UsageError, match="one length"):
+            model(IDS)
+
+
+def test_a_fusion_goes_with_its_adapters() -> None:
+    panel = adapters(tiny_model())
+    for name in ("a", "b"):
+        panel.add(name)
+    panel.add_fusion("a,b")
+    panel.active = "Fuse(a, b)"
+    panel.remove("a")
+    assert (panel.fusions, panel.active) == ([], None)
+
+
+def test_the_trainer_finds_the_labels_of_a_head_beside_the_model(tmp_path: Any) -> None:
+    from adaptergit.training import AdapterTrainer
+
+    model = tiny_model()
+    panel = adapters(model)
+    panel.add("a", "lora")
+    panel.add_head("a", ClassificationHead(num_labels=2))
+    panel.train("a")
+    data = [{"input_ids": IDS[i % 2], "attention_mask": torch.ones(8).long(), "labels": i % 2} for i in range(8)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), use_cpu=True, num_train_epochs=1, report_to=[], save_strategy="no"
+    )
+    trainer = AdapterTrainer(model, arguments, train_dataset=data, eval_dataset=data)
+    assert trainer.train().training_loss > 0
+    assert "eval_loss" in trainer.evaluate()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "seq_bn[init_weights_seed=x]",
+        "lora[dtype=nothing]",
+        "lora[rank_pattern=3]",
+        "lora[target_modules=3]",
+        "lora[r=True]",
+        "vera[dropout=a]",
+        "mtl_lora[alpha=abc]",
+        "oft[alpha=None]",
+        "compacter[learn_phm=3]",
+        "prefix_tuning[leave_out=1]",
+        "lora[alpha=1e400]",
+    ],
+)
+def test_a_value_of_another_type_is_refused(config: str) -> None:
+    panel = adapters(tiny_model())
+    with pytest.raises(UsageError):
+        panel.add("a", config)
+    assert panel.names == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda p: p.add("x", None),
+        lambda p: p.add("x", "seq_bn", dtype=torch.int8),
+        lambda p: p.activate(["a"]),
+        lambda p: p.combine("c", ["a", "b"], rank=-1, strategy="svd"),
+        lambda p: p.combine("c", ["a", "b"], weights=[float("nan"), 1]),
+        lambda p: p.combine("c", ["a", "b"], strategy="ties", density="x"),
+        lambda p: p.activate("Average(a, b, weights=['x', 1])"),
+        lambda p: p.activate("Average(a, b, weights=[1, 1], weights=[2, 2])"),
+        lambda p: p.activate("Average(a, b, weights=3)"),
+    ],
+)
+def test_wrong_arguments_change_nothing(bad: Any) -> None:
+    panel = adapters(tiny_model())
+    for name in ("a", "b"):
+        panel.add(name, "lora")
+    panel.active = "a"
+    with pytest.raises(UsageError):
+        bad(panel)
+    assert (panel.names, panel.active) == (["a", "b"], "a")
