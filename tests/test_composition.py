@@ -169,7 +169,7 @@ def test_what_has_no_meaning_is_refused(panel: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["BatchSplit(a, b, batch_sizes=[1, 1])", "Split(a, b, splits=[1, 1])", "Route(a, b, a)"]
+    "text", ["BatchSplit(a, b, batch_sizes=[1, 2])", "Split(a, b, splits=[1, 1])", "Route(a, b, a)"]
 )
 def test_sizes_that_do_not_fit_the_batch_are_named(panel: Any, text: str) -> None:
     ids = torch.randint(5, 60, (ROWS, LENGTH))

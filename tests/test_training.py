@@ -143,7 +143,10 @@ def test_a_wrong_option_is_refused_before_anything_is_trained(
     files: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], error: type[Exception], why: str
 ) -> None:
     with pytest.raises(error, match=why):
-        train(make_spec(files, tmp_path / "out", **changes), lambda _: pytest.fail("training began"))
+        train(
+            make_spec(files, tmp_path / "out", **changes),
+            lambda progress: progress.stage != "training" or pytest.fail("training began"),
+        )
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.checkpoints").exists()
 

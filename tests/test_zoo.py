@@ -17,7 +17,7 @@ import transformers
 from torch import nn
 
 from adaptergit.errors import AdaptergitError
-from adaptergit.splice import Bottleneck, adapters
+from adaptergit.splice import Bottleneck, LoRA, adapters
 
 _SHARED = Path(__file__).parent.parent.parent / "shared" / "zoo"
 _SMALL = Path(__file__).parent / "assets" / "zoo"
@@ -35,6 +35,7 @@ WITHOUT_GRADIENTS = {"reformer", "xlstm"}
 EVERYWHERE = Bottleneck(
     mh_adapter=True, output_adapter=True, cross_adapter=True, reduction_factor=8, non_linearity="relu"
 )
+EVERY_MATRIX = LoRA(intermediate_lora=True, output_lora=True, attn_matrices=("q", "k", "v"))
 pytestmark = pytest.mark.slow
 
 
@@ -106,10 +107,29 @@ def test_zoo(name: str) -> None:
         ), "a random adapter changes the output"
     if name not in WITHOUT_GRADIENTS:
         gradients(model, panel, inputs)
+    low_rank(model, panel, inputs, before)
     panel.detach()
     with torch.no_grad():
         for found, expected in zip(outputs(model, inputs), before, strict=True):
             assert torch.equal(found, expected), "detach gives the model back bit for bit"
+
+
+def low_rank(model: nn.Module, panel: Any, inputs: dict[str, torch.Tensor], before: list[torch.Tensor]) -> None:
+    """LoRA, wherever there are linear layers whose role is known."""
+    if not panel.host.projections:
+        return
+    model.eval()
+    panel.add("l", EVERY_MATRIX)
+    panel.activate("l")
+    with torch.no_grad():
+        for found, expected in zip(outputs(model, inputs), before, strict=True):
+            assert torch.allclose(found, expected, atol=1e-5, rtol=1e-4), "a fresh LoRA is the identity"
+    fill(panel.module("l"), 0.5)
+    with torch.no_grad():
+        assert any(
+            not torch.allclose(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+            for found, expected in zip(outputs(model, inputs), before, strict=True)
+        ), "a random LoRA changes the output"
 
 
 def gradients(model: nn.Module, panel: Any, inputs: dict[str, torch.Tensor]) -> None:

@@ -20,8 +20,34 @@ from adaptergit.splice.config import MethodConfig, parse_config
 from adaptergit.splice.describe import inspect
 from adaptergit.splice.fingerprint import Fingerprint, compare, fingerprint_of
 from adaptergit.splice.fusion import FusionConfig
-from adaptergit.splice.heads import ClassificationHead, HeadConfig, StaticHead
-from adaptergit.splice.methods import IA3, Bottleneck, LoRA, MTLLoRA, PrefixTuning, PromptTuning, ReFT, Union, VeRA
+from adaptergit.splice.heads import (
+    CausalLMHead,
+    ClassificationHead,
+    DependencyParsingHead,
+    HeadConfig,
+    ImageClassificationHead,
+    MaskedLMHead,
+    MultiLabelHead,
+    MultipleChoiceHead,
+    QuestionAnsweringHead,
+    Seq2SeqLMHead,
+    StaticHead,
+    TaggingHead,
+    register_head,
+)
+from adaptergit.splice.methods import (
+    IA3,
+    Bottleneck,
+    LoRA,
+    MTLLoRA,
+    PrefixTuning,
+    PromptTuning,
+    ReFT,
+    TunedParameters,
+    Union,
+    VeRA,
+    WeightForm,
+)
 from adaptergit.splice.panel import Panel, adapters
 
 __all__ = [
@@ -30,27 +56,38 @@ __all__ = [
     "Average",
     "BatchSplit",
     "Bottleneck",
+    "CausalLMHead",
     "ClassificationHead",
+    "DependencyParsingHead",
     "Fingerprint",
     "Fuse",
     "FusionConfig",
     "HeadConfig",
+    "ImageClassificationHead",
     "LoRA",
     "MTLLoRA",
+    "MaskedLMHead",
     "MethodConfig",
+    "MultiLabelHead",
     "MultiTask",
+    "MultipleChoiceHead",
     "Panel",
     "Parallel",
     "PrefixTuning",
     "PromptTuning",
+    "QuestionAnsweringHead",
     "ReFT",
     "Route",
+    "Seq2SeqLMHead",
     "Site",
     "Split",
     "Stack",
     "StaticHead",
+    "TaggingHead",
+    "TunedParameters",
     "Union",
     "VeRA",
+    "WeightForm",
     "adapters",
     "anatomy_of",
     "compare",
@@ -58,4 +95,5 @@ __all__ = [
     "inspect",
     "parse_composition",
     "parse_config",
+    "register_head",
 ]

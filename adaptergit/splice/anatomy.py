@@ -9,10 +9,12 @@ Sites come from the card, from the table of families, or from watching one tiny 
 
 from __future__ import annotations
 
+import inspect as pysource
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -209,9 +211,9 @@ _ROLES: Mapping[str, str] = {
         "v": "value v_proj v v_lin value_proj wv to_v v_linear value_layer linear_v",
         "qkv": "query_key_value c_attn qkv qkv_proj wqkv in_proj att_proj to_qkv qkv_lin",
         "o": "o_proj out_proj o out_lin wo_attn o_lin to_out linear_out projection",
-        "up": "up_proj fc1 c_fc lin1 ffn wi wi_1 dense_h_to_4h fc_in w1 linear1 linear_1 up_gate_proj gate_up_proj",
+        "up": "up_proj intermediate_dense fc1 c_fc lin1 ffn wi wi_1 dense_h_to_4h fc_in w1 linear1 linear_1 up_gate_proj gate_up_proj",
         "gate": "gate_proj wi_0 w3",
-        "down": "down_proj fc2 ffn_output lin2 wo dense_4h_to_h fc_out w2 linear2 linear_2",
+        "down": "down_proj output_dense fc2 ffn_output lin2 wo dense_4h_to_h fc_out w2 linear2 linear_2",
     }.items()
     for name in names.split()
 }
@@ -234,11 +236,22 @@ def projections_of(base: nn.Module, anatomy: Anatomy) -> tuple[Projection, ...]:
             branch, role = branch_and_role(path[len(block) + 1 :])
             if role is None:
                 continue
+            if _reads_weights(type(modules[path.rpartition(".")[0]])):
+                continue
             if branch == "attention" and branch not in branches:
                 branch = "mixer"
             projection = Projection(index, branch, role, path)
             found[projection.key].append(projection)
     return tuple(group[0] for group in found.values() if len(group) == 1)
+
+
+@cache
+def _reads_weights(parent: type) -> bool:
+    """Tell whether a module takes its linear layers' weights instead of calling them: hooks on those never run."""
+    try:
+        return "multi_head_attention_forward" in pysource.getsource(parent)
+    except (OSError, TypeError):
+        return False
 
 
 def branch_and_role(inner: str) -> tuple[Branch, str | None]:
@@ -250,7 +263,7 @@ def branch_and_role(inner: str) -> tuple[Branch, str | None]:
     in_attention = bool(_INSIDE_ATTENTION.search(inner))
     role = _role(inner.split("."), in_attention)
     if not in_attention or role in ("up", "gate", "down"):
-        return "ffn", role
+        return "ffn", role if role in ("up", "gate", "down") else None
     return ("cross_attention" if _INSIDE_CROSS.search(inner) else "attention"), role
 
 

@@ -112,7 +112,10 @@ class Split(Block):
 
 @dataclass(frozen=True, init=False)
 class BatchSplit(Block):
-    """Rows of the batch are shared out: the first ``batch_sizes[0]`` go to the first child, and so on."""
+    """Rows of the batch are shared out: the first ``batch_sizes[0]`` go to the first child, and so on.
+
+    A batch that is a multiple of the sizes is shared out alike: beam search repeats every row.
+    """
 
     batch_sizes: tuple[int, ...] = ()
     named: ClassVar[tuple[str, ...]] = ("batch_sizes",)
