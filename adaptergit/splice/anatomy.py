@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect as pysource
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Literal
@@ -211,8 +211,8 @@ _ROLES: Mapping[str, str] = {
         "v": "value v_proj v v_lin value_proj wv to_v v_linear value_layer linear_v",
         "qkv": "query_key_value c_attn qkv qkv_proj wqkv in_proj att_proj to_qkv qkv_lin",
         "o": "o_proj out_proj o out_lin wo_attn o_lin to_out linear_out projection",
-        "up": "up_proj intermediate_dense fc1 c_fc lin1 ffn wi wi_1 dense_h_to_4h fc_in w1 linear1 linear_1 up_gate_proj "
-        "gate_up_proj",
+        "up": "up_proj intermediate_dense fc1 c_fc lin1 ffn wi wi_1 dense_h_to_4h fc_in w1 linear1 linear_1 "
+        "up_gate_proj gate_up_proj",
         "gate": "gate_proj wi_0 w3",
         "down": "down_proj output_dense fc2 ffn_output lin2 wo dense_4h_to_h fc_out w2 linear2 linear_2",
     }.items()
@@ -237,7 +237,7 @@ def projections_of(base: nn.Module, anatomy: Anatomy) -> tuple[Projection, ...]:
             branch, role = branch_and_role(path[len(block) + 1 :])
             if role is None:
                 continue
-            parent: Hashable = type(modules[path.rpartition(".")[0]])
+            parent: Any = type(modules[path.rpartition(".")[0]])
             if _reads_weights(parent):
                 continue
             if branch == "attention" and branch not in branches:
