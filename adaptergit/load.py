@@ -24,6 +24,7 @@ from adaptergit.package.local import local_card
 from adaptergit.reference import expand, is_folder
 from adaptergit.resolve import fetch, verify
 from adaptergit.settings import Settings, config_dir, load_settings
+from adaptergit.splice.anatomy import Site
 from adaptergit.splice.checkpoint import HEAD, read_into
 from adaptergit.splice.config import config_from_dict
 from adaptergit.splice.fingerprint import Fingerprint, compare
@@ -199,7 +200,7 @@ def _splice(
         raise PackageError(f"adapter.config or head: {error}", where=where) from error
     if config.method != card.method:
         raise PackageError(f"adapter.method is {card.method!r}, but its config is of {config.method!r}", where=where)
-    modules = panel.build(config)
+    modules = panel.build(config, panel.host.with_sites(Site(**site) for site in adapter.get("sites", ())))
     holder: dict[str, nn.Module] = {"": modules}
     head_module = _meta_head(head_config, panel) if head_config is not None and with_head else None
     if head_module is not None:

@@ -110,3 +110,18 @@ def test_a_type_without_equivalent_is_refused(tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({**raw, "peft_type": "VBLORA"}))
     with pytest.raises(PackageError, match="VBLORA"):
         adaptergit.load(folder, base_model(read("peft_bert__lora_r4_a16")))
+
+
+@pytest.mark.parametrize(
+    "name", ["gptj__seq_bn", "gemma2__seq_bn", "albert__double_seq_bn", "phi__seq_bn", "modernbert__seq_bn"]
+)
+def test_an_adapter_trained_at_other_places_acts_there_after_saving_too(name: str, tmp_path: Path) -> None:
+    folder = case_folder(name)
+    model = base_model(read(name))
+    adaptergit.load(folder / "checkpoint" / "a", model)
+    found = run(model, name)
+    assert torch.allclose(found, expected(name), atol=5e-5)
+    adapters(model).save("a", tmp_path / "a")
+    again = base_model(read(name))
+    adaptergit.load(tmp_path / "a", again, policy="unsigned")
+    assert torch.equal(run(again, name), found)

@@ -85,6 +85,8 @@ def _attend(
         )
     # Without a mask, the eager function masks nothing; the fused one goes by the module.
     mask = widen(attention_mask, prefix, query, key, name == "sdpa" and _is_causal(module, options))
+    if mask is not None and options.get("is_causal"):
+        options["is_causal"] = False  # the mask says it
     bias = options.get("position_bias")
     if bias is not None:
         options["position_bias"] = _position_bias(binding, bias, prefix.length, query, key)

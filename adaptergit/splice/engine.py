@@ -368,6 +368,10 @@ class _Begin:
             if named.get("token_type_ids") is not None:
                 named["token_type_ids"] = _widen(named["token_type_ids"], length, 0)
         mask = _mask(named.get("attention_mask"))
+        given = next((named[n] for n in ("input_ids", "inputs_embeds") if named.get(n) is not None), None)
+        if mask is None and place.path and given is not None and "attention_mask" in self.names:
+            # Some models make a mask for the tokens they were given, and would miss the prompt.
+            mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
         if mask is not None:
             named["attention_mask"] = _widen(mask, length, 1)
         return named

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -136,6 +136,19 @@ class Host:
 
     model: nn.Module
     anatomy: Anatomy
+
+    def with_sites(self, sites: Iterable[Site]) -> Host:
+        """Return the model with an adapter's own sites, where their modules are there; else with its own.
+
+        An adapter that was trained at other places than ours (docs/compatibility.md) goes on acting there.
+        """
+        own = {site.key: site for site in self.anatomy.sites}
+        modules = dict(self.base.named_modules())
+        for site in sites:
+            paths = [site.output, *(site.residual or "").split("+"), site.norm]
+            if site.key in own and all(path in modules for path in paths if path):
+                own[site.key] = site
+        return Host(self.model, replace(self.anatomy, sites=tuple(own.values())))
 
     @property
     def base(self) -> nn.Module:
