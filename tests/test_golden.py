@@ -96,9 +96,13 @@ def test_golden_adapters(name: str) -> None:
     io = load_file(folder / "io.safetensors")
     inputs = inputs_of(io)
     why = defect(case)
-    if why == "average drops inverse":
-        pytest.xfail("its own checkpoint lacks the invertible part; test_merging averages it")
-    panel = prepare(case, folder)
+    if why == "average drops inverse":  # its own checkpoint lacks the invertible part: average a and b ourselves
+        kept = {key: value for key, value in case["adapters"].items() if key != case["active"]}
+        panel = prepare({**case, "adapters": kept}, folder)
+        panel.average(case["active"], case["average"]["names"], case["average"].get("weights"))
+        assert any(key.startswith("embedding.") for key in panel.module(case["active"]).state_dict())
+    else:
+        panel = prepare(case, folder)
     for head, record in case["heads"].items():
         own = record["checkpoint"] or case["adapters"].get(head, {}).get("checkpoint")
         if own and (folder / own["path"] / "head_config.json").exists():
