@@ -29,6 +29,9 @@ SIZES = {
     "fourierft": "fourierft[n_frequency=20]",
     "loha": "loha[r=2]",
     "lokr": "lokr[r=2]",
+    "prefix_tuning": "prefix_tuning[prefix_length=3]",
+    "prefix_tuning_flat": "prefix_tuning_flat[prefix_length=3]",
+    "mam": "prefix_tuning[bottleneck_size=800, prefix_length=3]|par_bn",
 }
 EVERY = [SIZES.get(name, name) for name in sorted(presets())] + [
     "seq_bn[inv_adapter=glow, inv_adapter_reduction_factor=2]",
