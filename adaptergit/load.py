@@ -7,9 +7,9 @@ anything that changes the model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ from adaptergit.reference import expand, is_folder
 from adaptergit.resolve import fetch, verify
 from adaptergit.settings import Settings, config_dir, load_settings
 from adaptergit.splice.anatomy import Site
-from adaptergit.splice.checkpoint import HEAD, read_into
-from adaptergit.splice.config import config_from_dict
+from adaptergit.splice.checkpoint import read_into, read_tokenizer
 from adaptergit.splice.fingerprint import Fingerprint, compare
-from adaptergit.splice.heads import HeadConfig, StaticHead, build_head, head_from_dict
+from adaptergit.splice.heads import HeadConfig, StaticHead
 from adaptergit.splice.panel import Panel, adapters
+from adaptergit.splice.setup import Setup, built, from_card, inserted, without_output
 from adaptergit.trust import Verdict
 
 
@@ -92,15 +92,21 @@ def load(
     if is_folder(ref) and not (expand(ref) / CARD).exists() and is_foreign(expand(ref)):
         return _load_foreign(expand(ref), model, name, head, activate, device, dtype)
     about = _obtain(ref, policy, offline, index, settings)
-    card = about.card
+    setup = _setup(about, name)
     if model is None:
-        model = _base_model(card, settings, offline or settings.offline, head)
+        heads = setup.heads.values() if head else ()
+        model = _base_model(about.card, settings, offline or settings.offline, heads)
         if device is not None:
             model.to(device)
     with _all_or_nothing(model) as panel:
-        _splice(panel, name or card.name, head, device, dtype, about)
-        if activate:
-            panel.activate(name or card.name)
+        setup = _splice(panel, setup, head, device, dtype, about)
+        missing = [n for fusion in setup.fusions.values() for n in fusion.children if n not in panel]
+        if activate and not missing:
+            panel.activate(
+                setup.composition,
+                None if setup.single else list(setup.heads),
+                embeddings=None if setup.single else next(iter(setup.embeddings), None),
+            )
     return model
 
 
@@ -171,61 +177,49 @@ def _load_foreign(
     return model
 
 
-def _check_free(panel: Panel, name: str, with_head: bool) -> None:
-    if name in panel or (with_head and name in panel.heads):
-        raise UsageError(f"the model has an adapter or head {name!r} already", hint="load it under another name=")
+def _setup(about: About, name: str | None) -> Setup:
+    """Read what the card says the package holds."""
+    where, adapter = str(about.path / CARD), about.card.data["adapter"]
+    if adapter["format"] != "adaptergit":
+        raise PackageError(f"adapters in the format {adapter['format']!r} cannot be loaded yet", where=where)
+    try:
+        setup = from_card(about.card.data, name)
+    except (UsageError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise PackageError(f"adapter.config or head: {error}", where=where) from error
+    if name is not None and not setup.single and name not in setup.heads:
+        raise UsageError(f"the members of a {setup.method} keep their names", hint="load it without name=")
+    return setup
 
 
 def _splice(
     panel: Panel,
-    name: str,
+    whole: Setup,
     with_head: bool,
     device: str | torch.device | None,
     dtype: torch.dtype | None,
     about: About,
-) -> None:
+) -> Setup:
     """Build on the meta device, read strictly, insert: the panel changes only in the last lines."""
-    card, where = about.card, str(about.path / CARD)
-    _check_free(panel, name, with_head and "head" in card.data)
-    adapter = card.data["adapter"]
-    if adapter["format"] != "adaptergit":
-        raise PackageError(f"adapters in the format {adapter['format']!r} cannot be loaded yet", where=where)
+    card = about.card
+    setup, skipped = without_output(whole, panel.model)
+    if not with_head:
+        skipped += tuple(prefix for kind, _, prefix in whole.prefixes() if kind == "heads")
+        setup = replace(setup, heads={})
+    for kind, new, _ in setup.prefixes():
+        if new in getattr(panel, "names" if kind == "adapters" else kind):
+            hint = "load it under another name=" if setup.single else "load it into another model, or remove that one"
+            raise UsageError(f"the model has {new!r} among its {kind} already", hint=hint)
     compare(Fingerprint.parse(card.base_model.fingerprint), panel.model, panel.anatomy, name=card.base_model.id)
-    fields = dict(adapter["config"])
-    family = str(fields.pop("family", adapter["method"]))
-    try:
-        config = config_from_dict(family, fields)
-        head_config = _head_config(card)
-    except (UsageError, TypeError) as error:
-        raise PackageError(f"adapter.config or head: {error}", where=where) from error
-    if config.method != card.method:
-        raise PackageError(f"adapter.method is {card.method!r}, but its config is of {config.method!r}", where=where)
-    modules = panel.build(config, panel.host.with_sites(Site(**site) for site in adapter.get("sites", ())))
-    holder: dict[str, nn.Module] = {"": modules}
-    head_module = _meta_head(head_config, panel) if head_config is not None and with_head else None
-    if head_module is not None:
-        holder[HEAD] = head_module
-    read_into(
-        about.path / WEIGHTS, holder, digest=about.weights_sha256, ignore=() if head_module is not None else (HEAD,)
-    )
+    modules = built(panel, setup, [Site(**site) for site in card.data["adapter"].get("sites", ())])
+    holder = {prefix: modules[kind, member] for kind, member, prefix in setup.prefixes()}
+    read_into(about.path / WEIGHTS, holder, digest=about.weights_sha256, ignore=skipped)
+    tokenizer = read_tokenizer(about.path) if setup.embeddings else None
     target = torch.device(device) if device is not None else None
-    panel.insert(name, config, modules, dtype=dtype, device=target, about=about)
-    if head_config is not None and head_module is not None:
-        panel.insert_head(name, head_config, head_module, dtype=dtype, device=target)
+    inserted(panel, setup, modules, tokenizer=tokenizer, dtype=dtype, device=target, about=about)
+    return setup
 
 
-def _head_config(card: Card) -> HeadConfig | None:
-    head = card.data.get("head")
-    return None if head is None else head_from_dict(head["type"], head["config"], tuple(head.get("labels", ())))
-
-
-def _meta_head(config: HeadConfig, panel: Panel) -> nn.Module:
-    with torch.device("meta"):
-        module = build_head(config, panel.model, panel.anatomy.hidden_size)
-    return module.to("meta")
-
-
-def _base_model(card: Card, settings: Settings, offline: bool, head: bool) -> nn.Module:
+def _base_model(card: Card, settings: Settings, offline: bool, heads: Iterable[HeadConfig]) -> nn.Module:
     """Load the model the card names: from the folder the settings map it to, or from the hub, never a pickle."""
     model_id = card.base_model.id
     source = settings.base_model_path(model_id)
@@ -239,13 +233,15 @@ def _base_model(card: Card, settings: Settings, offline: bool, head: bool) -> nn
     ):
         # A card may not choose a folder of this machine.
         raise NotFoundError(f"the base model {model_id!r} is not mapped to a folder", hint=hint)
+    model_class, options = _auto_class(heads)
     try:
-        model: nn.Module = _auto_class(card, head).from_pretrained(
+        model: nn.Module = model_class.from_pretrained(
             str(expand(source)) if mapped else model_id,
             revision=None if mapped else card.base_model.revision,
             local_files_only=offline or mapped,
             trust_remote_code=False,
             **({} if mapped else {"use_safetensors": True}),
+            **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -254,27 +250,22 @@ def _base_model(card: Card, settings: Settings, offline: bool, head: bool) -> nn
     return model
 
 
-def _auto_class(card: Card, head: bool) -> Any:
-    """The class of the model's own head, if the package holds a copy of one; else the plain base model."""
+def _auto_class(heads: Iterable[HeadConfig]) -> tuple[Any, dict[str, Any]]:
+    """Return the class whose own head there is a copy of, else the plain base model's; and options."""
     import transformers
 
-    head_config = _head_config(card) if head else None
-    if not isinstance(head_config, StaticHead):
-        return transformers.AutoModel
-    found = getattr(transformers, head_config.model_class, None)
+    head = next((head for head in heads if isinstance(head, StaticHead)), None)
+    if head is None:
+        return transformers.AutoModel, {}
+    found = getattr(transformers, head.model_class, None)
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-        raise PackageError(f"head.config.model_class: transformers has no model {head_config.model_class!r}")
-    number = head_config.num_labels
-    return found if number is None else _WithLabels(found, number)
-
-
-@dataclass(frozen=True)
-class _WithLabels:
-    """A model class whose own head is made for a number of labels."""
-
-    model_class: Any
-    num_labels: int
-
-    def from_pretrained(self, source: str, **options: Any) -> Any:
-        """As the class's own."""
-        return self.model_class.from_pretrained(source, num_labels=self.num_labels, **options)
+        raise PackageError(f"head.config.model_class: transformers has no model {head.model_class!r}")
+    if head.num_labels is None:
+        return found, {}
+    if len(head.labels) != head.num_labels:
+        return found, {"num_labels": head.num_labels}
+    # What a pipeline shows.
+    return found, {
+        "id2label": dict(enumerate(head.labels)),
+        "label2id": {label: index for index, label in enumerate(head.labels)},
+    }

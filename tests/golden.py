@@ -110,11 +110,11 @@ def splice_fusion(panel: Any, folder: Path) -> None:
     modules = {}
     for site in panel.anatomy.sites:
         own = {k.removeprefix(f"{site.key}."): v for k, v in renamed.items() if k.startswith(f"{site.key}.")}
-        if own or any(site in panel._spliced(child).parts.places for child in raw["adapter_names"]):
+        if own or any(site in panel.spliced(child).parts.places for child in raw["adapter_names"]):
             module = Fusion(config, panel.host.width(site))
             module.load_state_dict(own)
             modules[site] = module
-    panel.insert_fusion(name, modules)
+    panel.insert_fusion(name, config, modules, raw["adapter_names"])
 
 
 def watch_output(model: nn.Module) -> dict[str, torch.Tensor]:

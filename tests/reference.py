@@ -25,7 +25,7 @@ class Reference:
         self.x: dict[Any, torch.Tensor] = {}
 
     def __enter__(self) -> Reference:
-        places = {p for name in self.panel.names for p in self.panel._spliced(name).parts.places}
+        places = {p for name in self.panel.names for p in self.panel.spliced(name).parts.places}
         self.handles = [handle for place in places for handle in self.hook(place)]
         return self
 
@@ -34,10 +34,10 @@ class Reference:
             handle.remove()
 
     def leaf(self, name: str, place: Any) -> Any:
-        return self.panel._spliced(name).parts.places.get(place)
+        return self.panel.spliced(name).parts.places.get(place)
 
     def fusion(self, key: str, place: Any) -> Any:
-        return self.panel._fusions[key][place]
+        return self.panel.fused(key).modules[place]
 
     def hook(self, place: Any) -> list[Any]:
         if isinstance(place, Site):
@@ -134,10 +134,10 @@ class Reference:
                 at += size
             return torch.cat(parts, 1)
         if isinstance(tree, Average):
-            weights = torch.tensor(tree.weights or [1.0] * len(tree.children))
+            weights = torch.tensor(tree.weights or [1.0] * len(tree.children), dtype=torch.float64)
             weights = weights / weights.sum() if tree.normalize_weights else weights
             outputs = torch.stack([self.branch(child, place, h, x, norm) for child in tree.children])
-            return (outputs * weights.view(-1, 1, 1, 1)).sum(0)
+            return (outputs * weights.view(-1, 1, 1, 1).to(outputs.dtype)).sum(0)
         assert isinstance(tree, Fuse)
         if all(self.leaf(name, place) is None for name in tree.names()):
             return h

@@ -40,7 +40,8 @@ FUSED = [("a", "n"), ("n", "p"), ("a", "p")]
 
 @pytest.fixture(scope="module", params=["bert", "llama"])
 def panel(request: pytest.FixtureRequest) -> Any:
-    model = tiny_model(request.param)
+    # In double precision: a softmax over large scores makes much of a little rounding.
+    model = tiny_model(request.param).double()
     panel = adapters(model)
     for name, config in ADAPTERS.items():
         panel.add(name, config)
@@ -111,7 +112,7 @@ def test_every_leaf_acts_as_if_it_were_alone(panel: Any, tree: Any, tasks: list[
     with torch.no_grad():
         found = model(ids)[0]
     panel.activate(None)
-    assert torch.allclose(found, expected, atol=2e-4, rtol=1e-4), str(tree)
+    assert torch.allclose(found, expected, atol=1e-8), str(tree)
 
 
 def stacks_updates(tree: Any) -> bool:
@@ -194,10 +195,10 @@ def test_a_route_with_beams(panel: Any) -> None:
 
 
 def test_attention_of_a_fusion_can_be_read(panel: Any) -> None:
-    for module in panel._fusions["a,n"].values():
+    for module in panel.fused("a,n").modules.values():
         module.keep_attention = True
     with panel.using("Fuse(a, n)"), torch.no_grad():
         panel.model(torch.randint(5, 60, (ROWS, LENGTH)))
-    attention = next(iter(panel._fusions["a,n"].values())).attention
+    attention = next(iter(panel.fused("a,n").modules.values())).attention
     assert attention.shape == (ROWS, LENGTH, 2)
-    assert torch.allclose(attention.sum(-1), torch.ones(ROWS, LENGTH))
+    assert torch.allclose(attention.sum(-1), torch.ones(ROWS, LENGTH, dtype=torch.float64))

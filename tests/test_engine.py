@@ -92,6 +92,49 @@ def test_generate_of_an_encoder_and_a_decoder() -> None:
         assert torch.equal(found[found != 0][: len(kept)], kept)
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_generate_with_a_prompt_in_front_of_an_encoder(kind: str, beams: int) -> None:
+    torch.manual_seed(0)
+    config: Any = (
+        transformers.T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4, vocab_size=70)
+        if kind == "t5"
+        else transformers.BartConfig(
+            vocab_size=70,
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+        )
+    )
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+    panel = adapters(model)
+    panel.add("p", "prompt_tuning[prompt_length=3]")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.2)
+        panel.module("p").prompt.prompt_embedding.copy_(torch.randn(3, 16) * 2)
+    mask = torch.ones_like(IDS)
+    mask[0, -2:] = 0
+    options = {"max_new_tokens": 5, "do_sample": False, "decoder_start_token_id": 0, "num_beams": beams}
+    options |= {"eos_token_id": None, "forced_eos_token_id": None, "attention_mask": mask}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    plain = model.generate(IDS, **options)
+    panel.active = "p"
+    found, again = model.generate(IDS, **options), model.generate(IDS, use_cache=False, **options)
+    assert torch.equal(again.sequences, found.sequences)
+    assert not torch.allclose(found.logits[0], plain.logits[0], atol=1e-3)
+    for one, two in zip(found.logits, again.logits, strict=True):
+        assert torch.allclose(one, two, atol=1e-4)
+    for step in range(1, found.sequences.shape[1]):  # one whole forward for every token
+        with torch.no_grad():
+            logits = model(input_ids=IDS, attention_mask=mask, decoder_input_ids=found.sequences[:, :step]).logits
+        assert beams > 1 or torch.allclose(logits[:, -1], found.logits[step - 1], atol=1e-4)
+
+
 def test_beams_keep_their_rows() -> None:
     model = causal()
     panel = adapters(model)

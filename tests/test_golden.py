@@ -170,7 +170,7 @@ def alone(panel: Any, tree: Any, tasks: Any, inputs: dict[str, Any]) -> torch.Te
     repeated = {
         k: v.repeat(times, *[1] * (v.dim() - 1)) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()
     }
-    if any(type(place).__name__ == "Attention" for n in panel.names for place in panel._spliced(n).parts.places):
+    if any(type(place).__name__ == "Attention" for n in panel.names for place in panel.spliced(n).parts.places):
         return rows_alone(panel, tree, inputs)
     with Reference(panel, tree, tasks, repeated.get("attention_mask")), torch.no_grad():
         return panel.host.base(**{k: v for k, v in repeated.items() if k not in ONLY_FOR_HEADS})[0]

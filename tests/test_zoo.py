@@ -93,7 +93,7 @@ def test_zoo(name: str) -> None:
     panel = adapters(model, inputs=inputs)
     panel.add("a", EVERYWHERE)
     assert panel.anatomy.blocks >= 1
-    assert {site.key for site in panel.anatomy.sites} == {place.key for place in panel._spliced("a").parts.places}
+    assert {site.key for site in panel.anatomy.sites} == {place.key for place in panel.spliced("a").parts.places}
     panel.activate("a")
     fill(panel.module("a"), 0.0)
     with torch.no_grad():

@@ -54,7 +54,7 @@ def write_adapterhub(panel: Panel, name: str, folder: Path) -> None:
     kind = str(getattr(getattr(host.base, "config", None), "model_type", ""))
     if kind not in _KNOWN:
         raise UsageError(f"adapters does not know models of the type {kind!r}")
-    places = panel._spliced(name).parts.places
+    places = panel.spliced(name).parts.places
     theirs = set(as_adapters_has_it(host).sites)
     if any(isinstance(place, Site) and place not in theirs for place in places):
         raise UsageError(
@@ -132,7 +132,7 @@ def _low_rank(config: MethodConfig, fields: dict[str, Any], host: Host) -> dict[
 
 def _tensors(panel: Panel, name: str, host: Host, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
     prefix = f"{getattr(host.base, 'base_model_prefix', '')}."
-    spliced = panel._spliced(name)
+    spliced = panel.spliced(name)
     for place, module in spliced.parts.places.items():
         for part, tensor in module.state_dict().items():
             for key, value in _one(place, module, part, tensor, name, host, kind):

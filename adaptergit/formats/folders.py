@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from adaptergit.errors import PackageError
 from adaptergit.formats.adapterhub import (
@@ -26,7 +25,6 @@ from adaptergit.formats.peft import is_peft, read_peft
 from adaptergit.splice.checkpoint import fill
 from adaptergit.splice.composition import BLOCKS, Composition
 from adaptergit.splice.fusion import Fusion
-from adaptergit.splice.heads import HeadConfig, build_head
 from adaptergit.splice.panel import Panel
 from adaptergit.splice.places import Place
 
@@ -88,7 +86,7 @@ def load_folder(
     fill({"": parts}, found.tensors, where=str(folder))
     built = None
     if found.head is not None and found.head_tensors is not None:
-        built = _meta_head(found.head, panel)
+        built = panel.build_head(found.head)
         fill({"": built}, found.head_tensors, where=str(folder))
     panel.insert(chosen, found.config, parts, dtype=dtype, device=device)
     if built is not None and found.head is not None:
@@ -100,7 +98,7 @@ def _head(panel: Panel, folder: Path, name: str | None, device: torch.device | N
     raw = read_json(folder / HEAD_CONFIG)
     tensors = read_tensors(folder, HEAD_WEIGHTS, "pytorch_model_head.bin")
     config, renamed = translate_head(raw, tensors, panel.host, type(panel.model).__name__, str(folder))
-    module = _meta_head(config, panel)
+    module = panel.build_head(config)
     fill({"": module}, renamed, where=str(folder))
     chosen = name or str(raw.get("name") or folder.name)
     panel.insert_head(chosen, config, module, dtype=dtype, device=device)
@@ -112,14 +110,15 @@ def _fusion(panel: Panel, folder: Path, name: str | None) -> Loaded:
     tensors = read_tensors(folder, FUSION_WEIGHTS, "pytorch_model_adapter_fusion.bin")
     own, config, renamed = translate_fusion(raw, tensors, panel.host, str(folder))
     children = [str(child) for child in raw.get("adapter_names") or own.split(",")]
+    acting = [panel.spliced(child).parts.places for child in children if child in panel]
     with torch.device("meta"):
         modules: dict[Place, Fusion] = {
             site: Fusion(config, panel.host.width(site))
             for site in panel.anatomy.sites
-            if any(site in panel.module(child).places for child in children if child in panel)  # type: ignore[operator]
+            if any(site in places for places in acting)
         }
     fill({f"{site.key}.": module for site, module in modules.items()}, renamed, where=str(folder))
-    panel.insert_fusion(name or own, modules, children)
+    panel.insert_fusion(name or own, config, modules, children)
     missing = [child for child in children if child not in panel]
     block = BLOCKS["Fuse"](*children, name=None if (name or own) == ",".join(children) else name or own)
     return Loaded(None if missing else block)
@@ -151,9 +150,3 @@ def _composition(raw: Any, where: str) -> Composition | None:
     children = [_composition(child, where) for child in raw["children"]]
     made: Composition = BLOCKS[str(raw["type"])](*children, **dict(raw.get("kwargs") or {}))
     return made
-
-
-def _meta_head(config: HeadConfig, panel: Panel) -> nn.Module:
-    with torch.device("meta"):
-        module = build_head(config, panel.model, panel.anatomy.hidden_size)
-    return module.to("meta")

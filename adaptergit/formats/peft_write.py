@@ -59,7 +59,7 @@ def _sites(panel: Panel, name: str) -> dict[str, Any]:
     """Return an adapter's modules by their path from the whole model."""
     prefix = next((f"{p}." for p, module in panel.model.named_modules() if module is panel.host.base and p), "")
     found = {}
-    for place, module in panel._spliced(name).parts.places.items():
+    for place, module in panel.spliced(name).parts.places.items():
         if not isinstance(place, Projection | Linear):
             raise UsageError(f"PEFT has nothing at {place.key}")
         found[f"{prefix}{place.path}"] = module
@@ -138,7 +138,7 @@ def _vera(panel: Panel, name: str, config: VeRA) -> Made:
     if config.full or config.use_dora:
         raise UsageError("PEFT has no VeRA with full matrices or magnitudes")
     sites = _sites(panel, name)
-    shared = panel._spliced(name).parts.common
+    shared = panel.spliced(name).parts.common
     tensors = {"base_model.vera_A": shared.lora_A, "base_model.vera_B": shared.lora_B}
     for path, site in sites.items():
         stem = f"base_model.model.{path}.vera_lambda"
@@ -160,7 +160,7 @@ def _prompt(panel: Panel, name: str, config: PromptTuning) -> Made:
     if not config.before_positions or config.combine != "prefix":
         raise UsageError("PEFT puts prompts in front of the input embedding", hint="make it with before_positions=True")
     base = panel.host.base.config
-    embedding = next(iter(panel._spliced(name).parts.places.values())).prompt_embedding
+    embedding = next(iter(panel.spliced(name).parts.places.values())).prompt_embedding
     assert isinstance(embedding, torch.Tensor)
     kinds = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
     cls = type(panel.model).__name__

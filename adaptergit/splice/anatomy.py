@@ -91,10 +91,6 @@ class Anatomy:
         """Number of blocks."""
         return len(self.block_paths)
 
-    def site(self, block: int, branch: Branch) -> Site | None:
-        """Return a site by position, or None."""
-        return next((s for s in self.sites if (s.block, s.branch, s.ordinal) == (block, branch, 1)), None)
-
 
 def base_of(model: nn.Module) -> nn.Module:
     """Return the model without its head: ``model.base_model`` of transformers, or the model itself."""
@@ -296,7 +292,7 @@ def features_of(module: nn.Module) -> tuple[int, int]:
 
 def _block_paths(sites: tuple[Site, ...]) -> tuple[str, ...]:
     """Name the blocks: the longest numbered path that all of a block's sites share."""
-    paths = group_blocks([Found(s.branch, s.output, s.residual, s.norm, s.hidden_size, "", None) for s in sites])
+    paths = group_blocks([Found(s.branch, s.output, s.residual, s.norm, s.hidden_size) for s in sites])
     named = {site.block: path for site, path in zip(sites, paths, strict=True)}
     return tuple(named[index] for index in sorted(named))
 

@@ -25,32 +25,61 @@ from torch import nn
 
 from adaptergit.errors import ModelError, PackageError, UsageError
 from adaptergit.package import CARD, WEIGHTS, Card
-from adaptergit.splice.anatomy import as_records
-from adaptergit.splice.config import describe
+from adaptergit.splice.anatomy import Site, as_records
 from adaptergit.splice.fingerprint import fingerprint_of
+from adaptergit.splice.setup import Setup, as_card, tensors_of
 
 if TYPE_CHECKING:
     from adaptergit.splice.panel import Panel
 
-HEAD = "head."
+TOKENIZER = "tokenizer_config.json"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def save(panel: Panel, name: str, folder: str | Path, about: Mapping[str, Any]) -> Card:
-    """Write an adapter of a panel as a package folder. See :meth:`Panel.save`."""
+def save(panel: Panel, setup: Setup, folder: str | Path, about: Mapping[str, Any]) -> Card:
+    """Write members of a panel as a package folder. See :meth:`Panel.save` and :meth:`Panel.save_setup`."""
     folder = Path(folder)
-    tensors = dict(panel.module(name).state_dict())
-    head = panel.head_config(name) if name in panel.heads else None
-    if head is not None:
-        tensors |= {HEAD + key: value for key, value in panel.head_module(name).state_dict().items()}
-    if "name" not in about and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", card_name(name)):
-        raise UsageError(f"{name!r} cannot be an adapter's published name", hint='pass one: save(…, name="my-adapter")')
-    card = Card(card_data(panel, name, about))
+    if not any(True for _ in setup.prefixes()):
+        raise UsageError("there is nothing to save", hint="name a composition, or activate one")
+    name = about.get("name", _default_name(setup))
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise UsageError(f"{name!r} cannot be a published name", hint='pass one: save(…, name="my-adapter")')
+    tokenizers = [found for n in setup.embeddings if (found := panel.tokenizer(n)) is not None]
+    if len(setup.embeddings) > 1 and tokenizers:
+        raise UsageError("a package holds one tokenizer", hint="save the adapters one by one")
+    card = Card(card_data(panel, setup, about))
+    tensors = tensors_of(panel, setup)
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {key: tensors[key].detach().cpu().contiguous().clone() for key in sorted(tensors)}
+    for tokenizer in tokenizers:
+        _save_tokenizer(tokenizer, folder)
     _replace(folder / WEIGHTS, lambda path: save_file(contiguous, str(path), metadata={"format": "pt"}))
     _replace(folder / CARD, lambda path: path.write_bytes(card.to_yaml()))
     return card
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
+        tokenizer.save_pretrained(made)
+        for path in Path(made).iterdir():
+            if path.is_file():
+                path.replace(folder / path.name)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer that a package's embeddings came with, or None.
+
+    Raises:
+        PackageError: It cannot be read.
+    """
+    if not (folder / TOKENIZER).is_file():
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raise what they like
+        raise PackageError(f"the tokenizer cannot be read: {error}", where=str(folder / TOKENIZER)) from error
 
 
 def read_into(
@@ -118,15 +147,15 @@ def _compare(
             raise PackageError(f"the tensor {key} has dtype {dtype}, expected one of {', '.join(_DTYPES)}", where=where)
 
 
-def card_data(panel: Panel, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of an adapter's card: what the panel knows, overlaid with ``about``."""
+def card_data(panel: Panel, setup: Setup, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a card: what the panel knows, overlaid with ``about``."""
     model_config = getattr(panel.model, "config", None)
-    config = panel.config(name)
+    method, described = setup.method, as_card(setup)
     origin = str(getattr(model_config, "_name_or_path", "") or "")
     data: dict[str, Any] = {
-        "name": card_name(name),
+        "name": _default_name(setup),
         "version": "0.1.0",
-        "description": f"A {config.method} adapter.",
+        "description": f"A {method}{' adapter' if setup.single else ''}.",
         "task": {"type": "other"},
         "base_model": {
             "id": Path(origin).name if Path(origin).is_dir() or not origin else origin,
@@ -136,25 +165,37 @@ def card_data(panel: Panel, name: str, about: Mapping[str, Any]) -> dict[str, An
         },
         "adapter": {
             "format": "adaptergit",
-            "method": config.method,
-            "config": describe(config),
-            "sites": as_records(panel.sites_of(name)),
-            "parameters": panel.parameters_of(name),
+            "method": method,
+            "config": described.pop("config"),
+            "sites": as_records(_sites(panel, setup)),
+            "parameters": sum(panel.parameters_of(name) for name in setup.adapters),
         },
+        **described,
     }
     if not data["base_model"]["id"]:
         data["base_model"]["id"] = data["base_model"]["model_type"]
-    if name in panel.heads:
-        head = panel.head_config(name)
-        fields = head.to_dict()
-        labels = list(fields.pop("labels", ()))
-        data["head"] = {"type": head.type, "config": fields, **({"labels": labels} if labels else {})}
     data["training"] = {"frameworks": frameworks()}
     data["license"] = "LicenseRef-Unspecified"
     for key, value in about.items():
         nested = isinstance(value, Mapping) and isinstance(data.get(key), dict)
         data[key] = {**data[key], **value} if nested else value
     return data
+
+
+def _sites(panel: Panel, setup: Setup) -> list[Site]:
+    """Return where the members act; one card holds one site of a key."""
+    found: dict[str, Site] = {}
+    fused = [place for key in setup.fusions for place in panel.fused(key).modules if isinstance(place, Site)]
+    for site in [*(site for name in setup.adapters for site in panel.sites_of(name)), *fused]:
+        if found.setdefault(site.key, site) != site:
+            raise UsageError(
+                f"the adapters of this set-up act at different places of {site.key}", hint="save them singly"
+            )
+    return list(found.values())
+
+
+def _default_name(setup: Setup) -> str:
+    return card_name(next(iter(setup.adapters))) if setup.single else ""
 
 
 def card_name(name: str) -> str:

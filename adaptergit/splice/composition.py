@@ -285,6 +285,14 @@ def partitions_rows(tree: Composition | None) -> bool:
     return isinstance(tree, BatchSplit | Parallel | MultiTask | Route) or any(map(partitions_rows, tree.children))
 
 
+def on_every_row(tree: Composition | None, name: str) -> bool:
+    """Tell whether an adapter acts on every row, however the rows are shared out."""
+    if not isinstance(tree, Block):
+        return tree == name
+    shared = isinstance(tree, BatchSplit | Parallel | MultiTask | Route)
+    return (all if shared else any)(on_every_row(child, name) for child in tree.children)
+
+
 def copies_of(tree: Composition | None) -> int:
     """Return how often the input is repeated.
 

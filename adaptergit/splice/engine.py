@@ -21,6 +21,7 @@ from torch import nn
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Projection, Site, base_of
 from adaptergit.splice.attention import Binding, bind
+from adaptergit.splice.embeddings import hook_embeddings
 from adaptergit.splice.interpret import (
     BranchState,
     Chain,
@@ -67,6 +68,11 @@ class Engine:
         self._lock = threading.RLock()
         self._local = threading.local()
         self._last: Call | None = None
+
+    @property
+    def base(self) -> nn.Module:
+        """The model without its head."""
+        return self._base
 
     @property
     def plan(self) -> Plan:
@@ -213,6 +219,7 @@ class Engine:
         plans = (self._plan, *self._overriding)
         # The call's own hook comes first: the others read what it saw.
         needed: list[Any] = ["call"] if any(plan.needs_call for plan in plans) else []
+        needed += ["embeddings"] if any(plan.embeddings is not None for plan in plans) else []
         needed += sorted(
             {place for plan in plans for place in plan.places}, key=lambda place: (isinstance(place, Tuned), place.key)
         )
@@ -240,8 +247,11 @@ class Engine:
             ]
             encoder = getattr(base, "encoder", None)
             if isinstance(encoder, nn.Module) and getattr(getattr(base, "config", None), "is_encoder_decoder", False):
-                undo.append(encoder.register_forward_pre_hook(_BeginEncoder(self), with_kwargs=True).remove)
+                names = tuple(inspect.signature(encoder.forward).parameters)
+                undo.append(encoder.register_forward_pre_hook(_BeginEncoder(self, names), with_kwargs=True).remove)
             return undo
+        if place == "embeddings":
+            return hook_embeddings(self._model, self)
         if isinstance(place, Site):
             return self._hook_site(place)
         if isinstance(place, Tuned):
@@ -258,7 +268,7 @@ class Engine:
             undo = [module.register_forward_pre_hook(_Embed(self, place), with_kwargs=True).remove]
             head = getattr(self._model, "get_output_embeddings", lambda: None)()
             if isinstance(head, nn.Module):
-                undo.append(head.register_forward_pre_hook(_Unembed(self, place)).remove)
+                undo.append(head.register_forward_pre_hook(_Unembed(self, place), prepend=True).remove)
             return undo
         if isinstance(place, Prompt):
             return [module.register_forward_hook(_Leave(self, place)).remove] if place.path else []
@@ -330,8 +340,11 @@ class _Begin:
         prompts = [place for place in plan.places if isinstance(place, Prompt)]
         if prompts:
             lengths = self.engine.prompt_lengths(prompts[0], call.batch)
-            if not seen:
-                named = self._make_room(module, prompts[0], named, lengths)
+            if named.get("encoder_outputs") is not None:  # the prompt is in what the encoder made
+                if call.mask is not None:
+                    named["attention_mask"] = _widen(call.mask, lengths, 1)
+            elif not seen:
+                named = _make_room(self.engine, module, self.names, prompts[0], named, lengths)
                 call = replace(call, mask=_mask(named.get("attention_mask")), prompted=True)
             else:  # later steps of a generation: the prompt is in the cache
                 self._later(named, lengths)
@@ -351,30 +364,6 @@ class _Begin:
         if given is None:
             given = torch.arange(seen, seen + tokens.shape[1], device=tokens.device)[None]
         named["position_ids"] = given + max(lengths)
-
-    def _make_room(self, module: nn.Module, place: Prompt, named: dict[str, Any], length: int) -> dict[str, Any]:
-        if not place.path:
-            ids = named.pop("input_ids", None)
-            embeds = named.get("inputs_embeds")
-            if embeds is None and ids is None:
-                raise ModelError("a prompt needs input_ids or inputs_embeds of the base model")
-            if embeds is None:
-                embeds = module.get_input_embeddings()(ids)  # type: ignore[operator]
-            named["inputs_embeds"] = self.engine.run(place, HiddenState(embeds)).hidden
-            given = named.get("position_ids")
-            if given is not None:
-                front = torch.arange(length, device=given.device).expand(given.shape[0], -1)
-                named["position_ids"] = torch.cat([front, given + length], dim=1)
-            if named.get("token_type_ids") is not None:
-                named["token_type_ids"] = _widen(named["token_type_ids"], length, 0)
-        mask = _mask(named.get("attention_mask"))
-        given = next((named[n] for n in ("input_ids", "inputs_embeds") if named.get(n) is not None), None)
-        if mask is None and place.path and given is not None and "attention_mask" in self.names:
-            # Some models make a mask for the tokens they were given, and would miss the prompt.
-            mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
-        if mask is not None:
-            named["attention_mask"] = _widen(mask, length, 1)
-        return named
 
     @staticmethod
     def _later(named: dict[str, Any], length: int) -> None:
@@ -400,15 +389,25 @@ class _BeginEncoder:
     """``generate`` calls an encoder by itself: there is no call of the base model to look at."""
 
     engine: Engine
+    names: tuple[str, ...]
 
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.engine.running:
-            return
+            return None
         plan = self.engine.current()
-        if plan.copies > 1 or any(isinstance(place, Prompt) for place in plan.places):
-            raise ModelError("Parallel and prompts do not work with generate() of an encoder-decoder model")
+        if plan.copies > 1:
+            raise ModelError("Parallel does not work with generate() of an encoder-decoder model")
         first = first_tensors(args, kwargs)
-        self.engine.begin(Call(first[0].shape[0] if first else 1, _mask(kwargs.get("attention_mask"))), running=False)
+        call = Call(first[0].shape[0] if first else 1, _mask(kwargs.get("attention_mask")))
+        prompt = next((place for place in plan.places if isinstance(place, Prompt)), None)
+        if prompt is None:
+            self.engine.begin(call, running=False)
+            return None
+        named = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        length = self.engine.prompt_lengths(prompt, call.batch)
+        named = _make_room(self.engine, self.engine.base, self.names, prompt, named, length)
+        self.engine.begin(replace(call, mask=_mask(named.get("attention_mask")), prompted=True), running=False)
+        return (), named
 
 
 @dataclass(frozen=True, eq=False)
@@ -575,6 +574,34 @@ class _Prefix(Binding):
         if hidden is None:
             raise ModelError("the attention's input was not seen", where=self.place.path)
         return self.engine.run(self.place, PrefixState(hidden))
+
+
+def _make_room(
+    engine: Engine, base: nn.Module, names: tuple[str, ...], place: Prompt, named: dict[str, Any], length: int
+) -> dict[str, Any]:
+    """Widen what a stack is called with, by its parameters' names, for a prompt in front."""
+    if not place.path:
+        ids = named.pop("input_ids", None)
+        embeds = named.get("inputs_embeds")
+        if embeds is None and ids is None:
+            raise ModelError("a prompt needs input_ids or inputs_embeds of the base model")
+        if embeds is None:
+            embeds = base.get_input_embeddings()(ids)  # type: ignore[operator]
+        named["inputs_embeds"] = engine.run(place, HiddenState(embeds)).hidden
+        given = named.get("position_ids")
+        if given is not None:
+            front = torch.arange(length, device=given.device).expand(given.shape[0], -1)
+            named["position_ids"] = torch.cat([front, given + length], dim=1)
+        if named.get("token_type_ids") is not None:
+            named["token_type_ids"] = _widen(named["token_type_ids"], length, 0)
+    mask = _mask(named.get("attention_mask"))
+    given = next((named[n] for n in ("input_ids", "inputs_embeds") if named.get(n) is not None), None)
+    if mask is None and place.path and given is not None and "attention_mask" in names:
+        # Some models make a mask for the tokens they were given, and would miss the prompt.
+        mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+    if mask is not None:
+        named["attention_mask"] = _widen(mask, length, 1)
+    return named
 
 
 def _prompt_length(node: Any) -> int:

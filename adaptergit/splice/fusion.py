@@ -37,6 +37,11 @@ class FusionConfig:
     dropout_prob: float | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            require(
+                field.name == "dropout_prob" or isinstance(value, bool), f"{field.name} is true or false, not {value!r}"
+            )
         require(
             self.dropout_prob is None or (is_number(self.dropout_prob) and 0 <= self.dropout_prob < 1),
             f"dropout_prob must be in [0, 1), not {self.dropout_prob!r}",

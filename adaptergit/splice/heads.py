@@ -91,10 +91,10 @@ class HeadCall:
         pad = getattr(self.config, "pad_token_id", None)
         return hidden[rows, last_position(hidden, self.inputs, pad)]
 
-    def fields(self) -> dict[str, Any]:
-        """Return what the base's output hands on."""
-        names = ("hidden_states", "attentions", "past_key_values")
-        return {name: getattr(self.output, name, None) for name in names}
+    @property
+    def handed_on(self) -> dict[str, Any]:
+        """What every answer takes over from the base's output."""
+        return {name: getattr(self.output, name, None) for name in ("hidden_states", "attentions")}
 
     def for_tokens(self, labels: torch.Tensor) -> torch.Tensor:
         """Put "ignore" labels where a prompt stands in front."""
@@ -237,10 +237,7 @@ class ClassificationHead(LayersHead):
             loss = F.mse_loss(logits.view(-1), labels.view(-1).to(logits.dtype))
         elif labels is not None:
             loss = F.cross_entropy(logits.view(-1, self.num_labels), labels.view(-1))
-        fields_ = call.fields()
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=fields_["hidden_states"], attentions=fields_["attentions"]
-        )
+        return SequenceClassifierOutput(loss=loss, logits=logits, **call.handed_on)
 
 
 @register_head
@@ -255,10 +252,7 @@ class MultiLabelHead(LayersHead):
         logits = layers(call.pooled(self.use_pooler))
         labels = call.labels.get("labels")
         loss = None if labels is None else F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        fields_ = call.fields()
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=fields_["hidden_states"], attentions=fields_["attentions"]
-        )
+        return SequenceClassifierOutput(loss=loss, logits=logits, **call.handed_on)
 
 
 @register_head
@@ -292,10 +286,7 @@ class TaggingHead(LayersHead):
             # A mask that was widened for a prompt ends with the tokens' own.
             kept = labels if mask is None else labels.masked_fill(mask[:, -labels.shape[1] :] != 1, -100)
             loss = F.cross_entropy(logits.view(-1, self.num_labels), call.for_tokens(kept).view(-1))
-        fields_ = call.fields()
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=fields_["hidden_states"], attentions=fields_["attentions"]
-        )
+        return TokenClassifierOutput(loss=loss, logits=logits, **call.handed_on)
 
 
 @register_head
@@ -319,14 +310,7 @@ class QuestionAnsweringHead(LayersHead):
                 for scores, name in ((first, "start_positions"), (last, "end_positions"))
             ]
             loss = (losses[0] + losses[1]) / 2
-        fields_ = call.fields()
-        return QuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=first,
-            end_logits=last,
-            hidden_states=fields_["hidden_states"],
-            attentions=fields_["attentions"],
-        )
+        return QuestionAnsweringModelOutput(loss=loss, start_logits=first, end_logits=last, **call.handed_on)
 
 
 @register_head
@@ -348,10 +332,7 @@ class MultipleChoiceHead(LayersHead):
         logits = layers(call.pooled(self.use_pooler)).view(-1, self.num_choices)
         labels = call.labels.get("labels")
         loss = None if labels is None else F.cross_entropy(logits, labels.view(-1))
-        fields_ = call.fields()
-        return MultipleChoiceModelOutput(
-            loss=loss, logits=logits, hidden_states=fields_["hidden_states"], attentions=fields_["attentions"]
-        )
+        return MultipleChoiceModelOutput(loss=loss, logits=logits, **call.handed_on)
 
 
 @dataclass(frozen=True)
@@ -433,19 +414,17 @@ class LanguageModelModule(HeadModule):
         if labels is not None:
             scores, wanted = (logits[:, :-1], labels[:, 1:]) if self.config.shift_labels else (logits, labels)
             loss = F.cross_entropy(scores.reshape(-1, logits.shape[-1]), call.for_tokens(wanted).reshape(-1))
-        fields_ = call.fields()
         if self.config.type == "masked_lm":
-            return MaskedLMOutput(
-                loss=loss, logits=logits, hidden_states=fields_["hidden_states"], attentions=fields_["attentions"]
-            )
+            return MaskedLMOutput(loss=loss, logits=logits, **call.handed_on)
         if self.config.type == "seq2seq_lm":
             return Seq2SeqLMOutput(
                 loss=loss,
                 logits=logits,
-                past_key_values=fields_["past_key_values"],
+                past_key_values=getattr(call.output, "past_key_values", None),
                 encoder_last_hidden_state=getattr(call.output, "encoder_last_hidden_state", None),
             )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **fields_)
+        past = getattr(call.output, "past_key_values", None)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past, **call.handed_on)
 
 
 @dataclass
@@ -506,14 +485,7 @@ class ParserModule(HeadModule):
             chosen = wanted_arcs[real]
             scores = relations[real][torch.arange(len(chosen), device=chosen.device), chosen]
             loss = F.cross_entropy(arcs[real], chosen) + F.cross_entropy(scores, wanted[real])
-        fields_ = call.fields()
-        return DependencyParsingOutput(
-            loss=loss,
-            rel_preds=relations,
-            arc_preds=arcs,
-            hidden_states=fields_["hidden_states"],
-            attentions=fields_["attentions"],
-        )
+        return DependencyParsingOutput(loss=loss, rel_preds=relations, arc_preds=arcs, **call.handed_on)
 
 
 class _Biaffine(nn.Module):
@@ -596,11 +568,17 @@ def static_head_of(model: nn.Module) -> StaticHead:
 
 
 def static_paths(model: nn.Module) -> tuple[str, ...]:
-    """Return the children of ``model`` outside its base that have parameters of their own, not tied to the base's."""
+    """Return the children of ``model`` outside its base that have parameters of their own.
+
+    What scores tokens is no head of a task, tied to the embedding or not.
+    """
     base = base_of(model)
     if base is model:
         return ()
     tied = {id(p) for p in base.parameters()}
+    scoring = getattr(model, "get_output_embeddings", lambda: None)()
+    if isinstance(scoring, nn.Module):
+        tied |= {id(p) for p in scoring.parameters()}
     return tuple(
         name
         for name, child in model.named_children()

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.errors import UsageError
+from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Projection
 from adaptergit.splice.config import MethodConfig
 from adaptergit.splice.layers import is_number
 from adaptergit.splice.methods import LoRA
 from adaptergit.splice.methods.lora import LoRASite
 from adaptergit.splice.methods.prefix_tuning import PrefixNetwork, PrefixTuning
-from adaptergit.splice.methods.projections import weight_of
+from adaptergit.splice.methods.projections import is_quantised, weight_of
 from adaptergit.splice.places import Host, Linear, Parts
 
 AVERAGES = ("linear", "lora_linear_only_negate_b", "lora_delta_w_svd")
@@ -45,6 +45,11 @@ def merge_into(host: Host, parts: Parts) -> Callable[[], None]:
         if not isinstance(place, Projection | Linear) or not hasattr(leaf, "merged"):
             raise UsageError(f"what acts at {place.key} cannot be merged into weights")
         module: Any = host.module(place.path)
+        if is_quantised(module):
+            raise ModelError(
+                f"{place.path} is quantised: what is merged into it would be rounded away",
+                hint="merge into the model in its own precision, and quantise it then",
+            )
         with torch.no_grad():
             merged = leaf.merged(weight_of(module))
             changes.append((module.weight, merged.T if type(module).__name__ == "Conv1D" else merged))
@@ -215,11 +220,6 @@ def _largest(tensor: torch.Tensor, density: float) -> torch.Tensor:
 def _random(tensor: torch.Tensor, density: float) -> torch.Tensor:
     """Keep a random share of entries, and make them larger by what is lost (PyTorch's own generator)."""
     return tensor * torch.bernoulli(torch.full_like(tensor, density)) / density
-
-
-def truncate(config: MethodConfig, parts: Parts, rank: int | None, build: Build) -> tuple[MethodConfig, Parts]:
-    """Return a LoRA with the same updates as near as a rank allows."""
-    return combine([config], [parts], [1.0], "svd", build, rank=rank, density=1.0, majority="total")
 
 
 def eject_prefix(config: MethodConfig, parts: Parts, build: Build) -> tuple[MethodConfig, Parts]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,19 +16,20 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from adaptergit.errors import ModelError, UsageError
-from adaptergit.splice.anatomy import Anatomy, Site, anatomy_of, base_of, parameter_of
-from adaptergit.splice.composition import Block, Composition, Fuse, Route, Stack, parse_composition
-from adaptergit.splice.config import MethodConfig, check_types, parse_config
+from adaptergit.splice.anatomy import Site, anatomy_of
+from adaptergit.splice.checkpoint import card_name, save
+from adaptergit.splice.composition import Block, Composition, Fuse, Route, Stack, on_every_row, parse_composition
+from adaptergit.splice.config import MethodConfig, parse_config
+from adaptergit.splice.embeddings import Embeddings, config_for, input_paths
 from adaptergit.splice.engine import EMPTY, Engine
 from adaptergit.splice.fusion import Fusion, FusionConfig, fusion_config
 from adaptergit.splice.head_hooks import hook_head
 from adaptergit.splice.heads import HeadConfig, build_head, static_head_of, static_paths
+from adaptergit.splice.inventory import ATTRIBUTE, Inventory, check_new, panel_of
 from adaptergit.splice.merging import average, average_states, combine, eject_prefix, merge_into
-from adaptergit.splice.places import BlockOutput, Host, Linear, Parts, Place, Tuned
+from adaptergit.splice.places import BlockOutput, Linear, Place
 from adaptergit.splice.plan import Plan
-from adaptergit.splice.sidecar import Sidecar
-
-_ATTRIBUTE = "adaptergit"
+from adaptergit.splice.setup import fused, several, single
 
 
 def adapters(
@@ -47,23 +48,11 @@ def adapters(
     Raises:
         ModelError: The model's architecture is not understood.
     """
-    sidecar = getattr(model, _ATTRIBUTE, None)
-    return sidecar.panel if isinstance(sidecar, _PanelSidecar) else Panel(model, sites, inputs)
+    found: Panel | None = panel_of(model)
+    return Panel(model, sites, inputs) if found is None else found
 
 
-@dataclass(frozen=True)
-class Spliced:
-    """One adapter in a model."""
-
-    config: MethodConfig
-    parts: Parts
-    about: Any = None
-    """Whatever the loader knows about it: card, verdict."""
-    frozen: frozenset[str] = frozenset()
-    """Parameters that the method does not train."""
-
-
-class Panel:
+class Panel(Inventory):
     """The adapters and heads of one model; made by :func:`adapters`."""
 
     def __init__(
@@ -72,42 +61,15 @@ class Panel:
         sites: Iterable[Site | Mapping[str, Any]] | None = None,
         inputs: Mapping[str, Any] | None = None,
     ) -> None:
-        if hasattr(model, _ATTRIBUTE):
-            raise ModelError(f"the model has an attribute {_ATTRIBUTE!r} that is not a panel")
-        self.anatomy: Anatomy = anatomy_of(model, sites, inputs)
-        self.host = Host(model, self.anatomy)
-        self._model = model
-        self._base = base_of(model)
+        if hasattr(model, ATTRIBUTE):
+            raise ModelError(f"the model has an attribute {ATTRIBUTE!r} that is not a panel")
+        super().__init__(model, anatomy_of(model, sites, inputs))
         self._engine = Engine(model)
-        self._adapters: dict[str, Spliced] = {}
-        self._fusions: dict[str, dict[Place, Fusion]] = {}
-        self._fused_names: dict[str, tuple[str, ...]] = {}
-        self._heads: dict[str, HeadConfig] = {}
         self._active: Composition | None = None
         self._active_heads: tuple[str, ...] = ()
         self._head_handles: list[RemovableHandle] = []
         self._merged: dict[str, Callable[[], None]] = {}
         self._trainable: dict[str, bool] | None = None
-        self._sidecar = _PanelSidecar(self)
-        model.add_module(_ATTRIBUTE, self._sidecar)
-
-    @property
-    def model(self) -> nn.Module:
-        """The model this panel belongs to."""
-        return self._model
-
-    @property
-    def names(self) -> list[str]:
-        """Adapters in the order they were added."""
-        return list(self._adapters)
-
-    @property
-    def heads(self) -> list[str]:
-        """Heads in the order they were added."""
-        return list(self._heads)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._adapters
 
     def add(self, name: str, config: str | MethodConfig = "seq_bn", *, dtype: torch.dtype | None = None) -> None:
         """Add a freshly initialised adapter. It does nothing until it is activated.
@@ -122,7 +84,7 @@ class Panel:
             ModelError: The model has no place that the configuration asks for.
         """
         parsed = parse_config(config)
-        self._check_new(name, self._adapters)
+        check_new(name, self._adapters)
         parts = self.build(parsed)
         seed = getattr(parsed, "init_weights_seed", None)
         parts.to_empty(device="cpu")
@@ -150,7 +112,7 @@ class Panel:
         wanted = fusion_config(config)
         modules: dict[Place, Fusion] = {}
         for place in self.anatomy.sites:
-            present = [place in self._spliced(child).parts.places for child in fuse.names()]
+            present = [place in self.spliced(child).parts.places for child in fuse.names()]
             if any(present) and not all(present):
                 raise UsageError(f"not all of {fuse.key} act at {place.key}", hint="fuse adapters of one configuration")
             if any(present):
@@ -158,7 +120,7 @@ class Panel:
                 modules[place].reset_parameters()
         if not modules:
             raise UsageError(f"{fuse.key}: AdapterFusion is defined for bottleneck adapters")
-        self.insert_fusion(fuse.key, modules, fuse.names())
+        self.insert_fusion(fuse.key, wanted, modules, fuse.names())
 
     def remove_fusion(self, name: str) -> None:
         """Forget a fusion; if it is active, all adapters are switched off.
@@ -166,38 +128,58 @@ class Panel:
         Raises:
             UsageError: No fusion of that name.
         """
-        self.fusion_module(name)
-        if name in _fused(self._active):
+        self.fused(name)
+        if name in fused(self._active):
             self.activate(None)
-        del self._fusions[name], self._fused_names[name]
-        del self._sidecar.passengers[_fusion_key(name)]
+        self.drop_fusion(name)
 
-    def insert_fusion(self, name: str, modules: Mapping[Place, Fusion], children: Iterable[str] = ()) -> None:
-        """Put a fusion of some adapters with its weights into the panel."""
-        if name in self._fusions:
-            raise UsageError(f"the fusion {name!r} is there already", hint=f"panel.remove_fusion({name!r})")
-        self._fused_names[name] = tuple(children)
-        holder = Parts()
-        for place, module in modules.items():
-            self._settle(place, module, None, None)
-            holder.put(place, module)
-        self._fusions[name] = dict(modules)
-        self._sidecar.passengers[_fusion_key(name)] = holder
+    def add_embeddings(
+        self,
+        name: str,
+        tokenizer: Any,
+        *,
+        reference_tokenizer: Any = None,
+        reference: str | None = None,
+    ) -> None:
+        """Add embeddings for another vocabulary (MAD-X 2.0); they act with an adapter of their name, or when asked for.
 
-    @property
-    def fusions(self) -> list[str]:
-        """Fusions in the order they were added."""
-        return list(self._fusions)
+        They are saved, published and loaded with the adapter of the same name, tokenizer and all.
 
-    def fusion_module(self, name: str) -> nn.Module:
-        """Return a fusion's weights.
+        Args:
+            name: A new name.
+            tokenizer: Whose tokens they are; a number of tokens, if there is no tokenizer to keep.
+            reference_tokenizer: Tokens that it has too start as its embeddings have them.
+            reference: Added embeddings that ``reference_tokenizer`` belongs to; default: the model's own.
 
         Raises:
-            UsageError: No fusion of that name.
+            UsageError: The name is taken.
+            ModelError: The model embeds no tokens.
         """
-        if name not in self._fusions:
-            raise UsageError(f"there is no fusion {name!r}", hint=f"fusions: {', '.join(self.fusions) or 'none'}")
-        return self._sidecar.passengers[_fusion_key(name)]
+        check_new(name, self._tokenizers)
+        known = not isinstance(tokenizer, int)
+        config = config_for(
+            self._model, len(tokenizer) if known else tokenizer, getattr(tokenizer, "pad_token_id", None)
+        )
+        module = Embeddings(config, self._model)
+        module.reset_parameters()
+        if reference_tokenizer is not None:
+            if not known:
+                raise UsageError("tokens can be compared only between two tokenizers")
+            theirs = reference_tokenizer.get_vocab()
+            pairs = {index: theirs[token] for token, index in tokenizer.get_vocab().items() if token in theirs}
+            module.copy_tokens(pairs, self._model if reference is None else self.embeddings_module(reference))
+        module.requires_grad_(False)
+        self.insert_embeddings(name, module, tokenizer if known else None)
+
+    def remove_embeddings(self, name: str) -> None:
+        """Forget embeddings; if they are active, all adapters are switched off.
+
+        Raises:
+            UsageError: No embeddings of that name.
+        """
+        if self.embeddings_module(name) is self._engine.plan.embeddings:
+            self.activate(None)
+        self.drop_embeddings(name)
 
     def add_head(self, name: str, config: HeadConfig) -> None:
         """Add a freshly initialised head; it acts when an adapter of the same name, or ``head=name``, is active.
@@ -207,119 +189,6 @@ class Panel:
             ModelError: The head does not fit the model's class.
         """
         self.insert_head(name, config, build_head(config, self._model, self.anatomy.hidden_size))
-
-    def build(self, config: MethodConfig, host: Host | None = None) -> Parts:
-        """Make an adapter's modules without storage, to compare names and shapes with a checkpoint.
-
-        Args:
-            config: What to build.
-            host: The model with other sites than the panel's, for an adapter that was made for those.
-
-        Raises:
-            ModelError: No place of this model takes the configuration.
-        """
-        check_types(config)
-        with torch.device("meta"):
-            parts = config.build(host or self.host)
-        if not parts.places:
-            raise ModelError(f"{config.method} has no place in this model: its places are left out or not there")
-        return parts
-
-    def insert(
-        self,
-        name: str,
-        config: MethodConfig,
-        parts: Parts,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-        about: Any = None,
-    ) -> None:
-        """Put an adapter with its weights into the panel; it stays inactive."""
-        self._check_new(name, self._adapters)
-        named = getattr(config, "dtype", None)
-        wanted = dtype if named is None or dtype is not None else getattr(torch, str(named), None)
-        if (named is not None or dtype is not None) and not (
-            isinstance(wanted, torch.dtype) and wanted.is_floating_point
-        ):
-            raise UsageError(
-                f"{named or dtype!r} is no dtype that adapters compute in", hint="float32, bfloat16, float16"
-            )
-        if parts.common is not None:
-            self._settle(next(iter(parts.places)), parts.common, wanted, device)
-        for place, module in parts.places.items():
-            self._settle(place, module, wanted, device)
-        frozen = frozenset(key for key, parameter in parts.named_parameters() if not parameter.requires_grad)
-        self._adapters[name] = Spliced(config, parts, about, frozen)
-        self._sidecar.passengers[name] = parts
-
-    def _settle(self, place: Place, module: nn.Module, dtype: torch.dtype | None, device: torch.device | None) -> None:
-        root = self._model if isinstance(place, Tuned) else self._base
-        host = parameter_of(root, place.output if isinstance(place, Site) else place.path)
-        module.to(device=device or host.device, dtype=dtype or host.dtype)
-        module.train(self._model.training)
-
-    def insert_head(
-        self,
-        name: str,
-        config: HeadConfig,
-        module: nn.Module,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-    ) -> None:
-        """Put a head with its weights into the panel; it stays inactive."""
-        self._check_new(name, self._heads)
-        host = parameter_of(self._base, self.anatomy.sites[-1].output)
-        module.to(device=device or host.device, dtype=dtype or host.dtype)
-        module.train(self._model.training)
-        self._heads[name] = config
-        self._sidecar.passengers[_head_key(name)] = module
-
-    def module(self, name: str) -> nn.Module:
-        """Return an adapter's weights; its tensor names are architecture-free, like ``blocks.3.ffn.down.weight``.
-
-        Raises:
-            UsageError: No adapter of that name.
-        """
-        self._spliced(name)
-        return self._sidecar.passengers[name]
-
-    def head_module(self, name: str) -> nn.Module:
-        """Return a head's weights.
-
-        Raises:
-            UsageError: No head of that name.
-        """
-        self.head_config(name)
-        return self._sidecar.passengers[_head_key(name)]
-
-    def config(self, name: str) -> MethodConfig:
-        """Return an adapter's configuration."""
-        return self._spliced(name).config
-
-    def sites_of(self, name: str) -> list[Site]:
-        """Return the sites of the blocks an adapter acts in."""
-        places = self._spliced(name).parts.places
-        blocks = {getattr(place, "block", None) for place in places}
-        acting = {place for place in places if isinstance(place, Site)}
-        own = {site.key: site for site in acting}
-        known = [own.get(site.key, site) for site in self.anatomy.sites]
-        return [s for s in known if s in acting or (not acting and (s.block in blocks or blocks == {None}))]
-
-    def about(self, name: str) -> Any:
-        """Return what the loader knows about an adapter, or None."""
-        return self._spliced(name).about
-
-    def head_config(self, name: str) -> HeadConfig:
-        """Return a head's configuration.
-
-        Raises:
-            UsageError: No head of that name.
-        """
-        if name not in self._heads:
-            raise UsageError(f"there is no head {name!r}", hint=f"heads: {', '.join(self._heads) or 'none'}")
-        return self._heads[name]
 
     @property
     def active(self) -> Composition | None:
@@ -335,6 +204,12 @@ class Panel:
         """The active head, or None: the model answers as its own class does. Of several, the first."""
         return self._active_heads[0] if self._active_heads else None
 
+    @property
+    def active_embeddings(self) -> str | None:
+        """The active embeddings, or None: the model's own."""
+        acting = self._engine.plan.embeddings
+        return next((name for name in self.embeddings if self.embeddings_module(name) is acting), None)
+
     def activate(
         self,
         composition: Composition | None,
@@ -342,6 +217,7 @@ class Panel:
         skip_layers: Iterable[int] = (),
         *,
         task_ids: Sequence[int] | torch.Tensor | None = None,
+        embeddings: str | None = None,
     ) -> None:
         """Choose what acts in every forward from now on.
 
@@ -351,12 +227,13 @@ class Panel:
                 and BatchSplit with as many children, each for its child's rows.
             skip_layers: Blocks in which adapters do nothing (AdapterDrop, Rücklé et al. 2021).
             task_ids: For MultiTask: which child each row goes to.
+            embeddings: Added embeddings; default: those named like an adapter, if there are any.
 
         Raises:
-            UsageError: An adapter or head that is not there; nothing changes.
+            UsageError: An adapter, head or embeddings that are not there; nothing changes.
         """
         parsed = self._parse(composition)
-        plan = self._compile(parsed, frozenset(skip_layers), task_ids)
+        plan = self._compile(parsed, frozenset(skip_layers), task_ids, embeddings)
         if head is None and parsed is not None:
             last = _names(parsed)[-1:]
             head = last[0] if last and last[0] in self._heads else None
@@ -382,6 +259,7 @@ class Panel:
         skip_layers: Iterable[int] = (),
         *,
         task_ids: Sequence[int] | torch.Tensor | None = None,
+        embeddings: str | None = None,
     ) -> Iterator[None]:
         """Use other adapters inside the block, in this thread or task only.
 
@@ -400,15 +278,19 @@ class Panel:
                 hint="panel.activate(…) instead of using(…), or torch.no_grad() around it",
             )
         parsed = self._parse(composition)
-        plan = replace(self._compile(parsed, frozenset(skip_layers), task_ids), head=parsed is not None)
+        plan = replace(self._compile(parsed, frozenset(skip_layers), task_ids, embeddings), head=parsed is not None)
         with self._engine.override(plan):
             yield
 
-    def train(self, *names: str) -> None:
+    def train(self, *names: str, train_embeddings: bool = False) -> None:
         """Freeze everything but these adapters and their heads, and activate them as a Stack.
 
         On a model whose class has a head (``AutoModelForSequenceClassification``), that head is trained too: a copy of
         it, kept beside the model like the adapter.
+
+        Args:
+            names: Adapters, first to last.
+            train_embeddings: Also train the added embeddings that act with them.
 
         Raises:
             UsageError: No adapter of that name, or no name.
@@ -416,7 +298,7 @@ class Panel:
         if not names:
             raise UsageError("name at least one adapter to train", hint=f"adapters: {', '.join(self.names) or 'none'}")
         for name in names:
-            self._spliced(name)
+            self.spliced(name)
         if names[-1] not in self._heads and static_paths(self._model):
             self.add_head(names[-1], static_head_of(self._model))
         if self._trainable is None:
@@ -424,10 +306,15 @@ class Panel:
         self._model.requires_grad_(False)
         for name in names:
             for key, parameter in self.module(name).named_parameters():
-                parameter.requires_grad_(key not in self._spliced(name).frozen)
+                parameter.requires_grad_(key not in self.spliced(name).frozen)
             if name in self._heads:
                 self.head_module(name).requires_grad_(True)
         self.activate(Stack(*names))
+        if train_embeddings:
+            acting = self.active_embeddings
+            if acting is None:
+                raise UsageError("none of these adapters has embeddings", hint="panel.add_embeddings(name, tokenizer)")
+            self.embeddings_module(acting).requires_grad_(True)
         self._model.train()
 
     def train_fusion(self, fuse: str | Fuse) -> None:
@@ -439,7 +326,7 @@ class Panel:
             UsageError: No such fusion.
         """
         parsed = self._parse(fuse)
-        keys = list(_fused(parsed))
+        keys = list(fused(parsed))
         if not keys or parsed is None:
             raise UsageError(f"{fuse} holds no Fuse", hint='write "Fuse(a, b)"')
         modules = [self.fusion_module(key) for key in keys]
@@ -457,7 +344,7 @@ class Panel:
             UsageError: The method cannot be merged, or the adapter is merged already.
             ModelError: The weights are quantised.
         """
-        spliced = self._spliced(name)
+        spliced = self.spliced(name)
         if name in self._merged:
             raise UsageError(f"{name!r} is merged already")
         if self._engine.overridden:
@@ -509,8 +396,8 @@ class Panel:
             UsageError: Names, weights or configurations do not fit.
         """
         own = self._weights(names, weights, normalize_weights)
-        configs, parts = [self.config(n) for n in names], [self._spliced(n).parts for n in names]
-        self._check_new(name, self._adapters)
+        configs, parts = [self.config(n) for n in names], [self.spliced(n).parts for n in names]
+        check_new(name, self._adapters)
         if strategy == "lora_delta_w_svd":
             made = combine(configs, parts, own, "svd", self.build, rank=rank, density=1.0, majority="total")
         else:
@@ -546,10 +433,10 @@ class Panel:
             UsageError: Names or options do not fit.
         """
         own = self._weights(names, weights if weights is not None else [1.0] * len(names), False)
-        self._check_new(name, self._adapters)
+        check_new(name, self._adapters)
         made = combine(
             [self.config(n) for n in names],
-            [self._spliced(n).parts for n in names],
+            [self.spliced(n).parts for n in names],
             own,
             strategy,
             self.build,
@@ -581,7 +468,7 @@ class Panel:
         Raises:
             UsageError: Not prefix tuning, or the adapter is active.
         """
-        spliced = self._spliced(name)
+        spliced = self.spliced(name)
         if self._active is not None and name in _names(self._active):
             raise UsageError(f"{name!r} is active", hint="set active to None first")
         config, parts = eject_prefix(spliced.config, spliced.parts, self.build)
@@ -603,31 +490,25 @@ class Panel:
         Raises:
             UsageError: No adapter of that name.
         """
-        self._spliced(name)
+        self.spliced(name)
         if name in self._merged:
             self.unmerge(name)
         if self._active is not None and name in _names(self._active):
             self.activate(None)
         if name in self._active_heads:
             self._set_head(())
-        for fusion in [key for key, children in self._fused_names.items() if name in children]:
+        for fusion in [key for key in self.fusions if name in self.fused(key).children]:
             self.remove_fusion(fusion)
-        del self._adapters[name]
-        del self._sidecar.passengers[name]
-        if self._heads.pop(name, None) is not None:
-            del self._sidecar.passengers[_head_key(name)]
+        self.drop(name)
 
     def snapshot(self) -> Callable[[], None]:
         """Return a function that takes back everything added or activated since."""
-        tables = (self._adapters, self._fusions, self._fused_names, self._heads, self._sidecar.passengers)
-        before = [dict(table) for table in tables]
+        taken_back = super().snapshot()
         plan, active, heads = self._engine.plan, self._active, self._active_heads
 
         def restore() -> None:
             self._engine.plan, self._active = plan, active
-            for table, content in zip(tables, before, strict=True):
-                table.clear()  # type: ignore[attr-defined]
-                table.update(content)  # type: ignore[attr-defined]
+            taken_back()
             self._set_head(heads)
 
         return restore
@@ -643,13 +524,8 @@ class Panel:
                 if name in self._trainable:
                     parameter.requires_grad_(self._trainable[name])
         with contextlib.suppress(AttributeError):
-            delattr(self._model, _ATTRIBUTE)
+            delattr(self._model, ATTRIBUTE)
         return self._model
-
-    def parameters_of(self, name: str) -> int:
-        """Count the parameters that an adapter trains, without its head."""
-        frozen = self._spliced(name).frozen
-        return sum(p.numel() for key, p in self.module(name).named_parameters() if key not in frozen)
 
     def save(self, name: str, folder: Any, /, **about: Any) -> None:
         """Write an adapter and its head as a package folder that can be loaded or published.
@@ -663,9 +539,48 @@ class Panel:
             UsageError: No adapter of that name.
             PackageError: A card field is not valid; nothing is written.
         """
-        from adaptergit.splice.checkpoint import save
+        save(self, single(self, name), folder, about)
 
-        save(self, name, folder, about)
+    def save_setup(
+        self,
+        folder: Any,
+        /,
+        composition: Composition | None = None,
+        *,
+        heads: Iterable[str] | None = None,
+        embeddings: Iterable[str] | None = None,
+        **about: Any,
+    ) -> None:
+        """Write a composition with all that acts in it as one package folder.
+
+        Args:
+            folder: Created if missing; files of an earlier save are replaced.
+            composition: Default: the active one.
+            heads: Default: the active ones for the active composition, none for any other.
+            embeddings: Default: those that act with it.
+            about: Card fields; ``name`` is needed.
+
+        Raises:
+            UsageError: Something is not there, or there is nothing to save.
+            PackageError: A card field is not valid; nothing is written.
+        """
+        parsed = self._active if composition is None else self._parse(composition)
+        chosen = list(heads) if heads is not None else [] if composition is not None else list(self._active_heads)
+        if embeddings is None:
+            acting = self.active_embeddings if composition is None else self._embeddings_of(parsed)
+            embeddings = [] if acting is None else [acting]
+        save(self, several(self, parsed, chosen, embeddings), folder, about)
+
+    def save_head(self, name: str, folder: Any, /, **about: Any) -> None:
+        """Write a head alone as a package folder; see :meth:`save`."""
+        save(self, several(self, None, [name], []), folder, {"name": card_name(name), **about})
+
+    def save_fusion(self, name: str, folder: Any, /, **about: Any) -> None:
+        """Write a fusion without its adapters as a package folder; ``name`` is needed among the card fields."""
+        children = self.fused(name).children
+        block = Fuse(*children) if Fuse(*children).key == name else Fuse(*children, name=name)
+        setup = several(self, block, [], [])
+        save(self, replace(setup, adapters={}), folder, about)
 
     def _parse(self, composition: Composition | None) -> Composition | None:
         # A name that is no word of the grammar is a name all the same.
@@ -678,28 +593,46 @@ class Panel:
         composition: Composition | None,
         skip: frozenset[int],
         task_ids: Sequence[int] | torch.Tensor | None = None,
+        embeddings: str | None = None,
     ) -> Plan:
+        chosen = embeddings or self._embeddings_of(composition)
+        acting = None if chosen is None else self.embeddings_module(chosen)
         if composition is None:
-            return EMPTY
+            return EMPTY if acting is None else Plan(embeddings=acting)
         leaves: dict[Place, dict[str, nn.Module]] = {}
         for name in dict.fromkeys(_names(composition)):
             if name in self._merged:
                 raise UsageError(
                     f"{name!r} is merged into the weights and acts already", hint=f"panel.unmerge({name!r})"
                 )
-            for place, module in self._spliced(name).parts.places.items():
+            for place, leaf in self.spliced(name).parts.places.items():
                 if getattr(place, "block", None) not in skip or isinstance(place, Linear):
-                    leaves.setdefault(place, {})[name] = module
+                    leaves.setdefault(place, {})[name] = leaf
+        looked_up = set(input_paths(self._base)) if acting is not None else ()
         for place in leaves:
             if isinstance(place, BlockOutput):
                 self.host.module(place.path)
+            if isinstance(place, Linear) and place.path in looked_up:
+                raise UsageError(f"an adapter acts on {place.path}, which added embeddings stand in for")
         fusions: dict[Place, dict[str, nn.Module]] = {}
-        for key in _fused(composition):
-            self.fusion_module(key)
-            for place, fusion in self._fusions[key].items():
+        for key in fused(composition):
+            for place, fusion in self.fused(key).modules.items():
                 fusions.setdefault(place, {})[key] = fusion
         tasks = task_ids.tolist() if isinstance(task_ids, torch.Tensor) else task_ids
-        return Plan(composition, leaves, fusions, tasks)
+        return Plan(composition, leaves, fusions, tasks, embeddings=acting)
+
+    def _embeddings_of(self, composition: Composition | None) -> str | None:
+        """Return the embeddings named like an adapter that acts on all rows."""
+        if composition is None:
+            return None
+        own = [name for name in dict.fromkeys(_names(composition)) if name in self._tokenizers]
+        if not own:
+            return None
+        if len(own) > 1 or not on_every_row(composition, own[0]):
+            raise UsageError(
+                f"the adapters of {composition} read different embeddings", hint=f"choose: embeddings={own[0]!r}"
+            )
+        return own[0]
 
     def _set_head(self, names: Sequence[str]) -> None:
         for handle in self._head_handles:
@@ -710,20 +643,9 @@ class Panel:
             modules = [self.head_module(name) for name in names]
             self._head_handles = hook_head(self._model, self._base, modules, self.anatomy.pooling, self._engine)
 
-    def _spliced(self, name: str) -> Spliced:
-        if name not in self._adapters:
-            raise UsageError(f"there is no adapter {name!r}", hint=f"adapters: {', '.join(self.names) or 'none'}")
-        return self._adapters[name]
-
-    def _check_new(self, name: str, existing: Mapping[str, Any]) -> None:
-        if not isinstance(name, str) or not name or len(name) > 200 or set(name) & set("/\\\0\n:"):
-            raise UsageError(f"{name!r} cannot name an adapter", hint="use what a file name can hold")
-        if name in existing:
-            raise UsageError(f"{name!r} is there already", hint="choose another name, or panel.remove() it first")
-
     @staticmethod
     def _is_ours(parameter_name: str) -> bool:
-        return parameter_name.startswith(f"{_ATTRIBUTE}.")
+        return parameter_name.startswith(f"{ATTRIBUTE}.")
 
     def __repr__(self) -> str:
         lines = [f"{n}: {s.config.method}, {self.parameters_of(n):,} parameters" for n, s in self._adapters.items()]
@@ -732,29 +654,5 @@ class Panel:
         )
 
 
-class _PanelSidecar(Sidecar):
-    def __init__(self, panel: Panel) -> None:
-        super().__init__()
-        object.__setattr__(self, "panel", panel)
-
-    panel: Panel
-
-
-def _head_key(name: str) -> str:
-    return f"{name}:head"
-
-
-def _fusion_key(name: str) -> str:
-    return f"{name}:fusion"
-
-
 def _names(composition: Composition) -> list[str]:
     return [composition] if isinstance(composition, str) else list(composition.names())
-
-
-def _fused(composition: Composition | None) -> Iterator[str]:
-    if isinstance(composition, Fuse):
-        yield composition.key
-    if isinstance(composition, Block):
-        for child in composition.children:
-            yield from _fused(child)

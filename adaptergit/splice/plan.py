@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from adaptergit.splice.composition import Composition, copies_of, for_row, partitions_rows
+from adaptergit.splice.embeddings import Embeddings
 from adaptergit.splice.interpret import Node, Rows, compile_at
 from adaptergit.splice.places import BlockOutput, Place, Prompt
 
@@ -27,6 +28,8 @@ class Plan:
     tasks: Sequence[int] | None = None
     head: bool = True
     """Whether the active head answers."""
+    embeddings: Embeddings | None = None
+    """Added embeddings that stand in for the model's own."""
     nodes: dict[Place, Node] = field(default_factory=dict, init=False)
     """Where all rows are treated alike."""
     _groups: dict[tuple[Place, int], list[tuple[Rows, Node | None]]] = field(default_factory=dict, init=False)

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from adaptergit.errors import UsageError
+
 
 class Sidecar(nn.Module):
     """Holds named modules next to a model."""
@@ -32,19 +34,16 @@ class Sidecar(nn.Module):
         for name, module in self.passengers.items():
             yield from module.named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
 
-    def train(self, mode: bool = True) -> Sidecar:
-        """Set training mode of everything in it."""
-        super().train(mode)
-        for module in self.passengers.values():
-            module.train(mode)
-        return self
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield what is in it: ``train``, ``to`` and the sharding of FSDP walk over children."""
+        yield from self.passengers.items()
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Sidecar:
         """Do nothing: ``model.apply`` re-initialises hosts, and must not re-initialise trained adapters."""
         return self
 
-    def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Sidecar:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's own is not typed
-        for module in self.passengers.values():
-            module._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
+    def _replicate_for_data_parallel(self) -> Any:
+        raise UsageError(
+            "nn.DataParallel makes copies of a model that know nothing of its adapters",
+            hint="DistributedDataParallel (torchrun or accelerate launch), or one GPU: CUDA_VISIBLE_DEVICES=0",
+        )

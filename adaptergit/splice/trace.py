@@ -9,7 +9,7 @@ the graph, so nothing depends on how a model names its parts. Names only tell fe
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -71,10 +71,6 @@ class Found:
     """None where the branch's module sees other positions than the stream (windows)."""
     norm: str | None
     hidden_size: int
-    adds_in: str
-    """Innermost module that runs the sum."""
-    attention: str | None
-    """Module that runs the attention operation."""
     channels_first: bool = False
     """Tensors are (batch, channels, height, width): the hidden size is the second dimension."""
 
@@ -267,7 +263,7 @@ def _branches(total: _Node, modules: Mapping[str, nn.Module], once: set[str]) ->
         residual = _reader(x, total, output, once) if aligned else None
         first = len(x.shape) == 4 and any(node.operation in _ON_IMAGES and len(node.shape) == 4 for node in between)
         size = x.shape[1] if first else x.shape[-1]
-        yield Found(kind, output, residual, _post_norm(total, modules), size, total.module, attention, first)
+        yield Found(kind, output, residual, _post_norm(total, modules), size, first)
 
 
 def _stream(node: _Node) -> _Node:
@@ -453,12 +449,3 @@ def group_blocks(found: Sequence[Found]) -> list[str]:
 def _parallel_lists(path: str) -> str:
     parent, _, index = path.rpartition(".")
     return f"{parent.rpartition('.')[0]}.{index}"
-
-
-def pattern(found: Sequence[Found]) -> dict[str, str]:
-    """Return the shape of every block, like ``A'+F'`` (a prime marks a post-norm)."""
-    letters: Mapping[str, str] = {"attention": "A", "cross_attention": "X", "ffn": "F", "moe": "M", "mixer": "S"}
-    blocks: dict[str, list[str]] = defaultdict(list)
-    for one, block in zip(found, group_blocks(found), strict=True):
-        blocks[block].append(letters[one.branch] + ("'" if one.norm else ""))
-    return {block: "+".join(parts) for block, parts in blocks.items()}

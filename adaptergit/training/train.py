@@ -18,10 +18,11 @@ from torch import nn
 from adaptergit.errors import DataError, NotFoundError, UsageError
 from adaptergit.package import Card
 from adaptergit.reference import check_adapter_name, expand
-from adaptergit.splice.checkpoint import card_data, frameworks, save
+from adaptergit.splice.checkpoint import card_data, frameworks
 from adaptergit.splice.config import parse_config
 from adaptergit.splice.heads import ClassificationHead
 from adaptergit.splice.panel import Panel, adapters
+from adaptergit.splice.setup import single
 from adaptergit.training.data import Examples, read_examples
 from adaptergit.training.evaluate import Metrics, predict_logits, score
 
@@ -146,7 +147,13 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
         raise UsageError(f"max_length is {spec.max_length}, the base model reads at most {longest} tokens")
     panel = prepare(model, spec.adapter_name, spec.adapter, labels, seed=spec.seed)
     # A card field that is not valid is better known before the training than after it.
-    Card(card_data(panel, spec.adapter_name, _card_fields(spec, data, held_out, Metrics(0.0, 0.0, len(held_out)), 0.0)))
+    Card(
+        card_data(
+            panel,
+            single(panel, spec.adapter_name),
+            _card_fields(spec, data, held_out, Metrics(0.0, 0.0, len(held_out)), 0.0),
+        )
+    )
     started = time.monotonic()
     _run_trainer(spec, panel, tokenizer, data, labels, report)
     seconds = time.monotonic() - started
@@ -338,7 +345,7 @@ def _write(panel: Panel, spec: TrainSpec, card: dict[str, Any]) -> None:
     spec.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=spec.output.parent, prefix=f".{spec.output.name}.") as temporary:
         staged = Path(temporary) / "package"
-        save(panel, spec.adapter_name, staged, card)
+        panel.save(spec.adapter_name, staged, **card)
         spec.output.mkdir(exist_ok=True)
         for path in staged.iterdir():
             path.replace(spec.output / path.name)

@@ -149,14 +149,39 @@ def spread(parts: list[torch.Tensor], target: Target) -> torch.Tensor:
 
 
 def weight_of(linear: Any) -> torch.Tensor:
-    """Return a linear layer's matrix as (outputs, inputs).
+    """Return a linear layer's matrix as (outputs, inputs); a copy, if the layer is quantised.
 
     Raises:
-        ModelError: It is quantised in a way that cannot be undone here.
+        ModelError: It is quantised in a way that cannot be undone here, or kept elsewhere.
     """
     weight = linear.weight
-    if hasattr(weight, "dequantize") and not weight.is_floating_point():
-        weight = weight.dequantize()
+    if getattr(weight, "is_meta", False):
+        raise ModelError(
+            f"the weights of this {type(linear).__name__} are offloaded, and the adapter reads them",
+            hint="load the model without offloading it, or use a method that does not read weights",
+        )
+    if is_quantised(linear):
+        weight = _dequantised(linear)
     if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
         raise ModelError(f"the weights of this {type(linear).__name__} are quantised: its matrix cannot be read")
     return weight.T if type(linear).__name__ == "Conv1D" else weight
+
+
+def is_quantised(linear: Any) -> bool:
+    """Tell whether a linear layer's weight holds something else than its matrix."""
+    weight = linear.weight
+    return (
+        not isinstance(weight, torch.Tensor)
+        or not weight.is_floating_point()
+        or type(weight).__module__.startswith("torchao.")
+    )
+
+
+def _dequantised(linear: Any) -> Any:
+    weight = linear.weight
+    if type(weight).__module__.startswith("bitsandbytes."):
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        return dequantize_bnb_weight(weight, getattr(linear, "state", None))
+    # A plain tensor of integers has a dequantize() too, which knows no scales.
+    return weight.dequantize() if type(weight).__module__.startswith("torchao.") else weight
