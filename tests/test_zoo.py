@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import nn
 
-from adaptergit.errors import AdaptergitError
+from adaptergit.errors import AdaptergitError, ModelError
 from adaptergit.splice import Bottleneck, LoRA, adapters
 
 _SHARED = Path(__file__).parent.parent.parent / "shared" / "zoo"
@@ -32,6 +32,14 @@ WITHOUT_BRANCHES = {
 # Reversible layers compute their own gradients, for the parameters they know; xLSTM changes tensors in place, and has
 # no gradients without adapters either.
 WITHOUT_GRADIENTS = {"reformer", "xlstm"}
+# Attentions that take no prefix, and are refused.
+WITHOUT_PREFIX = {
+    "bailing_hybrid": "heads of this attention are not known",
+    "diffllama": "computed more than once",
+    "gemma4_text": "attentions of one size",
+    "gemma4_unified_text": "attentions of one size",
+    "mimo_v2_flash": "attentions of one size",
+}
 EVERYWHERE = Bottleneck(
     mh_adapter=True, output_adapter=True, cross_adapter=True, reduction_factor=8, non_linearity="relu"
 )
@@ -108,6 +116,7 @@ def test_zoo(name: str) -> None:
     if name not in WITHOUT_GRADIENTS:
         gradients(model, panel, inputs)
     low_rank(model, panel, inputs, before)
+    prefix(model, panel, inputs, before, WITHOUT_PREFIX.get(name))
     panel.detach()
     with torch.no_grad():
         for found, expected in zip(outputs(model, inputs), before, strict=True):
@@ -130,6 +139,39 @@ def low_rank(model: nn.Module, panel: Any, inputs: dict[str, torch.Tensor], befo
             not torch.allclose(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
             for found, expected in zip(outputs(model, inputs), before, strict=True)
         ), "a random LoRA changes the output"
+
+
+def prefix(
+    model: nn.Module, panel: Any, inputs: dict[str, torch.Tensor], before: list[torch.Tensor], refused: str | None
+) -> None:
+    """Prefix tuning, wherever an attention goes through transformers' attention function."""
+    if not list(panel.host.attentions()):
+        with pytest.raises(ModelError):
+            panel.add("p", "prefix_tuning_flat")
+        return
+    if refused is not None:
+        with pytest.raises(ModelError, match=refused):
+            attempt(model, panel, inputs)
+        panel.activate(None)
+        return
+    panel.add("p", "prefix_tuning_flat[prefix_length=3]")
+    fill(panel.module("p"), 1.0)
+    panel.train("p")
+    model.eval()
+    found = outputs(model, inputs)
+    assert any(
+        not torch.allclose(one, two, rtol=0, atol=1e-5 * float(two.abs().max()))
+        for one, two in zip(found, before, strict=True)
+    ), "a random prefix changes the output"
+    sum(value.float().pow(2).mean() for value in found).backward()
+    reached = [p.grad is not None for p in panel.module("p").parameters()]
+    assert all(reached), "gradients reach the prefix"
+
+
+def attempt(model: nn.Module, panel: Any, inputs: dict[str, torch.Tensor]) -> None:
+    panel.add("p", "prefix_tuning_flat")
+    panel.activate("p")
+    outputs(model, inputs)
 
 
 def gradients(model: nn.Module, panel: Any, inputs: dict[str, torch.Tensor]) -> None:

@@ -324,9 +324,11 @@ class _Begin:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         plan = self.engine.current()
         named = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        first = next((value for value in named.values() if isinstance(value, torch.Tensor)), None)
-        if first is None:
+        tensors = [value for value in named.values() if isinstance(value, torch.Tensor)]
+        if not tensors:
             raise ModelError("the base model was called without tensors")
+        # Positions have no rows.
+        first = next((tensor for tensor in tensors if tensor.dim() > 1), tensors[0])
         if plan.copies > 1:
             named = {name: _repeat(value, first.shape[0], plan.copies) for name, value in named.items()}
         past = named.get("past_key_values")
@@ -372,6 +374,8 @@ class _Begin:
             named["attention_mask"] = _widen(mask, length, 1)
         if given is not None:
             named["position_ids"] = given + length
+        if named.get("cache_position") is not None:  # transformers 4
+            named["cache_position"] = named["cache_position"] + length
 
 
 @dataclass(frozen=True, eq=False)
@@ -572,7 +576,9 @@ class _Prefix(Binding):
             return None
         hidden = self.engine.take(_INPUT + self.place.key)
         if hidden is None:
-            raise ModelError("the attention's input was not seen", where=self.place.path)
+            raise ModelError(
+                "attention is computed more than once in one call: it takes no prefix", where=self.place.path
+            )
         return self.engine.run(self.place, PrefixState(hidden))
 
 
@@ -594,6 +600,9 @@ def _make_room(
             named["position_ids"] = torch.cat([front, given + length], dim=1)
         if named.get("token_type_ids") is not None:
             named["token_type_ids"] = _widen(named["token_type_ids"], length, 0)
+    at = named.get("cache_position")
+    if at is not None:  # transformers 4
+        named["cache_position"] = torch.cat([torch.arange(length, device=at.device), at + length])
     mask = _mask(named.get("attention_mask"))
     given = next((named[n] for n in ("input_ids", "inputs_embeds") if named.get(n) is not None), None)
     if mask is None and place.path and given is not None and "attention_mask" in names:

@@ -268,11 +268,10 @@ class Panel(Inventory):
         Raises:
             UsageError: An adapter that is not there.
         """
-        if (
-            self._model.training
-            and torch.is_grad_enabled()
-            and getattr(self._model, "is_gradient_checkpointing", False)
-        ):
+        # Its name in transformers, today's and before.
+        names = ("is_activation_checkpointing", "is_gradient_checkpointing")
+        checkpointing = next((bool(getattr(self._model, n)) for n in names if hasattr(type(self._model), n)), False)
+        if self._model.training and torch.is_grad_enabled() and checkpointing:
             raise UsageError(
                 "gradient checkpointing runs blocks again after the with block, with other adapters",
                 hint="panel.activate(…) instead of using(…), or torch.no_grad() around it",
