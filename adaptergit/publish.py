@@ -261,9 +261,13 @@ def _check_weights(source: Path, card: Card) -> None:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
-    count = sum(math.prod(shape) for key, shape in shapes.items() if not key.startswith("head."))
+    others = ("head.", "heads.", "embeddings.", "fusions.")
+    counts = {key: math.prod(shape) for key, shape in shapes.items() if not key.startswith(others)}
+    count = sum(counts.values())
+    # VeRA keeps projections that it does not train.
+    untrained = sum(number for key, number in counts.items() if "shared" in key.split("."))
     stated = card.data["adapter"].get("parameters", count)
-    if stated != count:
+    if stated not in (count, count - untrained):
         raise PackageError(
             f"adapter.parameters: the card says {stated}, the weights hold {count}", where=str(source / CARD)
         )

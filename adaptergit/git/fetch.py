@@ -1,15 +1,19 @@
 """Fetching one release: exactly one adapter's bytes, into a fresh bare repository that is thrown away.
 
 A release is found by its subtree oid when something pinned it (two requests on any protocol-v2 server), else by its
-tag. Nothing is ever checked out: the tree is listed, every entry is judged, and blobs are streamed to files.
+tag, else in the branch. Nothing is ever checked out: the tree is listed, every entry is judged, and blobs are streamed
+to files. Where nothing was pinned, the small files come first, if the server can filter, and the caller judges them
+before the weights move.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import random
 import re
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,6 +29,16 @@ from adaptergit.settings import Limits
 OID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 TAGS = "refs/tags/adapters"
 _MAX_TREE_BYTES = 64 * 1024
+_MAX_LISTING_BYTES = 16 * 2**20
+_SMALL = "blob:limit=256k"
+_ATTEMPTS = 3
+_TRANSIENT = re.compile(
+    r"early EOF|unexpected disconnect|RPC failed|hung up unexpectedly|Connection (reset|timed out)|Operation too slow"
+    r"|returned error: (429|50[0234])|Empty reply|Couldn't connect|Could not connect|Connection closed",
+    re.IGNORECASE,
+)
+Judge = Callable[[Path], Mapping[str, int]]
+"""Looks at manifest and signatures, refuses or says how large each file may be."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,14 @@ def list_versions(remote: Remote, adapter: str, *, timeout: float = 120.0) -> di
 
 
 def fetch_release(
-    remote: Remote, adapter: str, target: Path, *, version: str | None = None, tree: str | None = None, limits: Limits
+    remote: Remote,
+    adapter: str,
+    target: Path,
+    *,
+    version: str | None = None,
+    tree: str | None = None,
+    limits: Limits,
+    judge: Judge | None = None,
 ) -> Fetched:
     """Fetch one release into the empty folder ``target``.
 
@@ -93,9 +114,10 @@ def fetch_release(
         remote: Where from.
         adapter: Its name.
         target: Existing empty folder; what is written there is not yet verified.
-        version: Fetch the tag of this version.
-        tree: Fetch this tree oid instead; falls back to the tag where the server refuses to serve it.
+        version: Which release; may be None if ``tree`` is given.
+        tree: Oid of its tree, if something pinned it. Where the server does not serve it, the version's tag is used.
         limits: Bounds on files, bytes and time.
+        judge: Called when the small files are there and the others are not yet, if the server can filter.
 
     Raises:
         NotFoundError: No such release.
@@ -108,69 +130,168 @@ def fetch_release(
         raise UsageError(f"{tree!r} is not an object id")
     # Beside the target: the store sweeps away what a killed process leaves there.
     with tempfile.TemporaryDirectory(prefix="git-", dir=target.parent) as folder:
+        work = Path(folder)
         if tree is not None:
             try:
-                git = _fetch(Path(folder) / "tree", remote, tree, limits)
-                return Fetched(_extract(git, tree, target, limits), tree, version)
+                git = _fetch(work / "tree", remote, [tree], limits)
+                return Fetched(_extract(git, tree, target, limits, None), tree, version)
             except TransportError:
                 if version is None:
                     raise
-        git = _fetch(Path(folder) / "tag", remote, f"{TAGS}/{adapter}/{version}", limits)
+        tag = f"{TAGS}/{adapter}/{version}"
+        git = _fetch(work / "tag", remote, [tag], limits, filtered=judge is not None)
         found = git.text("rev-parse", "--verify", "--quiet", "--end-of-options", "FETCH_HEAD^{tree}")
-        return Fetched(_extract(git, found, target, limits), found, version)
+
+        def rest(sizes: Mapping[str, int], oids: Mapping[str, str]) -> Git:
+            # A repository of its own: git does not fetch what it believes to have.
+            check_sizes(dict(sizes), limits, f"release {found[:12]}")
+            return _fetch(work / "rest", remote, list(oids.values()), limits)
+
+        missing = None if judge is None else _Missing(judge, rest)
+        return Fetched(_extract(git, found, target, limits, missing), found, version)
 
 
-def _fetch(directory: Path, remote: Remote, want: str, limits: Limits) -> Git:
-    """Fetch one ref or oid into a fresh repository of the server's object format."""
-    git = init_bare(directory, object_format="sha256" if len(want) == 64 and OID.fullmatch(want) else "sha1")
-    depth = () if OID.fullmatch(want) else ("--depth=1",)
-    arguments = ("fetch", "--quiet", "--no-tags", *depth, "--", remote.url, want)
+def tree_in_branch(remote: Remote, adapter: str, limits: Limits, *, beside: Path) -> str:
+    """Return the oid of the tree that an adapter has in the default branch, for repositories that lost their tags.
+
+    Args:
+        remote: Where from.
+        adapter: Its name.
+        limits: Bounds on bytes and time.
+        beside: Existing folder for what is fetched; only trees, where the server can filter.
+
+    Raises:
+        NotFoundError: The branch has no such adapter.
+        TransportError: The server cannot be reached or failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="git-", dir=beside) as folder:
+        git = _fetch(Path(folder) / "branch", remote, ["HEAD"], limits, filtered=True, only="tree:2")
+        try:
+            listing = git.raw(
+                "ls-tree", "-z", "--full-tree", "--end-of-options", "FETCH_HEAD:adapters", max_output=_MAX_LISTING_BYTES
+            )
+        except TransportError as error:
+            raise NotFoundError(f"the branch has no adapters in {remote.url}") from error
+    for entry in listing.split(b"\0"):
+        fields, _, name = entry.partition(b"\t")
+        if name == adapter.encode() and fields.split()[1] == b"tree":
+            return fields.split()[2].decode()
+    raise NotFoundError(f"the branch has no adapter {adapter!r} in {remote.url}")
+
+
+def _fetch(
+    directory: Path, remote: Remote, wants: Sequence[str], limits: Limits, *, filtered: bool = False, only: str = _SMALL
+) -> Git:
+    """Fetch refs or oids into a fresh repository of the server's object format."""
+    want = wants[0]
+    by_oid = bool(OID.fullmatch(want))
+    git = init_bare(directory, object_format="sha256" if len(want) == 64 and by_oid else "sha1")
+    depth = () if by_oid else ("--depth=1",)
     options = {
         "protocols": remote.protocols,
         "timeout": limits.fetch_seconds,
         "max_file_bytes": limits.package_bytes + 2**20,
     }
-    try:
-        git.text(*arguments, **options)
-    except TransportError as error:
-        if "mismatched algorithms" in error.what or "object format" in error.what:
-            git = init_bare(directory.with_name(directory.name + "-sha256"), object_format="sha256")
-            git.text(*arguments, **options)
+    for attempt in range(1, _ATTEMPTS + 2):
+        # Where filters are not supported they are ignored, or refused (Azure DevOps refuses some).
+        narrow = (f"--filter={only}",) if filtered else ()
+        try:
+            git.text("fetch", "--quiet", "--no-tags", *depth, *narrow, "--", remote.url, *wants, **options)
+        except TransportError as error:
+            if "mismatched algorithms" in error.what or "object format" in error.what:
+                git = init_bare(directory.with_name(directory.name + "-sha256"), object_format="sha256")
+            elif "couldn't find remote ref" in error.what:
+                raise NotFoundError(f"there is no {want} in {remote.url}") from error
+            elif filtered and "filter" in error.what:
+                filtered = False
+            elif attempt < _ATTEMPTS and _TRANSIENT.search(error.what):
+                time.sleep(random.uniform(0.5, 1.0) * 2 ** (attempt - 1))  # noqa: S311 - politeness, no secret
+            else:
+                raise _located(error, remote) from error
+        else:
             return git
-        if "couldn't find remote ref" in error.what:
-            raise NotFoundError(f"there is no {want} in {remote.url}") from error
-        raise _located(error, remote) from error
-    return git
+    raise TransportError(f"{_ATTEMPTS} attempts failed", where=remote.url)
 
 
-def _extract(git: Git, tree: str, target: Path, limits: Limits) -> dict[str, int]:
+@dataclass(frozen=True)
+class _Missing:
+    """What to do when a filter kept the large files back."""
+
+    judge: Judge
+    fetch: Callable[[Mapping[str, int], Mapping[str, str]], Git]
+    """Of sizes and oids by name."""
+
+
+def _extract(git: Git, tree: str, target: Path, limits: Limits, missing: _Missing | None) -> dict[str, int]:
     """Write the blobs of a flat tree to files. Everything is judged by name, mode and size before a byte is written."""
-    oids: dict[str, str] = {}
-    sizes: dict[str, int] = {}
+    where = f"release {tree[:12]}"
     if int(git.text("cat-file", "-s", tree)) > _MAX_TREE_BYTES:
-        raise PackageError("the release's tree is far too large", where=f"release {tree[:12]}")
-    for entry in git.raw("ls-tree", "-z", "-l", "--full-tree", "--end-of-options", tree).split(b"\0"):
+        raise PackageError("the release's tree is far too large", where=where)
+    oids = _entries(git, tree, limits, where)
+    sizes = _sizes(git, oids)
+    later = {name: oid for name, oid in oids.items() if name not in sizes}
+    if later and missing is None:
+        raise TransportError(f"the server kept back {', '.join(later)}", where=where)
+    check_sizes(sizes, limits, where)
+    _write(git, {name: oid for name, oid in oids.items() if name in sizes}, sizes, target)
+    if later and missing is not None:
+        stated = missing.judge(target)
+        if unlisted := sorted(later.keys() - stated.keys()):
+            raise PackageError(f"not listed in the manifest: {', '.join(unlisted)}", where=where)
+        rest = missing.fetch({**sizes, **{name: stated[name] for name in later}}, later)
+        found = _sizes(rest, later)
+        for name in later:
+            if found.get(name) != stated[name]:
+                raise PackageError(f"{name} has {found.get(name)} bytes, the manifest says {stated[name]}", where=where)
+        _write(rest, later, found, target)
+        sizes |= found
+    return sizes
+
+
+def _entries(git: Git, tree: str, limits: Limits, where: str) -> dict[str, str]:
+    """Return the oids of a flat tree of plain files by name."""
+    oids: dict[str, str] = {}
+    for entry in git.raw("ls-tree", "-z", "--full-tree", "--end-of-options", tree).split(b"\0"):
         if not entry:
             continue
         fields, _, raw_name = entry.partition(b"\t")
-        mode, kind, oid, size = fields.decode("ascii", "replace").split()
+        mode, kind, oid = fields.decode("ascii", "replace").split()
         name = raw_name.decode("utf-8", "replace")
-        where = f"release {tree[:12]}/{name}"
         if mode != "100644" or kind != "blob":
             what = {"120000": "a link", "160000": "a submodule", "040000": "a folder", "100755": "an executable"}
-            raise PackageError(f"a package holds plain files only, this is {what.get(mode, mode)}", where=where)
-        check_entry_name(name, where)
-        oids[name], sizes[name] = oid, int(size)
+            raise PackageError(
+                f"a package holds plain files only, this is {what.get(mode, mode)}", where=f"{where}/{name}"
+            )
+        check_entry_name(name, f"{where}/{name}")
+        oids[name] = oid
         if len(oids) > limits.files:
-            break
-    check_sizes(sizes, limits, f"release {tree[:12]}")
+            raise PackageError(f"more than {limits.files} files", where=where)
+    return oids
+
+
+def _sizes(git: Git, oids: Mapping[str, str]) -> dict[str, int]:
+    """Return the sizes of the blobs that are here, by name."""
+    with tempfile.TemporaryFile() as wanted:
+        wanted.write("".join(f"{oid}\n" for oid in oids.values()).encode())
+        wanted.seek(0)
+        lines = git.text("cat-file", "--batch-check", stdin=wanted).splitlines()
+    found = [line.split() for line in lines]
+    return {
+        name: int(fields[2])
+        for name, fields in zip(oids, found, strict=True)
+        if len(fields) == 3 and fields[1] == "blob"
+    }
+
+
+def _write(git: Git, oids: Mapping[str, str], sizes: Mapping[str, int], target: Path) -> None:
+    if not oids:
+        return
     with tempfile.TemporaryFile() as wanted:
         wanted.write("".join(f"{oid}\n" for oid in oids.values()).encode())
         wanted.seek(0)
         with git.stream("cat-file", "--batch", stdin=wanted) as output:
             for name, oid in oids.items():
                 _copy_blob(output, oid, sizes[name], target / name)
-    return sizes
 
 
 def _copy_blob(output: IO[bytes], oid: str, size: int, target: Path) -> None:
