@@ -27,7 +27,10 @@ if TYPE_CHECKING:
         UsageError,
     )
     from adaptergit.export import export
+    from adaptergit.housekeeping import prune, stored, verify_store
     from adaptergit.load import load
+    from adaptergit.lock import check_lock, lock, sync
+    from adaptergit.mirror import export_bundle, import_bundle, mirror
     from adaptergit.publish import publish
     from adaptergit.reference import Reference
     from adaptergit.resolve import fetch, resolve, verify
@@ -69,7 +72,10 @@ _HOMES = {
         "UsageError",
     ),
     "adaptergit.export": ("export",),
+    "adaptergit.housekeeping": ("prune", "stored", "verify_store"),
     "adaptergit.load": ("load",),
+    "adaptergit.lock": ("check_lock", "lock", "sync"),
+    "adaptergit.mirror": ("export_bundle", "import_bundle", "mirror"),
     "adaptergit.publish": ("publish",),
     "adaptergit.reference": ("Reference",),
     "adaptergit.resolve": ("fetch", "resolve", "verify"),
@@ -131,14 +137,23 @@ __all__ = [
     "Verdict",
     "__version__",
     "adapters",
+    "check_lock",
     "export",
+    "export_bundle",
     "fetch",
+    "import_bundle",
     "inspect",
     "load",
+    "lock",
+    "mirror",
+    "prune",
     "publish",
     "resolve",
     "search",
+    "stored",
+    "sync",
     "verify",
+    "verify_store",
 ]
 
 

@@ -66,6 +66,7 @@ def load(
     policy: str | None = None,
     offline: bool = False,
     index: str | Path | None = None,
+    lock: str | Path | None = None,
 ) -> Any:
     """Load an adapter into a model and return the transformers model itself.
 
@@ -80,6 +81,7 @@ def load(
         policy: ``enforce``, ``tofu``, ``digest`` or ``unsigned``; default: what the settings say.
         offline: Touch no network.
         index: Index file that pins the release.
+        lock: Lock file that names the release; with ``offline``, nothing is asked for and no process is started.
 
     Raises:
         UsageError: A malformed reference, or the name is taken.
@@ -91,7 +93,7 @@ def load(
     _check_arguments(ref, model, dtype)
     if is_folder(ref) and not (expand(ref) / CARD).exists() and is_foreign(expand(ref)):
         return _load_foreign(expand(ref), model, name, head, activate, device, dtype)
-    about = _obtain(ref, policy, offline, index, settings)
+    about = _obtain(ref, policy, offline, index, lock, settings)
     setup = _setup(about, name)
     if model is None:
         heads = setup.heads.values() if head else ()
@@ -141,10 +143,17 @@ def _check_arguments(ref: object, model: object, dtype: torch.dtype | None) -> N
         raise UsageError(f"adapters compute in float64, float32, float16 or bfloat16, not in {dtype}")
 
 
-def _obtain(ref: str | Path, policy: str | None, offline: bool, index: str | Path | None, settings: Settings) -> About:
+def _obtain(
+    ref: str | Path,
+    policy: str | None,
+    offline: bool,
+    index: str | Path | None,
+    lock: str | Path | None,
+    settings: Settings,
+) -> About:
     """Return a package whose every byte is checked."""
     if not is_folder(ref):
-        found = fetch(str(ref), policy=policy, offline=offline, index=index, settings=settings)
+        found = fetch(str(ref), policy=policy, offline=offline, index=index, lock=lock, settings=settings)
         return About(found.card, found.path, found.verdict, found.from_store)
     folder = expand(ref)
     card = local_card(folder, settings.limits)

@@ -51,6 +51,11 @@ class Source:
     principal: str | None
     """``host/path``, without port, user and ``.git``; None for a local path, which is no identity."""
 
+    @property
+    def publisher(self) -> str:
+        """Under what a machine remembers it: the principal, however it is reached; of a local path, the path."""
+        return self.principal or self.url
+
     @classmethod
     def parse(cls, text: str, *, default_host: str = DEFAULT_HOST) -> Source:
         """Parse the part of a reference before the last ``@``.

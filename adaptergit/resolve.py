@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,13 +25,14 @@ from adaptergit.errors import (
     TrustError,
     UsageError,
 )
-from adaptergit.index.local import Entry, find_release
+from adaptergit.index.local import find_release
 from adaptergit.package import Card, Manifest, check_files, read_package
 from adaptergit.package.version import is_version
 from adaptergit.pins import add_pin, known_signers
 from adaptergit.reference import Reference
 from adaptergit.settings import POLICY_LEVELS, Settings, cache_dir, load_settings
 from adaptergit.store import Known, Seen, Store
+from adaptergit.store.lockfile import lock_id, read_lock
 from adaptergit.trust import AllowedSigner, Policy, Verdict, evaluate
 
 
@@ -64,12 +65,23 @@ class Fetched:
     """True when no network was touched."""
 
 
+@dataclass(frozen=True)
+class Pin:
+    """A release that an index or a lock file names."""
+
+    version: str
+    digest: str
+    tree: str
+    urls: tuple[str, ...] = ()
+
+
 def resolve(
     ref: str | Reference,
     *,
     offline: bool = False,
     refresh: bool = False,
     index: str | Path | None = None,
+    lock: str | Path | None = None,
     settings: Settings | None = None,
 ) -> Resolved:
     """Find out which release a reference means; fetches nothing but a list of versions.
@@ -79,6 +91,7 @@ def resolve(
         offline: Never touch the network; ``ADAPTERGIT_OFFLINE=1`` does the same.
         refresh: Ask the repository again even if a recent answer is known.
         index: Index file whose entry pins digest and tree of the release.
+        lock: Lock file that names the release; nobody is asked which is the newest.
         settings: Default: the user's.
 
     Raises:
@@ -89,12 +102,12 @@ def resolve(
     settings = settings or load_settings()
     reference = parse_reference(ref, settings)
     store = Store(cache_dir())
-    entry = find_release(index, reference) if index is not None else None
-    stored = _remembered(reference, entry, store, settings, offline or settings.offline, refresh)
+    pin = _pin(reference, index, lock)
+    stored = _remembered(reference, pin, store, settings, offline or settings.offline, refresh)
     if stored is not None:
         return stored
     _refuse_offline(reference, store, offline or settings.offline)
-    return _ask(reference, entry, store, settings)
+    return _ask(reference, store, settings)
 
 
 def fetch(
@@ -104,6 +117,7 @@ def fetch(
     offline: bool = False,
     refresh: bool = False,
     index: str | Path | None = None,
+    lock: str | Path | None = None,
     settings: Settings | None = None,
 ) -> Fetched:
     """Fetch and verify the release a reference means, and return its folder in the store.
@@ -114,7 +128,7 @@ def fetch(
     Args:
         ref: A reference.
         policy: ``enforce``, ``tofu``, ``digest`` or ``unsigned``; default: what the settings say for the repository.
-        offline: See :func:`resolve`, as ``refresh``, ``index`` and ``settings``.
+        offline: See :func:`resolve`, as ``refresh``, ``index``, ``lock`` and ``settings``.
 
     Raises:
         UsageError, NotFoundError, TransportError: It cannot be had.
@@ -125,17 +139,17 @@ def fetch(
     reference = parse_reference(ref, settings)
     store = Store(cache_dir())
     offline = offline or settings.offline
-    entry = find_release(index, reference) if index is not None else None
-    if entry is not None:
-        reference = reference.pinned(entry.manifest_sha256)
-    if not refresh and (hit := _from_store(reference, entry, store, settings, policy, offline)):
+    pin = _pin(reference, index, lock)
+    if pin is not None:
+        reference = reference.pinned(pin.digest)
+    if not refresh and (hit := _from_store(reference, pin, store, settings, policy, offline)):
         return hit
     _refuse_offline(reference, store, offline)
     with store.once(f"{reference.source.url}@{reference.adapter}"):
         # Another process may have fetched it while this one waited.
-        if not refresh and (hit := _from_store(reference, entry, store, settings, policy, offline)):
+        if not refresh and (hit := _from_store(reference, pin, store, settings, policy, offline)):
             return hit
-        return _from_git(reference, entry, store, settings, policy)
+        return _from_network(reference, pin, store, settings, policy)
 
 
 def verify(
@@ -177,9 +191,32 @@ def _verified(
     settings: Settings,
     allowed_signers: Sequence[AllowedSigner] | None = None,
 ) -> tuple[Verdict, Card]:
+    package = read_package(path, settings.limits)
+    verdict = _judged(
+        package.manifest_bytes, package.signatures, str(path), policy, reference, version, settings, allowed_signers
+    )
+    card = check_files(package, verdict.manifest, settings.limits)
+    for warning in verdict.warnings:
+        # A registry of its own: told on every load, not once per process, and still under the caller's filters.
+        warnings.warn_explicit(warning, AdaptergitWarning, __file__, 1, registry={})
+    if verdict.pin is not None:
+        add_pin(settings, verdict.pin)
+    return verdict, card
+
+
+def _judged(
+    manifest_bytes: bytes,
+    signatures: Mapping[str, bytes],
+    where: str,
+    policy: str | None,
+    reference: Reference | None,
+    version: str | None,
+    settings: Settings,
+    allowed_signers: Sequence[AllowedSigner] | None = None,
+) -> Verdict:
+    """Decide on manifest and signatures alone."""
     if policy is not None and policy not in POLICY_LEVELS:
         raise UsageError(f"unknown policy {policy!r}", hint=f"one of {', '.join(POLICY_LEVELS)}")
-    package = read_package(path, settings.limits)
     principal = reference.source.principal if reference else None
     # A local path names nobody: what its manifest claims may not choose a weaker rule, nor earn a pin.
     level = policy or settings.policy_for(principal)
@@ -192,11 +229,11 @@ def _verified(
     )
     if reference:
         wanted = replace(wanted, specifier=reference.specifier)
-    verdict = evaluate(package.manifest_bytes, package.signatures, wanted, datetime.now(UTC))
+    verdict = evaluate(manifest_bytes, signatures, wanted, datetime.now(UTC))
     if version is not None and verdict.manifest.version != version:
         raise TrustError(
             f"the release is tagged {version}, but its manifest is of {verdict.manifest.version}",
-            where=str(path),
+            where=where,
             hint="somebody moved a tag: ask the publisher",
         )
     if verdict.pin is not None and principal is None:
@@ -204,18 +241,30 @@ def _verified(
             "a local path names nobody, so there is no first use to remember",
             hint=f"adaptergit trust add {verdict.manifest.repository} '{verdict.pin.key.line}'",
         )
-    card = check_files(package, verdict.manifest, settings.limits)
-    for warning in verdict.warnings:
-        # A registry of its own: told on every load, not once per process, and still under the caller's filters.
-        warnings.warn_explicit(warning, AdaptergitWarning, __file__, 1, registry={})
-    if verdict.pin is not None:
-        add_pin(settings, verdict.pin)
-    return verdict, card
+    return verdict
+
+
+def _pin(reference: Reference, index: str | Path | None, lock: str | Path | None) -> Pin | None:
+    """Return what a lock file, or else an index, says of a reference."""
+    if lock is not None:
+        locked = read_lock(lock).get(lock_id(reference))
+        if locked is None:
+            raise NotFoundError(f"{reference} is not locked", where=str(lock), hint=f"adaptergit lock '{reference}'")
+        fits = reference.specifier.contains(locked.version, prereleases=True)
+        if not fits or reference.digest not in (None, locked.manifest_sha256):
+            raise NotFoundError(
+                f"{reference} is locked to {locked.version}, which does not fit",
+                where=str(lock),
+                hint=f"adaptergit lock --upgrade '{reference}'",
+            )
+        return Pin(locked.version, locked.manifest_sha256, locked.tree, locked.urls)
+    entry = find_release(index, reference) if index is not None else None
+    return None if entry is None else Pin(entry.version, entry.manifest_sha256, entry.tree)
 
 
 def _remembered(
     reference: Reference,
-    entry: Entry | None,
+    pin: Pin | None,
     store: Store,
     settings: Settings,
     offline: bool,
@@ -223,11 +272,11 @@ def _remembered(
     skip: Collection[str] = (),
 ) -> Resolved | None:
     """Answer from what is stored and was seen, leaving out the versions in ``skip``."""
-    if entry is not None:
-        return Resolved(reference.pinned(entry.manifest_sha256), entry.version, entry.manifest_sha256, entry.tree)
+    if pin is not None:
+        return Resolved(reference.pinned(pin.digest), pin.version, pin.digest, pin.tree)
     if refresh:
         return None
-    known = store.known(reference.source.url, reference.adapter)
+    known = store.known(reference.source.publisher, reference.adapter)
     if reference.digest is not None:
         return _pinned(reference, store, known)
     fetched = {v: seen for v, seen in known.fetched.items() if v not in skip and store.find(seen.digest) is not None}
@@ -255,10 +304,10 @@ def _pinned(reference: Reference, store: Store, known: Known) -> Resolved | None
 
 
 def _from_store(
-    reference: Reference, entry: Entry | None, store: Store, settings: Settings, policy: str | None, offline: bool
+    reference: Reference, pin: Pin | None, store: Store, settings: Settings, policy: str | None, offline: bool
 ) -> Fetched | None:
     refused: dict[str, AdaptergitError] = {}
-    while found := _remembered(reference, entry, store, settings, offline, False, refused):
+    while found := _remembered(reference, pin, store, settings, offline, False, refused):
         path = store.find(found.digest) if found.digest is not None else None
         if found.digest is None or path is None or found.version in refused:
             break
@@ -280,56 +329,102 @@ def _from_store(
     return None
 
 
-def _ask(reference: Reference, entry: Entry | None, store: Store, settings: Settings) -> Resolved:
-    """Choose a version, asking the repository for a list where the reference does not name one."""
-    from adaptergit.git import Remote, list_versions
+def _ask(reference: Reference, store: Store, settings: Settings) -> Resolved:
+    """Choose a version from the repository's list."""
+    from adaptergit.ladder import released
 
-    if entry is not None:
-        return Resolved(reference, entry.version, entry.manifest_sha256, entry.tree)
-    remote = Remote.of(reference.source, allow_http=settings.allow_http)
-    url, adapter = reference.source.url, reference.adapter
-    released = tuple(list_versions(remote, adapter))
-    version = _choose(reference, released)
-    store.remember(url, adapter, replace(store.known(url, adapter), released=released, asked=time.time()))
-    return Resolved(reference, version, reference.digest, None)
+    who, adapter = reference.source.publisher, reference.adapter
+    versions = released(reference, settings)
+    store.remember(who, adapter, replace(store.known(who, adapter), released=versions, asked=time.time()))
+    return Resolved(reference, _choose(reference, versions), reference.digest, None)
 
 
-def _from_git(
-    reference: Reference, entry: Entry | None, store: Store, settings: Settings, policy: str | None
+def _from_network(
+    reference: Reference, pin: Pin | None, store: Store, settings: Settings, policy: str | None
 ) -> Fetched:
-    from adaptergit.git import Remote, fetch_release
-
-    remote = Remote.of(reference.source, allow_http=settings.allow_http)
-    with store.workspace() as folder:
-        inner = folder / "package"
-        inner.mkdir()
-        exact = None if entry else _exact(reference)
+    """Ask the repository, then whoever else may have the release."""
+    if pin is not None:
+        resolved = Resolved(reference, pin.version, pin.digest, pin.tree or None)
+        return _climb(reference, resolved, store, settings, policy, pin.urls)
+    if (exact := _exact(reference)) is not None:
         try:
-            if exact is None:
-                raise NotFoundError("no exact version")
-            resolved = Resolved(reference, exact, None, None)
-            fetched = fetch_release(remote, reference.adapter, inner, version=exact, limits=settings.limits)
+            return _climb(reference, Resolved(reference, exact, None, None), store, settings, policy)
         except NotFoundError:
-            # ==1.0 also means 1.0.0: the list decides.
-            resolved = _ask(reference, entry, store, settings)
-            fetched = fetch_release(
-                remote, reference.adapter, inner, version=resolved.version, tree=resolved.tree, limits=settings.limits
-            )
-        try:
-            verdict, card = _verified(inner, policy, reference, resolved.version, settings)
-        except TrustError as error:
-            if reference.digest and not reference.specifier and "you pinned" in error.what:
-                hint = (
-                    f"{resolved.version} is the newest; write the version you pinned: {reference.adapter}==…#sha256:…"
-                )
-                raise TrustError(error.what, where=reference.source.url, hint=hint) from error
+            pass  # ==1.0 also means 1.0.0: the list decides
+    try:
+        resolved = _ask(reference, store, settings)
+    except NotFoundError as error:
+        if store.known(reference.source.publisher, reference.adapter).released:
             raise
-        package = store.add(inner, settings.limits)
-    url, adapter = reference.source.url, reference.adapter
-    known = store.known(url, adapter)
-    seen = Seen(package.digest, fetched.tree)
-    store.remember(url, adapter, replace(known, fetched={**known.fetched, resolved.version: seen}))
-    return Fetched(reference, resolved.version, package.digest, package.path, fetched.tree, card, verdict, False)
+        # A repository that lost its tags may have it in the branch.
+        try:
+            return _climb(reference, Resolved(reference, "", None, None), store, settings, policy)
+        except NotFoundError:
+            raise error from None
+    return _climb(reference, resolved, store, settings, policy)
+
+
+def _climb(
+    reference: Reference,
+    wanted: Resolved,
+    store: Store,
+    settings: Settings,
+    policy: str | None,
+    mirrors: tuple[str, ...] = (),
+) -> Fetched:
+    """Try every way to a release. What cannot be had is asked for elsewhere; what is refused ends the search."""
+    from adaptergit.ladder import ways
+
+    version = wanted.version or None
+
+    def judge(folder: Path) -> dict[str, int]:
+        try:
+            package = read_package(folder, settings.limits)
+        except NotFoundError as error:
+            raise PackageError(error.what, where=error.where) from error
+        where = reference.source.url
+        verdict = _judged(package.manifest_bytes, package.signatures, where, policy, reference, version, settings)
+        return {file.path: file.size for file in verdict.manifest.files}
+
+    failed: list[AdaptergitError] = []
+    for way in ways(reference, version, settings, tree=wanted.tree, mirrors=mirrors, judge=judge):
+        answered = way.own and any(isinstance(error, NotFoundError) for error in failed)
+        if answered and version is not None and reference.digest is None:
+            continue  # the repository has no such version
+        with store.workspace() as folder:
+            inner = folder / "package"
+            inner.mkdir()
+            try:
+                tree = way.fetch(inner)
+            except (TransportError, NotFoundError) as error:
+                failed.append(error)
+                continue
+            except (TrustError, PackageError) as error:
+                raise _told(error, way.source, reference, version) from error
+            try:
+                verdict, card = _verified(inner, policy, reference, version, settings)
+            except (TrustError, PackageError) as error:
+                raise _told(error, way.source, reference, version) from error
+            except NotFoundError as error:  # no manifest
+                raise PackageError(error.what, where=way.source) from error
+            package = store.add(inner, settings.limits)
+        who, adapter = reference.source.publisher, reference.adapter
+        known, found = store.known(who, adapter), verdict.manifest.version
+        seen = Seen(package.digest, tree)
+        store.remember(who, adapter, replace(known, fetched={**known.fetched, found: seen}))
+        return Fetched(reference, found, package.digest, package.path, tree, card, verdict, False)
+    for later in failed[1:]:
+        failed[0].add_note(f"then: {later}")
+    raise failed[0]
+
+
+def _told(error: AdaptergitError, source: str, reference: Reference, version: str | None) -> AdaptergitError:
+    """Say who sent what was refused: nobody else is asked, and the person decides."""
+    hint = error.hint
+    if isinstance(error, TrustError) and reference.digest and not reference.specifier and "you pinned" in error.what:
+        hint = f"{version} is the newest; write the version you pinned: {reference.adapter}==…#sha256:…"
+    where = f"{source} ({error.where})" if error.where and source not in error.where else source
+    return type(error)(error.what, where=where, hint=hint)
 
 
 def _refuse_offline(reference: Reference, store: Store, offline: bool) -> None:

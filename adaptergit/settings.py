@@ -11,6 +11,9 @@
     [base_models]                          # where base models live on this machine
     "sentence-transformers/all-MiniLM-L6-v2" = "/models/minilm"
 
+    [mirrors]                              # for when the repository cannot be reached; "/" at the end: a folder
+    "github.com/acme/*" = ["https://codeberg.org/acme/adapters.git", "https://mirror.lan/{repository}/"]
+
     [[policy]]                             # first match wins; without a match: enforce
     match = "git.corp.example/*"
     level = "tofu"                         # or, in one line above the tables: policy = "tofu"
@@ -61,6 +64,8 @@ class Settings:
     allow_http: tuple[str, ...] = ()
     resolution_max_age: int = 86400
     base_models: Mapping[str, str] = field(default_factory=dict)
+    mirrors: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Pairs of glob over principals and addresses."""
     policy: tuple[tuple[str, str], ...] = ()
     """Pairs of glob over principals and policy level."""
     offline: bool = False
@@ -72,6 +77,10 @@ class Settings:
             if fnmatchcase(principal or "", glob):
                 return level
         return "enforce"
+
+    def mirrors_for(self, principal: str | None) -> list[str]:
+        """Return the addresses of all globs that match, in order."""
+        return [url for glob, urls in self.mirrors if fnmatchcase(principal or "", glob) for url in urls]
 
     def base_model_path(self, model_id: str) -> str:
         """Return where a base model is loaded from: the mapped folder, or the id itself."""
@@ -131,6 +140,7 @@ _KINDS: dict[str, type] = {
     "allow_http": list,
     "resolution_max_age": int,
     "base_models": dict,
+    "mirrors": dict,
     "policy": list,
 }
 
@@ -150,6 +160,10 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     for model_id, target in raw.get("base_models", {}).items():
         if not isinstance(target, str):
             raise UsageError(f"base_models.{model_id} must be a path", where=str(path))
+    for glob, urls in raw.get("mirrors", {}).items():
+        if not isinstance(urls, list) or not all(isinstance(url, str) and url for url in urls):
+            raise UsageError(f"mirrors.{glob} must be a list of addresses", where=str(path))
+    checked["mirrors"] = tuple((glob, tuple(urls)) for glob, urls in raw.get("mirrors", {}).items())
     rules = []
     for number, rule in enumerate(raw.get("policy", []), 1):
         match, level = (rule.get("match"), rule.get("level")) if isinstance(rule, dict) else (None, None)

@@ -17,7 +17,11 @@ from adaptergit import errors
 from adaptergit.cli import _COMMANDS, main
 
 Source = Callable[..., Path]
-LEAVES = [[name] for name in _COMMANDS if name not in ("index", "trust")] + [["index", "add"], ["trust", "add"], ["trust", "ls"], ["trust", "remove"]]  # fmt: skip
+GROUPS = {"index": ["add"], "trust": ["add", "ls", "remove"], "bundle": ["export", "import"]}
+GROUPS["store"] = ["ls", "du", "verify", "prune"]
+LEAVES = [[name] for name in _COMMANDS if name not in GROUPS] + [
+    [g, name] for g, names in GROUPS.items() for name in names
+]
 
 
 def run(*argv: str, code: int = 0, cwd: Path | None = None) -> str:

@@ -27,6 +27,11 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "search": ("search", "Search an index file."),
     "inspect": ("inspect", "Show where adapters go in a model."),
     "index": ("search", "Work with a local index file."),
+    "lock": ("lock", "Write down exactly which releases are used."),
+    "sync": ("lock", "Bring every locked release into the store."),
+    "mirror": ("mirror", "Copy releases to another place."),
+    "bundle": ("mirror", "Carry releases to a machine without network."),
+    "store": ("store", "See and tidy what was fetched."),
     "trust": ("trust", "See and change whose signatures count."),
 }
 

@@ -1,9 +1,11 @@
 """Hardened git: the only room that starts it.
 
 ``runner.py`` is the one way to run a command; ``fetch.py`` brings one release from any server without ever checking
-out; ``release.py`` writes one with plumbing; ``server.py`` serves repositories over HTTP on loopback.
+out; ``release.py`` writes one with plumbing, ``copies.py`` to mirrors; ``server.py`` serves repositories over HTTP on
+loopback.
 """
 
+from adaptergit.git.copies import push_copies
 from adaptergit.git.fetch import Fetched, Remote, fetch_release, list_versions
 from adaptergit.git.release import Plan, plan_release, publish_release
 from adaptergit.git.runner import Git
@@ -21,4 +23,5 @@ __all__ = [
     "list_versions",
     "plan_release",
     "publish_release",
+    "push_copies",
 ]

@@ -192,6 +192,7 @@ def _fetch(
         "timeout": limits.fetch_seconds,
         "max_file_bytes": limits.package_bytes + 2**20,
     }
+    plain = (git.directory / "config").read_bytes()
     for attempt in range(1, _ATTEMPTS + 2):
         # Where filters are not supported they are ignored, or refused (Azure DevOps refuses some).
         narrow = (f"--filter={only}",) if filtered else ()
@@ -200,6 +201,7 @@ def _fetch(
         except TransportError as error:
             if "mismatched algorithms" in error.what or "object format" in error.what:
                 git = init_bare(directory.with_name(directory.name + "-sha256"), object_format="sha256")
+                plain = (git.directory / "config").read_bytes()
             elif "couldn't find remote ref" in error.what:
                 raise NotFoundError(f"there is no {want} in {remote.url}") from error
             elif filtered and "filter" in error.what:
@@ -209,6 +211,8 @@ def _fetch(
             else:
                 raise _located(error, remote) from error
         else:
+            # A filter makes the server a promisor, whom every look at a missing object would ask.
+            (git.directory / "config").write_bytes(plain)
             return git
     raise TransportError(f"{_ATTEMPTS} attempts failed", where=remote.url)
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from adaptergit.errors import NotFoundError, TransportError
+from adaptergit.errors import TransportError
 
 _CONFIG = (
     "core.hooksPath=/dev/null",
@@ -192,7 +192,7 @@ def init_bare(directory: Path, *, object_format: str = "sha1") -> Git:
 def _git_class() -> Any:
     """Import GitPython on first use: it starts ``git version`` when imported, which a cached load must not."""
     if shutil.which("git") is None:
-        raise NotFoundError("git is not installed", hint="install git 2.30 or newer")
+        raise TransportError("git is not installed", hint="install git 2.30 or newer")
     import git
 
     return git.Git

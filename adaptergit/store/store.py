@@ -3,7 +3,7 @@
 ::
 
     <root>/packages/<first two>/<manifest digest>/   the package folder, complete or absent
-    <root>/resolved/<sha256 of url and adapter>.json which versions a repository had, and which are here
+    <root>/resolved/<sha256 of publisher and adapter>.json which versions a repository had, and which are here
     <root>/locks/                                    one lock per key, only to avoid doing the same work twice
     <root>/tmp/                                      folders being written
 
@@ -56,6 +56,20 @@ class Known:
     """Every version the repository had when it was last asked."""
     asked: float
     """When that was, seconds since 1970; 0 if never."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One package of the store."""
+
+    digest: str
+    path: Path
+    manifest: Manifest | None
+    """None if it cannot be read."""
+    size: int
+    """Bytes."""
+    since: float
+    """When it was stored, seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,29 @@ class Store:
             path.rename(doomed)
             shutil.rmtree(doomed.parent)
 
+    def contents(self) -> Iterator[Stored]:
+        """Yield every package that is here, damaged ones without a manifest."""
+        for path in sorted((self.root / "packages").glob("??/*")):
+            if not _DIGEST.fullmatch(path.name):
+                continue
+            size = since = 0.0
+            manifest = None
+            with suppress(OSError):
+                since = path.stat().st_mtime
+                size = sum(entry.stat().st_size for entry in path.iterdir())
+            with suppress(OSError, PackageError, NotFoundError):
+                manifest = Manifest.from_bytes(self.open(path.name).manifest_bytes, where=path.name)
+            yield Stored(path.name, path, manifest, int(size), since)
+
+    def damage(self, digest: str, limits: Limits) -> str | None:
+        """Read every byte of a package and say what is wrong with it, or None."""
+        try:
+            package = self.open(digest)
+            check_files(package, Manifest.from_bytes(package.manifest_bytes, where=digest), limits)
+        except (PackageError, NotFoundError, OSError) as error:
+            return str(error)
+        return None
+
     @contextmanager
     def workspace(self) -> Iterator[Path]:
         """Give an empty folder on the store's file system; whatever is left in it is removed."""
@@ -144,10 +181,10 @@ class Store:
         with exclusively(self.root / "locks", key):
             yield
 
-    def known(self, url: str, adapter: str) -> Known:
+    def known(self, who: str, adapter: str) -> Known:
         """Return what was seen of an adapter. A missing or damaged record is nothing seen."""
         try:
-            raw = json.loads(self._record(url, adapter).read_text("utf-8"))
+            raw = json.loads(self._record(who, adapter).read_text("utf-8"))
             fetched = {
                 str(v): Seen(str(d), str(t)) for v, (d, t) in raw["fetched"].items() if _DIGEST.fullmatch(str(d))
             }
@@ -155,11 +192,11 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             return Known({}, (), 0.0)
 
-    def remember(self, url: str, adapter: str, known: Known) -> None:
+    def remember(self, who: str, adapter: str, known: Known) -> None:
         """Replace what was seen of an adapter."""
         fetched = {version: (seen.digest, seen.tree) for version, seen in known.fetched.items()}
         record = {"fetched": fetched, "released": known.released, "asked": known.asked}
-        path = self._record(url, adapter)
+        path = self._record(who, adapter)
         with suppress(OSError):  # only economy: without it, the repository is asked again
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=path.parent)
@@ -185,8 +222,8 @@ class Store:
             raise PackageError(f"{digest!r} is not a sha256 digest")
         return self.root / "packages" / digest[:2] / digest
 
-    def _record(self, url: str, adapter: str) -> Path:
-        return self.root / "resolved" / f"{hashlib.sha256(f'{url}@{adapter}'.encode()).hexdigest()}.json"
+    def _record(self, who: str, adapter: str) -> Path:
+        return self.root / "resolved" / f"{hashlib.sha256(f'{who}@{adapter}'.encode()).hexdigest()}.json"
 
     def _make(self, name: str) -> Path:
         path = self.root / name

@@ -1,0 +1,86 @@
+"""``lock`` and ``sync``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adaptergit.cli.load import offline_option, policy_option
+from adaptergit.cli.output import json_option, print_json, step, waiting
+
+_file = click.option(
+    "--file",
+    "path",
+    type=click.Path(path_type=Path),
+    default="adaptergit.lock",
+    show_default=True,
+    help="The lock file.",
+)
+
+
+@click.command()
+@click.argument("references", nargs=-1)
+@_file
+@click.option("--upgrade", is_flag=True, help="Take the newest releases that fit.")
+@click.option("--check", is_flag=True, help="Change nothing, touch no network; fail if the file does not fit.")
+@policy_option
+@json_option
+def lock(
+    references: tuple[str, ...], path: Path, upgrade: bool, check: bool, policy: str | None, as_json: bool
+) -> None:
+    """Write down exactly which releases REFERENCES mean, or, without any, those in the file already.
+
+    Load what is locked with adaptergit.load(REFERENCE, lock="adaptergit.lock"); with offline=True as well, no network
+    is touched and no process started.
+
+    \b
+    Example:
+      adaptergit lock "acme/adapters@ner>=1.2,<2" acme/adapters@sst2
+      adaptergit lock --upgrade
+      adaptergit lock --check
+    """
+    from adaptergit.lock import check_lock
+    from adaptergit.lock import lock as run
+
+    if check:
+        entries = check_lock(references, path=path)
+        if as_json:
+            print_json({"locked": [{"id": one.id, "version": one.version} for one in entries]})
+        else:
+            click.echo(f"{len(entries)} adapters are locked as they are asked for")
+        return
+    with waiting("locking", quiet=as_json):
+        changes = run(references, path=path, upgrade=upgrade, policy=policy)
+    if as_json:
+        print_json({"file": path, "changes": changes})
+        return
+    for change in changes:
+        before = f"{change.before} -> " if change.before not in (None, change.after) else ""
+        click.echo(f"{change.id}\t{before}{change.after}")
+    step(f"wrote {path}")
+
+
+@click.command()
+@_file
+@policy_option
+@offline_option
+@json_option
+def sync(path: Path, policy: str | None, offline: bool, as_json: bool) -> None:
+    """Bring every locked release into the store, verified.
+
+    \b
+    Example:
+      adaptergit sync --file ci/adaptergit.lock
+    """
+    from adaptergit.lock import sync as run
+
+    with waiting("fetching", quiet=as_json):
+        found = run(path=path, policy=policy, offline=offline)
+    if as_json:
+        print_json(
+            {"adapters": [{"reference": str(f.reference), "path": f.path, "from_store": f.from_store} for f in found]}
+        )
+        return
+    for one in found:
+        click.echo(f"{one.reference.adapter} {one.version}\t{'in the store' if one.from_store else 'fetched'}")

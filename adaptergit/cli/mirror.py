@@ -1,0 +1,98 @@
+"""``mirror`` and ``bundle``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adaptergit.cli.load import policy_option
+from adaptergit.cli.output import json_option, print_json, waiting
+
+if TYPE_CHECKING:
+    from adaptergit.mirror import Copied
+
+_lock = click.option("--lock", type=click.Path(path_type=Path), help="Also everything in this lock file.")
+
+
+@click.command()
+@click.argument("references", nargs=-1)
+@click.option("--to", required=True, help="URL of a git repository, or a folder for any web server.")
+@_lock
+@policy_option
+@json_option
+def mirror(references: tuple[str, ...], to: str, lock: Path | None, policy: str | None, as_json: bool) -> None:
+    """Copy the releases REFERENCES mean, verified, to another git repository or to a folder.
+
+    Tell clients of it under [mirrors] in their settings. What they get from it is verified like anything else.
+
+    \b
+    Example:
+      adaptergit mirror acme/adapters@sst2 --to https://codeberg.org/acme/adapters.git
+      adaptergit mirror --lock adaptergit.lock --to /srv/www/adapters
+    """
+    from adaptergit.mirror import mirror as run
+
+    with waiting("copying", quiet=as_json):
+        copied = run(references, to=to, lock=lock, policy=policy)
+    _show(copied, as_json)
+
+
+@click.group()
+def bundle() -> None:
+    """Carry releases, with their publishers' keys, to a machine without network.
+
+    \b
+    Example:
+      adaptergit bundle export adapters.tar acme/adapters@sst2
+      adaptergit bundle import adapters.tar
+    """
+
+
+@bundle.command("export")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("references", nargs=-1)
+@_lock
+@policy_option
+@json_option
+def export(file: Path, references: tuple[str, ...], lock: Path | None, policy: str | None, as_json: bool) -> None:
+    """Write the releases REFERENCES mean to one tar FILE.
+
+    \b
+    Example:
+      adaptergit bundle export adapters.tar --lock adaptergit.lock
+    """
+    from adaptergit.mirror import export_bundle
+
+    with waiting("packing", quiet=as_json):
+        copied = export_bundle(file, references, lock=lock, policy=policy)
+    _show(copied, as_json)
+
+
+@bundle.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--trust-keys", is_flag=True, help="Also pin the publishers' keys that are in it.")
+@policy_option
+@json_option
+def take_in(file: Path, trust_keys: bool, policy: str | None, as_json: bool) -> None:
+    """Verify the releases in FILE and put them into the store.
+
+    Their signers must be known to you, unless --trust-keys takes the bundle's word for who they are.
+
+    \b
+    Example:
+      adaptergit bundle import adapters.tar --trust-keys
+    """
+    from adaptergit.mirror import import_bundle
+
+    _show(import_bundle(file, trust_keys=trust_keys, policy=policy), as_json)
+
+
+def _show(copied: Sequence[Copied], as_json: bool) -> None:
+    if as_json:
+        print_json({"releases": copied})
+        return
+    for one in copied:
+        click.echo(f"{one.repository}@{one.name}=={one.version}\t{'new' if one.new else 'was there'}")

@@ -1,0 +1,152 @@
+"""Every way to one release, best first. What cannot be had is asked for elsewhere; what is refused ends the search.
+
+L1 the tree that something pinned · L2 the version's tag · L3 the branch, where a repository lost its tags · L4 the
+archive that a forge makes of the tag · L5 mirrors: other git repositories, and static folders. (L0 is the store, which
+was looked at before.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptergit.errors import NotFoundError, TransportError
+from adaptergit.git.fetch import Judge, Remote, fetch_release, list_versions, tree_in_branch
+from adaptergit.reference import Reference, Source
+from adaptergit.settings import Settings
+from adaptergit.web import StaticMirror, archive_urls, fetch_archive
+from adaptergit.web.download import Download
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to a release."""
+
+    source: str
+    """Who is asked."""
+    fetch: Callable[[Path], str]
+    """Write the package's files into an empty folder; return the oid of its tree, or an empty text."""
+    own: bool = True
+    """The repository itself, not a mirror."""
+
+
+def ways(
+    reference: Reference,
+    version: str | None,
+    settings: Settings,
+    *,
+    tree: str | None = None,
+    mirrors: tuple[str, ...] = (),
+    judge: Judge | None = None,
+) -> Iterator[Way]:
+    """Yield every way to a release.
+
+    Args:
+        reference: What is wanted.
+        version: Of the release, if it is known.
+        settings: Limits, and the user's mirrors.
+        tree: Git oid of its tree, if something pinned it.
+        mirrors: More addresses, for example from a lock file.
+        judge: Decides on manifest and signatures before the weights are fetched, where that can be done.
+    """
+    source, adapter = reference.source, reference.adapter
+    yield from _in_git(source, adapter, version, tree, settings, judge, own=True)
+    if version is not None:
+        for url in archive_urls(source, adapter, version):
+            yield Way(url, _archive(url, settings))
+    for url in mirrors_of(source, settings, mirrors):
+        if url.endswith("/"):
+            yield Way(url, _static(url, reference, version, settings, judge), own=False)
+        else:
+            yield from _in_git(Source.parse(url), adapter, version, tree, settings, judge, own=False)
+
+
+def released(reference: Reference, settings: Settings) -> tuple[str, ...]:
+    """Return the versions of an adapter, from the repository or, if it cannot be reached, from a mirror.
+
+    Raises:
+        TransportError: Nobody can be reached.
+    """
+    source, adapter = reference.source, reference.adapter
+    try:
+        return tuple(list_versions(Remote.of(source, allow_http=settings.allow_http), adapter))
+    except (TransportError, NotFoundError) as error:
+        for url in mirrors_of(source, settings):
+            try:
+                if url.endswith("/"):
+                    mirror = StaticMirror(url, _download(settings))
+                    return tuple(one.version for one in mirror.releases(source.principal or "", adapter))
+                return tuple(list_versions(Remote.of(Source.parse(url), allow_http=settings.allow_http), adapter))
+            except (TransportError, NotFoundError):
+                continue
+        raise error
+
+
+def mirrors_of(source: Source, settings: Settings, more: tuple[str, ...] = ()) -> list[str]:
+    """Return the mirrors of a repository: the user's first. A local path has none."""
+    found = (
+        [url.replace("{repository}", source.principal) for url in settings.mirrors_for(source.principal)]
+        if (source.principal)
+        else []
+    )
+    return list(dict.fromkeys([*found, *(url for url in more if url != source.url)]))
+
+
+def _in_git(
+    source: Source,
+    adapter: str,
+    version: str | None,
+    tree: str | None,
+    settings: Settings,
+    judge: Judge | None,
+    *,
+    own: bool,
+) -> Iterator[Way]:
+    remote = Remote.of(source, allow_http=settings.allow_http)
+
+    def release(target: Path) -> str:
+        # A pinned release is fetched in one request: its digest says what it must be.
+        phases = judge if tree is None else None
+        return fetch_release(
+            remote, adapter, target, version=version, tree=tree, limits=settings.limits, judge=phases
+        ).tree
+
+    def branch(target: Path) -> str:
+        found = tree_in_branch(remote, adapter, settings.limits, beside=target.parent)
+        return fetch_release(remote, adapter, target, tree=found, limits=settings.limits).tree
+
+    if version is not None or tree is not None:
+        yield Way(source.url, release, own)
+    yield Way(f"{source.url} (branch)", branch, own)
+
+
+def _archive(url: str, settings: Settings) -> Callable[[Path], str]:
+    def fetch(target: Path) -> str:
+        fetch_archive(url, target, settings.limits, allow_http=settings.allow_http)
+        return ""
+
+    return fetch
+
+
+def _static(
+    url: str,
+    reference: Reference,
+    version: str | None,
+    settings: Settings,
+    judge: Callable[[Path], Mapping[str, int]] | None,
+) -> Callable[[Path], str]:
+    def fetch(target: Path) -> str:
+        mirror = StaticMirror(url, _download(settings))
+        listed = mirror.releases(reference.source.principal or "", reference.adapter)
+        fitting = [one for one in listed if one.version == version and reference.digest in (None, one.manifest_sha256)]
+        if not fitting:
+            raise NotFoundError(f"the mirror has no {reference.adapter} {version or ''}", where=url)
+        mirror.fetch(fitting[0], target, settings.limits, judge)
+        return fitting[0].tree
+
+    return fetch
+
+
+def _download(settings: Settings) -> Download:
+    return Download(settings.allow_http, settings.limits.fetch_seconds)

@@ -1,0 +1,154 @@
+"""Lock files: from references to exactly the same releases, everywhere and later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.reference import Reference
+from adaptergit.resolve import Fetched, fetch, parse_reference
+from adaptergit.settings import Settings, load_settings
+from adaptergit.store.lockfile import DEFAULT, Locked, lock_id, read_lock, write_lock
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one entry of a lock file."""
+
+    id: str
+    before: str | None
+    """Version, or None: it is new."""
+    after: str
+
+
+def lock(
+    references: Iterable[str] = (),
+    *,
+    path: str | Path = DEFAULT,
+    upgrade: bool = False,
+    policy: str | None = None,
+    settings: Settings | None = None,
+) -> list[Change]:
+    """Fetch and verify releases, and write down exactly which they are.
+
+    Args:
+        references: What to lock; what the file holds already stays. Without any, all that it holds.
+        path: The lock file.
+        upgrade: Take the newest release that fits the reference, not the one that is locked.
+        policy: See :func:`adaptergit.fetch`.
+        settings: Default: the user's.
+
+    Raises:
+        UsageError: Nothing to lock, or an adapter asked for twice.
+        NotFoundError, TransportError, TrustError, PackageError: A release cannot be had or was refused; the file is
+            as it was.
+    """
+    settings = settings or load_settings()
+    path = Path(path)
+    entries = read_lock(path) if path.exists() else {}
+    wanted = [parse_reference(text, settings) for text in references]
+    chosen = wanted or [parse_reference(one.reference, settings) for one in entries.values()]
+    if not chosen:
+        raise UsageError("there is nothing to lock", where=str(path), hint="adaptergit lock org/repo@adapter")
+    ids = [lock_id(reference) for reference in chosen]
+    if twice := next((one for one in ids if ids.count(one) > 1), None):
+        raise UsageError(f"{twice} is asked for twice")
+    changes = []
+    for reference in chosen:
+        known = entries.get(lock_id(reference))
+        keep = known is not None and not upgrade and _fits(reference, known)
+        found = fetch(
+            reference,
+            policy=policy,
+            refresh=upgrade,
+            lock=path if keep else None,
+            settings=settings,
+        )
+        entry = _locked(reference, found, settings)
+        if keep and known is not None:
+            entry = replace(entry, tree=entry.tree or known.tree)
+        changes.append(Change(entry.id, known.version if known else None, entry.version))
+        entries[entry.id] = entry
+    write_lock(path, entries.values())
+    return changes
+
+
+def check_lock(
+    references: Iterable[str] = (), *, path: str | Path = DEFAULT, settings: Settings | None = None
+) -> list[Locked]:
+    """Check, without network, that a lock file is valid and says what references ask for.
+
+    Args:
+        references: What a project uses; without any, what the file says was asked for.
+        path: The lock file.
+        settings: Default: the user's.
+
+    Raises:
+        NotFoundError: A reference is not locked, or locked to something that does not fit.
+        PackageError: The file is not valid.
+    """
+    settings = settings or load_settings()
+    entries = read_lock(path)
+    wanted = [parse_reference(text, settings) for text in references]
+    for reference in wanted or [parse_reference(one.reference, settings) for one in entries.values()]:
+        known = entries.get(lock_id(reference))
+        if known is None or not _fits(reference, known):
+            what = "is not locked" if known is None else f"is locked to {known.version}, which does not fit"
+            raise NotFoundError(f"{reference} {what}", where=str(path), hint=f"adaptergit lock '{reference}'")
+    for one in entries.values():
+        if lock_id(parse_reference(one.reference, settings)) != one.id:
+            raise PackageError(f"{one.id} is not what {one.reference} asks for", where=str(path))
+    return list(entries.values())
+
+
+def sync(
+    *,
+    path: str | Path = DEFAULT,
+    policy: str | None = None,
+    offline: bool = False,
+    settings: Settings | None = None,
+) -> list[Fetched]:
+    """Bring every release of a lock file into the store, verified.
+
+    Raises:
+        NotFoundError, TransportError, TrustError, PackageError: One cannot be had or was refused.
+    """
+    settings = settings or load_settings()
+    return [
+        fetch(one.reference, policy=policy, offline=offline, lock=path, settings=settings)
+        for one in read_lock(path).values()
+    ]
+
+
+def _fits(reference: Reference, known: Locked) -> bool:
+    return reference.specifier.contains(known.version, prereleases=True) and reference.digest in (
+        None,
+        known.manifest_sha256,
+    )
+
+
+def _locked(reference: Reference, found: Fetched, settings: Settings) -> Locked:
+    manifest = found.verdict.manifest
+    mirrors = settings.mirrors_for(reference.source.principal)
+    return Locked(
+        reference=_full(reference),
+        id=lock_id(reference),
+        version=found.version,
+        manifest_sha256=found.digest,
+        tree=found.tree,
+        urls=(reference.source.url, *(u.replace("{repository}", reference.source.principal or "") for u in mirrors)),
+        signers=found.verdict.signers,
+        base_model={"id": manifest.base_model.id, "fingerprint": manifest.base_model.fingerprint},
+        files=manifest.files,
+    )
+
+
+def _full(reference: Reference) -> str:
+    """Return the reference with its host: another machine may have another default."""
+    source = reference.source.principal if reference.source.kind == "hosted" else reference.source.text
+    if reference.source.kind == "path":
+        source = reference.source.url
+    digest = f"#sha256:{reference.digest}" if reference.digest else ""
+    return f"{source}@{reference.adapter}{reference.specifier}{digest}"

@@ -1,0 +1,96 @@
+"""The lock file: exactly which releases a project uses, so that the same ones are loaded everywhere.
+
+``adaptergit.lock`` is JSON, described by ``schema/lock.schema.json``; sorted, so that it merges well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptergit.errors import NotFoundError, PackageError
+from adaptergit.package import File, canonical, schemas
+from adaptergit.package.version import check_version
+from adaptergit.reference import Reference
+
+SCHEMA = "adaptergit.lock/1"
+MAX_BYTES = 16 * 2**20
+DEFAULT = "adaptergit.lock"
+
+
+@dataclass(frozen=True)
+class Locked:
+    """One release."""
+
+    reference: str
+    """What was asked for, with its specifier."""
+    id: str
+    """``host/org/repo@adapter``; for a local repository its address and the adapter."""
+    version: str
+    manifest_sha256: str
+    tree: str
+    """Git oid that fetches exactly this release; empty if it is not known."""
+    urls: tuple[str, ...]
+    """The repository, then mirrors."""
+    signers: tuple[str, ...]
+    """Fingerprints of the keys that signed it."""
+    base_model: Mapping[str, str]
+    """``id`` and ``fingerprint``."""
+    files: tuple[File, ...]
+
+
+def lock_id(reference: Reference) -> str:
+    """Return the name under which a lock file holds what a reference means."""
+    return f"{reference.source.principal or reference.source.url}@{reference.adapter}"
+
+
+def read_lock(path: str | Path) -> dict[str, Locked]:
+    """Read a lock file; releases by id.
+
+    Raises:
+        NotFoundError: There is none.
+        PackageError: Not a lock file; names the entry and the field.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError("there is no lock file", where=str(path), hint="adaptergit lock REFERENCE…") from error
+    except OSError as error:
+        raise PackageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    raw = canonical.loads(data, where=str(path), limit=MAX_BYTES)
+    for where, message in schemas.problems("lock", raw):
+        raise PackageError(f"{schemas.dotted(where) or 'document'}: {message}", where=str(path))
+    entries = [_entry(item, f"{path}: adapters[{number}]") for number, item in enumerate(raw["adapters"])]
+    if len({one.id for one in entries}) != len(entries):
+        raise PackageError("an adapter is locked twice", where=str(path))
+    return {one.id: one for one in entries}
+
+
+def _entry(raw: Mapping[str, Any], where: str) -> Locked:
+    check_version(raw["version"], where=where)
+    lists = {name: tuple(raw[name]) for name in ("urls", "signers")}
+    return Locked(**{**raw, **lists, "files": tuple(File(**item) for item in raw["files"])})
+
+
+def write_lock(path: str | Path, entries: Iterable[Locked]) -> bool:
+    """Replace a lock file in one step; return whether its content changed."""
+    path = Path(path)
+    ordered = [asdict(one) for one in sorted(entries, key=lambda one: one.id)]
+    data = (json.dumps({"schema": SCHEMA, "adapters": ordered}, indent=1, sort_keys=True) + "\n").encode()
+    if path.is_file() and path.read_bytes() == data:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(temporary).chmod(0o644)
+    Path(temporary).replace(path)
+    return True

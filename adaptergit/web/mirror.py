@@ -1,0 +1,94 @@
+"""Reading a static mirror (see ``store/mirror.py``), over https or from a folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from adaptergit.errors import NotFoundError, PackageError, TransportError
+from adaptergit.package import CARD, MANIFEST, signature_names
+from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
+from adaptergit.package.folder import check_entry_name, check_sizes
+from adaptergit.package.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
+from adaptergit.settings import Limits
+from adaptergit.store.mirror import MAX_LISTING_BYTES, Mirrored, listing_path, package_path, parse_listing
+from adaptergit.web.download import Download
+
+_MAX_SIGNATURE_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True)
+class StaticMirror:
+    """A mirror at an address that ends with ``/``."""
+
+    url: str
+    download: Download
+
+    def releases(self, principal: str, adapter: str) -> list[Mirrored]:
+        """Return the releases of an adapter; what a mirror says is verified when it is fetched.
+
+        Raises:
+            NotFoundError: The mirror has none.
+            TransportError: It cannot be reached.
+            PackageError: Its listing is malformed.
+        """
+        path = listing_path(principal, adapter)
+        return parse_listing(self._read(path, MAX_LISTING_BYTES), f"{self.url}{path}")
+
+    def fetch(
+        self, release: Mirrored, target: Path, limits: Limits, judge: Callable[[Path], Mapping[str, int]] | None
+    ) -> None:
+        """Download a release into the empty folder ``target``: manifest, signatures and card first, then the rest.
+
+        Raises:
+            NotFoundError, TransportError: It cannot be had.
+            PackageError: It is not what its manifest says.
+        """
+        where = f"{self.url}{package_path(release.manifest_sha256)}"
+        if len(release.files) > limits.files or len(set(release.files)) != len(release.files):
+            raise PackageError(f"more than {limits.files} files, or one twice", where=where)
+        for name in release.files:
+            check_entry_name(name, where)
+        bounds = {MANIFEST: MAX_MANIFEST_BYTES, CARD: MAX_CARD_BYTES}
+        bounds |= dict.fromkeys(signature_names(release.files), _MAX_SIGNATURE_BYTES)
+        first = [name for name in release.files if name in bounds]
+        for name in first:
+            self._save(release, name, target, bounds[name])
+        rest = [name for name in release.files if name not in bounds]
+        stated = judge(target) if judge is not None else dict.fromkeys(rest, limits.file_bytes)
+        if unlisted := sorted(set(rest) - stated.keys()):
+            raise PackageError(f"not listed in the manifest: {', '.join(unlisted)}", where=where)
+        check_sizes({name: stated[name] for name in rest} if judge is not None else {}, limits, where)
+        for name in rest:
+            self._save(release, name, target, stated[name])
+
+    def _save(self, release: Mirrored, name: str, target: Path, limit: int) -> None:
+        path = f"{package_path(release.manifest_sha256)}/{name}"
+        if (local := self._local(path)) is None:
+            self.download.save(self.url + quote(path), target / name, limit)
+            return
+        try:
+            if local.stat().st_size > limit:
+                raise TransportError(f"more than the limit of {limit} bytes", where=str(local))
+            shutil.copyfile(local, target / name)
+        except OSError as error:
+            raise NotFoundError(f"cannot be read: {error.strerror}", where=str(local)) from error
+
+    def _read(self, path: str, limit: int) -> bytes:
+        if (local := self._local(path)) is None:
+            return self.download.read(self.url + quote(path), limit)
+        try:
+            with local.open("rb") as file:
+                data = file.read(limit + 1)
+        except OSError as error:
+            raise NotFoundError(f"cannot be read: {error.strerror}", where=str(local)) from error
+        if len(data) > limit:
+            raise TransportError(f"more than the limit of {limit} bytes", where=str(local))
+        return data
+
+    def _local(self, path: str) -> Path | None:
+        parts = urlsplit(self.url)
+        return Path(unquote(parts.path)) / path if parts.scheme == "file" else None

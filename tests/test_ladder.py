@@ -1,0 +1,413 @@
+"""Every way to a release: phases, retries, the branch, archives, mirrors, bundles."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Hub, git, snapshot
+from forge_simulator import Answer, Forge, body, cut_after, endless, slowly, status
+
+from adaptergit.errors import (
+    AdaptergitError,
+    NotFoundError,
+    PackageError,
+    ReleaseError,
+    TransportError,
+    TrustError,
+    UsageError,
+)
+from adaptergit.git import GitServer
+from adaptergit.mirror import export_bundle, import_bundle, mirror
+from adaptergit.pins import known_signers
+from adaptergit.publish import publish
+from adaptergit.resolve import fetch
+from adaptergit.settings import Limits, Settings, cache_dir
+from adaptergit.web.download import Download
+
+Source = Callable[..., Path]
+BIG = b"w" * 400_000
+PRINCIPAL = "127.0.0.1/acme/adapters"
+
+
+def release(hub: Hub, folder: Path, **options: object) -> object:
+    hub.trust()
+    return publish(folder, clone=hub.clone, key=hub.key.path, **options)  # type: ignore[arg-type]
+
+
+def forget() -> None:
+    shutil.rmtree(cache_dir(), ignore_errors=True)
+
+
+@pytest.fixture
+def forge(tmp_path: Path) -> Iterator[Forge]:
+    root = tmp_path / "www"
+    root.mkdir()
+    with Forge(root, tmp_path / "server") as forge:
+        yield forge
+
+
+def elsewhere(hub: Hub, forge: Forge) -> str:
+    """The same publisher's repository at a server that speaks no git."""
+    return f"{forge.url}/acme/adapters.git"
+
+
+# --- two phases -------------------------------------------------------------------------------------------------------
+
+
+def test_policy_decides_before_the_weights_move(hub: Hub, source: Source) -> None:
+    git(hub.bare, "config", "uploadpack.allowFilter", "true")
+    publish(source(BIG), clone=hub.clone, key=hub.key.path)  # nobody trusts the key
+    hub.server.traffic.sent = 0
+    with pytest.raises(TrustError, match="nobody you know"):
+        fetch(f"{hub.url}@sst2==1.0.0")
+    assert hub.server.traffic.sent < 20_000
+    hub.trust()
+    hub.server.traffic.requests.clear()
+    found = fetch(f"{hub.url}@sst2==1.0.0")
+    assert len(hub.server.traffic.requests) == 5  # three for the tag without weights, two for the weights
+    assert (found.path / "adapter.safetensors").read_bytes().endswith(BIG)
+
+
+def test_a_server_that_cannot_filter_sends_all_at_once(hub: Hub, source: Source) -> None:
+    release(hub, source(BIG))
+    hub.server.traffic.requests.clear()
+    fetch(f"{hub.url}@sst2==1.0.0")
+    assert len(hub.server.traffic.requests) == 3
+
+
+def test_small_adapters_need_one_phase(hub: Hub, source: Source) -> None:
+    git(hub.bare, "config", "uploadpack.allowFilter", "true")
+    release(hub, source())
+    hub.server.traffic.requests.clear()
+    fetch(f"{hub.url}@sst2==1.0.0")
+    assert len(hub.server.traffic.requests) == 3
+
+
+def test_what_the_manifest_does_not_say_is_not_fetched(hub: Hub, source: Source) -> None:
+    """A large file beside the manifest's: known before its bytes move."""
+    git(hub.bare, "config", "uploadpack.allowFilter", "true")
+    release(hub, source(BIG))
+    tag = "refs/tags/adapters/sst2/1.0.0"
+    (hub.bare / "big").write_bytes(b"z" * 600_000)
+    blob = git(hub.bare, "hash-object", "-w", str(hub.bare / "big"))
+    listing = git(hub.bare, "ls-tree", tag) + f"\n100644 blob {blob}\tstowaway.txt"
+    tree = git(hub.bare, "mktree", stdin=listing + "\n")
+    commit = git(hub.bare, "-c", "user.name=x", "-c", "user.email=x@x", "commit-tree", tree, "-m", "x")
+    git(hub.bare, "update-ref", tag, commit)
+    hub.server.traffic.sent = 0
+    with pytest.raises(PackageError, match=r"not listed in the manifest: stowaway\.txt"):
+        fetch(f"{hub.url}@sst2==1.0.0")
+    assert hub.server.traffic.sent < 20_000
+
+
+# --- the branch -------------------------------------------------------------------------------------------------------
+
+
+def test_a_repository_that_lost_its_tags_is_read_from_the_branch(hub: Hub, source: Source) -> None:
+    git(hub.bare, "config", "uploadpack.allowFilter", "true")
+    release(hub, source(BIG))
+    git(hub.bare, "tag", "-d", "adapters/sst2/1.0.0")
+    found = fetch(f"{hub.url}@sst2")
+    assert (found.version, found.from_store) == ("1.0.0", False)
+    assert fetch(f"{hub.url}@sst2==1.0.0").from_store
+    with pytest.raises(NotFoundError, match="no adapter 'other'"):
+        fetch(f"{hub.url}@other")
+    forget()
+    with pytest.raises(TrustError, match="version"):
+        fetch(f"{hub.url}@sst2>=2")
+
+
+# --- archives ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_forges_archive_serves_when_git_does_not(hub: Hub, source: Source, forge: Forge) -> None:
+    published = release(hub, source(BIG))
+    found = fetch(f"{elsewhere(hub, forge)}@sst2==1.0.0")
+    assert found.digest == published.digest  # type: ignore[attr-defined]
+    assert any("/archive/adapters/sst2/1.0.0.tar.gz" in path for path, _ in forge.asked)
+    assert fetch(f"{elsewhere(hub, forge)}@sst2==1.0.0").from_store
+
+
+def test_an_archive_needs_no_git(hub: Hub, source: Source, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    release(hub, source())
+    from adaptergit.git import runner
+
+    runner._git_class.cache_clear()
+    monkeypatch.setattr(runner.shutil, "which", lambda _: None)
+    assert fetch(f"{elsewhere(hub, forge)}@sst2==1.0.0").version == "1.0.0"
+    runner._git_class.cache_clear()
+
+
+def packed(*members: tuple[str, bytes, dict[str, object]]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content, fields in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            for key, value in fields.items():
+                setattr(info, key, value)
+            archive.addfile(info, io.BytesIO(content) if info.isreg() else None)
+    return buffer.getvalue()
+
+
+HOSTILE_ARCHIVES = {
+    "not an archive": b"<html>rate limited</html>",
+    "truncated": packed(("a/card.yaml", b"x" * 9000, {}))[:60],
+    "parent path": packed(("../card.yaml", b"x", {})),
+    "absolute path": packed(("/card.yaml", b"x", {})),
+    "deep path": packed(("a/b/card.yaml", b"x", {})),
+    "symbolic link": packed(("a/card.yaml", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"})),
+    "hard link": packed(("a/card.yaml", b"", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"})),
+    "device": packed(("a/card.yaml", b"", {"type": tarfile.CHRTYPE})),
+    "fifo": packed(("a/card.yaml", b"", {"type": tarfile.FIFOTYPE})),
+    "executable": packed(("a/card.yaml", b"x", {"mode": 0o755})),
+    "pickle": packed(("a/weights.bin", b"x", {})),
+    "hidden file": packed(("a/.gitattributes", b"x", {})),
+    "twice": packed(("a/card.yaml", b"x", {}), ("a/card.yaml", b"y", {})),
+    "differs in case": packed(("a/card.yaml", b"x", {}), ("a/CARD.yaml", b"y", {})),
+    "too many": packed(*((f"a/f{i}.txt", b"x", {}) for i in range(70))),
+    "bomb": packed(("a/adapter.safetensors", b"\0" * (9 << 20), {})),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_ARCHIVES)
+def test_a_hostile_archive_is_refused(
+    name: str, hub: Hub, source: Source, forge: Forge, home: Path, tmp_path: Path
+) -> None:
+    release(hub, source())
+    forge.faults["/archive/"] = [body(HOSTILE_ARCHIVES[name])] * 3
+    settings = Settings(limits=Limits(file_bytes=8 << 20, package_bytes=8 << 20))
+    before = snapshot(tmp_path / "server")
+    with pytest.raises(PackageError, match=r"/archive/"):
+        fetch(f"{elsewhere(hub, forge)}@sst2==1.0.0", settings=settings)
+    assert not list((cache_dir() / "packages").glob("*/*"))
+    assert snapshot(tmp_path / "server") == before
+    assert not list((cache_dir() / "tmp").iterdir())
+
+
+# --- downloads --------------------------------------------------------------------------------------------------------
+
+
+def test_a_download_goes_on_where_it_was_cut(forge: Forge, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    (forge.root / "file").write_bytes(content)
+    forge.faults["/file"] = [cut_after(700_000), status(503)]
+    Download().save(f"{forge.url}/file", tmp_path / "got", 2_000_000)
+    assert (tmp_path / "got").read_bytes() == content
+    first, second, third = [headers.get("Range", "") for _, headers in forge.asked]
+    assert first == ""
+    assert second == third  # the answer between them was an error
+    assert 0 < int(second.removeprefix("bytes=").removesuffix("-")) <= 700_000
+    forge.ranges = False  # it sends all of it again
+    forge.faults["/file"] = [cut_after(700_000)]
+    Download().save(f"{forge.url}/file", tmp_path / "again", 2_000_000)
+    assert (tmp_path / "again").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (endless, TransportError),
+        (slowly, TransportError),
+        (status(404), NotFoundError),
+        (status(410), NotFoundError),
+        (status(403), TransportError),
+        (status(302, Location="http://192.0.2.1/x"), UsageError),
+        (status(302, Location="file:///etc/passwd"), UsageError),
+        (status(302, Location="/file"), TransportError),
+        (status(206, Content_Range="bytes 5-9/10"), TransportError),
+    ],
+)
+def test_a_download_that_cannot_be_is_given_up(forge: Forge, fault: Answer, error: type[AdaptergitError]) -> None:
+    (forge.root / "file").write_bytes(b"x")
+    forge.faults["/file"] = [fault] * 8
+    with pytest.raises(error):
+        Download(seconds=2.0).read(f"{forge.url}/file", 100_000)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.org/x", "ftp://example.org/x", "file:///etc/passwd", "https://user:secret@example.org/x"]
+)
+def test_only_https_is_asked_and_no_credentials_in_addresses(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Download().read(url, 10)
+    assert "secret" not in str(caught.value)
+
+
+def test_credentials_of_netrc_stay_with_their_host(forge: Forge, home: Path, tmp_path: Path) -> None:
+    (home / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    (home / ".netrc").chmod(0o600)
+    (forge.root / "file").write_bytes(b"x")
+    port = forge.server.server_address[1]
+    forge.faults["/away"] = [status(302, Location=f"http://localhost:{port}/file")]
+    assert Download().read(f"{forge.url}/away", 10) == b"x"
+    (_, first), (_, second) = forge.asked
+    assert first["Authorization"].startswith("Basic ")
+    assert "Authorization" not in second
+
+
+# --- mirrors ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_static_mirror_serves_when_the_repository_is_gone(hub: Hub, source: Source, forge: Forge) -> None:
+    published = release(hub, source(BIG))
+    release(hub, source(b"v" * 10), version="1.1.0")
+    copied = mirror([f"{hub.url}@sst2==1.0.0", f"{hub.url}@sst2==1.1.0"], to=forge.root / "mirror")
+    assert [one.new for one in copied] == [True, True]
+    before = snapshot(forge.root)
+    assert [one.new for one in mirror([f"{hub.url}@sst2==1.0.0"], to=forge.root / "mirror")] == [False]
+    assert snapshot(forge.root) == before
+    forget()
+    git(hub.bare, "symbolic-ref", "HEAD", "refs/heads/main")
+    shutil.move(hub.bare, hub.bare.with_name("gone.git"))
+    settings = Settings(mirrors=(("127.0.0.1/*", (f"{forge.url}/mirror/",)),))
+    found = fetch(f"{hub.url}@sst2==1.0.0", settings=settings)
+    assert found.digest == published.digest  # type: ignore[attr-defined]
+    assert fetch(f"{hub.url}@sst2", settings=settings).version == "1.1.0"
+    forget()
+    local = Settings(mirrors=((PRINCIPAL, ((forge.root / "mirror").as_uri() + "/",)),))
+    assert fetch(f"{hub.url}@sst2", settings=local).version == "1.1.0"
+
+
+def test_another_repository_as_a_mirror(hub: Hub, source: Source, tmp_path: Path) -> None:
+    published = release(hub, source(BIG))
+    with GitServer(tmp_path / "server") as second:
+        url = second.create("mirrors/acme")
+        assert [one.new for one in mirror([f"{hub.url}@sst2"], to=url)] == [True]
+        assert [one.new for one in mirror([f"{hub.url}@sst2"], to=url)] == [False]
+        forget()
+        shutil.move(hub.bare, hub.bare.with_name("gone.git"))
+        settings = Settings(mirrors=(("*", (url,)),))
+        found = fetch(f"{hub.url}@sst2", settings=settings)
+        assert (found.digest, found.tree) == (published.digest, published.tree)  # type: ignore[attr-defined]
+
+
+def test_a_mirror_that_lies_is_named_and_nobody_else_is_asked(hub: Hub, source: Source, forge: Forge) -> None:
+    release(hub, source(BIG))
+    mirror([f"{hub.url}@sst2"], to=forge.root / "bad")
+    shutil.copytree(forge.root / "bad", forge.root / "good")
+    weights = next((forge.root / "bad" / "packages").glob("*/adapter.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"X")
+    forget()
+    shutil.move(hub.bare, hub.bare.with_name("gone.git"))
+    settings = Settings(mirrors=(("*", (f"{forge.url}/bad/", f"{forge.url}/good/")),))
+    with pytest.raises(PackageError, match=r"/bad/"):
+        fetch(f"{hub.url}@sst2", settings=settings)
+    assert not any("/good/packages" in path for path, _ in forge.asked)
+    shutil.rmtree(forge.root / "bad")  # gone is not lying: the next one is asked
+    assert fetch(f"{hub.url}@sst2", settings=settings).version == "1.0.0"
+
+
+def test_a_mirror_never_changes_a_release(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    mirror([f"{hub.url}@sst2"], to=tmp_path / "mirror")
+    with GitServer(tmp_path / "server") as second:
+        url = second.create("mirrors/acme")
+        mirror([f"{hub.url}@sst2"], to=url)
+        # Another release of that version, by the same publisher: an equivocation.
+        other = tmp_path / "server" / "acme" / "adapters.git"
+        shutil.rmtree(other)
+        hub.server.create("acme/adapters")
+        shutil.rmtree(hub.clone)
+        git(tmp_path, "clone", "-q", hub.url, str(hub.clone))
+        release(hub, source(b"other"))
+        forget()
+        with pytest.raises(PackageError, match="another sst2"):
+            mirror([f"{hub.url}@sst2"], to=tmp_path / "mirror")
+        with pytest.raises(ReleaseError, match="another sst2"):
+            mirror([f"{hub.url}@sst2"], to=url)
+    with pytest.raises(UsageError, match="nothing to copy"):
+        mirror([], to=tmp_path / "mirror")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="something else"):
+        mirror([f"{hub.url}@sst2"], to=tmp_path / "full")
+
+
+# --- bundles ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_carries_releases_and_keys(hub: Hub, source: Source, tmp_path: Path, home: Path) -> None:
+    published = release(hub, source(BIG))
+    export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
+    export_bundle(tmp_path / "b.tar", [f"{hub.url}@sst2"])
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    forget()
+    shutil.rmtree(home / "config")  # another machine
+    with pytest.raises(TrustError, match="nobody you know"):
+        import_bundle(tmp_path / "a.tar")
+    copied = import_bundle(tmp_path / "a.tar", trust_keys=True)
+    assert [(one.version, one.new) for one in copied] == [("1.0.0", True)]
+    found = fetch(f"{hub.url}@sst2", offline=True)
+    assert found.digest == published.digest  # type: ignore[attr-defined]
+    assert [one.new for one in import_bundle(tmp_path / "a.tar")] == [False]
+
+
+def unpacked(file: Path, folder: Path) -> Path:
+    with tarfile.open(file) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def repacked(folder: Path, file: Path) -> Path:
+    with tarfile.open(file, "w") as archive:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file() or p.is_symlink()):
+            archive.add(path, path.relative_to(folder).as_posix(), recursive=False)
+    return file
+
+
+BUNDLE_DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a byte of the weights": lambda root: next(root.rglob("adapter.safetensors")).write_bytes(b"other"),
+    "a missing file": lambda root: next(root.rglob("adapter.safetensors")).unlink(),
+    "an unlisted file": lambda root: (next(root.rglob("card.yaml")).parent / "more.txt").write_text("x"),
+    "no mark": lambda root: (root / "mirror.json").unlink(),
+    "a file elsewhere": lambda root: (root / "evil.sh").write_text("x"),
+    "a link": lambda root: (root / "packages" / "link").symlink_to("/etc/passwd"),
+    "a listing that is no JSON": lambda root: next(root.rglob("sst2.json")).write_text("{"),
+    "a listing of another version": lambda root: _edit(root, '"1.0.0"', '"9.0.0"'),
+    "a listing of another digest": lambda root: _edit(root, '"manifest_sha256": "', '"manifest_sha256": "0'),
+    "a key for everybody": lambda root: (root / "allowed_signers").write_text(
+        "* " + (root / "allowed_signers").read_text().partition(" ")[2]
+    ),
+    "a key for somebody else": lambda root: (root / "allowed_signers").write_text(
+        "github.com/bank/adapters " + (root / "allowed_signers").read_text().partition(" ")[2]
+    ),
+}
+
+
+def _edit(root: Path, old: str, new: str) -> None:
+    path = next(root.rglob("sst2.json"))
+    path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize("name", BUNDLE_DAMAGE)
+def test_a_damaged_bundle_is_refused(name: str, hub: Hub, source: Source, tmp_path: Path, home: Path) -> None:
+    release(hub, source())
+    export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
+    forget()
+    shutil.rmtree(home / "config")
+    root = unpacked(tmp_path / "a.tar", tmp_path / "inside")
+    BUNDLE_DAMAGE[name](root)
+    with pytest.raises((PackageError, TrustError)):
+        import_bundle(repacked(root, tmp_path / "bad.tar"), trust_keys=True)
+    assert not list((cache_dir() / "packages").glob("*/*"))
+    if "key" in name:
+        assert not known_signers(Settings())
+
+
+def test_a_bundle_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        import_bundle(tmp_path / "none.tar")
+    (tmp_path / "text.tar").write_text("no")
+    with pytest.raises(PackageError, match="not a bundle"):
+        import_bundle(tmp_path / "text.tar")
+    with tarfile.open(tmp_path / "up.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("packages/../../up"))
+    with pytest.raises(PackageError, match="plain files"):
+        import_bundle(tmp_path / "up.tar")
+    assert not (tmp_path / "up").exists()

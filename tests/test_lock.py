@@ -1,0 +1,212 @@
+"""Lock files, frozen loads, and keeping the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Hub, git, snapshot
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptergit.errors import AdaptergitError, NotFoundError, PackageError, TrustError, UsageError
+from adaptergit.housekeeping import prune, stored, verify_store
+from adaptergit.lock import check_lock, lock, sync
+from adaptergit.publish import publish
+from adaptergit.resolve import fetch
+from adaptergit.settings import cache_dir
+from adaptergit.store.lockfile import read_lock
+
+Source = Callable[..., Path]
+
+
+def release(hub: Hub, folder: Path, **options: object) -> Any:
+    hub.trust()
+    return publish(folder, clone=hub.clone, key=hub.key.path, **options)  # type: ignore[arg-type]
+
+
+def test_a_lock_file_says_exactly_what_is_used(hub: Hub, source: Source, tmp_path: Path) -> None:
+    published = release(hub, source())
+    file = tmp_path / "adaptergit.lock"
+    (change,) = lock([f"{hub.url}@sst2>=1,<2"], path=file)
+    assert (change.before, change.after) == (None, "1.0.0")
+    (one,) = read_lock(file).values()
+    assert (one.manifest_sha256, one.tree) == (published.digest, published.tree)
+    assert one.signers == (hub.key.public.fingerprint,)
+    assert one.reference == f"{hub.url}@sst2<2,>=1"
+    assert {f.path for f in one.files} == {"README.md", "adapter.safetensors", "card.yaml"}
+    first = file.read_bytes()
+    release(hub, source(b"new"), version="1.1.0")
+    assert lock(path=file)[0].after == "1.0.0"  # locked is locked
+    assert file.read_bytes() == first
+    assert fetch(f"{hub.url}@sst2", lock=file).version == "1.0.0"
+    assert lock(path=file, upgrade=True)[0].after == "1.1.0"
+    assert fetch(f"{hub.url}@sst2>=1", lock=file).version == "1.1.0"
+
+
+def test_a_locked_release_is_fetched_by_its_tree_in_two_requests(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    lock([f"{hub.url}@sst2"], path=tmp_path / "l")
+    shutil.rmtree(cache_dir())
+    hub.server.traffic.requests.clear()
+    (found,) = sync(path=tmp_path / "l")
+    assert (found.version, found.from_store) == ("1.0.0", False)
+    assert len(hub.server.traffic.requests) == 2
+    assert sync(path=tmp_path / "l", offline=True)[0].from_store
+
+
+def test_what_is_not_locked_or_does_not_fit_is_refused(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    file = tmp_path / "l"
+    with pytest.raises(UsageError, match="nothing to lock"):
+        lock(path=file)
+    with pytest.raises(NotFoundError, match="no lock file"):
+        fetch(f"{hub.url}@sst2", lock=file)
+    lock([f"{hub.url}@sst2"], path=file)
+    assert [one.version for one in check_lock(path=file)] == ["1.0.0"]
+    for run in (lambda ref: fetch(ref, lock=file), lambda ref: check_lock([ref], path=file)):
+        with pytest.raises(NotFoundError, match="is not locked"):
+            run(f"{hub.url}@other")
+        with pytest.raises(NotFoundError, match="does not fit"):
+            run(f"{hub.url}@sst2>=2")
+        with pytest.raises(NotFoundError, match="does not fit"):
+            run(f"{hub.url}@sst2#sha256:{'0' * 64}")
+    with pytest.raises(UsageError, match="twice"):
+        lock([f"{hub.url}@sst2", f"{hub.url}@sst2>=1"], path=file)
+
+
+def test_a_failed_lock_leaves_the_file_as_it_was(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    file = tmp_path / "l"
+    lock([f"{hub.url}@sst2"], path=file)
+    before = file.read_bytes()
+    with pytest.raises(NotFoundError):
+        lock([f"{hub.url}@sst2", f"{hub.url}@missing"], path=file)
+    assert file.read_bytes() == before
+
+
+def test_a_lock_file_weakens_no_policy(hub: Hub, source: Source, tmp_path: Path, home: Path) -> None:
+    release(hub, source())
+    file = tmp_path / "l"
+    lock([f"{hub.url}@sst2"], path=file)
+    shutil.rmtree(home / "config")  # somebody else's machine, who trusts nobody
+    with pytest.raises(TrustError, match="nobody you know"):
+        fetch(f"{hub.url}@sst2", lock=file)
+
+
+def test_a_server_that_swaps_a_locked_release_is_refused(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    file = tmp_path / "l"
+    lock([f"{hub.url}@sst2"], path=file)
+    shutil.rmtree(cache_dir())
+    shutil.rmtree(hub.bare)
+    hub.server.create("acme/adapters")
+    shutil.rmtree(hub.clone)
+    git(tmp_path, "clone", "-q", hub.url, str(hub.clone))
+    release(hub, source(b"swapped"))  # by the same publisher, signed and all
+    with pytest.raises(TrustError, match="you pinned"):
+        fetch(f"{hub.url}@sst2", lock=file)
+    assert not stored()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw.update(schema="adaptergit.lock/2"),
+        lambda raw: raw.update(more=1),
+        lambda raw: raw["adapters"].append(raw["adapters"][0]),
+        lambda raw: raw["adapters"][0].pop("tree"),
+        lambda raw: raw["adapters"][0].update(version="1.0.0.0-x"),
+        lambda raw: raw["adapters"][0].update(manifest_sha256="0" * 63),
+        lambda raw: raw["adapters"][0].update(tree="--upload-pack=x"),
+        lambda raw: raw["adapters"][0].update(urls=[]),
+        lambda raw: raw["adapters"][0].update(signers=["me"]),
+        lambda raw: raw["adapters"][0]["files"].append({"path": "x", "size": -1, "sha256": "0" * 64}),
+    ],
+)
+def test_a_damaged_lock_file_names_the_field(
+    hub: Hub, source: Source, tmp_path: Path, damage: Callable[[dict[str, Any]], object]
+) -> None:
+    release(hub, source())
+    file = tmp_path / "l"
+    lock([f"{hub.url}@sst2"], path=file)
+    raw = json.loads(file.read_text())
+    damage(raw)
+    file.write_text(json.dumps(raw))
+    with pytest.raises(PackageError, match=str(file)):
+        fetch(f"{hub.url}@sst2", lock=file)
+
+
+@given(data=st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
+def test_any_bytes_are_a_lock_file_or_a_clear_error(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("lock") / "l"
+    file.write_bytes(data)
+    with pytest.raises(AdaptergitError):
+        read_lock(file)
+
+
+FROZEN = """
+import sys, subprocess, os
+import adaptergit
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.bind", "subprocess.Popen", "os.exec", "os.fork", "os.posix_spawn", "os.system"):
+        sys.stderr.write(f"did {event} {arguments}\\n"); os._exit(99)
+sys.addaudithook(refuse)
+found = adaptergit.fetch(sys.argv[1], lock=sys.argv[2], offline=True)
+assert found.from_store
+print(found.version)
+"""
+
+
+def test_a_frozen_load_opens_no_socket_and_starts_no_process(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    lock([f"{hub.url}@sst2"], path=tmp_path / "l")
+    command = [sys.executable, "-c", FROZEN, f"{hub.url}@sst2", str(tmp_path / "l")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "1.0.0"), done.stderr
+    if shutil.which("unshare") and os.geteuid() == 0:  # a network namespace without even a loopback
+        done = subprocess.run(["unshare", "--net", *command], capture_output=True, text=True, check=False)
+        if "unshare failed" not in done.stderr and "Operation not permitted" not in done.stderr:
+            assert (done.returncode, done.stdout.strip()) == (0, "1.0.0"), done.stderr
+    shutil.rmtree(cache_dir())
+    with pytest.raises(NotFoundError, match="not in the store"):
+        fetch(f"{hub.url}@sst2", lock=tmp_path / "l", offline=True)
+
+
+# --- the store --------------------------------------------------------------------------------------------------------
+
+
+def test_the_store_is_listed_checked_and_pruned(hub: Hub, source: Source, tmp_path: Path) -> None:
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        release(hub, source(version.encode()), version=version)
+        fetch(f"{hub.url}@sst2=={version}")
+    lock([f"{hub.url}@sst2==1.0.0"], path=tmp_path / "l")
+    assert sorted(one.manifest.version for one in stored() if one.manifest) == ["1.0.0", "1.1.0", "1.2.0"]
+    assert verify_store() == {}
+    before = snapshot(cache_dir())
+    would = prune(keep=[tmp_path / "l"], dry_run=True)
+    assert [one.manifest.version for one in would if one.manifest] == ["1.1.0"]
+    assert snapshot(cache_dir()) == before
+    assert prune(older_than=3600.0) == []
+    prune(keep=[tmp_path / "l"])
+    assert sorted(one.manifest.version for one in stored() if one.manifest) == ["1.0.0", "1.2.0"]
+    newest = next(one for one in stored() if one.manifest and one.manifest.version == "1.2.0")
+    weights = newest.path / "adapter.safetensors"
+    weights.chmod(0o644)
+    weights.write_bytes(b"damaged")
+    assert list(verify_store()) == [newest.digest]
+    assert list(verify_store(remove=True)) == [newest.digest]
+    assert verify_store() == {}
+    assert fetch(f"{hub.url}@sst2==1.2.0").version == "1.2.0"
+    with pytest.raises(NotFoundError):
+        prune(keep=[tmp_path / "no such lock"])
+    assert len(stored()) == 2
+    prune(everything=True)
+    assert stored() == []
