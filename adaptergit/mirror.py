@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -260,6 +261,8 @@ def _take_in(
             (inner / path.name).write_bytes(path.read_bytes())
         store.add(inner, settings.limits)
     known = store.known(source.publisher, adapter)
-    seen = Seen(release.manifest_sha256, release.tree)
+    seen = known.fetched.get(release.version)
+    if seen is None or seen.digest != release.manifest_sha256:
+        seen = Seen(release.manifest_sha256, release.tree, time.time())
     store.remember(source.publisher, adapter, replace(known, fetched={**known.fetched, release.version: seen}))
     return Copied(principal, adapter, release.version, release.manifest_sha256, new)

@@ -6,13 +6,22 @@ import os
 import re
 import tempfile
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 
 from adaptergit.errors import NotFoundError, TrustError, UsageError
 from adaptergit.locks import exclusively
 from adaptergit.reference import expand
 from adaptergit.settings import Settings, cache_dir, load_settings
-from adaptergit.trust import MANIFEST_NAMESPACE, AllowedSigner, format_signer, parse_allowed_signers, parse_public_key
+from adaptergit.trust import (
+    MANIFEST_NAMESPACE,
+    AllowedSigner,
+    Revocation,
+    format_signer,
+    parse_allowed_signers,
+    parse_public_key,
+    parse_revocations,
+)
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9.*?-]*(/[A-Za-z0-9_.~*?-]+)+|\*")
 
@@ -73,6 +82,40 @@ def unpin_key(fingerprint: str) -> int:
             raise NotFoundError(f"no pin of {fingerprint}", where=str(path), hint="see: adaptergit trust ls")
         _write(path, "\n".join(kept))
     return len(lines) - len(kept)
+
+
+def known_revocations(settings: Settings) -> list[Revocation]:
+    """Read the user's revocations.
+
+    Raises:
+        TrustError: A line cannot be understood.
+    """
+    path = settings.revocations_path
+    return parse_revocations(path.read_bytes(), source=str(path)) if path.is_file() else []
+
+
+def revoke(what: str, *, since: datetime | None = None, severity: str = "refuse", reason: str = "") -> Revocation:
+    """Let a key, or one release, no longer count on this machine.
+
+    Args:
+        what: A key's fingerprint (``SHA256:…``), or ``sha256:`` and a manifest's digest.
+        since: For a key: releases that this machine saw before then still count.
+        severity: ``refuse`` or ``warn``.
+        reason: Shown whenever it matters.
+
+    Raises:
+        TrustError: Neither a fingerprint nor a digest, or an unknown severity.
+    """
+    settings = load_settings()
+    path = settings.revocations_path
+    digest = what.removeprefix("sha256:") if what.startswith("sha256:") else None
+    one = Revocation(None if digest else what, digest, since, severity, reason, str(path))
+    (parsed,) = parse_revocations(one.line().encode(), source=str(path))
+    with _locked(path):
+        existing = _read(path) if path.is_file() else ""
+        if parsed.line() not in existing.split("\n"):
+            _write(path, f"{existing}{parsed.line()}\n")
+    return parsed
 
 
 def add_pin(settings: Settings, signer: AllowedSigner) -> None:

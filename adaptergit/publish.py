@@ -6,10 +6,11 @@ taken the push, nothing in the clone has changed.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 from adaptergit.errors import NotFoundError, PackageError, ReleaseError, UsageError
 from adaptergit.package import (
     CARD,
+    MANIFEST,
     SIGNATURE,
     WEIGHTS,
     Card,
@@ -72,6 +74,7 @@ def publish(
     version: str | None = None,
     clone: str | Path = ".",
     key: str | Path | None = None,
+    cosigners: Sequence[str | Path] = (),
     remote: str | None = "origin",
     repository: str | None = None,
     dry_run: bool = False,
@@ -85,6 +88,7 @@ def publish(
         version: PEP 440 version in normal form; default: the card's.
         clone: Any folder inside the clone to publish from.
         key: Private key file, or ``.pub`` file of a key in the agent; default: :func:`default_key`.
+        cosigners: More keys that sign, for users who ask for more than one.
         remote: Git remote to push to; None releases locally only.
         repository: The principal, where the remote's URL does not tell it (a bare repository on a local path).
         dry_run: Do everything but sign, write objects and push.
@@ -122,8 +126,9 @@ def publish(
     target = Remote.of(where, allow_http=(_host(where),)) if where else None
     check_new_version(here, card.name, card.version, released, target)
     signer = None if dry_run and key is None and default_key() is None else _signing_key(key)
-    if signer is not None:
-        _check_announced(here, signer)
+    others = [_signing_key(path) for path in cosigners]
+    for one in (*((signer,) if signer else ()), *others):
+        _check_announced(here, one)
     previous = canonical.sha256(before[0]) if before else None
 
     with tempfile.TemporaryDirectory(prefix="adaptergit-publish-") as temporary:
@@ -150,6 +155,10 @@ def publish(
             assert signer is not None
             (folder / SIGNATURE).write_bytes(sign(manifest_bytes, signer))
             report(f"signed by {signer.public.fingerprint}")
+            for other in others:
+                mark = hashlib.sha256(other.public.blob).hexdigest()[:8]
+                (folder / f"{MANIFEST}.{mark}.sig").write_bytes(sign(manifest_bytes, other))
+                report(f"co-signed by {other.public.fingerprint}")
             plan = plan_release(here, folder, card.name, card.version, source=source)
             if plan.unpushed and remote is not None:
                 report(f"the push also carries {plan.unpushed} unpushed commits of {here.branch}")

@@ -26,9 +26,9 @@ from adaptergit.errors import (
     UsageError,
 )
 from adaptergit.index.local import find_release
-from adaptergit.package import Card, Manifest, check_files, read_package
+from adaptergit.package import Card, Manifest, canonical, check_files, read_package
 from adaptergit.package.version import is_version
-from adaptergit.pins import add_pin, known_signers
+from adaptergit.pins import add_pin, known_revocations, known_signers
 from adaptergit.reference import Reference
 from adaptergit.settings import POLICY_LEVELS, Settings, cache_dir, load_settings
 from adaptergit.store import Known, Seen, Store
@@ -226,6 +226,9 @@ def _judged(
         digest=reference.digest if reference else None,
         repository=principal,
         name=reference.adapter if reference else None,
+        threshold=settings.threshold_for(principal),
+        revocations=tuple(known_revocations(settings)),
+        first_seen=_first_seen(reference, version, manifest_bytes),
     )
     if reference:
         wanted = replace(wanted, specifier=reference.specifier)
@@ -242,6 +245,16 @@ def _judged(
             hint=f"adaptergit trust add {verdict.manifest.repository} '{verdict.pin.key.line}'",
         )
     return verdict
+
+
+def _first_seen(reference: Reference | None, version: str | None, manifest_bytes: bytes) -> datetime | None:
+    """When this machine first fetched exactly this release."""
+    if reference is None or version is None:
+        return None
+    seen = Store(cache_dir()).known(reference.source.publisher, reference.adapter).fetched.get(version)
+    if seen is None or not seen.at or seen.digest != canonical.sha256(manifest_bytes):
+        return None
+    return datetime.fromtimestamp(seen.at, UTC)
 
 
 def _pin(reference: Reference, index: str | Path | None, lock: str | Path | None) -> Pin | None:
@@ -410,7 +423,9 @@ def _climb(
             package = store.add(inner, settings.limits)
         who, adapter = reference.source.publisher, reference.adapter
         known, found = store.known(who, adapter), verdict.manifest.version
-        seen = Seen(package.digest, tree)
+        before = known.fetched.get(found)
+        same = before is not None and before.digest == package.digest
+        seen = Seen(package.digest, tree, before.at if before is not None and same else time.time())
         store.remember(who, adapter, replace(known, fetched={**known.fetched, found: seen}))
         return Fetched(reference, found, package.digest, package.path, tree, card, verdict, False)
     for later in failed[1:]:

@@ -17,6 +17,7 @@
     [[policy]]                             # first match wins; without a match: enforce
     match = "git.corp.example/*"
     level = "tofu"                         # or, in one line above the tables: policy = "tofu"
+    threshold = 2                          # different keys that must have signed; default: 1
 
 Environment: ``ADAPTERGIT_CONFIG_DIR`` and ``ADAPTERGIT_CACHE_DIR`` move the two folders, ``ADAPTERGIT_OFFLINE=1``
 forbids every socket. No environment variable weakens a trust policy.
@@ -66,17 +67,22 @@ class Settings:
     base_models: Mapping[str, str] = field(default_factory=dict)
     mirrors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Pairs of glob over principals and addresses."""
-    policy: tuple[tuple[str, str], ...] = ()
-    """Pairs of glob over principals and policy level."""
+    policy: tuple[tuple[str, str, int], ...] = ()
+    """Glob over principals, policy level, threshold."""
     offline: bool = False
     limits: Limits = Limits()
 
     def policy_for(self, principal: str | None) -> str:
         """Return the level of the first matching glob, or ``enforce``."""
-        for glob, level in self.policy:
-            if fnmatchcase(principal or "", glob):
-                return level
-        return "enforce"
+        return self._rule(principal)[0]
+
+    def threshold_for(self, principal: str | None) -> int:
+        """Return how many keys the first matching glob asks for, or 1."""
+        return self._rule(principal)[1]
+
+    def _rule(self, principal: str | None) -> tuple[str, int]:
+        found = ((level, threshold) for glob, level, threshold in self.policy if fnmatchcase(principal or "", glob))
+        return next(found, ("enforce", 1))
 
     def mirrors_for(self, principal: str | None) -> list[str]:
         """Return the addresses of all globs that match, in order."""
@@ -95,6 +101,11 @@ class Settings:
     def pins_path(self) -> Path:
         """Keys pinned on first use, as OpenSSH allowed-signers lines; may not exist."""
         return config_dir() / "known_publishers"
+
+    @property
+    def revocations_path(self) -> Path:
+        """Keys and releases that no longer count; may not exist."""
+        return config_dir() / "revoked.jsonl"
 
     @property
     def index_path(self) -> Path | None:
@@ -167,12 +178,16 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     rules = []
     for number, rule in enumerate(raw.get("policy", []), 1):
         match, level = (rule.get("match"), rule.get("level")) if isinstance(rule, dict) else (None, None)
-        if not isinstance(match, str) or level not in POLICY_LEVELS or set(rule) != {"match", "level"}:
+        threshold = rule.get("threshold", 1) if isinstance(rule, dict) else None
+        complete = isinstance(rule, dict) and {"match", "level"} <= set(rule) <= {"match", "level", "threshold"}
+        if not complete or not isinstance(match, str) or level not in POLICY_LEVELS:
             raise UsageError(
-                f"policy rule {number} needs 'match' (a glob) and 'level'",
+                f"policy rule {number} needs 'match' (a glob) and 'level', and may have 'threshold'",
                 where=str(path),
                 hint=f"levels: {', '.join(POLICY_LEVELS)}",
             )
-        rules.append((match, level))
+        if type(threshold) is not int or not 1 <= threshold <= 16:
+            raise UsageError(f"policy rule {number}: threshold is a number from 1 to 16", where=str(path))
+        rules.append((match, level, threshold))
     checked["policy"] = tuple(rules)
     return checked

@@ -17,7 +17,7 @@ from adaptergit import errors
 from adaptergit.cli import _COMMANDS, main
 
 Source = Callable[..., Path]
-GROUPS = {"index": ["add"], "trust": ["add", "ls", "remove"], "bundle": ["export", "import"]}
+GROUPS = {"index": ["add"], "trust": ["add", "ls", "remove", "revoke", "explain"], "bundle": ["export", "import"]}
 GROUPS["store"] = ["ls", "du", "verify", "prune"]
 LEAVES = [[name] for name in _COMMANDS if name not in GROUPS] + [
     [g, name] for g, names in GROUPS.items() for name in names

@@ -842,7 +842,7 @@ def test_a_local_path_earns_no_pin_and_chooses_no_weaker_rule(hub: Hub, source: 
     with pytest.raises(TrustError, match="names nobody"):
         fetch(f"{hub.bare}@sst2", policy="tofu")
     with pytest.raises(TrustError, match="nobody you know"):
-        fetch(f"{hub.bare}@sst2", settings=Settings(policy=(("127.0.0.1/*", "unsigned"),)))
+        fetch(f"{hub.bare}@sst2", settings=Settings(policy=(("127.0.0.1/*", "unsigned", 1),)))
     assert not (home / "config" / "known_publishers").exists()
 
 
@@ -939,7 +939,7 @@ def test_a_package_that_fails_its_digests_is_never_pinned(hub: Hub, source: Sour
 
 def test_the_policy_is_chosen_by_glob(hub: Hub, source: Source) -> None:
     reference = untrusted(hub, source())
-    settings = Settings(policy=(("127.0.0.1/acme/*", "unsigned"), ("*", "enforce")))
+    settings = Settings(policy=(("127.0.0.1/acme/*", "unsigned", 1), ("*", "enforce", 1)))
     with pytest.warns(AdaptergitWarning, match="nobody vouches"):
         fetch(reference, settings=settings)
 

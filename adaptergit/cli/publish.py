@@ -75,6 +75,9 @@ def init(clone: Path, key: Path | None, as_json: bool) -> None:
 @click.option("--version", help="PEP 440 version; default: the card's.")
 @_clone
 @_key
+@click.option(
+    "--cosigner", "cosigners", multiple=True, type=click.Path(path_type=Path), help="One more key that signs."
+)
 @click.option("--remote", default="origin", show_default=True, help="Git remote to push to.")
 @click.option("--no-push", is_flag=True, help="Commit and tag here only.")
 @click.option("--repository", help="Public name host/org/repo, where the remote's URL does not tell it.")
@@ -86,6 +89,7 @@ def publish(
     version: str | None,
     clone: Path,
     key: Path | None,
+    cosigners: tuple[Path, ...],
     remote: str,
     no_push: bool,
     repository: str | None,
@@ -110,6 +114,7 @@ def publish(
         version=version,
         clone=clone,
         key=key,
+        cosigners=cosigners,
         remote=None if no_push else remote,
         repository=repository,
         dry_run=dry_run,

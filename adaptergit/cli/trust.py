@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import click
 
 from adaptergit.cli.output import json_option, print_json
@@ -83,3 +85,69 @@ def remove(fingerprint: str, as_json: bool) -> None:
         print_json({"removed": count})
     else:
         click.echo(f"removed {count} pins")
+
+
+@trust.command("revoke")
+@click.argument("what")
+@click.option("--since", type=click.DateTime(), help="For a key: what this machine saw before then still counts (UTC).")
+@click.option("--warn", is_flag=True, help="Do not refuse; say so at every load.")
+@click.option("--reason", default="", help="Shown whenever it matters.")
+@json_option
+def revoke(what: str, since: datetime | None, warn: bool, reason: str, as_json: bool) -> None:
+    """Let WHAT, a key (SHA256:…) or a release (sha256: and its digest), no longer count on this machine.
+
+    \b
+    Example:
+      adaptergit trust revoke SHA256:qzN… --since 2026-11-01 --reason "stolen laptop"
+      adaptergit trust revoke sha256:9f86… --reason "poisoned data"
+    """
+    from adaptergit.pins import revoke as run
+
+    moment = None if since is None else since.replace(tzinfo=UTC)
+    one = run(what, since=moment, severity="warn" if warn else "refuse", reason=reason)
+    if as_json:
+        print_json({"revoked": what, "severity": one.severity, "file": one.source})
+    else:
+        click.echo(f"{what} is {one}")
+
+
+@trust.command("explain")
+@click.argument("repository")
+@json_option
+def explain(repository: str, as_json: bool) -> None:
+    """Say what is asked of releases of REPOSITORY (host/org/repo), whose signatures count, and why.
+
+    \b
+    Example:
+      adaptergit trust explain github.com/acme/adapters
+    """
+    from adaptergit.pins import known_revocations, known_signers
+    from adaptergit.settings import load_settings
+
+    settings = load_settings()
+    level, threshold = settings.policy_for(repository), settings.threshold_for(repository)
+    signers = [s for s in known_signers(settings) if s.names(repository)]
+    revoked = {one.key: one for one in known_revocations(settings) if one.key}
+    if as_json:
+        print_json(
+            {
+                "repository": repository,
+                "level": level,
+                "threshold": threshold,
+                "signers": [
+                    {
+                        "fingerprint": s.key.fingerprint,
+                        "source": s.source,
+                        "revoked": str(revoked[s.key.fingerprint]) if s.key.fingerprint in revoked else None,
+                    }
+                    for s in signers
+                ],
+            }
+        )
+        return
+    click.echo(f"policy       {level}, {threshold} {'key' if threshold == 1 else 'different keys'}")
+    for signer in signers:
+        note = f", but {revoked[signer.key.fingerprint]}" if signer.key.fingerprint in revoked else ""
+        click.echo(f"may sign     {signer.key.fingerprint} ({signer.source}){note}")
+    if not signers:
+        click.echo("may sign     nobody you know" + ("; the first key seen is pinned" if level == "tofu" else ""))

@@ -44,6 +44,8 @@ class Seen:
     """sha256 of its manifest."""
     tree: str
     """Git oid of its tree."""
+    at: float = 0.0
+    """When it was first fetched, seconds since 1970; 0 if that is not known."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,9 @@ class Store:
         try:
             raw = json.loads(self._record(who, adapter).read_text("utf-8"))
             fetched = {
-                str(v): Seen(str(d), str(t)) for v, (d, t) in raw["fetched"].items() if _DIGEST.fullmatch(str(d))
+                str(v): Seen(str(d), str(t), float(at[0]) if at else 0.0)
+                for v, (d, t, *at) in raw["fetched"].items()
+                if _DIGEST.fullmatch(str(d))
             }
             return Known(fetched, tuple(str(v) for v in raw["released"]), float(raw["asked"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
@@ -194,7 +198,7 @@ class Store:
 
     def remember(self, who: str, adapter: str, known: Known) -> None:
         """Replace what was seen of an adapter."""
-        fetched = {version: (seen.digest, seen.tree) for version, seen in known.fetched.items()}
+        fetched = {version: (seen.digest, seen.tree, seen.at) for version, seen in known.fetched.items()}
         record = {"fetched": fetched, "released": known.released, "asked": known.asked}
         path = self._record(who, adapter)
         with suppress(OSError):  # only economy: without it, the repository is asked again

@@ -1,12 +1,14 @@
 """Who signed it, and do we believe them.
 
 ``evaluate.py`` is the core: bytes in, verdict or refusal out, no input or output of its own. ``sshsig.py`` verifies
-one signature in-process; ``signing.py`` makes one with ``ssh-keygen``; ``allowed_signers.py`` says whose keys count.
+one signature in-process; ``signing.py`` makes one with ``ssh-keygen``; ``allowed_signers.py`` says whose keys count,
+and ``revocation.py`` whose no longer do.
 """
 
 from adaptergit.trust.allowed_signers import AllowedSigner, format_signer, parse_allowed_signers
 from adaptergit.trust.evaluate import Policy, Verdict, evaluate
 from adaptergit.trust.keys import PublicKey, parse_public_key
+from adaptergit.trust.revocation import Revocation, parse_revocations
 from adaptergit.trust.signing import SigningKey, generate_key, sign
 from adaptergit.trust.sshsig import MANIFEST_NAMESPACE, Signature, parse_signature, verify_signature
 
@@ -15,6 +17,7 @@ __all__ = [
     "AllowedSigner",
     "Policy",
     "PublicKey",
+    "Revocation",
     "Signature",
     "SigningKey",
     "Verdict",
@@ -23,6 +26,7 @@ __all__ = [
     "generate_key",
     "parse_allowed_signers",
     "parse_public_key",
+    "parse_revocations",
     "parse_signature",
     "sign",
     "verify_signature",

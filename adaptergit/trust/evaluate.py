@@ -6,8 +6,10 @@ No input or output, no clock, no network. The rules, in the order they are appli
 2. They parse as a manifest, and it is the one asked for: repository, name, version specifier.
 3. Every signature file present is a valid SSHSIG by its own key over exactly these bytes, in the manifest namespace.
    A broken signature is never ignored.
-4. The policy's level decides whose signature is enough:
-   ``enforce`` a key allowed for the principal by the user's files, a pin or an index ·
+4. The release is not revoked, and signatures of revoked keys do not count.
+5. The policy's level decides whose signature is enough:
+   ``enforce`` as many keys as the threshold says (one, if nothing is said), allowed for the principal by the user's
+   files, a pin or an index ·
    ``tofu`` as enforce, and where no key is known for the principal, the first one seen is to be pinned ·
    ``digest`` rule 1 with a pinned digest ·
    ``unsigned`` nothing more; asked for by name.
@@ -18,7 +20,7 @@ A level never falls through to a weaker one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from packaging.specifiers import SpecifierSet
@@ -28,6 +30,7 @@ from adaptergit.errors import PackageError, TrustError
 from adaptergit.package import canonical
 from adaptergit.package.manifest import MAX_BYTES, Manifest
 from adaptergit.trust.allowed_signers import AllowedSigner
+from adaptergit.trust.revocation import Revocation, of_release
 from adaptergit.trust.sshsig import MANIFEST_NAMESPACE, Signature, parse_signature, verify_signature
 
 MAX_SIGNATURES = 16
@@ -46,6 +49,11 @@ class Policy:
     """The principal asked for; None when the source is a local path, which names nobody."""
     name: str | None = None
     specifier: SpecifierSet = field(default_factory=SpecifierSet)
+    threshold: int = 1
+    """How many different keys must have signed, under ``enforce`` and ``tofu``."""
+    revocations: tuple[Revocation, ...] = ()
+    first_seen: datetime | None = None
+    """When this machine first had this very release; None if never before."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +96,53 @@ def evaluate(manifest_bytes: bytes, signatures: Mapping[str, bytes], policy: Pol
     valid = _check_signatures(manifest_bytes, signatures)
     steps += [f"{name}: valid signature by {s.key.type} {s.key.fingerprint}" for name, s in valid.items()]
     keys = tuple(dict.fromkeys(s.key.fingerprint for s in valid.values()))
+    warned = _check_release(digest, policy)
+    valid, taken = _without_revoked(valid, policy)
+    warned += [f"{fingerprint} is {why}" for fingerprint, why in taken]
 
     if policy.level == "unsigned":
         warning = f"{manifest.repository}@{manifest.name} was loaded unsigned: nobody vouches for these weights"
-        return Verdict("unsigned", digest, manifest, keys, (), None, tuple(steps), (warning,))
+        return Verdict("unsigned", digest, manifest, keys, (), None, tuple(steps), (warning, *warned))
     if policy.level == "digest":
         if policy.digest is None:
             raise TrustError(
                 "the policy 'digest' needs a pinned digest",
                 hint=f"write the reference with #sha256:{digest} if you trust it",
             )
-        return Verdict("digest", digest, manifest, keys, ("the digest you pinned",), None, tuple(steps))
+        return Verdict("digest", digest, manifest, keys, ("the digest you pinned",), None, tuple(steps), tuple(warned))
     if policy.level not in ("enforce", "tofu"):
         raise TrustError(f"unknown policy level {policy.level!r}", hint="enforce, tofu, digest or unsigned")
-    return _check_signers(digest, manifest, valid, policy, now, steps)
+    if taken and not valid:
+        fingerprint, why = taken[0]
+        raise TrustError(
+            f"signed by {fingerprint}, which is {why}",
+            hint="ask the publisher for a release signed with another key",
+        )
+    verdict = _check_signers(digest, manifest, valid, policy, now, steps)
+    return replace(verdict, warnings=(*verdict.warnings, *warned))
+
+
+def _check_release(digest: str, policy: Policy) -> list[str]:
+    """Refuse a revoked release at every level; return what is only to be warned of."""
+    found = of_release(policy.revocations, digest)
+    for one in found:
+        if one.severity == "refuse":
+            raise TrustError(f"this release is {one}", hint="use another version")
+    return [f"this release is {one}" for one in found]
+
+
+def _without_revoked(
+    valid: Mapping[str, Signature], policy: Policy
+) -> tuple[dict[str, Signature], list[tuple[str, Revocation]]]:
+    """Take away the signatures of revoked keys; return what is left, and every key that a revocation names."""
+    left, taken = {}, []
+    for name, signature in valid.items():
+        fingerprint = signature.key.fingerprint
+        hits = [one for one in policy.revocations if one.covers(fingerprint, policy.first_seen)]
+        taken += [(fingerprint, one) for one in hits]
+        if not any(one.severity == "refuse" for one in hits):
+            left[name] = signature
+    return left, taken
 
 
 def _check_digest(digest: str, policy: Policy) -> str:
@@ -155,9 +196,14 @@ def _check_signers(
                 vouched.append(line.source)
             else:
                 refusals.append(f"{why} ({line.source})")
+    unique = tuple(dict.fromkeys(signers))
+    if signers and len(unique) < policy.threshold:
+        raise TrustError(
+            f"signed by {', '.join(unique)}, but {policy.threshold} different keys must sign for {manifest.repository}",
+            hint="ask the publisher for a release that is co-signed",
+        )
     if signers:
         steps.append(f"the key may sign for {manifest.repository}: {', '.join(vouched)}")
-        unique = tuple(dict.fromkeys(signers))
         return Verdict(policy.level, digest, manifest, unique, tuple(dict.fromkeys(vouched)), None, tuple(steps))
     found = ", ".join(s.key.fingerprint for s in valid.values())
     if refusals:
@@ -169,7 +215,7 @@ def _check_signers(
             hint="the publisher's key changed, or this is not the publisher; ask them over another channel first",
         )
     first = next(iter(valid.values()))
-    if policy.level == "tofu":
+    if policy.level == "tofu" and policy.threshold == 1:
         pin = AllowedSigner((manifest.repository,), first.key, (MANIFEST_NAMESPACE,), source="pinned on first use")
         note = f"first use of {manifest.repository}: pinned the key {first.key.fingerprint}"
         return Verdict("tofu", digest, manifest, (first.key.fingerprint,), (pin.source,), pin, (*steps, note), (note,))

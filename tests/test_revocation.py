@@ -1,0 +1,164 @@
+"""Keys and releases that no longer count, and releases that several must sign."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Hub
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, TrustError, UsageError
+from adaptergit.pins import pin_key, revoke
+from adaptergit.publish import publish
+from adaptergit.resolve import fetch
+from adaptergit.settings import Settings, load_settings
+from adaptergit.trust import Revocation, SigningKey, parse_revocations
+
+Source = Callable[..., Path]
+PRINCIPAL = "127.0.0.1/acme/adapters"
+
+
+def release(hub: Hub, folder: Path, **options: object) -> Any:
+    hub.trust()
+    return publish(folder, clone=hub.clone, key=hub.key.path, **options)  # type: ignore[arg-type]
+
+
+def test_a_revoked_key_no_longer_counts(hub: Hub, source: Source, home: Path) -> None:
+    release(hub, source())
+    fetch(f"{hub.url}@sst2")
+    revoke(hub.key.public.fingerprint, reason="stolen laptop")
+    for reference in (f"{hub.url}@sst2", f"{hub.url}@sst2==1.0.0"):
+        with pytest.raises(TrustError, match=r"revoked: stolen laptop .*revoked\.jsonl"):
+            fetch(reference)
+        with pytest.raises(TrustError, match="revoked"):
+            fetch(reference, offline=True)
+
+
+def test_what_was_seen_before_a_key_was_stolen_still_counts(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    fetch(f"{hub.url}@sst2==1.0.0")
+    time.sleep(1.1)
+    revoke(hub.key.public.fingerprint, since=datetime.now(UTC))
+    assert fetch(f"{hub.url}@sst2==1.0.0").from_store
+    release(hub, source(b"later"), version="1.1.0")  # by the thief, who may write any date into it
+    with pytest.raises(TrustError, match="revoked since"):
+        fetch(f"{hub.url}@sst2==1.1.0")
+    with pytest.raises(TrustError, match="revoked since"):
+        fetch(f"{hub.url}@sst2", refresh=True)
+
+
+def test_a_revoked_release_is_refused_at_every_level(hub: Hub, source: Source) -> None:
+    published = release(hub, source())
+    release(hub, source(b"mended"), version="1.0.1")
+    revoke(f"sha256:{published.digest}", reason="poisoned data")
+    for policy in ("enforce", "tofu", "unsigned"):
+        with pytest.raises(TrustError, match="this release is revoked: poisoned data"):
+            fetch(f"{hub.url}@sst2==1.0.0", policy=policy)
+    with pytest.raises(TrustError, match="this release is revoked"):
+        fetch(f"{hub.url}@sst2==1.0.0#sha256:{published.digest}", policy="digest")
+    assert fetch(f"{hub.url}@sst2").version == "1.0.1"
+
+
+def test_a_warning_is_given_at_every_load(hub: Hub, source: Source) -> None:
+    published = release(hub, source())
+    revoke(hub.key.public.fingerprint, severity="warn", reason="will be replaced")
+    revoke(f"sha256:{published.digest}", severity="warn", reason="old data")
+    for _ in range(2):
+        with pytest.warns(AdaptergitWarning) as caught:
+            fetch(f"{hub.url}@sst2")
+        text = " ".join(str(one.message) for one in caught)
+        assert "will be replaced" in text
+        assert "old data" in text
+
+
+def test_more_keys_than_one_must_sign(hub: Hub, source: Source, other_key: SigningKey) -> None:
+    settings = Settings(policy=((PRINCIPAL, "enforce", 2),))
+    release(hub, source())
+    with pytest.raises(TrustError, match="2 different keys must sign"):
+        fetch(f"{hub.url}@sst2", settings=settings)
+    pin_key(PRINCIPAL, other_key.public.line)
+    release(hub, source(b"both"), version="1.1.0", cosigners=[other_key.path])
+    found = fetch(f"{hub.url}@sst2", settings=settings, refresh=True)
+    assert set(found.verdict.signers) == {hub.key.public.fingerprint, other_key.public.fingerprint}
+    # One of the two was stolen: one is left, and one is not enough.
+    revoke(other_key.public.fingerprint)
+    with pytest.raises(TrustError, match="2 different keys must sign"):
+        fetch(f"{hub.url}@sst2==1.1.0", settings=settings)
+    with pytest.warns(AdaptergitWarning, match="is revoked"):
+        assert fetch(f"{hub.url}@sst2==1.1.0").verdict.signers == (hub.key.public.fingerprint,)
+
+
+def test_the_same_key_twice_is_one_key(hub: Hub, source: Source) -> None:
+    settings = Settings(policy=((PRINCIPAL, "enforce", 2),))
+    release(hub, source(), cosigners=[hub.key.path])
+    with pytest.raises(TrustError, match="2 different keys must sign"):
+        fetch(f"{hub.url}@sst2", settings=settings)
+
+
+def test_no_first_use_where_several_must_sign(hub: Hub, source: Source) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    settings = Settings(policy=((PRINCIPAL, "tofu", 2),))
+    with pytest.raises(TrustError, match="nobody you know"):
+        fetch(f"{hub.url}@sst2", settings=settings)
+
+
+@pytest.mark.parametrize("threshold", ["0", "17", '"2"', "true", "1.5"])
+def test_a_threshold_is_a_small_number(home: Path, threshold: str) -> None:
+    (home / "config").mkdir(exist_ok=True)
+    (home / "config" / "config.toml").write_text(
+        f'[[policy]]\nmatch = "*"\nlevel = "enforce"\nthreshold = {threshold}\n'
+    )
+    with pytest.raises(UsageError, match="threshold"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        "[]",
+        '{"key": "SHA256:abc"}',
+        '{"manifest_sha256": "00"}',
+        '{"key": "SHA256:' + "a" * 43 + '", "manifest_sha256": "' + "0" * 64 + '"}',
+        '{"key": "SHA256:' + "a" * 43 + '", "severity": "maybe"}',
+        '{"key": "SHA256:' + "a" * 43 + '", "since": "yesterday"}',
+        '{"key": "SHA256:' + "a" * 43 + '", "since": 5}',
+        '{"key": "SHA256:' + "a" * 43 + '", "more": "x"}',
+        '{"key": "SHA256:' + "a" * 43 + '", "key": "SHA256:' + "b" * 43 + '"}',
+    ],
+)
+def test_a_revocation_that_is_not_understood_stops_everything(hub: Hub, source: Source, home: Path, line: str) -> None:
+    """It may be the one that matters."""
+    release(hub, source())
+    (home / "config" / "revoked.jsonl").write_text("\n" + line + "\n")
+    with pytest.raises(AdaptergitError, match=r"revoked\.jsonl:2"):
+        fetch(f"{hub.url}@sst2")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_revocations_or_a_clear_error(data: bytes) -> None:
+    with contextlib.suppress(AdaptergitError):
+        parse_revocations(data, source="x")
+
+
+@given(
+    st.datetimes(min_value=datetime(2000, 1, 1), timezones=st.just(UTC)),
+    st.sampled_from(["refuse", "warn"]),
+    st.text(st.characters(codec="utf-8"), max_size=30),
+)
+def test_a_revocation_survives_its_line(since: datetime, severity: str, reason: str) -> None:
+    one = Revocation("SHA256:" + "a" * 43, None, since.replace(microsecond=0), severity, reason, "x")
+    (again,) = parse_revocations(one.line().encode(), source="x")
+    assert again == one
+    assert one.since is not None
+    assert one.covers("SHA256:" + "a" * 43, None)
+    assert one.covers("SHA256:" + "a" * 43, one.since)
+    assert not one.covers("SHA256:" + "a" * 43, one.since - timedelta(seconds=1))
+    assert not one.covers("SHA256:" + "b" * 43, None)
