@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from adaptergit.load import load
     from adaptergit.lock import check_lock, lock, sync
     from adaptergit.mirror import export_bundle, import_bundle, mirror
-    from adaptergit.publish import publish
+    from adaptergit.publish import publish, publish_all, yank
     from adaptergit.reference import Reference
     from adaptergit.resolve import fetch, resolve, verify
     from adaptergit.search import search
@@ -76,7 +76,7 @@ _HOMES = {
     "adaptergit.load": ("load",),
     "adaptergit.lock": ("check_lock", "lock", "sync"),
     "adaptergit.mirror": ("export_bundle", "import_bundle", "mirror"),
-    "adaptergit.publish": ("publish",),
+    "adaptergit.publish": ("publish", "publish_all", "yank"),
     "adaptergit.reference": ("Reference",),
     "adaptergit.resolve": ("fetch", "resolve", "verify"),
     "adaptergit.search": ("search",),
@@ -148,12 +148,14 @@ __all__ = [
     "mirror",
     "prune",
     "publish",
+    "publish_all",
     "resolve",
     "search",
     "stored",
     "sync",
     "verify",
     "verify_store",
+    "yank",
 ]
 
 

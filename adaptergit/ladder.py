@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptergit.errors import NotFoundError, TransportError
-from adaptergit.git.fetch import Judge, Remote, fetch_release, list_versions, tree_in_branch
+from adaptergit.git.fetch import Judge, Listing, Remote, fetch_release, list_versions, tree_in_branch
 from adaptergit.reference import Reference, Source
 from adaptergit.settings import Settings
 from adaptergit.web import StaticMirror, archive_urls, fetch_archive
@@ -62,7 +62,7 @@ def ways(
             yield from _in_git(Source.parse(url), adapter, version, tree, settings, judge, own=False)
 
 
-def released(reference: Reference, settings: Settings) -> tuple[str, ...]:
+def released(reference: Reference, settings: Settings) -> Listing:
     """Return the versions of an adapter, from the repository or, if it cannot be reached, from a mirror.
 
     Raises:
@@ -70,14 +70,14 @@ def released(reference: Reference, settings: Settings) -> tuple[str, ...]:
     """
     source, adapter = reference.source, reference.adapter
     try:
-        return tuple(list_versions(Remote.of(source, allow_http=settings.allow_http), adapter))
+        return list_versions(Remote.of(source, allow_http=settings.allow_http), adapter)
     except (TransportError, NotFoundError) as error:
         for url in mirrors_of(source, settings):
             try:
                 if url.endswith("/"):
-                    mirror = StaticMirror(url, _download(settings))
-                    return tuple(one.version for one in mirror.releases(source.principal or "", adapter))
-                return tuple(list_versions(Remote.of(Source.parse(url), allow_http=settings.allow_http), adapter))
+                    listed = StaticMirror(url, _download(settings)).releases(source.principal or "", adapter)
+                    return Listing({one.version: one.tree for one in listed})
+                return list_versions(Remote.of(Source.parse(url), allow_http=settings.allow_http), adapter)
             except (TransportError, NotFoundError):
                 continue
         raise error

@@ -6,12 +6,13 @@ taken the push, nothing in the clone has changed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,7 @@ from adaptergit.settings import config_dir
 from adaptergit.trust import SigningKey, parse_allowed_signers, sign
 
 if TYPE_CHECKING:
-    from adaptergit.git import Clone
+    from adaptergit.git import Clone, Plan
 
 Report = Callable[[str], None]
 _PRINCIPAL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+")
@@ -101,13 +102,130 @@ def publish(
         ReleaseError: The version exists or is too old, or the server refused the push.
         TransportError: The server cannot be reached.
     """
-    from adaptergit.git import Clone, Remote, plan_release, publish_release
-    from adaptergit.git.release import check_new_version, check_place, previous_release
+    (release,) = publish_all(
+        [path],
+        name=name,
+        version=version,
+        clone=clone,
+        key=key,
+        cosigners=cosigners,
+        remote=remote,
+        repository=repository,
+        dry_run=dry_run,
+        report=report,
+    )
+    return release
 
-    source = Path(path)
-    card = _card(source, name, version)
+
+def publish_all(
+    paths: Sequence[str | Path],
+    *,
+    name: str | None = None,
+    version: str | None = None,
+    clone: str | Path = ".",
+    key: str | Path | None = None,
+    cosigners: Sequence[str | Path] = (),
+    remote: str | None = "origin",
+    repository: str | None = None,
+    dry_run: bool = False,
+    report: Report = lambda _: None,
+) -> list[Release]:
+    """Publish the adapters in several folders in one push: all of them, or none.
+
+    Args:
+        paths: See :func:`publish`, as everything else; ``name`` is for one folder only.
+
+    Raises:
+        See :func:`publish`.
+    """
+    from adaptergit.git import Clone, publish_releases
+
+    sources = [Path(path) for path in paths]
+    if not sources or (name is not None and len(sources) > 1):
+        raise UsageError(
+            "one name for several adapters" if sources else "there is nothing to publish", hint="each card has a name"
+        )
+    cards = [_card(source, name, version) for source in sources]
+    names = [card.name for card in cards]
+    if twice := next((one for one in names if names.count(one) > 1), None):
+        raise UsageError(f"two folders are named {twice!r}", hint="publish one version after the other")
     here = Clone.at(Path(clone))
     where = _push_source(here.remote_url(remote), here.root) if remote is not None else None
+    target = _Target(_principal(repository, where), where, remote)
+    signer = None if dry_run and key is None and default_key() is None else _signing_key(key)
+    signers = [*((signer,) if signer else ()), *(_signing_key(path) for path in cosigners)]
+    for one in signers:
+        _check_announced(here, one)
+    with contextlib.ExitStack() as stack:
+        drafts: list[_Draft] = []
+        for source, card in zip(sources, cards, strict=True):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adaptergit-publish-")))
+            head = drafts[-1].plan.branch_commit if drafts and drafts[-1].plan else here.head
+            drafts.append(
+                _draft(source, card, folder, replace(here, head=head), target, signers, dry_run=dry_run, report=report)
+            )
+        plans = [draft.plan for draft in drafts if draft.plan is not None]
+        if plans:
+            if plans[0].unpushed and remote is not None:
+                report(f"the push also carries {plans[0].unpushed} unpushed commits of {here.branch}")
+            if remote is not None:
+                report(f"pushing {here.branch} and {', '.join(plan.tag for plan in plans)} to {remote}")
+            # Every plan is made for the branch as it was here.
+            publish_releases([replace(plan, clone=here) for plan in plans], remote)
+            report(
+                "the server has them" if remote else f"tagged {', '.join(plan.tag for plan in plans)}, nothing pushed"
+            )
+    return [draft.release for draft in drafts]
+
+
+def yank(
+    name: str,
+    version: str,
+    *,
+    reason: str,
+    clone: str | Path = ".",
+    remote: str = "origin",
+    undo: bool = False,
+) -> None:
+    """Withdraw a release: nobody is given it who does not name its version. The release itself stays.
+
+    Args:
+        name: Of the adapter.
+        version: Of the release.
+        reason: For people.
+        clone: Any folder inside a clone that may push.
+        remote: Git remote to push the mark to.
+        undo: Take the mark away.
+
+    Raises:
+        ReleaseError: No such release, or it is (not) yanked already.
+        UsageError: Not inside a clone.
+        TransportError: The server cannot be reached, or refuses.
+    """
+    from adaptergit.git import Clone, yank_release
+
+    check_version(version)
+    yank_release(Clone.at(Path(clone)), remote, check_adapter_name(name), version, reason, undo=undo)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where releases go."""
+
+    principal: str
+    where: Source | None
+    remote: str | None
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A release before the push; in a dry run without its objects."""
+
+    release: Release
+    plan: Plan | None
+
+
+def _principal(repository: str | None, where: Source | None) -> str:
     principal = repository or (where.principal if where else None)
     if principal is None:
         raise UsageError(
@@ -116,73 +234,77 @@ def publish(
         )
     if not _PRINCIPAL.fullmatch(principal):
         raise UsageError(f"{principal!r} is not the public name of a repository", hint="write host/org/repo")
+    return principal
+
+
+def _draft(
+    source: Path,
+    card: Card,
+    folder: Path,
+    here: Clone,
+    target: _Target,
+    signers: Sequence[SigningKey],
+    *,
+    dry_run: bool,
+    report: Report,
+) -> _Draft:
+    """Validate, pack and sign one folder, and write its objects; nothing is pushed."""
+    from adaptergit.git import Remote, plan_release
+    from adaptergit.git.release import check_new_version, check_place, previous_release
+
     _check_weights(source, card)
     report(f"validated {source}: {card.name} {card.version}, {card.method} for {card.base_model.id}")
     if "/" not in card.base_model.id:
         report(f"note: the card calls the base model {card.base_model.id!r}; organisation/name is found more easily")
-
     before = previous_release(here, card.name)
     released = Card.from_yaml(before[1], where=f"the last release's {CARD}").version if before else None
-    target = Remote.of(where, allow_http=(_host(where),)) if where else None
-    check_new_version(here, card.name, card.version, released, target)
-    signer = None if dry_run and key is None and default_key() is None else _signing_key(key)
-    others = [_signing_key(path) for path in cosigners]
-    for one in (*((signer,) if signer else ()), *others):
-        _check_announced(here, one)
+    where = target.where
+    check_new_version(
+        here, card.name, card.version, released, Remote.of(where, allow_http=(_host(where),)) if where else None
+    )
     previous = canonical.sha256(before[0]) if before else None
-
-    with tempfile.TemporaryDirectory(prefix="adaptergit-publish-") as temporary:
-        folder = Path(temporary)
-        address = _address(where, principal)
-        manifest_bytes = pack(
-            source, folder, card, repository=principal, previous=previous, created=datetime.now(UTC), address=address
-        )
-        manifest = Manifest.from_bytes(manifest_bytes)
-        check_files(read_package(folder), manifest)
-        size = sum(f.size for f in manifest.files)
-        report(
-            f"packed {len(manifest.files)} files, {size:,} bytes, manifest sha256 {canonical.sha256(manifest_bytes)}"
-        )
-        tree = None
-        if dry_run:
-            check_place(here, card.name, folder, source)
-            to = f"push them to {remote}" if remote else "push nothing"
-            key_name = signer.public.fingerprint if signer else "a key you make with 'adaptergit keygen'"
-            report(
-                f"dry run: would sign with {key_name}, commit to {here.branch}, tag {card.name}/{card.version}, {to}"
-            )
-        else:
-            assert signer is not None
-            (folder / SIGNATURE).write_bytes(sign(manifest_bytes, signer))
-            report(f"signed by {signer.public.fingerprint}")
-            for other in others:
-                mark = hashlib.sha256(other.public.blob).hexdigest()[:8]
-                (folder / f"{MANIFEST}.{mark}.sig").write_bytes(sign(manifest_bytes, other))
-                report(f"co-signed by {other.public.fingerprint}")
-            plan = plan_release(here, folder, card.name, card.version, source=source)
-            if plan.unpushed and remote is not None:
-                report(f"the push also carries {plan.unpushed} unpushed commits of {here.branch}")
-            if remote is not None:
-                report(f"pushing {here.branch} and {plan.tag} to {remote}")
-            publish_release(plan, remote)
-            tree = plan.tree
-            report("the server has both" if remote else f"tagged {plan.tag}, nothing pushed")
-    digest = canonical.sha256(manifest_bytes)
-    return Release(
+    address = _address(where, target.principal)
+    manifest_bytes = pack(
+        source,
+        folder,
+        card,
+        repository=target.principal,
+        previous=previous,
+        created=datetime.now(UTC),
+        address=address,
+    )
+    manifest, digest = Manifest.from_bytes(manifest_bytes), canonical.sha256(manifest_bytes)
+    check_files(read_package(folder), manifest)
+    size = sum(f.size for f in manifest.files)
+    report(f"packed {len(manifest.files)} files, {size:,} bytes, manifest sha256 {digest}")
+    plan = None
+    if dry_run:
+        check_place(here, card.name, folder, source)
+        to = f"push them to {target.remote}" if target.remote else "push nothing"
+        key_name = signers[0].public.fingerprint if signers else "a key you make with 'adaptergit keygen'"
+        report(f"dry run: would sign with {key_name}, commit to {here.branch}, tag {card.name}/{card.version}, {to}")
+    else:
+        for number, signer in enumerate(signers):
+            mark = hashlib.sha256(signer.public.blob).hexdigest()[:8]
+            (folder / (f"{MANIFEST}.{mark}.sig" if number else SIGNATURE)).write_bytes(sign(manifest_bytes, signer))
+            report(f"{'co-' if number else ''}signed by {signer.public.fingerprint}")
+        plan = plan_release(here, folder, card.name, card.version, source=source)
+    release = Release(
         reference=f"{address}@{card.name}=={card.version}#sha256:{digest}",
-        repository=principal,
+        repository=target.principal,
         name=card.name,
         version=card.version,
         digest=digest,
-        tree=tree,
+        tree=plan.tree if plan else None,
         tag=f"refs/tags/adapters/{card.name}/{card.version}",
         branch=here.branch,
-        remote=remote,
+        remote=target.remote,
         files=manifest.files,
-        signer=signer.public.fingerprint if signer else "",
+        signer=signers[0].public.fingerprint if signers else "",
         previous=previous,
         dry_run=dry_run,
     )
+    return _Draft(release, plan)
 
 
 def default_key() -> Path | None:
@@ -321,4 +443,4 @@ def _signing_key(key: str | Path | None) -> SigningKey:
     return SigningKey.open(path)
 
 
-__all__ = ["Release", "ReleaseError", "default_key", "initialise", "publish"]
+__all__ = ["Release", "ReleaseError", "default_key", "initialise", "publish", "publish_all", "yank"]

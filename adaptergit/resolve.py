@@ -293,8 +293,10 @@ def _remembered(
     if reference.digest is not None:
         return _pinned(reference, store, known)
     fetched = {v: seen for v, seen in known.fetched.items() if v not in skip and store.find(seen.digest) is not None}
-    if offline or _exact(reference) is not None:
+    if _exact(reference) is not None:
         version = _newest(reference, fetched)
+    elif offline:
+        version = _newest(reference, [v for v in fetched if v not in known.yanked])
     elif 0 <= time.time() - known.asked < settings.resolution_max_age:
         version = _newest(reference, known.released)
     else:
@@ -347,9 +349,11 @@ def _ask(reference: Reference, store: Store, settings: Settings) -> Resolved:
     from adaptergit.ladder import released
 
     who, adapter = reference.source.publisher, reference.adapter
-    versions = released(reference, settings)
-    store.remember(who, adapter, replace(store.known(who, adapter), released=versions, asked=time.time()))
-    return Resolved(reference, _choose(reference, versions), reference.digest, None)
+    listing = released(reference, settings)
+    versions = tuple(version for version in listing.versions if version not in listing.yanked)
+    known = replace(store.known(who, adapter), released=versions, asked=time.time(), yanked=tuple(listing.yanked))
+    store.remember(who, adapter, known)
+    return Resolved(reference, _choose(reference, versions, listing.yanked), reference.digest, None)
 
 
 def _from_network(
@@ -367,7 +371,8 @@ def _from_network(
     try:
         resolved = _ask(reference, store, settings)
     except NotFoundError as error:
-        if store.known(reference.source.publisher, reference.adapter).released:
+        known = store.known(reference.source.publisher, reference.adapter)
+        if known.released or known.yanked:
             raise
         # A repository that lost its tags may have it in the branch.
         try:
@@ -458,15 +463,19 @@ def _exact(reference: Reference) -> str | None:
     return None
 
 
-def _choose(reference: Reference, versions: Collection[str]) -> str:
-    if not versions:
+def _choose(reference: Reference, versions: Collection[str], yanked: Collection[str]) -> str:
+    exact = _exact(reference)
+    if exact is not None and (named := _newest(reference, yanked)) is not None:
+        return named  # who names a yanked version gets it
+    if not versions and not yanked:
         raise NotFoundError(
             f"{reference.source.url} has no adapter {reference.adapter!r}",
             hint="check the spelling; releases are tags named adapters/<name>/<version>",
         )
     version = _newest(reference, versions)
     if version is None:
-        shown = ", ".join(sorted(versions, key=Version)[-10:])
+        marked = {version: f"{version} (yanked)" if version in yanked else version for version in (*versions, *yanked)}
+        shown = ", ".join(marked[version] for version in sorted(marked, key=Version)[-10:])
         wanted = f"satisfies {reference.specifier}" if reference.specifier else "is a final release"
         raise NotFoundError(
             f"no version of {reference.adapter!r} in {reference.source.url} {wanted}", hint=f"released: {shown}"

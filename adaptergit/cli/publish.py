@@ -70,7 +70,7 @@ def init(clone: Path, key: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--name", help="Adapter name; default: the card's.")
 @click.option("--version", help="PEP 440 version; default: the card's.")
 @_clone
@@ -84,7 +84,7 @@ def init(clone: Path, key: Path | None, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Show everything, change nothing.")
 @json_option
 def publish(
-    path: Path,
+    paths: tuple[Path, ...],
     name: str | None,
     version: str | None,
     clone: Path,
@@ -96,7 +96,7 @@ def publish(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Sign the adapter in the folder PATH and push it as a release.
+    """Sign the adapters in the folders PATHS and push each as a release, all in one push.
 
     The files appear on the branch under adapters/NAME/, and the tag adapters/NAME/VERSION holds exactly them.
     A failed push leaves the clone as it was.
@@ -105,11 +105,12 @@ def publish(
     Example:
       adaptergit publish out/sst2 --name sst2 --version 1.0.0 --dry-run
       adaptergit publish out/sst2 --name sst2 --version 1.0.0
+      adaptergit publish out/*
     """
-    from adaptergit.publish import publish as run
+    from adaptergit.publish import publish_all
 
-    release = run(
-        path,
+    releases = publish_all(
+        paths,
         name=name,
         version=version,
         clone=clone,
@@ -121,10 +122,40 @@ def publish(
         report=(lambda _: None) if as_json else step,
     )
     if as_json:
-        print_json(release)
+        print_json(releases[0] if len(releases) == 1 else {"releases": releases})
         return
-    for file in release.files:
-        click.echo(f"  {file.sha256[:12]}  {file.size:>12,}  {file.path}")
-    click.echo(f"{'would publish' if dry_run else 'published'} {release.reference}")
-    if release.remote and not dry_run:
-        click.echo(f'load it: adaptergit.load("{release.reference.partition("#")[0]}")')
+    for release in releases:
+        for file in release.files:
+            click.echo(f"  {file.sha256[:12]}  {file.size:>12,}  {file.path}")
+        click.echo(f"{'would publish' if dry_run else 'published'} {release.reference}")
+    if remote and not no_push and not dry_run:
+        click.echo(f'load it: adaptergit.load("{releases[-1].reference.partition("#")[0]}")')
+
+
+@click.command()
+@click.argument("name")
+@click.argument("version")
+@click.option("--reason", default="", help="Why, for people; needed unless --undo.")
+@click.option("--undo", is_flag=True, help="Take it back.")
+@_clone
+@click.option("--remote", default="origin", show_default=True, help="Git remote to push to.")
+@json_option
+def yank(name: str, version: str, reason: str, undo: bool, clone: Path, remote: str, as_json: bool) -> None:
+    """Withdraw the release VERSION of the adapter NAME.
+
+    It stays where it is, for those who name its version or locked it; nobody else is given it. To make machines refuse
+    it, revoke it: adaptergit trust revoke sha256:…
+
+    \b
+    Example:
+      adaptergit yank sst2 1.0.0 --reason "trained on the test set"
+    """
+    from adaptergit.publish import yank as run
+
+    if not reason and not undo:
+        raise click.UsageError("say why with --reason")
+    run(name, version, reason=reason, clone=clone, remote=remote, undo=undo)
+    if as_json:
+        print_json({"name": name, "version": version, "yanked": not undo})
+    else:
+        click.echo(f"{name} {version} is {'no longer ' if undo else ''}yanked")

@@ -28,6 +28,7 @@ from adaptergit.settings import Limits
 
 OID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 TAGS = "refs/tags/adapters"
+YANKED = "refs/tags/adapters-yanked"
 _MAX_TREE_BYTES = 64 * 1024
 _MAX_LISTING_BYTES = 16 * 2**20
 _SMALL = "blob:limit=256k"
@@ -76,26 +77,47 @@ class Fetched:
     version: str | None
 
 
-def list_versions(remote: Remote, adapter: str, *, timeout: float = 120.0) -> dict[str, str]:
-    """Return the commit oid of every released version of ``adapter``.
+@dataclass(frozen=True)
+class Listing:
+    """What a repository says of one adapter."""
+
+    versions: Mapping[str, str]
+    """Commit oid of every released version."""
+    yanked: frozenset[str] = frozenset()
+    """Versions that were withdrawn: chosen only by those who name them."""
+
+
+def list_versions(remote: Remote, adapter: str, *, timeout: float = 120.0) -> Listing:
+    """Return the releases of ``adapter``.
 
     Raises:
         TransportError: The repository cannot be reached.
     """
     with tempfile.TemporaryDirectory(prefix="adaptergit-list-") as folder:
         git = init_bare(Path(folder))
-        prefix = f"{TAGS}/{adapter}/"
-        arguments = ("ls-remote", "--quiet", "--tags", "--refs", "--", remote.url, f"{prefix}*")
+        prefixes = (f"{TAGS}/{adapter}/", f"{YANKED}/{adapter}/")
+        patterns = [f"{prefix}*" for prefix in prefixes]
         try:
-            output = git.text(*arguments, protocols=remote.protocols, timeout=timeout)
+            output = git.text(
+                "ls-remote",
+                "--quiet",
+                "--tags",
+                "--refs",
+                "--",
+                remote.url,
+                *patterns,
+                protocols=remote.protocols,
+                timeout=timeout,
+            )
         except TransportError as error:
             raise _located(error, remote) from error
-    versions = {}
+    found: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for line in output.splitlines():
         oid, _, ref = line.partition("\t")
-        if OID.fullmatch(oid) and ref.startswith(prefix) and is_version(version := ref.removeprefix(prefix)):
-            versions[version] = oid
-    return versions
+        for prefix, versions in zip(prefixes, found, strict=True):
+            if OID.fullmatch(oid) and ref.startswith(prefix) and is_version(version := ref.removeprefix(prefix)):
+                versions[version] = oid
+    return Listing(found[0], frozenset(found[1]))
 
 
 def fetch_release(

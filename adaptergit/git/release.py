@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.version import Version
 
 from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError
-from adaptergit.git.fetch import TAGS, Remote
+from adaptergit.git.fetch import TAGS, YANKED, Remote
 from adaptergit.git.worktree import Clone
 from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Manifest, is_generated, signature_names
 
@@ -146,20 +147,20 @@ def _listed(clone: Clone, path: str) -> set[str]:
     return names | {MANIFEST} | set(signature_names(clone.names_in(path)))
 
 
-def publish_release(plan: Plan, remote: str | None) -> None:
-    """Push branch and tag together, then let the local refs, index and files follow.
+def publish_releases(plans: Sequence[Plan], remote: str | None) -> None:
+    """Push the branch and all tags together, then let the local refs, index and files follow.
 
     Args:
-        plan: From :func:`plan_release`.
+        plans: From :func:`plan_release`, each made on the branch commit of the one before it.
         remote: Name of the remote; None releases locally only.
 
     Raises:
-        ReleaseError: The server refused: the branch moved on, or the tag exists.
+        ReleaseError: The server refused: the branch moved on, or a tag exists.
         TransportError: The server cannot be reached. The repository is as it was.
     """
-    clone = plan.clone
+    clone, last = plans[0].clone, plans[-1]
     if remote is not None:
-        refspecs = [f"{plan.branch_commit}:{clone.branch}", f"{plan.tag_commit}:{plan.tag}"]
+        refspecs = [f"{last.branch_commit}:{clone.branch}", *(f"{plan.tag_commit}:{plan.tag}" for plan in plans)]
         try:
             clone.git.text(
                 "push",
@@ -175,15 +176,34 @@ def publish_release(plan: Plan, remote: str | None) -> None:
                 timeout=600.0,
             )
         except TransportError as error:
-            if _has(plan, remote):  # the answer was lost, not the push
-                return _follow_or_warn(plan)
+            if _has(last, remote):  # the answer was lost, not the push
+                return _follow_or_warn(plans)
             if "rejected" in error.what or "atomic" in error.what or "fetch first" in error.what:
                 raise ReleaseError(
                     f"the server refused the push: {error.what}",
                     hint="if the branch moved on: git pull, then publish again; nothing was changed here",
                 ) from error
             raise
-    _follow_or_warn(plan)
+    _follow_or_warn(plans)
+
+
+def yank_release(clone: Clone, remote: str, name: str, version: str, reason: str, *, undo: bool) -> None:
+    """Mark a release as withdrawn, or take that back: a tag beside the release's own, which stays.
+
+    Raises:
+        ReleaseError: There is no such release, or it is (not) yanked already.
+        TransportError: The server cannot be reached.
+    """
+    tag, mark = f"{TAGS}/{name}/{version}", f"{YANKED}/{name}/{version}"
+    url = clone.remote_url(remote)
+    listing = clone.git.text("ls-remote", "--tags", "--refs", "--", url, tag, mark, protocols=_PROTOCOLS)
+    there = {line.partition("\t")[2] for line in listing.splitlines()}
+    if tag not in there:
+        raise ReleaseError(f"{name} {version} was never released", where=url)
+    if (mark in there) is not undo:
+        raise ReleaseError(f"{name} {version} is {'not yanked' if undo else 'yanked already'}", where=url)
+    commit = "" if undo else clone.commit(clone.make_tree(()), f"yank {name} {version}\n\n{reason}", ())
+    clone.git.text("push", "--quiet", "--no-verify", "--", remote, f"{commit}:{mark}", protocols=_PROTOCOLS)
 
 
 def _has(plan: Plan, remote: str) -> bool:
@@ -195,26 +215,33 @@ def _has(plan: Plan, remote: str) -> bool:
     return listing.split("\t")[0] == plan.tag_commit
 
 
-def _follow_or_warn(plan: Plan) -> None:
+def _follow_or_warn(plans: Sequence[Plan]) -> None:
     try:
-        _follow(plan)
+        _follow_refs(plans)
+        for plan in plans:
+            _follow(plan, plans[-1].branch_commit)
     except (TransportError, OSError) as error:
-        released = f"{plan.name} {plan.version} is released"
-        message = f"{released}, but the clone could not follow ({error}): git pull brings it up to date"
+        released = ", ".join(f"{plan.name} {plan.version}" for plan in plans)
+        message = f"{released}: released, but the clone could not follow ({error}): git pull brings it up to date"
         warnings.warn(message, AdaptergitWarning, stacklevel=2)
 
 
-def _follow(plan: Plan) -> None:
-    clone, zero = plan.clone, "0" * len(plan.tree)
+def _follow_refs(plans: Sequence[Plan]) -> None:
+    clone, zero = plans[0].clone, "0" * len(plans[0].tree)
     with tempfile.TemporaryFile() as script:
+        created = "".join(f"create {plan.tag} {plan.tag_commit}\n" for plan in plans)
         script.write(
-            f"start\nupdate {clone.branch} {plan.branch_commit} {clone.head or zero}\n"
-            f"create {plan.tag} {plan.tag_commit}\nprepare\ncommit\n".encode()
+            f"start\nupdate {clone.branch} {plans[-1].branch_commit} {clone.head or zero}\n{created}"
+            "prepare\ncommit\n".encode()
         )
         script.seek(0)
         clone.git.text("update-ref", "--stdin", stdin=script)
+
+
+def _follow(plan: Plan, commit: str) -> None:
+    clone = plan.clone
     # The branch is checked out: bring index and work tree of this one folder up to the new commit.
-    clone.git.text("reset", "--quiet", plan.branch_commit, "--", f"{FOLDER}/{plan.name}")
+    clone.git.text("reset", "--quiet", commit, "--", f"{FOLDER}/{plan.name}")
     target = clone.root / FOLDER / plan.name
     target.mkdir(parents=True, exist_ok=True)
     kept = set()

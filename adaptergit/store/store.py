@@ -55,9 +55,10 @@ class Known:
     fetched: Mapping[str, Seen]
     """By version."""
     released: tuple[str, ...]
-    """Every version the repository had when it was last asked."""
+    """Every version the repository had when it was last asked, but for those that were yanked."""
     asked: float
     """When that was, seconds since 1970; 0 if never."""
+    yanked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,14 +193,15 @@ class Store:
                 for v, (d, t, *at) in raw["fetched"].items()
                 if _DIGEST.fullmatch(str(d))
             }
-            return Known(fetched, tuple(str(v) for v in raw["released"]), float(raw["asked"]))
+            released, yanked = (tuple(str(v) for v in raw.get(name, ())) for name in ("released", "yanked"))
+            return Known(fetched, released, float(raw["asked"]), yanked)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             return Known({}, (), 0.0)
 
     def remember(self, who: str, adapter: str, known: Known) -> None:
         """Replace what was seen of an adapter."""
         fetched = {version: (seen.digest, seen.tree, seen.at) for version, seen in known.fetched.items()}
-        record = {"fetched": fetched, "released": known.released, "asked": known.asked}
+        record = {"fetched": fetched, "released": known.released, "asked": known.asked, "yanked": known.yanked}
         path = self._record(who, adapter)
         with suppress(OSError):  # only economy: without it, the repository is asked again
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,134 @@
+"""Several releases in one push, and releases that are withdrawn."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Hub, git, snapshot
+from test_hub import state
+
+from adaptergit.errors import NotFoundError, ReleaseError, UsageError
+from adaptergit.lock import lock
+from adaptergit.mirror import mirror
+from adaptergit.publish import publish, publish_all, yank
+from adaptergit.resolve import fetch
+
+Source = Callable[..., Path]
+
+
+def release(hub: Hub, folder: Path, **options: object) -> Any:
+    hub.trust()
+    return publish(folder, clone=hub.clone, key=hub.key.path, **options)  # type: ignore[arg-type]
+
+
+def test_many_adapters_are_published_in_one_push(hub: Hub, source: Source) -> None:
+    hub.trust()
+    folders = [source(f"{i}".encode(), folder=f"out{i}", name=f"a{i}") for i in range(5)]
+    pushes = hub.bare / "pushes"
+    (hub.bare / "hooks").mkdir(exist_ok=True)
+    hook = hub.bare / "hooks" / "post-receive"
+    hook.write_text(f"#!/bin/sh\ncat > /dev/null; echo push >> {pushes}\n")
+    hook.chmod(0o755)
+    releases = publish_all(folders, clone=hub.clone, key=hub.key.path)
+    assert pushes.read_text().count("push") == 1
+    assert [one.name for one in releases] == [f"a{i}" for i in range(5)]
+    for one in releases:
+        assert fetch(f"{hub.url}@{one.name}").digest == one.digest
+        assert git(hub.bare, "rev-parse", f"main:adapters/{one.name}") == one.tree
+    assert hub.git("status", "--porcelain") == ""
+    assert hub.git("rev-parse", "HEAD") == git(hub.bare, "rev-parse", "main")
+    assert {p.name for p in (hub.clone / "adapters").iterdir()} == {f"a{i}" for i in range(5)}
+    again = publish_all(folders, clone=hub.clone, key=hub.key.path, version="1.1.0")
+    assert [one.previous for one in again] == [one.digest for one in releases]
+
+
+def test_all_of_them_or_none(hub: Hub, source: Source) -> None:
+    hub.trust()
+    good, bad = source(folder="good", name="good"), source(folder="bad", name="bad")
+    (bad / "adapter.safetensors").write_bytes(b"no")
+    before, remote = state(hub), git(hub.bare, "for-each-ref")
+    with pytest.raises(Exception, match="safetensors"):
+        publish_all([good, bad], clone=hub.clone, key=hub.key.path)
+    assert (state(hub), git(hub.bare, "for-each-ref")) == (before, remote)
+    with pytest.raises(UsageError, match="two folders are named 'good'"):
+        publish_all([good, good], clone=hub.clone, key=hub.key.path)
+    with pytest.raises(UsageError, match="one name for several"):
+        publish_all([good, bad], name="x", clone=hub.clone, key=hub.key.path)
+    with pytest.raises(UsageError, match="nothing to publish"):
+        publish_all([], clone=hub.clone, key=hub.key.path)
+    assert (state(hub), git(hub.bare, "for-each-ref")) == (before, remote)
+
+
+def test_a_dry_run_of_many_changes_nothing(hub: Hub, source: Source, tmp_path: Path) -> None:
+    folders = [source(folder=f"out{i}", name=f"a{i}") for i in range(2)]
+    before = state(hub), snapshot(hub.bare)
+    releases = publish_all(folders, clone=hub.clone, key=hub.key.path, dry_run=True)
+    assert [one.tree for one in releases] == [None, None]
+    assert (state(hub), snapshot(hub.bare)) == before
+
+
+def test_a_yanked_release_is_given_to_those_who_name_it(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    release(hub, source(b"bad"), version="1.1.0")
+    lock([f"{hub.url}@sst2"], path=tmp_path / "l")
+    yank("sst2", "1.1.0", reason="trained on the test set", clone=hub.clone)
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.0.0"
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+    assert fetch(f"{hub.url}@sst2", offline=True).version == "1.0.0"
+    assert fetch(f"{hub.url}@sst2==1.1.0").version == "1.1.0"
+    assert fetch(f"{hub.url}@sst2", lock=tmp_path / "l").version == "1.1.0"
+    with pytest.raises(NotFoundError, match="satisfies >1") as caught:
+        fetch(f"{hub.url}@sst2>1", refresh=True)
+    assert "1.1.0 (yanked)" in str(caught.value)
+    said = git(hub.bare, "log", "--format=%B", "-1", "refs/tags/adapters-yanked/sst2/1.1.0")
+    assert "trained on the test set" in said
+    with pytest.raises(ReleaseError, match="yanked already"):
+        yank("sst2", "1.1.0", reason="again", clone=hub.clone)
+    yank("sst2", "1.1.0", reason="", clone=hub.clone, undo=True)
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
+    with pytest.raises(ReleaseError, match="not yanked"):
+        yank("sst2", "1.1.0", reason="", clone=hub.clone, undo=True)
+    with pytest.raises(ReleaseError, match="never released"):
+        yank("sst2", "9.0.0", reason="x", clone=hub.clone)
+
+
+def test_yanking_everything_leaves_nothing_to_choose(hub: Hub, source: Source) -> None:
+    release(hub, source())
+    yank("sst2", "1.0.0", reason="x", clone=hub.clone)
+    with pytest.raises(NotFoundError, match=r"final release") as caught:
+        fetch(f"{hub.url}@sst2")
+    assert "1.0.0 (yanked)" in str(caught.value)
+    assert fetch(f"{hub.url}@sst2==1.0").version == "1.0.0"
+
+
+def test_a_branch_that_may_not_be_pushed_refuses_all(hub: Hub, source: Source) -> None:
+    """A protected branch: the push is atomic, so the tag does not arrive alone."""
+    release(hub, source())
+    hook = hub.bare / "hooks" / "update"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text('#!/bin/sh\ncase "$1" in refs/heads/main) echo protected >&2; exit 1;; esac\n')
+    hook.chmod(0o755)
+    before = state(hub)
+    with pytest.raises(ReleaseError, match="refused"):
+        release(hub, source(b"x"), version="1.1.0")
+    assert state(hub) == before
+    assert "1.1.0" not in git(hub.bare, "tag")
+    # A branch of one's own, for a pull request: the tag alone is a valid release already.
+    hub.git("switch", "-q", "-c", "release-1.1.0")
+    release(hub, source(b"x"), version="1.1.0")
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
+
+
+def test_a_copy_on_another_server_is_the_same_release(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    bare = tmp_path / "copy.git"
+    subprocess.run(["git", "init", "-q", "--bare", str(bare)], check=True)
+    mirror([f"{hub.url}@sst2"], to=bare.as_uri())
+    assert git(bare, "rev-parse", "adapters/sst2/1.0.0^{tree}") == git(
+        hub.bare, "rev-parse", "adapters/sst2/1.0.0^{tree}"
+    )
+    assert git(bare, "fsck", "--strict") == ""
