@@ -7,11 +7,11 @@ was looked at before.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptergit.errors import NotFoundError, TransportError
+from adaptergit.errors import AdaptergitError, NotFoundError, TransportError
 from adaptergit.git.fetch import Judge, Listing, Remote, fetch_release, list_versions, tree_in_branch
 from adaptergit.reference import Reference, Source
 from adaptergit.settings import Settings
@@ -27,8 +27,21 @@ class Way:
     """Who is asked."""
     fetch: Callable[[Path], str]
     """Write the package's files into an empty folder; return the oid of its tree, or an empty text."""
-    own: bool = True
-    """The repository itself, not a mirror."""
+    kind: str = "git"
+    """``git``, ``branch``, ``archive`` or ``mirror``."""
+
+    def after(self, failed: Sequence[tuple[Way, AdaptergitError]], *, pinned: bool) -> bool:
+        """Tell whether it is worth going, after what the ways before it ended with.
+
+        A repository that answered that it has no such version is believed, unless the release is pinned: then its
+        bytes may lie elsewhere. One that could not be reached is not asked again for its branch.
+        """
+        answered = any(way.kind == "git" and isinstance(error, NotFoundError) for way, error in failed)
+        if self.kind == "branch":
+            return not failed or (answered and pinned)
+        if self.kind == "archive":
+            return not answered
+        return not answered or pinned or self.kind == "git"
 
 
 def ways(
@@ -51,15 +64,17 @@ def ways(
         judge: Decides on manifest and signatures before the weights are fetched, where that can be done.
     """
     source, adapter = reference.source, reference.adapter
-    yield from _in_git(source, adapter, version, tree, settings, judge, own=True)
+    yield from _in_git(source, adapter, version, tree, settings, judge)
     if version is not None:
         for url in archive_urls(source, adapter, version):
-            yield Way(url, _archive(url, settings))
+            yield Way(url, _archive(url, settings), "archive")
     for url in mirrors_of(source, settings, mirrors):
         if url.endswith("/"):
-            yield Way(url, _static(url, reference, version, settings, judge), own=False)
+            yield Way(url, _static(url, reference, version, settings, judge), "mirror")
         else:
-            yield from _in_git(Source.parse(url), adapter, version, tree, settings, judge, own=False)
+            for way in _in_git(Source.parse(url), adapter, version, tree, settings, judge):
+                if way.kind == "git":
+                    yield Way(way.source, way.fetch, "mirror")
 
 
 def released(reference: Reference, settings: Settings) -> Listing:
@@ -100,8 +115,6 @@ def _in_git(
     tree: str | None,
     settings: Settings,
     judge: Judge | None,
-    *,
-    own: bool,
 ) -> Iterator[Way]:
     remote = Remote.of(source, allow_http=settings.allow_http)
 
@@ -117,8 +130,8 @@ def _in_git(
         return fetch_release(remote, adapter, target, tree=found, limits=settings.limits).tree
 
     if version is not None or tree is not None:
-        yield Way(source.url, release, own)
-    yield Way(f"{source.url} (branch)", branch, own)
+        yield Way(source.url, release)
+    yield Way(f"{source.url} (branch)", branch, "branch")
 
 
 def _archive(url: str, settings: Settings) -> Callable[[Path], str]:

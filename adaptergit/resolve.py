@@ -391,7 +391,7 @@ def _climb(
     mirrors: tuple[str, ...] = (),
 ) -> Fetched:
     """Try every way to a release. What cannot be had is asked for elsewhere; what is refused ends the search."""
-    from adaptergit.ladder import ways
+    from adaptergit.ladder import Way, ways
 
     version = wanted.version or None
 
@@ -404,18 +404,17 @@ def _climb(
         verdict = _judged(package.manifest_bytes, package.signatures, where, policy, reference, version, settings)
         return {file.path: file.size for file in verdict.manifest.files}
 
-    failed: list[AdaptergitError] = []
+    failed: list[tuple[Way, AdaptergitError]] = []
     for way in ways(reference, version, settings, tree=wanted.tree, mirrors=mirrors, judge=judge):
-        answered = way.own and any(isinstance(error, NotFoundError) for error in failed)
-        if answered and version is not None and reference.digest is None:
-            continue  # the repository has no such version
+        if not way.after(failed, pinned=reference.digest is not None):
+            continue
         with store.workspace() as folder:
             inner = folder / "package"
             inner.mkdir()
             try:
                 tree = way.fetch(inner)
             except (TransportError, NotFoundError) as error:
-                failed.append(error)
+                failed.append((way, error))
                 continue
             except (TrustError, PackageError) as error:
                 raise _told(error, way.source, reference, version) from error
@@ -433,9 +432,10 @@ def _climb(
         seen = Seen(package.digest, tree, before.at if before is not None and same else time.time())
         store.remember(who, adapter, replace(known, fetched={**known.fetched, found: seen}))
         return Fetched(reference, found, package.digest, package.path, tree, card, verdict, False)
-    for later in failed[1:]:
-        failed[0].add_note(f"then: {later}")
-    raise failed[0]
+    (_, first), *others = failed
+    for _, later in others:
+        first.add_note(f"then: {later}")
+    raise first
 
 
 def _told(error: AdaptergitError, source: str, reference: Reference, version: str | None) -> AdaptergitError:

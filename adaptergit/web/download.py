@@ -62,7 +62,8 @@ class Download:
                 return self._attempt(url, limit, write, written, deadline)
             except _TransientError as again:
                 pause = max(again.wait, random.uniform(0.5, 1.0) * 2 ** (attempt - 1))  # noqa: S311 - politeness
-                if attempt == _ATTEMPTS or time.monotonic() + pause > deadline:
+                last = attempt == (2 if again.unreachable else _ATTEMPTS)
+                if last or time.monotonic() + pause > deadline:
                     raise TransportError(again.what, where=url, hint="try again later") from again
                 time.sleep(pause)
         raise AssertionError("unreachable")
@@ -100,7 +101,7 @@ class Download:
                 if 0 <= expected != got:
                     raise _TransientError(f"{got} of {expected} bytes arrived")
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            raise _TransientError(f"no answer: {type(error).__name__}") from error
+            raise _TransientError(f"no answer: {type(error).__name__}", unreachable=written() == start) from error
         except requests.RequestException as error:
             raise TransportError(f"cannot be asked for: {type(error).__name__}", where=url) from error
 
@@ -136,9 +137,9 @@ class Download:
 class _TransientError(Exception):
     """Worth another attempt."""
 
-    def __init__(self, what: str, wait: float = 0.0) -> None:
+    def __init__(self, what: str, wait: float = 0.0, *, unreachable: bool = False) -> None:
         super().__init__(what)
-        self.what, self.wait = what, min(wait, 30.0)
+        self.what, self.wait, self.unreachable = what, min(wait, 30.0), unreachable
 
 
 def is_loopback(host: str) -> bool:
