@@ -56,6 +56,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	.venv/bin/python benchmarks/startup.py
 	.venv/bin/python benchmarks/fetch.py
+	.venv/bin/python benchmarks/scale.py
 
 docs: $(STAMP)
 	$(PIP_INSTALL) -e '.[docs]'

@@ -1,4 +1,7 @@
-"""What one adapter out of many costs on the wire and in time, against cloning the repository. Run: make bench."""
+"""What one adapter out of many costs on the wire and in time, against what people would do by hand. Run: make bench.
+
+``python benchmarks/fetch.py [ADAPTERS]``: of 3.5 MB each (default 40; 300 make a repository of 1 GiB).
+"""
 
 from __future__ import annotations
 
@@ -7,65 +10,88 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy
+from safetensors.numpy import save
+
 from adaptergit.git import GitServer
+from adaptergit.lock import lock, sync
 from adaptergit.package import Card
 from adaptergit.pins import pin_key
-from adaptergit.publish import publish
+from adaptergit.publish import publish_all
 from adaptergit.resolve import fetch
 from adaptergit.trust import generate_key
 
-ADAPTERS, SIZE, ROUNDS = 20, 3_500_000, 5
+SIZE, ROUNDS, BATCH = 3_500_000, 5, 20
 
 
 def main() -> None:
+    warnings.simplefilter("ignore")
+    adapters = int(sys.argv[1]) if len(sys.argv) > 1 else 40
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         os.environ |= {"HOME": folder, "ADAPTERGIT_CONFIG_DIR": f"{folder}/config", "GIT_CONFIG_NOSYSTEM": "1"}
         (root / ".gitconfig").write_text("[user]\nname = b\nemail = b@example.org\n[init]\ndefaultBranch = main\n")
         (root / "server").mkdir()
         with GitServer(root / "server") as server:
-            result = measure(root, server)
+            result = measure(root, server, adapters)
     for name, row in result.items():
-        print(f"{name:<22} {row['seconds']:8.3f} s  {row['bytes']:>12,} bytes  {row['requests']:>3} requests")
+        print(f"{name:<34} {row['seconds']:8.3f} s  {row['bytes']:>13,} bytes  {row['requests']:>3} requests")
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    (results / "fetch.json").write_text(json.dumps(result, indent=1) + "\n")
+    (results / "fetch.json").write_text(json.dumps({"adapters": adapters, "rows": result}, indent=1) + "\n")
 
 
-def measure(root: Path, server: GitServer) -> dict[str, dict[str, float]]:
+def measure(root: Path, server: GitServer, adapters: int) -> dict[str, dict[str, float]]:
     url = server.create("acme/adapters")
+    bare = root / "server" / "acme" / "adapters.git"
+    subprocess.run(["git", "-C", str(bare), "config", "uploadpack.allowFilter", "true"], check=True)
     key = generate_key(root / "key")
     subprocess.run(["git", "clone", "-q", url, str(root / "clone")], check=True, capture_output=True)
-    for index in range(ADAPTERS):
-        publish(package(root / f"out{index}", f"a{index}"), clone=root / "clone", key=key.path)
+    for start in range(0, adapters, BATCH):
+        folders = [package(root / f"out{i}", f"a{i}") for i in range(start, min(start + BATCH, adapters))]
+        publish_all(folders, clone=root / "clone", key=key.path)
+        for folder in folders:
+            shutil.rmtree(folder)
     pin_key("127.0.0.1/acme/adapters", key.public.line)
     os.environ["ADAPTERGIT_CACHE_DIR"] = str(root / "cache")
+    wanted = f"{url}@a7"
+    lock([wanted], path=root / "adaptergit.lock")
 
-    def cold() -> None:
-        shutil.rmtree(root / "cache", ignore_errors=True)
-        fetch(f"{url}@a7")
+    def forgetting(action: Callable[[], object]) -> Callable[[], object]:
+        def run() -> object:
+            shutil.rmtree(root / "cache", ignore_errors=True)
+            return action()
 
-    def warm() -> None:
-        fetch(f"{url}@a7")
+        return run
 
     def clone(*options: str) -> None:
         shutil.rmtree(root / "copy", ignore_errors=True)
         subprocess.run(["git", "clone", "-q", *options, url, str(root / "copy")], check=True)
 
-    cases = {
-        "adaptergit, first": cold,
-        "adaptergit, again": warm,
+    def sparse() -> None:
+        clone("--filter=blob:none", "--depth=1", "--sparse")
+        subprocess.run(["git", "-C", str(root / "copy"), "sparse-checkout", "set", "adapters/a7"], check=True)
+
+    cases: dict[str, Callable[[], object]] = {
+        "adaptergit, newest": forgetting(lambda: fetch(wanted)),
+        "adaptergit, exact version": forgetting(lambda: fetch(f"{wanted}==1.0.0")),
+        "adaptergit, locked": forgetting(lambda: sync(path=root / "adaptergit.lock")),
+        "adaptergit, again": lambda: fetch(wanted),
+        "git clone, blobless and sparse": sparse,
         "git clone --depth 1": lambda: clone("--depth", "1"),
         "git clone": clone,
     }
     result = {}
     for name, action in cases.items():
         times = []
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS if "clone" not in name or "sparse" in name else 2):
             server.reset()
             started = time.perf_counter()
             action()
@@ -87,12 +113,10 @@ def package(folder: Path, name: str) -> Path:
         "adapter": {"format": "adaptergit", "method": "seq_bn", "config": {}}, "license": "CC0-1.0",
     }  # fmt: skip
     (folder / "card.yaml").write_bytes(Card(card).to_yaml())
-    (folder / "adapter.safetensors").write_bytes(os.urandom(SIZE))
+    weights = numpy.frombuffer(os.urandom(SIZE), dtype=numpy.uint8)
+    (folder / "adapter.safetensors").write_bytes(save({"blocks.0.ffn.down.weight": weights}))
     return folder
 
 
 if __name__ == "__main__":
-    import warnings
-
-    warnings.simplefilter("ignore")
     main()

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
+import urllib3
 
 from adaptergit._version import __version__
 from adaptergit.errors import NotFoundError, TransportError, UsageError
@@ -90,7 +91,8 @@ class Download:
                     raise TransportError(f"the server answered another range: {ranged!r}", where=url)
                 expected = int(response.headers.get("Content-Length") or -1)
                 got = 0
-                for block in response.iter_content(_BLOCK):
+                # What has arrived, not whole blocks: a byte now and then must not outlive the deadline.
+                while block := response.raw.read1(_BLOCK):
                     got += len(block)
                     if start - skip + got > limit:
                         raise TransportError(f"more than the limit of {limit} bytes", where=url)
@@ -100,7 +102,7 @@ class Download:
                     skip = max(0, skip - len(block))
                 if 0 <= expected != got:
                     raise _TransientError(f"{got} of {expected} bytes arrived")
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+        except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
             raise _TransientError(f"no answer: {type(error).__name__}", unreachable=written() == start) from error
         except requests.RequestException as error:
             raise TransportError(f"cannot be asked for: {type(error).__name__}", where=url) from error
