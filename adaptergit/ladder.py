@@ -13,7 +13,7 @@ from pathlib import Path
 
 from adaptergit.errors import AdaptergitError, NotFoundError, TransportError
 from adaptergit.git.fetch import Judge, Listing, Remote, fetch_release, list_versions, tree_in_branch
-from adaptergit.reference import Reference, Source
+from adaptergit.reference import Reference, Source, expand
 from adaptergit.settings import Settings
 from adaptergit.web import StaticMirror, archive_urls, fetch_archive
 from adaptergit.web.download import Download
@@ -101,11 +101,16 @@ def released(reference: Reference, settings: Settings) -> Listing:
 def mirrors_of(source: Source, settings: Settings, more: tuple[str, ...] = ()) -> list[str]:
     """Return the mirrors of a repository: the user's first. A local path has none."""
     found = (
-        [url.replace("{repository}", source.principal) for url in settings.mirrors_for(source.principal)]
+        [_address(url.replace("{repository}", source.principal)) for url in settings.mirrors_for(source.principal)]
         if (source.principal)
         else []
     )
     return list(dict.fromkeys([*found, *(url for url in more if url != source.url)]))
+
+
+def _address(url: str) -> str:
+    """A folder of this machine may be written as a path."""
+    return url if "://" in url or not url.startswith(("/", "~")) else f"{expand(url).resolve().as_uri()}/"
 
 
 def _in_git(

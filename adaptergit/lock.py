@@ -66,7 +66,7 @@ def lock(
             lock=path if keep else None,
             settings=settings,
         )
-        entry = _locked(reference, found, settings)
+        entry = _locked(reference, found)
         if keep and known is not None:
             entry = replace(entry, tree=entry.tree or known.tree)
         changes.append(Change(entry.id, known.version if known else None, entry.version))
@@ -129,16 +129,15 @@ def _fits(reference: Reference, known: Locked) -> bool:
     )
 
 
-def _locked(reference: Reference, found: Fetched, settings: Settings) -> Locked:
+def _locked(reference: Reference, found: Fetched) -> Locked:
     manifest = found.verdict.manifest
-    mirrors = settings.mirrors_for(reference.source.principal)
     return Locked(
         reference=_full(reference),
         id=lock_id(reference),
         version=found.version,
         manifest_sha256=found.digest,
         tree=found.tree,
-        urls=(reference.source.url, *(u.replace("{repository}", reference.source.principal or "") for u in mirrors)),
+        urls=(reference.source.url,),  # whose mirrors are whose is a matter of each machine's settings
         signers=found.verdict.signers,
         base_model={"id": manifest.base_model.id, "fingerprint": manifest.base_model.fingerprint},
         files=manifest.files,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError
 from adaptergit.package.names import is_allowed
 from adaptergit.pins import add_pin, known_signers
 from adaptergit.reference import Reference, Source, check_adapter_name, expand
@@ -129,10 +129,15 @@ def import_bundle(
         listed = _listed(folder)
         if trust_keys and (folder / SIGNERS).is_file():
             _pin_keys(folder / SIGNERS, {principal for principal, _, _ in listed}, settings)
-        return [
-            _take_in(folder, principal, adapter, release, store, policy, settings)
-            for principal, adapter, release in listed
-        ]
+        try:
+            return [
+                _take_in(folder, principal, adapter, release, store, policy, settings)
+                for principal, adapter, release in listed
+            ]
+        except TrustError as error:
+            if not trust_keys and "nobody you know" in error.what and (folder / SIGNERS).is_file():
+                error.hint = f"{error.hint}\n        or take the bundle's word for whose it is: --trust-keys"
+            raise
 
 
 def _pin_keys(path: Path, principals: set[str], settings: Settings) -> None:

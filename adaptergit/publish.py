@@ -282,7 +282,8 @@ def _draft(
         check_place(here, card.name, folder, source)
         to = f"push them to {target.remote}" if target.remote else "push nothing"
         key_name = signers[0].public.fingerprint if signers else "a key you make with 'adaptergit keygen'"
-        report(f"dry run: would sign with {key_name}, commit to {here.branch}, tag {card.name}/{card.version}, {to}")
+        tag = f"adapters/{card.name}/{card.version}"
+        report(f"dry run: would sign with {key_name}, commit to {here.branch}, tag {tag}, {to}")
     else:
         for number, signer in enumerate(signers):
             mark = hashlib.sha256(signer.public.blob).hexdigest()[:8]

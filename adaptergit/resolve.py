@@ -63,6 +63,8 @@ class Fetched:
     verdict: Verdict
     from_store: bool
     """True when no network was touched."""
+    served_by: str = ""
+    """The address that sent it; empty if it came from the store."""
 
 
 @dataclass(frozen=True)
@@ -336,6 +338,9 @@ def _from_store(
             refused[found.version] = error
         else:
             tree = found.tree or ""
+            if found.version in store.known(reference.source.publisher, reference.adapter).yanked:
+                told = f"{reference.adapter} {found.version} was yanked by its publisher"
+                warnings.warn_explicit(told, AdaptergitWarning, __file__, 1, registry={})
             return Fetched(reference, found.version, found.digest, path, tree, card, verdict, True)
         if not offline:
             return None  # damaged, or stored with other signatures: the repository is asked
@@ -349,7 +354,12 @@ def _ask(reference: Reference, store: Store, settings: Settings) -> Resolved:
     from adaptergit.ladder import released
 
     who, adapter = reference.source.publisher, reference.adapter
-    listing = released(reference, settings)
+    try:
+        listing = released(reference, settings)
+    except TransportError as error:
+        if store.known(who, adapter).fetched:
+            error.hint = "what was fetched before can be loaded with --offline, or offline=True"
+        raise
     versions = tuple(version for version in listing.versions if version not in listing.yanked)
     known = replace(store.known(who, adapter), released=versions, asked=time.time(), yanked=tuple(listing.yanked))
     store.remember(who, adapter, known)
@@ -431,7 +441,7 @@ def _climb(
         same = before is not None and before.digest == package.digest
         seen = Seen(package.digest, tree, before.at if before is not None and same else time.time())
         store.remember(who, adapter, replace(known, fetched={**known.fetched, found: seen}))
-        return Fetched(reference, found, package.digest, package.path, tree, card, verdict, False)
+        return Fetched(reference, found, package.digest, package.path, tree, card, verdict, False, way.source)
     (_, first), *others = failed
     for _, later in others:
         first.add_note(f"then: {later}")
@@ -477,8 +487,9 @@ def _choose(reference: Reference, versions: Collection[str], yanked: Collection[
         marked = {version: f"{version} (yanked)" if version in yanked else version for version in (*versions, *yanked)}
         shown = ", ".join(marked[version] for version in sorted(marked, key=Version)[-10:])
         wanted = f"satisfies {reference.specifier}" if reference.specifier else "is a final release"
+        note = "; a yanked one is given to those who name its version" if yanked else ""
         raise NotFoundError(
-            f"no version of {reference.adapter!r} in {reference.source.url} {wanted}", hint=f"released: {shown}"
+            f"no version of {reference.adapter!r} in {reference.source.url} {wanted}", hint=f"released: {shown}{note}"
         )
     return version
 

@@ -36,7 +36,7 @@ from typing import Any
 import platformdirs
 
 from adaptergit.errors import UsageError
-from adaptergit.reference import DEFAULT_HOST, expand
+from adaptergit.reference import DEFAULT_HOST, Source, expand
 
 POLICY_LEVELS = ("enforce", "tofu", "digest", "unsigned")
 
@@ -174,6 +174,12 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     for glob, urls in raw.get("mirrors", {}).items():
         if not isinstance(urls, list) or not all(isinstance(url, str) and url for url in urls):
             raise UsageError(f"mirrors.{glob} must be a list of addresses", where=str(path))
+        for url in urls:
+            try:
+                Source.parse(url.rstrip("/").replace("{repository}", "host/org/repo"))
+            except UsageError as error:
+                hint = "a repository's URL, or a static mirror's address with a '/' at its end"
+                raise UsageError(f"mirrors.{glob}: {error.what}", where=str(path), hint=hint) from error
     checked["mirrors"] = tuple((glob, tuple(urls)) for glob, urls in raw.get("mirrors", {}).items())
     rules = []
     for number, rule in enumerate(raw.get("policy", []), 1):

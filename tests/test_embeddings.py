@@ -220,6 +220,17 @@ def test_rows_that_would_read_different_embeddings_are_refused() -> None:
         panel.activate("qa", embeddings="gu")
 
 
+@pytest.mark.parametrize("given", [None, "out/tokenizer", True, ["a"]])
+def test_what_is_no_tokenizer_is_refused(given: Any) -> None:
+    panel = adapters(model_of("bert"))
+    with pytest.raises(UsageError, match="is not a tokenizer"):
+        panel.add_embeddings("gu", given)
+    if given is not None:
+        with pytest.raises(UsageError, match="is not a tokenizer"):
+            panel.add_embeddings("gu", tokenizer_of(WORDS), reference_tokenizer=given)
+    assert panel.embeddings == []
+
+
 def test_a_model_without_tokens_has_no_embeddings_to_add() -> None:
     config = transformers.ViTConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4

@@ -26,7 +26,7 @@ from adaptergit.mirror import export_bundle, import_bundle, mirror
 from adaptergit.pins import known_signers
 from adaptergit.publish import publish
 from adaptergit.resolve import fetch
-from adaptergit.settings import Limits, Settings, cache_dir
+from adaptergit.settings import Limits, Settings, cache_dir, load_settings
 from adaptergit.web.download import Download
 
 Source = Callable[..., Path]
@@ -270,8 +270,21 @@ def test_a_static_mirror_serves_when_the_repository_is_gone(hub: Hub, source: So
     assert found.digest == published.digest  # type: ignore[attr-defined]
     assert fetch(f"{hub.url}@sst2", settings=settings).version == "1.1.0"
     forget()
-    local = Settings(mirrors=((PRINCIPAL, ((forge.root / "mirror").as_uri() + "/",)),))
-    assert fetch(f"{hub.url}@sst2", settings=local).version == "1.1.0"
+    for written in ((forge.root / "mirror").as_uri() + "/", str(forge.root / "mirror")):
+        forget()
+        local = Settings(mirrors=((PRINCIPAL, (written,)),))
+        found = fetch(f"{hub.url}@sst2", settings=local)
+        assert (found.version, found.served_by) == ("1.1.0", (forge.root / "mirror").as_uri() + "/")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8000", "ext::sh -c x", "", "-u x", "https://me:secret@example.org/x/"]
+)
+def test_a_mirror_that_is_no_address_is_refused_in_the_settings(home: Path, url: str) -> None:
+    (home / "config").mkdir(exist_ok=True)
+    (home / "config" / "config.toml").write_text(f'[mirrors]\n"*" = ["{url}"]\n')
+    with pytest.raises(UsageError, match=r"mirrors\.\*"):
+        load_settings()
 
 
 def test_another_repository_as_a_mirror(hub: Hub, source: Source, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from conftest import Hub, git, snapshot
 from test_hub import state
 
-from adaptergit.errors import NotFoundError, ReleaseError, UsageError
+from adaptergit.errors import AdaptergitWarning, NotFoundError, ReleaseError, UsageError
 from adaptergit.lock import lock
 from adaptergit.mirror import mirror
 from adaptergit.publish import publish, publish_all, yank
@@ -79,8 +79,9 @@ def test_a_yanked_release_is_given_to_those_who_name_it(hub: Hub, source: Source
     assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.0.0"
     assert fetch(f"{hub.url}@sst2").version == "1.0.0"
     assert fetch(f"{hub.url}@sst2", offline=True).version == "1.0.0"
-    assert fetch(f"{hub.url}@sst2==1.1.0").version == "1.1.0"
-    assert fetch(f"{hub.url}@sst2", lock=tmp_path / "l").version == "1.1.0"
+    for options in ({}, {"lock": tmp_path / "l"}):
+        with pytest.warns(AdaptergitWarning, match="was yanked by its publisher"):
+            assert fetch(f"{hub.url}@sst2==1.1.0", **options).version == "1.1.0"
     with pytest.raises(NotFoundError, match="satisfies >1") as caught:
         fetch(f"{hub.url}@sst2>1", refresh=True)
     assert "1.1.0 (yanked)" in str(caught.value)

@@ -54,6 +54,9 @@ def test_a_set_up_is_saved_and_loaded_with_all_that_acts_in_it(model: Any, tmp_p
     panel.activate(COMPOSITION, head=["ner", "sst"])
     wanted = model(IDS)
     panel.save_setup(tmp_path / "setup", name="everything", license="MIT")
+    panel.save_setup(tmp_path / "same", COMPOSITION, name="everything", license="MIT")  # by its name
+    for name in ("card.yaml", "adapter.safetensors"):
+        assert (tmp_path / "same" / name).read_bytes() == (tmp_path / "setup" / name).read_bytes()
     other = bert()
     adaptergit.load(tmp_path / "setup", other)
     found = adapters(other)
@@ -102,7 +105,7 @@ def test_a_head_and_a_fusion_alone(model: Any, tmp_path: Path) -> None:
 
 def test_a_set_up_can_be_published_and_found(model: Any, tmp_path: Path) -> None:
     panel = adapters(model)
-    with pytest.raises(UsageError, match="published name"):
+    with pytest.raises(UsageError, match="no name of its own"):
         panel.save_setup(tmp_path / "setup", "Stack(de, l)")
     with pytest.raises(UsageError, match="nothing to save"):
         panel.save_setup(tmp_path / "setup", name="empty")

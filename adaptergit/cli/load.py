@@ -50,7 +50,7 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
         verdict = _verdict(found.verdict)
         print_json({"path": found.path, "from_store": found.from_store, "verdict": verdict, "card": found.card.data})
         return
-    step("found in the store" if found.from_store else f"fetched {found.reference.source.url}")
+    step("found in the store" if found.from_store else f"fetched from {found.served_by}")
     _explain(found.verdict)
     _describe(found.card)
     click.echo(f"files        {found.path}")

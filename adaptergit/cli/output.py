@@ -51,6 +51,8 @@ def _report(error: AdaptergitError) -> None:
     else:
         click.secho("error: ", fg="red", bold=True, nl=False, err=True)
         click.echo(str(error), err=True)
+        for note in getattr(error, "__notes__", ()):
+            click.echo(f"  {clean(note)}", err=True)
 
 
 def print_json(value: Any) -> None:

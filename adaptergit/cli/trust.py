@@ -37,7 +37,7 @@ def add(repository: str, key: str, as_json: bool) -> None:
     if as_json:
         print_json({"repository": repository, "fingerprint": signer.key.fingerprint})
     else:
-        click.echo(f"{signer.key.fingerprint} may sign for {repository}")
+        click.echo(f"{signer.key.fingerprint} may sign for {', '.join(signer.principals)}")
 
 
 @trust.command("ls")
@@ -49,10 +49,12 @@ def ls(as_json: bool) -> None:
     Example:
       adaptergit trust ls --json
     """
-    from adaptergit.pins import known_signers
+    from adaptergit.pins import known_revocations, known_signers
     from adaptergit.settings import load_settings
 
-    signers = known_signers(load_settings())
+    settings = load_settings()
+    signers = known_signers(settings)
+    revoked = {one.key: f"\t{one}" for one in known_revocations(settings) if one.key}
     if as_json:
         print_json(
             {
@@ -63,7 +65,8 @@ def ls(as_json: bool) -> None:
         )
         return
     for signer in signers:
-        click.echo(f"{', '.join(signer.principals)}\t{signer.key.fingerprint}\t{signer.source}")
+        note = revoked.get(signer.key.fingerprint, "")
+        click.echo(f"{', '.join(signer.principals)}\t{signer.key.fingerprint}\t{signer.source}{note}")
     if not signers:
         click.echo("nobody yet: adaptergit trust add REPOSITORY KEY", err=True)
 

@@ -42,6 +42,10 @@ def save(panel: Panel, setup: Setup, folder: str | Path, about: Mapping[str, Any
     if not any(True for _ in setup.prefixes()):
         raise UsageError("there is nothing to save", hint="name a composition, or activate one")
     name = about.get("name", _default_name(setup))
+    if name == "" and not setup.single:
+        raise UsageError(f"a {setup.method} has no name of its own", hint='pass one: name="my-setup"')
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("this is not a folder", where=str(folder))
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
         raise UsageError(f"{name!r} cannot be a published name", hint='pass one: save(…, name="my-adapter")')
     tokenizers = [found for n in setup.embeddings if (found := panel.tokenizer(n)) is not None]

@@ -595,6 +595,8 @@ def build_head(config: HeadConfig, model: nn.Module, hidden_size: int) -> nn.Mod
     Raises:
         ModelError: It does not fit the model's class.
     """
+    if not isinstance(config, HeadConfig):
+        raise UsageError(f"{config!r} is not a head's configuration", hint="ClassificationHead(num_labels=2), …")
     if not isinstance(config, StaticHead):
         return config.build(hidden_size, getattr(model, "config", None))
     if config.model_class and config.model_class != type(model).__name__:

@@ -156,7 +156,12 @@ class Panel(Inventory):
             ModelError: The model embeds no tokens.
         """
         check_new(name, self._tokenizers)
-        known = not isinstance(tokenizer, int)
+        known = type(tokenizer) is not int
+        for given in (tokenizer,) * known + (reference_tokenizer,) * (reference_tokenizer is not None):
+            if not hasattr(given, "get_vocab"):
+                raise UsageError(
+                    f"{given!r} is not a tokenizer", hint="AutoTokenizer.from_pretrained(…), or a number of tokens"
+                )
         config = config_for(
             self._model, len(tokenizer) if known else tokenizer, getattr(tokenizer, "pad_token_id", None)
         )
@@ -234,10 +239,7 @@ class Panel(Inventory):
         """
         parsed = self._parse(composition)
         plan = self._compile(parsed, frozenset(skip_layers), task_ids, embeddings)
-        if head is None and parsed is not None:
-            last = _names(parsed)[-1:]
-            head = last[0] if last and last[0] in self._heads else None
-        heads = [] if head is None else [head] if isinstance(head, str) else list(head)
+        heads = self._head_of(parsed) if head is None else [head] if isinstance(head, str) else list(head)
         for one in heads:
             self.head_config(one)
         self._engine.plan = plan
@@ -555,7 +557,7 @@ class Panel(Inventory):
         Args:
             folder: Created if missing; files of an earlier save are replaced.
             composition: Default: the active one.
-            heads: Default: the active ones for the active composition, none for any other.
+            heads: Default: the active ones for the active composition; for another, what would answer for it.
             embeddings: Default: those that act with it.
             about: Card fields; ``name`` is needed.
 
@@ -564,9 +566,10 @@ class Panel(Inventory):
             PackageError: A card field is not valid; nothing is written.
         """
         parsed = self._active if composition is None else self._parse(composition)
-        chosen = list(heads) if heads is not None else [] if composition is not None else list(self._active_heads)
+        as_it_is = composition is None or str(parsed) == str(self._active)
+        chosen = list(heads) if heads is not None else self._active_heads if as_it_is else self._head_of(parsed)
         if embeddings is None:
-            acting = self.active_embeddings if composition is None else self._embeddings_of(parsed)
+            acting = self.active_embeddings if as_it_is else self._embeddings_of(parsed)
             embeddings = [] if acting is None else [acting]
         save(self, several(self, parsed, chosen, embeddings), folder, about)
 
@@ -619,6 +622,11 @@ class Panel(Inventory):
                 fusions.setdefault(place, {})[key] = fusion
         tasks = task_ids.tolist() if isinstance(task_ids, torch.Tensor) else task_ids
         return Plan(composition, leaves, fusions, tasks, embeddings=acting)
+
+    def _head_of(self, composition: Composition | None) -> list[str]:
+        """Return the head named like the last adapter, if there is one."""
+        last = [] if composition is None else _names(composition)[-1:]
+        return [name for name in last if name in self._heads]
 
     def _embeddings_of(self, composition: Composition | None) -> str | None:
         """Return the embeddings named like an adapter that acts on all rows."""

@@ -58,7 +58,8 @@ class Revocation:
     def __str__(self) -> str:
         """What to tell a person."""
         since = f" since {self.since:%Y-%m-%d}" if self.since else ""
-        return f"revoked{since}{': ' + self.reason if self.reason else ''} ({self.source})"
+        word = "revoked" if self.severity == "refuse" else "marked as revoked"
+        return f"{word}{since}{': ' + self.reason if self.reason else ''} ({self.source})"
 
 
 def parse_revocations(data: bytes, *, source: str) -> list[Revocation]:
