@@ -137,6 +137,7 @@ def fetch(
         TrustError: Refused by policy; nothing is stored or remembered.
         PackageError: What was fetched is not what its manifest says; nothing is stored or remembered.
     """
+    _check_policy(policy)
     settings = settings or load_settings()
     reference = parse_reference(ref, settings)
     store = Store(cache_dir())
@@ -177,12 +178,18 @@ def verify(
         TrustError: Refused.
         PackageError: A byte, a file or the manifest is not as signed.
     """
+    _check_policy(policy)
     return _verified(Path(path), policy, reference, version, settings or load_settings(), allowed_signers)[0]
 
 
 def parse_reference(ref: str | Reference, settings: Settings) -> Reference:
     """Return a parsed reference, with the settings' default host."""
     return ref if isinstance(ref, Reference) else Reference.parse(ref, default_host=settings.default_host)
+
+
+def _check_policy(policy: str | None) -> None:
+    if policy is not None and policy not in POLICY_LEVELS:
+        raise UsageError(f"unknown policy {policy!r}", hint=f"one of {', '.join(POLICY_LEVELS)}")
 
 
 def _verified(
@@ -217,8 +224,6 @@ def _judged(
     allowed_signers: Sequence[AllowedSigner] | None = None,
 ) -> Verdict:
     """Decide on manifest and signatures alone."""
-    if policy is not None and policy not in POLICY_LEVELS:
-        raise UsageError(f"unknown policy {policy!r}", hint=f"one of {', '.join(POLICY_LEVELS)}")
     principal = reference.source.principal if reference else None
     # A local path names nobody: what its manifest claims may not choose a weaker rule, nor earn a pin.
     level = policy or settings.policy_for(principal)
