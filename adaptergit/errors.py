@@ -71,6 +71,12 @@ class TrustError(AdaptergitError):
     """Verification refused the package. Never caught inside adaptergit, never retried elsewhere."""
 
     exit_code = 4
+    steps: tuple[str, ...] = ()
+    """What was checked, and found right, before it was refused."""
+
+
+class UnknownKeyError(TrustError):
+    """Signed validly, but by a key that does not count for the repository, where others do."""
 
 
 class NotFoundError(AdaptergitError):

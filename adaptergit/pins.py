@@ -111,11 +111,17 @@ def revoke(what: str, *, since: datetime | None = None, severity: str = "refuse"
     digest = what.removeprefix("sha256:") if what.startswith("sha256:") else None
     one = Revocation(None if digest else what, digest, since, severity, reason, str(path))
     (parsed,) = parse_revocations(one.line().encode(), source=str(path))
+    add_revocation(settings, parsed)
+    return parsed
+
+
+def add_revocation(settings: Settings, one: Revocation) -> None:
+    """Add one line to the user's revocations, unless an equal one is there; the file is replaced in one step."""
+    path = settings.revocations_path
     with _locked(path):
         existing = _read(path) if path.is_file() else ""
-        if parsed.line() not in existing.split("\n"):
-            _write(path, f"{existing}{parsed.line()}\n")
-    return parsed
+        if one.line() not in existing.split("\n"):
+            _write(path, f"{existing}{one.line()}\n")
 
 
 def add_pin(settings: Settings, signer: AllowedSigner) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from adaptergit.errors import NotFoundError, PackageError, ReleaseError, UsageError
 from adaptergit.package import (
@@ -33,11 +33,12 @@ from adaptergit.package import (
     read_package,
 )
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
-from adaptergit.package.folder import read_bounded
+from adaptergit.package.folder import MODEL_SIGNATURE, read_bounded
 from adaptergit.package.version import check_version
 from adaptergit.reference import Source, check_adapter_name, expand
 from adaptergit.settings import config_dir
 from adaptergit.trust import SigningKey, parse_allowed_signers, sign
+from adaptergit.trust.oms import sign_bundle
 
 if TYPE_CHECKING:
     from adaptergit.git import Clone, Plan
@@ -78,6 +79,8 @@ def publish(
     cosigners: Sequence[str | Path] = (),
     remote: str | None = "origin",
     repository: str | None = None,
+    pull_request: bool = False,
+    model_signing_key: str | Path | None = None,
     dry_run: bool = False,
     report: Report = lambda _: None,
 ) -> Release:
@@ -92,6 +95,9 @@ def publish(
         cosigners: More keys that sign, for users who ask for more than one.
         remote: Git remote to push to; None releases locally only.
         repository: The principal, where the remote's URL does not tell it (a bare repository on a local path).
+        pull_request: Push the files to a new branch, where the branch itself is protected, and say how to propose it.
+            The tag is pushed all the same: it alone is the release.
+        model_signing_key: PEM file of an elliptic-curve key, to sign an OpenSSF model-signing bundle too.
         dry_run: Do everything but sign, write objects and push.
         report: Called with one line per step.
 
@@ -111,6 +117,8 @@ def publish(
         cosigners=cosigners,
         remote=remote,
         repository=repository,
+        pull_request=pull_request,
+        model_signing_key=model_signing_key,
         dry_run=dry_run,
         report=report,
     )
@@ -127,6 +135,8 @@ def publish_all(
     cosigners: Sequence[str | Path] = (),
     remote: str | None = "origin",
     repository: str | None = None,
+    pull_request: bool = False,
+    model_signing_key: str | Path | None = None,
     dry_run: bool = False,
     report: Report = lambda _: None,
 ) -> list[Release]:
@@ -151,9 +161,12 @@ def publish_all(
         raise UsageError(f"two folders are named {twice!r}", hint="publish one version after the other")
     here = Clone.at(Path(clone))
     where = _push_source(here.remote_url(remote), here.root) if remote is not None else None
-    target = _Target(_principal(repository, where), where, remote)
-    signer = None if dry_run and key is None and default_key() is None else _signing_key(key)
-    signers = [*((signer,) if signer else ()), *(_signing_key(path) for path in cosigners)]
+    proposal = f"refs/heads/publish/{names[0]}-{cards[0].version}" if pull_request else None
+    target = _Target(_principal(repository, where), where, remote, proposal)
+    if model_signing_key is not None and not expand(model_signing_key).is_file():
+        raise UsageError("no such key file", where=str(model_signing_key))
+    signer = None if dry_run and key is None and default_key() is None else signing_key(key)
+    signers = [*((signer,) if signer else ()), *(signing_key(path) for path in cosigners)]
     for one in signers:
         _check_announced(here, one)
     with contextlib.ExitStack() as stack:
@@ -162,19 +175,33 @@ def publish_all(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adaptergit-publish-")))
             head = drafts[-1].plan.branch_commit if drafts and drafts[-1].plan else here.head
             drafts.append(
-                _draft(source, card, folder, replace(here, head=head), target, signers, dry_run=dry_run, report=report)
+                _draft(
+                    source,
+                    card,
+                    folder,
+                    replace(here, head=head),
+                    target,
+                    signers,
+                    model_signing_key,
+                    dry_run=dry_run,
+                    report=report,
+                )
             )
         plans = [draft.plan for draft in drafts if draft.plan is not None]
         if plans:
             if plans[0].unpushed and remote is not None:
                 report(f"the push also carries {plans[0].unpushed} unpushed commits of {here.branch}")
             if remote is not None:
-                report(f"pushing {here.branch} and {', '.join(plan.tag for plan in plans)} to {remote}")
+                report(f"pushing {proposal or here.branch} and {', '.join(plan.tag for plan in plans)} to {remote}")
             # Every plan is made for the branch as it was here.
-            publish_releases([replace(plan, clone=here) for plan in plans], remote)
+            publish_releases([replace(plan, clone=here) for plan in plans], remote, branch=proposal)
             report(
                 "the server has them" if remote else f"tagged {', '.join(plan.tag for plan in plans)}, nothing pushed"
             )
+            if proposal is not None:
+                report(
+                    f"propose {proposal.removeprefix('refs/heads/')}: {_proposal_link(where, here.branch, proposal)}"
+                )
     return [draft.release for draft in drafts]
 
 
@@ -215,6 +242,8 @@ class _Target:
     principal: str
     where: Source | None
     remote: str | None
+    branch: str | None = None
+    """Pushed to instead of the clone's own."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +252,15 @@ class _Draft:
 
     release: Release
     plan: Plan | None
+
+
+def principal_of(clone: Clone, remote: str, repository: str | None) -> str:
+    """Return a clone's public name: what was said, or what the remote's URL tells.
+
+    Raises:
+        UsageError: Neither tells it.
+    """
+    return _principal(repository, _push_source(clone.remote_url(remote), clone.root))
 
 
 def _principal(repository: str | None, where: Source | None) -> str:
@@ -244,6 +282,7 @@ def _draft(
     here: Clone,
     target: _Target,
     signers: Sequence[SigningKey],
+    model_signing_key: str | Path | None,
     *,
     dry_run: bool,
     report: Report,
@@ -257,12 +296,12 @@ def _draft(
     if "/" not in card.base_model.id:
         report(f"note: the card calls the base model {card.base_model.id!r}; organisation/name is found more easily")
     before = previous_release(here, card.name)
-    released = Card.from_yaml(before[1], where=f"the last release's {CARD}").version if before else None
+    released = Manifest.from_bytes(before, where="the last release's manifest").version if before else None
     where = target.where
     check_new_version(
         here, card.name, card.version, released, Remote.of(where, allow_http=(_host(where),)) if where else None
     )
-    previous = canonical.sha256(before[0]) if before else None
+    previous = canonical.sha256(before) if before else None
     address = _address(where, target.principal)
     manifest_bytes = pack(
         source,
@@ -289,6 +328,9 @@ def _draft(
             mark = hashlib.sha256(signer.public.blob).hexdigest()[:8]
             (folder / (f"{MANIFEST}.{mark}.sig" if number else SIGNATURE)).write_bytes(sign(manifest_bytes, signer))
             report(f"{'co-' if number else ''}signed by {signer.public.fingerprint}")
+        if model_signing_key is not None:
+            (folder / MODEL_SIGNATURE).write_bytes(sign_bundle(folder, card.name, expand(model_signing_key)))
+            report(f"signed {MODEL_SIGNATURE} for other tools")
         plan = plan_release(here, folder, card.name, card.version, source=source)
     release = Release(
         reference=f"{address}@{card.name}=={card.version}#sha256:{digest}",
@@ -298,7 +340,7 @@ def _draft(
         digest=digest,
         tree=plan.tree if plan else None,
         tag=f"refs/tags/adapters/{card.name}/{card.version}",
-        branch=here.branch,
+        branch=target.branch or here.branch,
         remote=target.remote,
         files=manifest.files,
         signer=signers[0].public.fingerprint if signers else "",
@@ -331,7 +373,7 @@ def initialise(clone: str | Path, key: str | Path | None = None) -> list[Path]:
     from adaptergit.trust import MANIFEST_NAMESPACE, AllowedSigner, format_signer
 
     here = Clone.at(Path(clone))
-    signer = _signing_key(key)
+    signer = signing_key(key)
     line = format_signer(AllowedSigner(("*",), signer.public, (MANIFEST_NAMESPACE,)))
     wanted = {
         ".gitattributes": "adapters/** -text -filter -diff -merge -export-subst -export-ignore",
@@ -426,6 +468,17 @@ def _card(source: Path, name: str | None, version: str | None) -> Card:
     return card.updated(**changes) if changes else card
 
 
+def _proposal_link(where: Source | None, into: str, branch: str) -> str:
+    """The page where a forge opens the pull request; on a server without one, the branch is merged by hand."""
+    base, head = into.removeprefix("refs/heads/"), branch.removeprefix("refs/heads/")
+    if where is None or where.principal is None or urlsplit(where.url).scheme == "http":
+        return f"git merge {head}"
+    host, _, path = where.principal.partition("/")
+    if "gitlab" in host:
+        return f"https://{host}/{path}/-/merge_requests/new?merge_request[source_branch]={quote(head)}"
+    return f"https://{host}/{path}/compare/{quote(base)}...{quote(head)}"
+
+
 def _push_source(url: str, root: Path) -> Source:
     path = root / expand(url)
     if "://" not in url and (path.is_absolute() or path.exists()):
@@ -437,7 +490,12 @@ def _host(source: Source) -> str:
     return urlsplit(source.url).hostname or ""
 
 
-def _signing_key(key: str | Path | None) -> SigningKey:
+def signing_key(key: str | Path | None) -> SigningKey:
+    """Open the key to sign with; default: :func:`default_key`.
+
+    Raises:
+        UsageError: There is none.
+    """
     path = Path(key) if key is not None else default_key()
     if path is None:
         raise UsageError("there is no signing key", hint="make one with 'adaptergit keygen', or name one with --key")

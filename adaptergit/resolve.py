@@ -7,13 +7,15 @@ can never stand between a user and an honest server. Nothing here knows torch.
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from adaptergit.errors import (
@@ -23,17 +25,19 @@ from adaptergit.errors import (
     PackageError,
     TransportError,
     TrustError,
+    UnknownKeyError,
     UsageError,
 )
 from adaptergit.index.local import find_release
 from adaptergit.package import Card, Manifest, canonical, check_files, read_package
 from adaptergit.package.version import is_version
-from adaptergit.pins import add_pin, known_revocations, known_signers
+from adaptergit.pins import add_pin, add_revocation, known_revocations, known_signers
 from adaptergit.reference import Reference
 from adaptergit.settings import POLICY_LEVELS, Settings, cache_dir, load_settings
 from adaptergit.store import Known, Seen, Store
 from adaptergit.store.lockfile import lock_id, read_lock
-from adaptergit.trust import AllowedSigner, Policy, Verdict, evaluate
+from adaptergit.trust import ROTATION, AllowedSigner, Past, Policy, SignedRotation, Verdict, evaluate, follow
+from adaptergit.trust.rotation import MAX_ROTATIONS
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,8 @@ def verify(
         PackageError: A byte, a file or the manifest is not as signed.
     """
     _check_policy(policy)
-    return _verified(Path(path), policy, reference, version, settings or load_settings(), allowed_signers)[0]
+    asked = _Asked(settings or load_settings(), policy, reference, version, allowed_signers)
+    return _verified(Path(path), asked)[0]
 
 
 def parse_reference(ref: str | Reference, settings: Settings) -> Reference:
@@ -187,59 +192,77 @@ def parse_reference(ref: str | Reference, settings: Settings) -> Reference:
     return ref if isinstance(ref, Reference) else Reference.parse(ref, default_host=settings.default_host)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a package must answer to."""
+
+    settings: Settings
+    policy: str | None = None
+    reference: Reference | None = None
+    version: str | None = None
+    allowed_signers: Sequence[AllowedSigner] | None = None
+    rotations: Callable[[], list[SignedRotation]] = list
+    """Asks the repository which keys came after those that are known; called only if an unknown key signed."""
+
+
 def _check_policy(policy: str | None) -> None:
     if policy is not None and policy not in POLICY_LEVELS:
         raise UsageError(f"unknown policy {policy!r}", hint=f"one of {', '.join(POLICY_LEVELS)}")
 
 
-def _verified(
-    path: Path,
-    policy: str | None,
-    reference: Reference | None,
-    version: str | None,
-    settings: Settings,
-    allowed_signers: Sequence[AllowedSigner] | None = None,
-) -> tuple[Verdict, Card]:
-    package = read_package(path, settings.limits)
-    verdict = _judged(
-        package.manifest_bytes, package.signatures, str(path), policy, reference, version, settings, allowed_signers
-    )
-    card = check_files(package, verdict.manifest, settings.limits)
+def _verified(path: Path, asked: _Asked) -> tuple[Verdict, Card]:
+    package = read_package(path, asked.settings.limits)
+    verdict = _judged(package.manifest_bytes, package.signatures, str(path), asked)
+    card = check_files(package, verdict.manifest, asked.settings.limits)
     for warning in verdict.warnings:
         # A registry of its own: told on every load, not once per process, and still under the caller's filters.
         warnings.warn_explicit(warning, AdaptergitWarning, __file__, 1, registry={})
     if verdict.pin is not None:
-        add_pin(settings, verdict.pin)
+        add_pin(asked.settings, verdict.pin)
+    for signer in verdict.change.added:
+        add_pin(asked.settings, signer)
+    for one in verdict.change.removed:
+        add_revocation(asked.settings, one)
     return verdict, card
 
 
-def _judged(
-    manifest_bytes: bytes,
-    signatures: Mapping[str, bytes],
-    where: str,
-    policy: str | None,
-    reference: Reference | None,
-    version: str | None,
-    settings: Settings,
-    allowed_signers: Sequence[AllowedSigner] | None = None,
-) -> Verdict:
+def _judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, asked: _Asked) -> Verdict:
     """Decide on manifest and signatures alone."""
+    reference, version, settings = asked.reference, asked.version, asked.settings
     principal = reference.source.principal if reference else None
     # A local path names nobody: what its manifest claims may not choose a weaker rule, nor earn a pin.
-    level = policy or settings.policy_for(principal)
+    level = asked.policy or settings.policy_for(principal)
+    signers = known_signers(settings) if asked.allowed_signers is None else asked.allowed_signers
     wanted = Policy(
         level=level,
-        signers=tuple(known_signers(settings) if allowed_signers is None else allowed_signers),
+        signers=tuple(signers),
         digest=reference.digest if reference else None,
         repository=principal,
         name=reference.adapter if reference else None,
+        specifier=reference.specifier if reference else SpecifierSet(),
         threshold=settings.threshold_for(principal),
         revocations=tuple(known_revocations(settings)),
         first_seen=_first_seen(reference, version, manifest_bytes),
+        history=_history(reference),
     )
-    if reference:
-        wanted = replace(wanted, specifier=reference.specifier)
-    verdict = evaluate(manifest_bytes, signatures, wanted, datetime.now(UTC))
+    now = datetime.now(UTC)
+    try:
+        verdict = evaluate(manifest_bytes, signatures, wanted, now)
+    except UnknownKeyError:
+        # Perhaps the publisher has a new key, and an old one says so.
+        if principal is None or not (found := asked.rotations()):
+            raise
+        change = follow(found, principal, wanted.signers, wanted.revocations, now, threshold=wanted.threshold)
+        if not change:
+            raise
+        wanted = replace(
+            wanted,
+            signers=(*wanted.signers, *change.added),
+            revocations=(*wanted.revocations, *change.removed),
+        )
+        verdict = evaluate(manifest_bytes, signatures, wanted, now)
+        told = [f"{principal} has a new key {s.key.fingerprint}, by {s.source}" for s in change.added]
+        verdict = replace(verdict, change=change, warnings=(*verdict.warnings, *told))
     if version is not None and verdict.manifest.version != version:
         raise TrustError(
             f"the release is tagged {version}, but its manifest is of {verdict.manifest.version}",
@@ -252,6 +275,22 @@ def _judged(
             hint=f"adaptergit trust add {verdict.manifest.repository} '{verdict.pin.key.line}'",
         )
     return verdict
+
+
+def _history(reference: Reference | None) -> tuple[Past, ...]:
+    """What this machine had of an adapter before."""
+    if reference is None or reference.source.principal is None:
+        return ()
+    store = Store(cache_dir())
+    found = []
+    for version, seen in store.known(reference.source.publisher, reference.adapter).fetched.items():
+        try:
+            previous = Manifest.from_bytes(store.open(seen.digest).manifest_bytes, where=seen.digest).previous
+        except (PackageError, NotFoundError, OSError):
+            found.append(Past(version, seen.digest, None, chained=False))  # pruned, or damaged
+        else:
+            found.append(Past(version, seen.digest, previous))
+    return tuple(found)
 
 
 def _first_seen(reference: Reference | None, version: str | None, manifest_bytes: bytes) -> datetime | None:
@@ -334,7 +373,7 @@ def _from_store(
         if found.digest is None or path is None or found.version in refused:
             break
         try:
-            verdict, card = _verified(path, policy, reference, found.version, settings)
+            verdict, card = _verified(path, _Asked(settings, policy, reference, found.version))
             if verdict.digest != found.digest:
                 raise PackageError(f"the manifest was changed: its sha256 is {verdict.digest}", where=str(path))
         except OSError as error:
@@ -368,7 +407,14 @@ def _ask(reference: Reference, store: Store, settings: Settings) -> Resolved:
     versions = tuple(version for version in listing.versions if version not in listing.yanked)
     known = replace(store.known(who, adapter), released=versions, asked=time.time(), yanked=tuple(listing.yanked))
     store.remember(who, adapter, known)
-    return Resolved(reference, _choose(reference, versions, listing.yanked), reference.digest, None)
+    chosen = _choose(reference, versions, listing.yanked)
+    had = _newest(reference, [v for v in known.fetched if v not in listing.yanked])
+    if had is not None and Version(had) > Version(chosen):
+        raise TrustError(
+            f"{chosen} is the newest {adapter} that {reference.source.url} lists, but this machine had {had} from it",
+            hint=f"releases do not disappear: ask the publisher; a version that is named is given: {adapter}=={chosen}",
+        )
+    return Resolved(reference, chosen, reference.digest, None)
 
 
 def _from_network(
@@ -409,14 +455,16 @@ def _climb(
     from adaptergit.ladder import Way, ways
 
     version = wanted.version or None
+    asked = _Asked(
+        settings, policy, reference, version, rotations=functools.cache(lambda: _rotations(reference, settings))
+    )
 
     def judge(folder: Path) -> dict[str, int]:
         try:
             package = read_package(folder, settings.limits)
         except NotFoundError as error:
             raise PackageError(error.what, where=error.where) from error
-        where = reference.source.url
-        verdict = _judged(package.manifest_bytes, package.signatures, where, policy, reference, version, settings)
+        verdict = _judged(package.manifest_bytes, package.signatures, reference.source.url, asked)
         return {file.path: file.size for file in verdict.manifest.files}
 
     failed: list[tuple[Way, AdaptergitError]] = []
@@ -434,7 +482,7 @@ def _climb(
             except (TrustError, PackageError) as error:
                 raise _told(error, way.source, reference, version) from error
             try:
-                verdict, card = _verified(inner, policy, reference, version, settings)
+                verdict, card = _verified(inner, asked)
             except (TrustError, PackageError) as error:
                 raise _told(error, way.source, reference, version) from error
             except NotFoundError as error:  # no manifest
@@ -453,13 +501,33 @@ def _climb(
     raise first
 
 
+def _rotations(reference: Reference, settings: Settings) -> list[SignedRotation]:
+    """Ask a repository which keys came after those that are known; where it cannot be asked, none did."""
+    from adaptergit.git import Remote, fetch_rotations
+
+    remote = Remote.of(reference.source, allow_http=settings.allow_http)
+    with Store(cache_dir()).workspace() as folder:
+        try:
+            found = fetch_rotations(remote, settings.limits, beside=folder, most=MAX_ROTATIONS)
+        except (TransportError, PackageError, NotFoundError):
+            return []
+    return [
+        SignedRotation(files[ROTATION], {name: data for name, data in files.items() if name != ROTATION})
+        for files in found
+        if ROTATION in files
+    ]
+
+
 def _told(error: AdaptergitError, source: str, reference: Reference, version: str | None) -> AdaptergitError:
     """Say who sent what was refused: nobody else is asked, and the person decides."""
     hint = error.hint
     if isinstance(error, TrustError) and reference.digest and not reference.specifier and "you pinned" in error.what:
         hint = f"{version} is the newest; write the version you pinned: {reference.adapter}==…#sha256:…"
     where = f"{source} ({error.where})" if error.where and source not in error.where else source
-    return type(error)(error.what, where=where, hint=hint)
+    told = type(error)(error.what, where=where, hint=hint)
+    if isinstance(told, TrustError) and isinstance(error, TrustError):
+        told.steps = error.steps
+    return told
 
 
 def _refuse_offline(reference: Reference, store: Store, offline: bool) -> None:

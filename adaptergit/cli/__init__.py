@@ -21,6 +21,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train an adapter on a file and write a package folder."),
     "publish": ("publish", "Sign adapters and push them as releases."),
     "yank": ("publish", "Withdraw a release."),
+    "rotate": ("publish", "Sign with another key from now on."),
     "load": ("load", "Fetch and verify an adapter, and say what it is."),
     "predict": ("predict", "Run a published adapter over texts."),
     "verify": ("load", "Verify a package folder, step by step."),

@@ -59,8 +59,13 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
 @click.command()
 @click.argument("path")
 @policy_option
+@click.option(
+    "--model-signing-key",
+    type=click.Path(path_type=Path),
+    help="PEM file of a public key: verify the OpenSSF bundle (model.sig) too.",
+)
 @json_option
-def verify(path: str, policy: str | None, as_json: bool) -> None:
+def verify(path: str, policy: str | None, model_signing_key: Path | None, as_json: bool) -> None:
     """Verify a package folder, or the release a reference means, step by step.
 
     Exit code 4 if the signature or the policy refuses it, 3 if a byte was changed.
@@ -70,15 +75,29 @@ def verify(path: str, policy: str | None, as_json: bool) -> None:
       adaptergit verify ./adapters/sst2
       adaptergit verify acme/adapters@sst2==1.0.0
     """
+    from adaptergit.errors import TrustError
     from adaptergit.resolve import verify as check
+    from adaptergit.trust.oms import verify_bundle
 
-    verdict = (
-        check(expand(path), policy=policy) if is_folder(path) else _fetched(path, policy=policy, quiet=as_json).verdict
-    )
+    try:
+        if is_folder(path):
+            folder, verdict = expand(path), check(expand(path), policy=policy)
+        else:
+            found = _fetched(path, policy=policy, quiet=as_json)
+            folder, verdict = found.path, found.verdict
+    except TrustError as error:
+        if not as_json:
+            for line in error.steps:
+                click.echo(f"  ok  {clean(line)}")
+            click.echo(f"  no  {clean(error.what)}")
+        raise
+    signed = verify_bundle(folder, expand(model_signing_key)) if model_signing_key is not None else ()
     if as_json:
-        print_json(_verdict(verdict))
+        print_json(_verdict(verdict) | ({"model_signing": signed} if signed else {}))
         return
     _explain(verdict)
+    if signed:
+        click.echo(f"model.sig    of {len(signed)} files, by the key you named")
 
 
 @click.command()

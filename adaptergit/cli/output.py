@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from adaptergit.errors import AdaptergitError, AdaptergitWarning, TransportError
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, TransportError, TrustError
 
 T = TypeVar("T")
 
@@ -46,7 +46,14 @@ def run_safely(action: Callable[[], T]) -> T:
 
 def _report(error: AdaptergitError) -> None:
     if "--json" in sys.argv:
-        detail = {"type": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
+        detail: dict[str, Any] = {
+            "type": type(error).__name__,
+            "what": error.what,
+            "where": error.where,
+            "hint": error.hint,
+        }
+        if isinstance(error, TrustError):
+            detail["passed"] = list(error.steps)
         click.echo(json.dumps({"error": detail}, ensure_ascii=False))
     else:
         click.secho("error: ", fg="red", bold=True, nl=False, err=True)

@@ -39,6 +39,7 @@ def keygen(path: Path | None, comment: str, ask_passphrase: bool, as_json: bool)
 _clone = click.option(
     "--repo", "clone", type=click.Path(path_type=Path), default=Path(), help="Clone to publish from; default: here."
 )
+_repository = click.option("--repository", help="Public name host/org/repo, where the remote's URL does not tell it.")
 _key = click.option(
     "--key", type=click.Path(path_type=Path), help="Private key file, or .pub file of a key in the agent."
 )
@@ -80,7 +81,13 @@ def init(clone: Path, key: Path | None, as_json: bool) -> None:
 )
 @click.option("--remote", default="origin", show_default=True, help="Git remote to push to.")
 @click.option("--no-push", is_flag=True, help="Commit and tag here only.")
-@click.option("--repository", help="Public name host/org/repo, where the remote's URL does not tell it.")
+@_repository
+@click.option("--pull-request", is_flag=True, help="Push to a new branch, where the branch itself is protected.")
+@click.option(
+    "--model-signing-key",
+    type=click.Path(path_type=Path),
+    help="PEM file of an elliptic-curve key: sign an OpenSSF bundle (model.sig) too.",
+)
 @click.option("--dry-run", is_flag=True, help="Show everything, change nothing.")
 @json_option
 def publish(
@@ -93,6 +100,8 @@ def publish(
     remote: str,
     no_push: bool,
     repository: str | None,
+    pull_request: bool,
+    model_signing_key: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -118,6 +127,8 @@ def publish(
         cosigners=cosigners,
         remote=None if no_push else remote,
         repository=repository,
+        pull_request=pull_request,
+        model_signing_key=model_signing_key,
         dry_run=dry_run,
         report=(lambda _: None) if as_json else step,
     )
@@ -129,7 +140,8 @@ def publish(
             click.echo(f"  {file.sha256[:12]}  {file.size:>12,}  {file.path}")
         click.echo(f"{'would publish' if dry_run else 'published'} {release.reference}")
     if remote and not no_push and not dry_run:
-        click.echo(f'load it: adaptergit.load("{releases[-1].reference.partition("#")[0]}")')
+        for release in releases:
+            click.echo(f'load it: adaptergit.load("{release.reference.partition("#")[0]}")')
 
 
 @click.command()
@@ -159,3 +171,46 @@ def yank(name: str, version: str, reason: str, undo: bool, clone: Path, remote: 
         print_json({"name": name, "version": version, "yanked": not undo})
     else:
         click.echo(f"{name} {version} is {'no longer ' if undo else ''}yanked")
+
+
+@click.command()
+@click.argument("new", type=click.Path(path_type=Path))
+@_key
+@click.option(
+    "--cosigner", "cosigners", multiple=True, type=click.Path(path_type=Path), help="One more old key that signs."
+)
+@click.option("--keep", is_flag=True, help="The old key goes on counting, beside the new one.")
+@_clone
+@click.option("--remote", default="origin", show_default=True, help="Git remote to push to.")
+@_repository
+@json_option
+def rotate(
+    new: Path,
+    key: Path | None,
+    cosigners: tuple[Path, ...],
+    keep: bool,
+    clone: Path,
+    remote: str,
+    repository: str | None,
+    as_json: bool,
+) -> None:
+    """Sign the repository's releases with the key NEW from now on; the old key says so, and everybody follows.
+
+    Releases signed before stay valid for those who had them. A stolen key is not rotated but revoked.
+
+    \b
+    Example:
+      adaptergit keygen ~/.config/adaptergit/signing_key-2027
+      adaptergit rotate ~/.config/adaptergit/signing_key-2027
+    """
+    from adaptergit.rotate import rotate as run
+
+    done = run(new, key=key, cosigners=cosigners, keep=keep, clone=clone, remote=remote, repository=repository)
+    if as_json:
+        added = [one.fingerprint for one in done.add]
+        print_json({"repository": done.repository, "added": added, "removed": done.remove})
+        return
+    click.echo(f"{done.repository} is signed by {', '.join(one.fingerprint for one in done.add)} from now on")
+    if done.remove:
+        click.echo(f"no longer by {', '.join(done.remove)}")
+    click.echo(f"publish with it: adaptergit publish … --key {new}")

@@ -6,8 +6,8 @@ loopback.
 """
 
 from adaptergit.git.copies import push_copies
-from adaptergit.git.fetch import Fetched, Listing, Remote, fetch_release, list_versions
-from adaptergit.git.release import Plan, plan_release, publish_releases, yank_release
+from adaptergit.git.fetch import Fetched, Listing, Remote, fetch_release, fetch_rotations, list_versions
+from adaptergit.git.release import Plan, plan_release, publish_releases, push_rotation, yank_release
 from adaptergit.git.runner import Git
 from adaptergit.git.server import GitServer
 from adaptergit.git.worktree import Clone
@@ -21,9 +21,11 @@ __all__ = [
     "Plan",
     "Remote",
     "fetch_release",
+    "fetch_rotations",
     "list_versions",
     "plan_release",
     "publish_releases",
     "push_copies",
+    "push_rotation",
     "yank_release",
 ]

@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ from adaptergit.settings import Limits
 OID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 TAGS = "refs/tags/adapters"
 YANKED = "refs/tags/adapters-yanked"
+ROTATIONS = "refs/tags/adapters-rotations"
 _MAX_TREE_BYTES = 64 * 1024
 _MAX_LISTING_BYTES = 16 * 2**20
 _SMALL = "blob:limit=256k"
@@ -199,6 +200,46 @@ def tree_in_branch(remote: Remote, adapter: str, limits: Limits, *, beside: Path
         if name == adapter.encode() and fields.split()[1] == b"tree":
             return fields.split()[2].decode()
     raise NotFoundError(f"the branch has no adapter {adapter!r} in {remote.url}")
+
+
+def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) -> list[dict[str, bytes]]:
+    """Return the files of every rotation that a repository holds, by name; none if it holds none.
+
+    Args:
+        remote: Where from.
+        limits: Bounds on bytes and time.
+        beside: Existing folder for what is fetched.
+        most: How many at most; more is an error.
+
+    Raises:
+        TransportError: The server cannot be reached or failed.
+        PackageError: What is there is no rotation.
+    """
+    with tempfile.TemporaryDirectory(prefix="git-", dir=beside) as folder:
+        probe = init_bare(Path(folder) / "probe")
+        options = {"protocols": remote.protocols, "timeout": limits.fetch_seconds}
+        try:
+            listing = probe.text(
+                "ls-remote", "--quiet", "--tags", "--refs", "--", remote.url, f"{ROTATIONS}/*", **options
+            )
+        except TransportError as error:
+            raise _located(error, remote) from error
+        oids = [line.partition("\t")[0] for line in listing.splitlines()]
+        if len(oids) > most or not all(OID.fullmatch(oid) for oid in oids):
+            raise PackageError(f"{len(oids)} rotations, the limit is {most}", where=remote.url)
+        if not oids:
+            return []
+        refs = [line.partition("\t")[2] for line in listing.splitlines()]
+        git = _fetch(Path(folder) / "rotations", remote, refs, limits)
+        found = []
+        for number, oid in enumerate(oids):
+            target = Path(folder) / f"files-{number}"
+            target.mkdir()
+            tree = git.text("rev-parse", "--verify", "--quiet", "--end-of-options", f"{oid}^{{tree}}")
+            small = replace(limits, files=32, file_bytes=2**16, package_bytes=2**20)
+            _extract(git, tree, target, small, None)
+            found.append({path.name: path.read_bytes() for path in target.iterdir()})
+        return found
 
 
 def _fetch(

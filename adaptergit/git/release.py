@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.version import Version
 
 from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError
-from adaptergit.git.fetch import TAGS, YANKED, Remote
+from adaptergit.git.fetch import ROTATIONS, TAGS, YANKED, Remote
 from adaptergit.git.worktree import Clone
-from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Manifest, is_generated, signature_names
+from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Manifest, is_generated, unlisted_names
+from adaptergit.package.version import is_version
 
 FOLDER = "adapters"
 _PROTOCOLS = ("https", "http", "ssh", "file")
@@ -47,11 +48,20 @@ class Plan:
         return f"{TAGS}/{self.name}/{self.version}"
 
 
-def previous_release(clone: Clone, name: str) -> tuple[bytes, bytes] | None:
-    """Return ``manifest.json`` and ``card.yaml`` of the last release on the branch, or None for the first."""
-    manifest = clone.read(f"{FOLDER}/{name}/manifest.json")
-    card = clone.read(f"{FOLDER}/{name}/card.yaml")
-    return None if manifest is None or card is None else (manifest, card)
+def previous_release(clone: Clone, name: str) -> bytes | None:
+    """Return ``manifest.json`` of the last release that the clone knows, on the branch or as a tag; None for the first.
+
+    A release that waits for its pull request is not on the branch yet, and still is what the next one follows.
+    """
+    tags = clone.git.text("for-each-ref", "--format=%(refname)", f"{TAGS}/{name}/").splitlines()
+    versions = [version for tag in tags if is_version(version := tag.removeprefix(f"{TAGS}/{name}/"))]
+    on_branch = clone.read(f"{FOLDER}/{name}/{MANIFEST}")
+    newest = max(versions, key=Version, default=None)
+    if on_branch is not None:
+        there = Manifest.from_bytes(on_branch, where=f"{FOLDER}/{name}/{MANIFEST}").version
+        if newest is None or Version(there) >= Version(newest):
+            return on_branch
+    return None if newest is None else clone.git.raw("cat-file", "blob", f"{TAGS}/{name}/{newest}:{MANIFEST}")
 
 
 def check_new_version(clone: Clone, name: str, version: str, released: str | None, remote: Remote | None) -> None:
@@ -144,15 +154,16 @@ def _listed(clone: Clone, path: str) -> set[str]:
     if data is None:
         return set(_FIRST)
     names = {f.path for f in Manifest.from_bytes(data, where=f"{path}/{MANIFEST}").files}
-    return names | {MANIFEST} | set(signature_names(clone.names_in(path)))
+    return names | set(unlisted_names(clone.names_in(path)))
 
 
-def publish_releases(plans: Sequence[Plan], remote: str | None) -> None:
+def publish_releases(plans: Sequence[Plan], remote: str | None, *, branch: str | None = None) -> None:
     """Push the branch and all tags together, then let the local refs, index and files follow.
 
     Args:
         plans: From :func:`plan_release`, each made on the branch commit of the one before it.
         remote: Name of the remote; None releases locally only.
+        branch: Push to this new branch instead, for a pull request; the clone's branch and files stay as they are.
 
     Raises:
         ReleaseError: The server refused: the branch moved on, or a tag exists.
@@ -160,7 +171,10 @@ def publish_releases(plans: Sequence[Plan], remote: str | None) -> None:
     """
     clone, last = plans[0].clone, plans[-1]
     if remote is not None:
-        refspecs = [f"{last.branch_commit}:{clone.branch}", *(f"{plan.tag_commit}:{plan.tag}" for plan in plans)]
+        refspecs = [
+            f"{last.branch_commit}:{branch or clone.branch}",
+            *(f"{plan.tag_commit}:{plan.tag}" for plan in plans),
+        ]
         try:
             clone.git.text(
                 "push",
@@ -177,14 +191,15 @@ def publish_releases(plans: Sequence[Plan], remote: str | None) -> None:
             )
         except TransportError as error:
             if _has(last, remote):  # the answer was lost, not the push
-                return _follow_or_warn(plans)
+                return _follow_or_warn(plans, branch)
             if "rejected" in error.what or "atomic" in error.what or "fetch first" in error.what:
                 raise ReleaseError(
                     f"the server refused the push: {error.what}",
-                    hint="if the branch moved on: git pull, then publish again; nothing was changed here",
+                    hint="if the branch moved on: git pull, then publish again; if it is protected: --pull-request; "
+                    "nothing was changed here",
                 ) from error
             raise
-    _follow_or_warn(plans)
+    _follow_or_warn(plans, branch)
 
 
 def yank_release(clone: Clone, remote: str, name: str, version: str, reason: str, *, undo: bool) -> None:
@@ -206,6 +221,39 @@ def yank_release(clone: Clone, remote: str, name: str, version: str, reason: str
     clone.git.text("push", "--quiet", "--no-verify", "--", remote, f"{commit}:{mark}", protocols=_PROTOCOLS)
 
 
+def push_rotation(clone: Clone, remote: str, files: Mapping[str, Path], allowed_signers: bytes, mark: str) -> None:
+    """Push a rotation as a tag of its own, and the branch with the keys it announces, in one step.
+
+    Args:
+        clone: The publisher's clone.
+        remote: Name of the remote.
+        files: The rotation and its signatures.
+        allowed_signers: The new ``.adaptergit/allowed_signers``.
+        mark: Name of the tag below ``refs/tags/adapters-rotations/``.
+
+    Raises:
+        TransportError: The server cannot be reached, or refuses. The clone is as it was.
+    """
+    oids = clone.store_files(files)
+    tree = clone.make_tree(("100644", "blob", oid, name) for name, oid in oids.items())
+    title = "rotate the signing key"
+    tag_commit, tag = clone.commit(tree, title, ()), f"{ROTATIONS}/{mark}"
+    with tempfile.TemporaryDirectory() as folder:
+        listing = Path(folder) / "allowed_signers"
+        listing.write_bytes(allowed_signers)
+        (blob,) = clone.store_files({"allowed_signers": listing}).values()
+    path = ".adaptergit/allowed_signers"
+    commit = clone.commit(clone.replace(path, "blob", blob), title, [clone.head] if clone.head else [])
+    refspecs = (f"{commit}:{clone.branch}", f"{tag_commit}:{tag}")
+    clone.git.text("push", "--quiet", "--atomic", "--no-verify", "--", remote, *refspecs, protocols=_PROTOCOLS)
+    clone.git.text("update-ref", clone.branch, commit)
+    clone.git.text("update-ref", tag, tag_commit)
+    clone.git.text("reset", "--quiet", commit, "--", path)
+    target = clone.root / path
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(allowed_signers)
+
+
 def _has(plan: Plan, remote: str) -> bool:
     """Tell whether the server holds the release's tag, after a push that seemed to fail."""
     try:
@@ -215,10 +263,10 @@ def _has(plan: Plan, remote: str) -> bool:
     return listing.split("\t")[0] == plan.tag_commit
 
 
-def _follow_or_warn(plans: Sequence[Plan]) -> None:
+def _follow_or_warn(plans: Sequence[Plan], branch: str | None) -> None:
     try:
-        _follow_refs(plans)
-        for plan in plans:
+        _follow_refs(plans, branch)
+        for plan in plans if branch is None else ():
             _follow(plan, plans[-1].branch_commit)
     except (TransportError, OSError) as error:
         released = ", ".join(f"{plan.name} {plan.version}" for plan in plans)
@@ -226,14 +274,13 @@ def _follow_or_warn(plans: Sequence[Plan]) -> None:
         warnings.warn(message, AdaptergitWarning, stacklevel=2)
 
 
-def _follow_refs(plans: Sequence[Plan]) -> None:
+def _follow_refs(plans: Sequence[Plan], branch: str | None) -> None:
     clone, zero = plans[0].clone, "0" * len(plans[0].tree)
     with tempfile.TemporaryFile() as script:
         created = "".join(f"create {plan.tag} {plan.tag_commit}\n" for plan in plans)
-        script.write(
-            f"start\nupdate {clone.branch} {plans[-1].branch_commit} {clone.head or zero}\n{created}"
-            "prepare\ncommit\n".encode()
-        )
+        before = zero if branch else clone.head or zero
+        moved = f"update {branch or clone.branch} {plans[-1].branch_commit} {before}\n"
+        script.write(f"start\n{moved}{created}prepare\ncommit\n".encode())
         script.seek(0)
         clone.git.text("update-ref", "--stdin", stdin=script)
 

@@ -16,6 +16,7 @@ from adaptergit.package.folder import (
     pack,
     read_package,
     signature_names,
+    unlisted_names,
 )
 from adaptergit.package.manifest import BaseModel, File, Manifest
 
@@ -35,4 +36,5 @@ __all__ = [
     "pack",
     "read_package",
     "signature_names",
+    "unlisted_names",
 ]

@@ -31,9 +31,12 @@ MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"
 README = "README.md"
 WEIGHTS = "adapter.safetensors"
+MODEL_SIGNATURE = "model.sig"
+"""An OpenSSF model-signing bundle, for other tools; it covers the manifest, so the manifest cannot list it."""
 
 _SIGNATURE = re.compile(r"manifest\.json(\.[0-9a-f]{8})?\.sig")
 _MAX_SIGNATURE_BYTES = 16 * 1024
+MAX_MODEL_SIGNATURE_BYTES = 128 * 1024
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _LFS = b"version https://git-lfs"
 
@@ -118,6 +121,12 @@ def signature_names(names: Iterable[str]) -> list[str]:
     return sorted((n for n in names if _SIGNATURE.fullmatch(n)), key=lambda n: (n != SIGNATURE, n))
 
 
+def unlisted_names(names: Iterable[str]) -> list[str]:
+    """Return the names of what a package holds and its manifest does not list: itself, and what signs it."""
+    there = set(names)
+    return [*sorted({MANIFEST, MODEL_SIGNATURE} & there), *signature_names(there)]
+
+
 def read_package(path: Path, limits: Limits = Limits()) -> Package:  # noqa: B008 - frozen
     """Read manifest and signatures of a package folder; nothing is parsed.
 
@@ -143,7 +152,10 @@ def check_files(package: Package, manifest: Manifest, limits: Limits = Limits())
     Raises:
         PackageError: A file is missing, unlisted, or of another size or digest; or card and manifest disagree.
     """
-    present = set(list_folder(package.path, limits)) - {MANIFEST} - set(package.signatures)
+    sizes = list_folder(package.path, limits)
+    present = set(sizes) - set(unlisted_names(sizes))
+    if sizes.get(MODEL_SIGNATURE, 0) > MAX_MODEL_SIGNATURE_BYTES:
+        raise PackageError(f"more than {MAX_MODEL_SIGNATURE_BYTES} bytes", where=f"{package.path}/{MODEL_SIGNATURE}")
     listed = {f.path for f in manifest.files}
     for name in sorted(listed - present):
         raise PackageError("the file is missing, but the manifest lists it", where=f"{package.path}/{name}")
@@ -184,7 +196,7 @@ def is_generated(path: Path) -> bool:
     """Tell whether :func:`pack` writes the file anew: the card, the manifest, a signature, a rendered README."""
     if path.name == README:
         return is_rendered(path.read_bytes().decode("utf-8", "replace"))
-    return path.name in (CARD, MANIFEST) or _SIGNATURE.fullmatch(path.name) is not None
+    return path.name in (CARD, MANIFEST, MODEL_SIGNATURE) or _SIGNATURE.fullmatch(path.name) is not None
 
 
 def pack(

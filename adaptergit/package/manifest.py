@@ -84,7 +84,7 @@ class Manifest:
         if len({fold(path) for path in paths}) != len(paths):
             raise PackageError("files: two paths are equal when case is ignored", where=where)
         for path in paths:
-            if path.startswith("manifest.json") or is_reserved(path):
+            if path.startswith("manifest.json") or path == "model.sig" or is_reserved(path):
                 raise PackageError(f"files: {path!r} may not be listed", where=where)
         return manifest
 

@@ -161,7 +161,11 @@ def _function(module: nn.Module, name: str | None) -> Callable[..., Any]:
 
 # Attentions that compute everything themselves, and take as many keys as their projections give.
 _KEY_VALUE = (("key_proj", "value_proj"), ("key", "value"), ("k", "v"))
-_BY_ITSELF = re.compile(r"^(?!MultiHead).*SelfAttention$|^(M|UM)?T5Attention$")
+# Only these: others of transformers 4 reshape by the length of the input, turn keys by their position or hash them.
+_BY_ITSELF = re.compile(
+    r"((Bert|BertGeneration|BlipText|Camembert|Data2VecText|Electra|Ernie|RemBert|RoCBert|Roberta|RobertaPreLayerNorm"
+    r"|Tapas|VisualBert|XLMRoberta|XLMRobertaXL)(Sdpa)?Self|T5|MT5|UMT5)Attention"
+)
 
 
 def projected_by_itself(module: nn.Module) -> tuple[str, str] | None:
@@ -170,7 +174,7 @@ def projected_by_itself(module: nn.Module) -> tuple[str, str] | None:
     These are DeBERTa-v2's, and those of BERT's and T5's kind in transformers 4.
     """
     disentangled = hasattr(module, "disentangled_attention_bias")
-    old = _BY_ITSELF.search(type(module).__name__) and _major_version() < 5
+    old = _BY_ITSELF.fullmatch(type(module).__name__) and _major_version() < 5
     names = next((pair for pair in _KEY_VALUE if all(hasattr(module, name) for name in pair)), None)
     return names if disentangled or old else None
 

@@ -6,8 +6,9 @@ No input or output, no clock, no network. The rules, in the order they are appli
 2. They parse as a manifest, and it is the one asked for: repository, name, version specifier.
 3. Every signature file present is a valid SSHSIG by its own key over exactly these bytes, in the manifest namespace.
    A broken signature is never ignored.
-4. The release is not revoked, and signatures of revoked keys do not count.
-5. The policy's level decides whose signature is enough:
+4. It does not contradict a release that was seen before: no version has two digests, no release two successors.
+5. The release is not revoked, and signatures of revoked keys do not count.
+6. The policy's level decides whose signature is enough:
    ``enforce`` as many keys as the threshold says (one, if nothing is said), allowed for the principal by the user's
    files, a pin or an index ·
    ``tofu`` as enforce, and where no key is known for the principal, the first one seen is to be pinned ·
@@ -26,14 +27,27 @@ from datetime import datetime
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from adaptergit.errors import PackageError, TrustError
+from adaptergit.errors import PackageError, TrustError, UnknownKeyError
 from adaptergit.package import canonical
 from adaptergit.package.manifest import MAX_BYTES, Manifest
 from adaptergit.trust.allowed_signers import AllowedSigner
 from adaptergit.trust.revocation import Revocation, of_release
+from adaptergit.trust.rotation import Change
 from adaptergit.trust.sshsig import MANIFEST_NAMESPACE, Signature, parse_signature, verify_signature
 
 MAX_SIGNATURES = 16
+
+
+@dataclass(frozen=True)
+class Past:
+    """A release that was seen before."""
+
+    version: str
+    digest: str
+    previous: str | None
+    """Digest of the manifest it says it follows; None for the first one, or if that is not known."""
+    chained: bool = True
+    """False if it is not known what it follows."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,8 @@ class Policy:
     revocations: tuple[Revocation, ...] = ()
     first_seen: datetime | None = None
     """When this machine first had this very release; None if never before."""
+    history: tuple[Past, ...] = ()
+    """Releases of the same adapter that were seen before."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,8 @@ class Verdict:
     steps: tuple[str, ...]
     """What was checked, in order, for people."""
     warnings: tuple[str, ...] = ()
+    change: Change = field(default_factory=Change)
+    """Keys that a rotation brought or took, to be remembered."""
 
 
 def evaluate(manifest_bytes: bytes, signatures: Mapping[str, bytes], policy: Policy, now: datetime) -> Verdict:
@@ -87,15 +105,27 @@ def evaluate(manifest_bytes: bytes, signatures: Mapping[str, bytes], policy: Pol
         TrustError: Refused, and why.
         PackageError: The bytes are no manifest.
     """
+    steps: list[str] = []
+    try:
+        return _evaluate(manifest_bytes, signatures, policy, now, steps)
+    except TrustError as error:
+        error.steps = tuple(steps)
+        raise
+
+
+def _evaluate(
+    manifest_bytes: bytes, signatures: Mapping[str, bytes], policy: Policy, now: datetime, steps: list[str]
+) -> Verdict:
     if len(manifest_bytes) > MAX_BYTES:
         raise PackageError(f"{len(manifest_bytes)} bytes, the limit is {MAX_BYTES}", where="manifest.json")
     digest = canonical.sha256(manifest_bytes)
-    steps = [_check_digest(digest, policy)]
+    steps.append(_check_digest(digest, policy))
     manifest = Manifest.from_bytes(manifest_bytes)
     steps.append(_check_identity(manifest, policy))
     valid = _check_signatures(manifest_bytes, signatures)
     steps += [f"{name}: valid signature by {s.key.type} {s.key.fingerprint}" for name, s in valid.items()]
     keys = tuple(dict.fromkeys(s.key.fingerprint for s in valid.values()))
+    steps += _check_history(digest, manifest, policy)
     warned = _check_release(digest, policy)
     valid, taken = _without_revoked(valid, policy)
     warned += [f"{fingerprint} is {why}" for fingerprint, why in taken]
@@ -120,6 +150,28 @@ def evaluate(manifest_bytes: bytes, signatures: Mapping[str, bytes], policy: Pol
         )
     verdict = _check_signers(digest, manifest, valid, policy, now, steps)
     return replace(verdict, warnings=(*verdict.warnings, *warned))
+
+
+def _check_history(digest: str, manifest: Manifest, policy: Policy) -> list[str]:
+    """Refuse what contradicts a release seen before; who pins a digest has chosen between the two."""
+    if policy.digest is not None or not policy.history:
+        return []
+    for past in policy.history:
+        if past.version == manifest.version and past.digest != digest:
+            raise TrustError(
+                f"{manifest.name} {manifest.version} has the digest {digest[:16]}…, but it was {past.digest[:16]}… "
+                "when this machine had it before: releases never change",
+                hint="ask the publisher which one is right, then write the reference with #sha256:…",
+            )
+        if past.chained and past.version != manifest.version and past.previous == manifest.previous:
+            after = f"follow {past.previous[:16]}…" if past.previous else "be the first release"
+            raise TrustError(
+                f"{manifest.name} {manifest.version} and {past.version} both say to {after}: the history was forked",
+                hint="ask the publisher which one is right, then write the reference with #sha256:…",
+            )
+    known = {past.digest for past in policy.history}
+    follows = "" if manifest.previous not in known else ", and follows one of them"
+    return [f"it contradicts none of the {len(known)} releases seen before{follows}"]
 
 
 def _check_release(digest: str, policy: Policy) -> list[str]:
@@ -210,7 +262,7 @@ def _check_signers(
         raise TrustError(f"signed by {found}, but {'; '.join(refusals)}")
     if known:
         allowed = ", ".join(sorted({s.key.fingerprint for s in known}))
-        raise TrustError(
+        raise UnknownKeyError(
             f"signed by {found}, but only {allowed} may sign for {manifest.repository}",
             hint="the publisher's key changed, or this is not the publisher; ask them over another channel first",
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from adaptergit.errors import NotFoundError, PackageError, TransportError
-from adaptergit.package import CARD, MANIFEST, signature_names
+from adaptergit.package import CARD, MANIFEST, unlisted_names
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.folder import check_entry_name, check_sizes
 from adaptergit.package.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
@@ -17,7 +17,7 @@ from adaptergit.settings import Limits
 from adaptergit.store.mirror import MAX_LISTING_BYTES, Mirrored, listing_path, package_path, parse_listing
 from adaptergit.web.download import Download
 
-_MAX_SIGNATURE_BYTES = 16 * 1024
+_MAX_SIGNATURE_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class StaticMirror:
         for name in release.files:
             check_entry_name(name, where)
         bounds = {MANIFEST: MAX_MANIFEST_BYTES, CARD: MAX_CARD_BYTES}
-        bounds |= dict.fromkeys(signature_names(release.files), _MAX_SIGNATURE_BYTES)
+        bounds |= dict.fromkeys(unlisted_names(release.files), _MAX_SIGNATURE_BYTES)
         first = [name for name in release.files if name in bounds]
         for name in first:
             self._save(release, name, target, bounds[name])

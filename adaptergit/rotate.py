@@ -1,0 +1,85 @@
+"""Rotate: a repository's releases are signed with another key from now on, and the old key says so."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from adaptergit.errors import UsageError
+from adaptergit.package import canonical
+from adaptergit.publish import principal_of, signing_key
+from adaptergit.trust import (
+    MANIFEST_NAMESPACE,
+    ROTATION,
+    ROTATION_NAMESPACE,
+    AllowedSigner,
+    Rotation,
+    format_signer,
+    parse_allowed_signers,
+    sign,
+)
+
+_ANNOUNCED = ".adaptergit/allowed_signers"
+
+
+def rotate(
+    new: str | Path,
+    *,
+    key: str | Path | None = None,
+    cosigners: Sequence[str | Path] = (),
+    keep: bool = False,
+    clone: str | Path = ".",
+    remote: str = "origin",
+    repository: str | None = None,
+) -> Rotation:
+    """Name the key that comes after the one releases were signed with, and push that, signed with the old one.
+
+    Everybody who knows the old key accepts the new one from then on. Releases that were signed with the old key stay
+    valid for those who had them before.
+
+    Args:
+        new: The new key: a private key file or a ``.pub`` file.
+        key: The old key; default: as for :func:`adaptergit.publish`.
+        cosigners: More old keys, where users ask for more than one.
+        keep: The old key goes on counting, beside the new one.
+        clone: Any folder inside the clone.
+        remote: Git remote to push to.
+        repository: The principal, where the remote's URL does not tell it.
+
+    Raises:
+        UsageError: No key, the same key twice, or not a clone.
+        TrustError: Signing failed.
+        TransportError: The server cannot be reached, or refuses. The clone is as it was.
+    """
+    from adaptergit.git import Clone, push_rotation
+
+    here = Clone.at(Path(clone))
+    principal = principal_of(here, remote, repository)
+    old = [signing_key(key), *(signing_key(path) for path in cosigners)]
+    successor = signing_key(new).public
+    if successor in {one.public for one in old}:
+        raise UsageError("that is the key there is", hint="make another one: adaptergit keygen PATH")
+    removed = () if keep else (old[0].public.fingerprint,)
+    rotation = Rotation(principal, (successor,), removed, datetime.now(UTC).replace(microsecond=0))
+    data = rotation.to_bytes()
+    with tempfile.TemporaryDirectory(prefix="adaptergit-rotate-") as folder:
+        files = {ROTATION: Path(folder) / ROTATION}
+        files[ROTATION].write_bytes(data)
+        for number, one in enumerate(old):
+            mark = f".{hashlib.sha256(one.public.blob).hexdigest()[:8]}" if number else ""
+            path = Path(folder) / f"{ROTATION}{mark}.sig"
+            path.write_bytes(sign(data, one, namespace=ROTATION_NAMESPACE))
+            files[path.name] = path
+        announced = here.read(_ANNOUNCED) or b""
+        kept = [
+            line
+            for line in announced.decode("utf-8").split("\n")
+            if line.strip() and not any(s.key.fingerprint in removed for s in parse_allowed_signers(line, source=""))
+        ]
+        lines = [*kept, format_signer(AllowedSigner(("*",), successor, (MANIFEST_NAMESPACE,)))]
+        listing = "".join(f"{line}\n" for line in dict.fromkeys(lines)).encode()
+        push_rotation(here, remote, files, listing, canonical.sha256(data)[:16])
+    return rotation

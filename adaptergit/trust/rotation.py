@@ -1,0 +1,168 @@
+"""Rotations: a repository's old key says which keys come after it.
+
+A rotation is canonical JSON, signed like a manifest but in a namespace of its own::
+
+    {"schema": "adaptergit.rotation/1", "repository": "github.com/acme/adapters", "effective": "2026-11-01T00:00:00Z",
+     "add": ["ssh-ed25519 AAAA…"], "remove": ["SHA256:…"]}
+
+It counts if as many keys signed it as the repository's releases need, all of them keys that count themselves when it is
+read; so a chain of rotations is followed link by link. A key that is removed no longer counts, but for releases that
+were seen before then. Nobody but the owner of a key that counts can name its successor: an account that is taken over
+cannot.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from adaptergit.errors import PackageError, TrustError
+from adaptergit.package import canonical, schemas
+from adaptergit.trust.allowed_signers import AllowedSigner
+from adaptergit.trust.keys import PublicKey, parse_public_key
+from adaptergit.trust.revocation import Revocation
+from adaptergit.trust.sshsig import MANIFEST_NAMESPACE, parse_signature, verify_signature
+
+ROTATION_NAMESPACE = "rotation.v1@adaptergit"
+ROTATION = "rotation.json"
+SCHEMA = "adaptergit.rotation/1"
+MAX_BYTES = 64 * 1024
+MAX_ROTATIONS = 64
+"""Of one repository."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Which keys a repository is signed with from now on."""
+
+    repository: str
+    add: tuple[PublicKey, ...]
+    remove: tuple[str, ...]
+    """Fingerprints."""
+    effective: datetime
+
+    def to_bytes(self) -> bytes:
+        """Serialise to the bytes that are signed."""
+        data = canonical.dumps(
+            {
+                "schema": SCHEMA,
+                "repository": self.repository,
+                "add": [key.line for key in self.add],
+                "remove": list(self.remove),
+                "effective": self.effective.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            }
+        )
+        self.from_bytes(data)
+        return data
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str = ROTATION) -> Rotation:
+        """Parse strictly.
+
+        Raises:
+            PackageError: Naming the field.
+            TrustError: A key that is not accepted.
+        """
+        raw = canonical.loads(data, where=where, limit=MAX_BYTES)
+        for field, message in schemas.problems("rotation", raw):
+            raise PackageError(f"{schemas.dotted(field) or 'document'}: {message}", where=where)
+        try:
+            effective = datetime.strptime(raw["effective"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        except ValueError as error:
+            raise PackageError(f"effective: {raw['effective']!r} is no time", where=where) from error
+        return cls(raw["repository"], tuple(map(parse_public_key, raw["add"])), tuple(raw["remove"]), effective)
+
+
+@dataclass(frozen=True)
+class SignedRotation:
+    """A rotation as it was found; nothing about it is verified yet."""
+
+    data: bytes
+    signatures: Mapping[str, bytes]
+    """Armored SSHSIGs by file name."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a chain of rotations changes for those who knew a key at its start."""
+
+    added: tuple[AllowedSigner, ...] = ()
+    removed: tuple[Revocation, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed)
+
+
+def follow(
+    rotations: Iterable[SignedRotation],
+    repository: str,
+    signers: Sequence[AllowedSigner],
+    revocations: Sequence[Revocation],
+    now: datetime,
+    *,
+    threshold: int = 1,
+) -> Change:
+    """Follow the rotations of a repository from the keys that count to those that count from now on.
+
+    A rotation that is malformed, of another repository or signed by keys that do not count is passed over: whoever can
+    write to the repository can put one there.
+
+    Args:
+        rotations: As found.
+        repository: The principal.
+        signers: Whose keys count before.
+        revocations: Keys whose word does not count, for rotations neither.
+        now: Rotations that take effect later are not followed.
+        threshold: How many different keys must have signed each.
+    """
+    waiting = sorted(
+        (found for one in list(rotations)[:MAX_ROTATIONS] if (found := _parsed(one, repository, now))),
+        key=lambda item: item[0].effective,
+    )
+    known = [s for s in signers if s.names(repository)]
+    gone = {one.key for one in revocations if one.severity == "refuse"}
+    change = Change()
+    while True:
+        # Whatever time a rotation states: a key that no longer counts names no successor, or a thief would backdate.
+        counting = {s.key for s in known if s.key.fingerprint not in gone and not s.refusal(MANIFEST_NAMESPACE, now)}
+        ready = [(rotation, keys & counting) for rotation, keys in waiting if len(keys & counting) >= threshold]
+        leaving = Counter(key for rotation, keys in ready for key in {k.fingerprint for k in keys} & {*rotation.remove})
+        # A key that hands over to two successors has been stolen, and nobody can tell which is the owner's.
+        clear = [one for one in ready if all(leaving[key.fingerprint] < 2 for key in one[1])]
+        if not clear:
+            return change
+        rotation, keys = clear[0]
+        waiting = [item for item in waiting if item[0] != rotation]
+        source = f"a rotation signed by {', '.join(sorted(key.fingerprint for key in keys))}"
+        have = {s.key for s in known}
+        added = tuple(
+            AllowedSigner((repository,), key, (MANIFEST_NAMESPACE,), source=source)
+            for key in rotation.add
+            if key not in have
+        )
+        removed = tuple(
+            Revocation(key, None, rotation.effective, "refuse", "replaced by its owner", source)
+            for key in rotation.remove
+            if key not in gone
+        )
+        known += added
+        gone |= set(rotation.remove)
+        change = Change((*change.added, *added), (*change.removed, *removed))
+
+
+def _parsed(one: SignedRotation, repository: str, now: datetime) -> tuple[Rotation, frozenset[PublicKey]] | None:
+    """Return a rotation of this repository and the keys that signed it validly, or None."""
+    try:
+        rotation = Rotation.from_bytes(one.data)
+        if rotation.repository != repository or rotation.effective > now:
+            return None
+        keys = set()
+        for armored in one.signatures.values():
+            signature = parse_signature(armored)
+            verify_signature(signature, one.data, ROTATION_NAMESPACE)
+            keys.add(signature.key)
+    except (PackageError, TrustError):
+        return None
+    return rotation, frozenset(keys)

@@ -1,0 +1,314 @@
+"""Keys that come after keys, and histories that contradict themselves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import Hub, git, snapshot
+
+from adaptergit.cli import main
+from adaptergit.errors import AdaptergitWarning, ReleaseError, TrustError, UsageError
+from adaptergit.package import canonical
+from adaptergit.pins import known_signers, pin_key, revoke
+from adaptergit.publish import publish
+from adaptergit.resolve import fetch, verify
+from adaptergit.rotate import rotate
+from adaptergit.settings import load_settings
+from adaptergit.trust import (
+    ROTATION_NAMESPACE,
+    AllowedSigner,
+    Past,
+    Policy,
+    Rotation,
+    SignedRotation,
+    SigningKey,
+    evaluate,
+    follow,
+    generate_key,
+    sign,
+)
+
+REPO = "github.com/acme/adapters"
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> list[SigningKey]:
+    folder = tmp_path_factory.mktemp("chain")
+    return [generate_key(folder / f"key-{number}") for number in range(5)]
+
+
+def signed(
+    old: SigningKey, new: SigningKey, *, days: int = -1, repository: str = REPO, keep: bool = False, **options: str
+) -> SignedRotation:
+    removed = () if keep else (old.public.fingerprint,)
+    data = Rotation(repository, (new.public,), removed, NOW + timedelta(days=days)).to_bytes()
+    return SignedRotation(data, {"rotation.json.sig": sign(data, old, **({"namespace": ROTATION_NAMESPACE} | options))})
+
+
+def knowing(*keys: SigningKey) -> list[AllowedSigner]:
+    return [AllowedSigner((REPO,), key.public, source="test") for key in keys]
+
+
+# --- the rule -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_chain_of_rotations_is_followed_in_any_order(keys: list[SigningKey]) -> None:
+    a, b, c, d, _ = keys
+    chain = [signed(c, d, days=-1), signed(a, b, days=-3), signed(b, c, days=-2)]
+    change = follow(chain, REPO, knowing(a), (), NOW)
+    assert [s.key for s in change.added] == [b.public, c.public, d.public]
+    assert [one.key for one in change.removed] == [key.public.fingerprint for key in (a, b, c)]
+
+
+@pytest.mark.parametrize("case", ["stranger", "namespace", "repository", "future", "changed", "revoked", "nobody"])
+def test_a_rotation_that_does_not_count_is_passed_over(keys: list[SigningKey], case: str) -> None:
+    a, b, c, *_ = keys
+    known, revocations = knowing(a), []
+    good = signed(a, b)
+    document = {
+        "stranger": signed(c, b),
+        "namespace": signed(a, b, namespace="manifest.v1@adaptergit"),
+        "repository": signed(a, b, repository="github.com/acme/other"),
+        "future": signed(a, b, days=1),
+        "changed": SignedRotation(good.data.replace(b"2026-11-23", b"2026-11-22"), good.signatures),
+    }.get(case, good)
+    if case == "revoked":
+        revocations = [revoke(a.public.fingerprint, reason="stolen")]
+    if case == "nobody":
+        known = []
+    assert not follow([document], REPO, known, revocations, NOW)
+    assert follow([good], REPO, knowing(a), (), NOW)
+
+
+def test_a_retired_key_names_no_successor_whatever_date_it_states(keys: list[SigningKey]) -> None:
+    a, b, thief, *_ = keys
+    first = follow([signed(a, b)], REPO, knowing(a), (), NOW)
+    backdated = signed(a, thief, days=-300)
+    later = follow([signed(a, b), backdated], REPO, [*knowing(a), *first.added], first.removed, NOW)
+    assert thief.public not in {s.key for s in later.added}
+
+
+def test_a_key_with_two_successors_was_stolen_and_neither_is_followed(keys: list[SigningKey]) -> None:
+    a, b, thief, *_ = keys
+    assert not follow([signed(a, b), signed(a, thief, days=-300)], REPO, knowing(a), (), NOW)
+
+
+def test_more_keys_than_one_must_sign_where_more_are_asked_for(keys: list[SigningKey]) -> None:
+    a, b, c, *_ = keys
+    one = signed(a, c, keep=True)
+    assert not follow([one], REPO, knowing(a, b), (), NOW, threshold=2)
+    both = replace(
+        one,
+        signatures={**one.signatures, "rotation.json.12345678.sig": sign(one.data, b, namespace=ROTATION_NAMESPACE)},
+    )
+    assert follow([both], REPO, knowing(a, b), (), NOW, threshold=2)
+    twice = replace(
+        one, signatures={**one.signatures, "rotation.json.12345678.sig": one.signatures["rotation.json.sig"]}
+    )
+    assert not follow([twice], REPO, knowing(a, b), (), NOW, threshold=2)
+
+
+# --- for real -----------------------------------------------------------------------------------------------------------
+
+
+def test_users_follow_a_publisher_to_a_new_key(
+    hub: Hub, source: Callable[..., Path], other_key: SigningKey, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    first = fetch(f"{hub.url}@sst2")
+    time.sleep(1.1)  # a rotation's time has seconds
+    done = CliRunner().invoke(
+        main, ["rotate", str(other_key.path), "--key", str(hub.key.path), "--repo", str(hub.clone)]
+    )
+    assert done.exit_code == 0, done.output
+    assert hub.git("status", "--porcelain") == ""
+    announced = (hub.clone / ".adaptergit/allowed_signers").read_text()
+    assert other_key.public.line in announced
+    assert hub.key.public.line not in announced
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=other_key.path)
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        second = fetch(f"{hub.url}@sst2", refresh=True)
+    assert (second.version, second.verdict.signers) == ("1.1.0", (other_key.public.fingerprint,))
+    # What it had from the old key stays, what it had not does not; the new key needs no more asking.
+    assert fetch(f"{hub.url}@sst2=={first.version}").from_store
+    assert fetch(f"{hub.url}@sst2==1.1.0", offline=True).from_store
+    monkeypatch.setenv("ADAPTERGIT_CONFIG_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", str(tmp_path / "elsewhere-store"))
+    pin_key("127.0.0.1/acme/adapters", other_key.public.line)
+    assert fetch(f"{hub.url}@sst2==1.1.0").version == "1.1.0"
+    with pytest.raises(TrustError, match="only"):
+        fetch(f"{hub.url}@sst2==1.0.0")
+
+
+def test_whoever_takes_over_the_repository_cannot_rotate(
+    hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
+) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    fetch(f"{hub.url}@sst2")
+    # The thief can push what he likes, but signs with his own key only.
+    (hub.clone / ".adaptergit").mkdir(exist_ok=True)
+    rotate(generate_key(home / "third").path, key=other_key.path, clone=hub.clone, repository="127.0.0.1/acme/adapters")
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=home / "third")
+    before = snapshot(home)
+    with pytest.raises(TrustError, match="only") as refused:
+        fetch(f"{hub.url}@sst2==1.1.0")
+    assert any("valid signature" in step for step in refused.value.steps)
+    assert snapshot(home / "config") == {
+        name.removeprefix("config/"): data for name, data in before.items() if name.startswith("config/")
+    }
+    assert [s.key for s in known_signers(load_settings())] == [hub.key.public]
+
+
+def test_a_rotation_that_cannot_be_pushed_changes_nothing(
+    hub: Hub, source: Callable[..., Path], other_key: SigningKey
+) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    before, head = snapshot(hub.clone / "adapters"), hub.git("rev-parse", "HEAD")
+    with pytest.raises(UsageError, match="the key there is"):
+        rotate(hub.key.path, key=hub.key.path, clone=hub.clone)
+    other = hub.clone.parent / "other"
+    subprocess.run(["git", "clone", "-q", hub.url, str(other)], check=True)
+    (other / "a").write_text("a")
+    git(other, "add", "a")
+    git(other, "commit", "-qm", "a")
+    git(other, "push", "-q")
+    with pytest.raises(Exception, match=r"rejected|fetch first"):
+        rotate(other_key.path, key=hub.key.path, clone=hub.clone)
+    assert hub.git("rev-parse", "HEAD") == head
+    assert snapshot(hub.clone / "adapters") == before
+    assert hub.git("status", "--porcelain") == ""
+
+
+# --- histories ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_version_with_two_digests_and_a_forked_chain_are_refused(
+    hub: Hub, source: Callable[..., Path], tmp_path: Path
+) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    first = fetch(f"{hub.url}@sst2")
+    # The publisher's key signs a second history: other bytes under the same version, and another second release.
+    hub.git("tag", "-d", "adapters/sst2/1.0.0")
+    hub.git("push", "-q", "origin", ":refs/tags/adapters/sst2/1.0.0")
+    hub.git("checkout", "-q", "--orphan", "fresh")
+    hub.git("rm", "-rfq", ".")
+    hub.git("commit", "-q", "--allow-empty", "-m", "again")
+    hub.git("push", "-qf", "origin", "fresh:main")
+    hub.git("branch", "-M", "main")
+    publish(source(b"y" * 5000), clone=hub.clone, key=hub.key.path)
+    with pytest.raises(TrustError, match="releases never change"):
+        fetch(f"{hub.url}@sst2==1.0.0", refresh=True)
+    publish(source(b"z" * 5000, version="1.1.0"), clone=hub.clone, key=hub.key.path)
+    forked = fetch(f"{hub.url}@sst2==1.1.0")  # follows a release that this machine never had: nothing to compare
+    hub.git("tag", "-d", "adapters/sst2/1.1.0")
+    hub.git("push", "-q", "origin", ":refs/tags/adapters/sst2/1.1.0")
+    hub.git("reset", "-q", "--hard", "HEAD~1")
+    hub.git("push", "-qf", "origin", "main")
+    publish(source(b"z" * 5000, version="1.2.0"), clone=hub.clone, key=hub.key.path)
+    with pytest.raises(TrustError, match="forked"):
+        fetch(f"{hub.url}@sst2==1.2.0")
+    assert verify(first.path).manifest.version == "1.0.0"
+    assert forked.version == "1.1.0"
+
+
+def test_a_repository_that_no_longer_lists_the_newest_is_a_rollback(hub: Hub, source: Callable[..., Path]) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    assert fetch(f"{hub.url}@sst2").version == "1.1.0"
+    git(hub.bare, "update-ref", "-d", "refs/tags/adapters/sst2/1.1.0")
+    with pytest.raises(TrustError, match=r"this machine had 1\.1\.0"):
+        fetch(f"{hub.url}@sst2", refresh=True)
+    assert fetch(f"{hub.url}@sst2==1.0.0").version == "1.0.0"
+
+
+def test_who_pins_a_digest_has_chosen_between_two_histories(
+    hub: Hub, source: Callable[..., Path], key: SigningKey
+) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    data = (hub.clone / "adapters/sst2/manifest.json").read_bytes()
+    signatures = {"manifest.json.sig": (hub.clone / "adapters/sst2/manifest.json.sig").read_bytes()}
+    signers = (AllowedSigner(("*",), key.public, source="test"),)
+    past = (Past("1.0.0", "0" * 64, None),)
+    with pytest.raises(TrustError, match="releases never change"):
+        evaluate(data, signatures, Policy(signers=signers, history=past), NOW)
+    evaluate(data, signatures, Policy(signers=signers, history=past, digest=canonical.sha256(data)), NOW)
+
+
+# --- protected branches, other tools, explanations ------------------------------------------------------------------
+
+
+def test_a_protected_branch_is_published_to_by_pull_request(hub: Hub, source: Callable[..., Path]) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    hook = hub.bare / "hooks" / "update"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text('#!/bin/sh\n[ "$1" != refs/heads/main ]\n')
+    hook.chmod(0o755)
+    with pytest.raises(ReleaseError, match=r"--pull-request"):
+        publish(source(version="1.1.0"), clone=hub.clone, key=hub.key.path)
+    said: list[str] = []
+    head = hub.git("rev-parse", "HEAD")
+    publish(source(version="1.1.0"), clone=hub.clone, key=hub.key.path, pull_request=True, report=said.append)
+    assert hub.git("rev-parse", "HEAD") == head
+    assert hub.git("status", "--porcelain") == ""
+    assert "propose publish/sst2-1.1.0" in said[-1]
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"  # the tag alone is the release
+    third = publish(source(version="1.2.0"), clone=hub.clone, key=hub.key.path, pull_request=True)
+    assert third.previous is not None
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.2.0"
+
+
+def test_an_openssf_bundle_is_written_and_read(hub: Hub, source: Callable[..., Path], tmp_path: Path) -> None:
+    private, public = tmp_path / "ec.pem", tmp_path / "ec.pub"
+    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)], check=True)
+    subprocess.run(
+        ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)], check=True, capture_output=True
+    )
+    publish(source(), clone=hub.clone, key=hub.key.path, model_signing_key=private)
+    hub.trust()
+    found = fetch(f"{hub.url}@sst2")
+    assert (found.path / "model.sig").is_file()
+    done = CliRunner().invoke(main, ["verify", str(found.path), "--model-signing-key", str(public)])
+    assert (done.exit_code, "model.sig" in done.output) == (0, True), done.output
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in found.path.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "manifest.json.sig").write_bytes(b"x")
+    from adaptergit.trust.oms import verify_bundle
+
+    with pytest.raises(TrustError, match=r"manifest\.json\.sig was changed"):
+        verify_bundle(copy, public)
+    (copy / "more").write_bytes(b"x")
+    (copy / "manifest.json.sig").write_bytes((found.path / "manifest.json.sig").read_bytes())
+    with pytest.raises(TrustError, match="more is not listed"):
+        verify_bundle(copy, public)
+    (copy / "more").unlink()
+    bundle = json.loads((copy / "model.sig").read_text())
+    bundle["dsseEnvelope"]["signatures"][0]["sig"] = "AAAA"
+    (copy / "model.sig").write_text(json.dumps(bundle))
+    with pytest.raises(TrustError, match="does not fit"):
+        verify_bundle(copy, public)
+
+
+def test_verify_shows_how_far_it_came(hub: Hub, source: Callable[..., Path], other_key: SigningKey) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    pin_key("127.0.0.1/acme/adapters", other_key.public.line)
+    folder = str(hub.clone / "adapters" / "sst2")
+    done = CliRunner().invoke(main, ["verify", folder])
+    assert done.exit_code == 4
+    assert "ok  manifest.json.sig: valid signature" in done.output
+    assert "no  signed by" in done.output
