@@ -73,10 +73,8 @@ class TrustError(AdaptergitError):
     exit_code = 4
     steps: tuple[str, ...] = ()
     """What was checked, and found right, before it was refused."""
-
-
-class UnknownKeyError(TrustError):
-    """Signed validly, but by a key that does not count for the repository, where others do."""
+    unknown_key = False
+    """Whether all is well but for the key: it does not count for the repository, where others do."""
 
 
 class NotFoundError(AdaptergitError):

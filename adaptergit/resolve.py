@@ -25,7 +25,6 @@ from adaptergit.errors import (
     PackageError,
     TransportError,
     TrustError,
-    UnknownKeyError,
     UsageError,
 )
 from adaptergit.index.local import find_release
@@ -248,9 +247,9 @@ def _judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, 
     now = datetime.now(UTC)
     try:
         verdict = evaluate(manifest_bytes, signatures, wanted, now)
-    except UnknownKeyError:
+    except TrustError as error:
         # Perhaps the publisher has a new key, and an old one says so.
-        if principal is None or not (found := asked.rotations()):
+        if not error.unknown_key or principal is None or not (found := asked.rotations()):
             raise
         change = follow(found, principal, wanted.signers, wanted.revocations, now, threshold=wanted.threshold)
         if not change:
@@ -285,11 +284,11 @@ def _history(reference: Reference | None) -> tuple[Past, ...]:
     found = []
     for version, seen in store.known(reference.source.publisher, reference.adapter).fetched.items():
         try:
-            previous = Manifest.from_bytes(store.open(seen.digest).manifest_bytes, where=seen.digest).previous
+            manifest = Manifest.from_bytes(store.open(seen.digest).manifest_bytes, where=seen.digest)
         except (PackageError, NotFoundError, OSError):
             found.append(Past(version, seen.digest, None, chained=False))  # pruned, or damaged
         else:
-            found.append(Past(version, seen.digest, previous))
+            found.append(Past(manifest.version, seen.digest, manifest.previous))
     return tuple(found)
 
 
@@ -408,7 +407,9 @@ def _ask(reference: Reference, store: Store, settings: Settings) -> Resolved:
     known = replace(store.known(who, adapter), released=versions, asked=time.time(), yanked=tuple(listing.yanked))
     store.remember(who, adapter, known)
     chosen = _choose(reference, versions, listing.yanked)
-    had = _newest(reference, [v for v in known.fetched if v not in listing.yanked])
+    # What is still here, with a manifest that says so: a damaged record shall not stand in the way.
+    here = [past.version for past in _history(reference) if past.chained]
+    had = _newest(reference, [version for version in here if version not in listing.yanked])
     if had is not None and Version(had) > Version(chosen):
         raise TrustError(
             f"{chosen} is the newest {adapter} that {reference.source.url} lists, but this machine had {had} from it",

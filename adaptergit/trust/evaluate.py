@@ -27,7 +27,7 @@ from datetime import datetime
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from adaptergit.errors import PackageError, TrustError, UnknownKeyError
+from adaptergit.errors import PackageError, TrustError
 from adaptergit.package import canonical
 from adaptergit.package.manifest import MAX_BYTES, Manifest
 from adaptergit.trust.allowed_signers import AllowedSigner
@@ -262,10 +262,12 @@ def _check_signers(
         raise TrustError(f"signed by {found}, but {'; '.join(refusals)}")
     if known:
         allowed = ", ".join(sorted({s.key.fingerprint for s in known}))
-        raise UnknownKeyError(
+        refused = TrustError(
             f"signed by {found}, but only {allowed} may sign for {manifest.repository}",
             hint="the publisher's key changed, or this is not the publisher; ask them over another channel first",
         )
+        refused.unknown_key = True
+        raise refused
     first = next(iter(valid.values()))
     if policy.level == "tofu" and policy.threshold == 1:
         pin = AllowedSigner((manifest.repository,), first.key, (MANIFEST_NAMESPACE,), source="pinned on first use")
