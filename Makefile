@@ -40,10 +40,13 @@ PEER = -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --
 .venv-peers/.installed: .venv-oldest/.installed $(STAMP)
 	.venv-oldest/bin/python $(PEER) .venv-peers/adapters 'adapters==1.3.0'
 	.venv/bin/python $(PEER) .venv-peers/peft 'peft==0.21.2'
+	$(PYTHON) -m venv .venv-peers/model-signing
+	.venv-peers/model-signing/bin/python -m pip install --quiet --disable-pip-version-check model-signing==1.1.1 pyopenssl
 	touch $@
 
 test-peers: .venv-peers/.installed
 	ADAPTERGIT_ADAPTERS_PYTHON="env PYTHONPATH=.venv-peers/adapters .venv-oldest/bin/python" \
+	ADAPTERGIT_MODEL_SIGNING_PYTHON=.venv-peers/model-signing/bin/python \
 	ADAPTERGIT_PEFT_PYTHON="env PYTHONPATH=.venv-peers/peft .venv/bin/python" \
 	.venv/bin/python -m pytest tests/test_peers.py
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import adaptergit
 from adaptergit.errors import UsageError
 from adaptergit.splice import ClassificationHead, adapters
+from adaptergit.trust.oms import sign_bundle, verify_bundle
 
 IDS = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
 PYTHONS = {to: os.environ.get(f"ADAPTERGIT_{env}_PYTHON") for to, env in (("adapterhub", "ADAPTERS"), ("peft", "PEFT"))}
@@ -172,3 +173,30 @@ def test_what_is_not_exact_is_not_written(to: str, config: str, tmp_path: Path) 
     with pytest.raises(UsageError):
         adaptergit.export(model, "a", tmp_path / "a", to=to)
     assert not (tmp_path / "a").exists()
+
+
+MODEL_SIGNING = os.environ.get("ADAPTERGIT_MODEL_SIGNING_PYTHON")
+
+
+@pytest.mark.skipif(MODEL_SIGNING is None, reason="ADAPTERGIT_MODEL_SIGNING_PYTHON is not set: make test-peers")
+@pytest.mark.parametrize("curve", ["prime256v1", "secp384r1"])
+def test_openssf_bundles_go_both_ways(tmp_path: Path, curve: str) -> None:
+    private, public, folder = tmp_path / "ec.pem", tmp_path / "ec.pub", tmp_path / "package"
+    subprocess.run(["openssl", "ecparam", "-name", curve, "-genkey", "-noout", "-out", str(private)], check=True)
+    subprocess.run(["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)], check=True)
+    folder.mkdir()
+    for name in ("card.yaml", "manifest.json"):
+        (folder / name).write_text(name)
+    bundle = folder / "model.sig"
+
+    def theirs(verb: str, option: str, key: Path) -> int:
+        argv = [str(MODEL_SIGNING), "-m", "model_signing", verb, "key", str(folder), "--signature", str(bundle)]
+        return subprocess.run([*argv, option, str(key)], check=False).returncode
+
+    bundle.write_bytes(sign_bundle(folder, "sst2", private))
+    assert theirs("verify", "--public_key", public) == 0
+    (folder / "card.yaml").write_text("changed")
+    assert theirs("verify", "--public_key", public) != 0
+    bundle.unlink()
+    assert theirs("sign", "--private_key", private) == 0
+    assert verify_bundle(folder, public) == ("card.yaml", "manifest.json")
