@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from adaptergit.publish import publish, publish_all, yank
     from adaptergit.reference import Reference
     from adaptergit.resolve import fetch, resolve, verify
-    from adaptergit.search import search
+    from adaptergit.rotate import rotate
+    from adaptergit.search import search, show
     from adaptergit.splice import (
         IA3,
         Average,
@@ -79,7 +80,8 @@ _HOMES = {
     "adaptergit.publish": ("publish", "publish_all", "yank"),
     "adaptergit.reference": ("Reference",),
     "adaptergit.resolve": ("fetch", "resolve", "verify"),
-    "adaptergit.search": ("search",),
+    "adaptergit.rotate": ("rotate",),
+    "adaptergit.search": ("search", "show"),
     "adaptergit.splice": (
         "IA3",
         "Average",
@@ -150,7 +152,9 @@ __all__ = [
     "publish",
     "publish_all",
     "resolve",
+    "rotate",
     "search",
+    "show",
     "stored",
     "sync",
     "verify",

@@ -16,6 +16,7 @@ from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.trust import (
     MANIFEST_NAMESPACE,
     AllowedSigner,
+    PublicKey,
     Revocation,
     format_signer,
     parse_allowed_signers,
@@ -58,14 +59,23 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
             f"{repository!r} is not the name of a repository",
             hint="write host/org/repo, without https:// and .git, or a pattern such as github.com/acme/*",
         )
+    signer = AllowedSigner((repository,), public_key(key), (MANIFEST_NAMESPACE,))
+    add_pin(settings, signer)
+    return signer
+
+
+def public_key(key: str) -> PublicKey:
+    """Read a public key line, or the ``.pub`` file of that name.
+
+    Raises:
+        NotFoundError: No such file.
+        TrustError: Not a public key.
+    """
     path = expand(key)
     is_line = len(key.split()) > 1
     if not is_line and not path.is_file():
         raise NotFoundError("no such key file", where=key, hint="give a public key line in quotes, or a .pub file")
-    public = parse_public_key(key if is_line else path.read_text("utf-8", errors="replace"))
-    signer = AllowedSigner((repository,), public, (MANIFEST_NAMESPACE,))
-    add_pin(settings, signer)
-    return signer
+    return parse_public_key(key if is_line else path.read_text("utf-8", errors="replace"))
 
 
 def unpin_key(fingerprint: str) -> int:

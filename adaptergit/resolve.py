@@ -11,7 +11,7 @@ import functools
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from adaptergit.errors import (
     UsageError,
 )
 from adaptergit.index.local import find_release
+from adaptergit.indexes import Word, revoked, word_on
 from adaptergit.package import Card, Manifest, canonical, check_files, read_package
 from adaptergit.package.version import is_version
 from adaptergit.pins import add_pin, add_revocation, known_revocations, known_signers
@@ -107,12 +108,13 @@ def resolve(
     settings = settings or load_settings()
     reference = parse_reference(ref, settings)
     store = Store(cache_dir())
-    pin = _pin(reference, index, lock)
+    word = word_on(reference.source.principal, settings, offline=offline) if lock is None else Word()
+    pin = _pin(reference, index, lock, word, refresh)
     stored = _remembered(reference, pin, store, settings, offline or settings.offline, refresh)
     if stored is not None:
         return stored
     _refuse_offline(reference, store, offline or settings.offline)
-    return _ask(reference, store, settings)
+    return _ask(reference, store, settings, word)
 
 
 def fetch(
@@ -145,17 +147,19 @@ def fetch(
     reference = parse_reference(ref, settings)
     store = Store(cache_dir())
     offline = offline or settings.offline
-    pin = _pin(reference, index, lock)
+    word = word_on(reference.source.principal, settings, offline=offline)
+    pin = _pin(reference, index, lock, word, refresh)
     if pin is not None:
         reference = reference.pinned(pin.digest)
-    if not refresh and (hit := _from_store(reference, pin, store, settings, policy, offline)):
+    asked = _Asked(settings, policy, reference, word=word)
+    if not refresh and (hit := _from_store(reference, pin, store, asked, offline)):
         return hit
     _refuse_offline(reference, store, offline)
     with store.once(f"{reference.source.url}@{reference.adapter}"):
         # Another process may have fetched it while this one waited.
-        if not refresh and (hit := _from_store(reference, pin, store, settings, policy, offline)):
+        if not refresh and (hit := _from_store(reference, pin, store, asked, offline)):
             return hit
-        return _from_network(reference, pin, store, settings, policy)
+        return _from_network(pin, store, asked, reference)
 
 
 def verify(
@@ -202,6 +206,8 @@ class _Asked:
     allowed_signers: Sequence[AllowedSigner] | None = None
     rotations: Callable[[], list[SignedRotation]] = list
     """Asks the repository which keys came after those that are known; called only if an unknown key signed."""
+    word: Word = field(default_factory=Word)
+    """What the person's indexes say of the repository."""
 
 
 def _check_policy(policy: str | None) -> None:
@@ -231,7 +237,9 @@ def _judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, 
     principal = reference.source.principal if reference else None
     # A local path names nobody: what its manifest claims may not choose a weaker rule, nor earn a pin.
     level = asked.policy or settings.policy_for(principal)
-    signers = known_signers(settings) if asked.allowed_signers is None else asked.allowed_signers
+    signers = list(known_signers(settings) if asked.allowed_signers is None else asked.allowed_signers)
+    if principal is not None and not any(signer.names(principal) for signer in signers):
+        signers += asked.word.signers  # the person's own word goes before that of an index
     wanted = Policy(
         level=level,
         signers=tuple(signers),
@@ -239,9 +247,9 @@ def _judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, 
         repository=principal,
         name=reference.adapter if reference else None,
         specifier=reference.specifier if reference else SpecifierSet(),
-        threshold=settings.threshold_for(principal),
-        revocations=tuple(known_revocations(settings)),
-        first_seen=_first_seen(reference, version, manifest_bytes),
+        threshold=max(settings.threshold_for(principal), asked.word.threshold),
+        revocations=(*known_revocations(settings), *revoked(settings)),
+        first_seen=_first_seen(reference, version, manifest_bytes, asked.word),
         history=_history(reference),
     )
     now = datetime.now(UTC)
@@ -249,7 +257,9 @@ def _judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, 
         verdict = evaluate(manifest_bytes, signatures, wanted, now)
     except TrustError as error:
         # Perhaps the publisher has a new key, and an old one says so.
-        if not error.unknown_key or principal is None or not (found := asked.rotations()):
+        if not error.unknown_key or principal is None:
+            raise
+        if not (found := [*asked.word.rotations, *asked.rotations()]):
             raise
         change = follow(found, principal, wanted.signers, wanted.revocations, now, threshold=wanted.threshold)
         if not change:
@@ -292,18 +302,25 @@ def _history(reference: Reference | None) -> tuple[Past, ...]:
     return tuple(found)
 
 
-def _first_seen(reference: Reference | None, version: str | None, manifest_bytes: bytes) -> datetime | None:
-    """When this machine first fetched exactly this release."""
+def _first_seen(reference: Reference | None, version: str | None, manifest_bytes: bytes, word: Word) -> datetime | None:
+    """When this machine first fetched exactly this release, or an index first saw it."""
     if reference is None or version is None:
         return None
+    digest, moments = canonical.sha256(manifest_bytes), []
     seen = Store(cache_dir()).known(reference.source.publisher, reference.adapter).fetched.get(version)
-    if seen is None or not seen.at or seen.digest != canonical.sha256(manifest_bytes):
-        return None
-    return datetime.fromtimestamp(seen.at, UTC)
+    if seen is not None and seen.at and seen.digest == digest:
+        moments.append(datetime.fromtimestamp(seen.at, UTC))
+    for one in word.known:
+        for entry in one.entries(reference.adapter):
+            if entry.manifest_sha256 == digest and entry.first_seen:
+                moments.append(datetime.fromisoformat(entry.first_seen))
+    return min(moments, default=None)
 
 
-def _pin(reference: Reference, index: str | Path | None, lock: str | Path | None) -> Pin | None:
-    """Return what a lock file, or else an index, says of a reference."""
+def _pin(
+    reference: Reference, index: str | Path | None, lock: str | Path | None, word: Word, refresh: bool
+) -> Pin | None:
+    """Return what a lock file, or else an index file, or else the indexes say of a reference."""
     if lock is not None:
         locked = read_lock(lock).get(lock_id(reference))
         if locked is None:
@@ -316,8 +333,13 @@ def _pin(reference: Reference, index: str | Path | None, lock: str | Path | None
                 hint=f"adaptergit lock --upgrade '{reference}'",
             )
         return Pin(locked.version, locked.manifest_sha256, locked.tree, locked.urls)
-    entry = find_release(index, reference) if index is not None else None
-    return None if entry is None else Pin(entry.version, entry.manifest_sha256, entry.tree)
+    if index is not None:
+        entry = find_release(index, reference)
+        return None if entry is None else Pin(entry.version, entry.manifest_sha256, entry.tree)
+    chosen = word.chosen(reference)
+    if chosen is None or (refresh and _exact(reference) is None):
+        return None
+    return Pin(chosen[0].version, chosen[0].manifest_sha256, chosen[0].tree, word.mirrors)
 
 
 def _remembered(
@@ -363,16 +385,15 @@ def _pinned(reference: Reference, store: Store, known: Known) -> Resolved | None
     return Resolved(reference, manifest.version, digest, tree)
 
 
-def _from_store(
-    reference: Reference, pin: Pin | None, store: Store, settings: Settings, policy: str | None, offline: bool
-) -> Fetched | None:
+def _from_store(reference: Reference, pin: Pin | None, store: Store, asked: _Asked, offline: bool) -> Fetched | None:
+    settings = asked.settings
     refused: dict[str, AdaptergitError] = {}
     while found := _remembered(reference, pin, store, settings, offline, False, refused):
         path = store.find(found.digest) if found.digest is not None else None
         if found.digest is None or path is None or found.version in refused:
             break
         try:
-            verdict, card = _verified(path, _Asked(settings, policy, reference, found.version))
+            verdict, card = _verified(path, replace(asked, version=found.version))
             if verdict.digest != found.digest:
                 raise PackageError(f"the manifest was changed: its sha256 is {verdict.digest}", where=str(path))
         except OSError as error:
@@ -392,7 +413,7 @@ def _from_store(
     return None
 
 
-def _ask(reference: Reference, store: Store, settings: Settings) -> Resolved:
+def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> Resolved:
     """Choose a version from the repository's list."""
     from adaptergit.ladder import released
 
@@ -403,13 +424,14 @@ def _ask(reference: Reference, store: Store, settings: Settings) -> Resolved:
         if store.known(who, adapter).fetched:
             error.hint = "what was fetched before can be loaded with --offline, or offline=True"
         raise
-    versions = tuple(version for version in listing.versions if version not in listing.yanked)
-    known = replace(store.known(who, adapter), released=versions, asked=time.time(), yanked=tuple(listing.yanked))
+    yanked = listing.yanked | {v for v, (entry, _) in word.releases(adapter).items() if entry.yanked is not None}
+    versions = tuple(version for version in listing.versions if version not in yanked)
+    known = replace(store.known(who, adapter), released=versions, asked=time.time(), yanked=tuple(yanked))
     store.remember(who, adapter, known)
-    chosen = _choose(reference, versions, listing.yanked)
+    chosen = _choose(reference, versions, yanked)
     # What is still here, with a manifest that says so: a damaged record shall not stand in the way.
     here = [past.version for past in _history(reference) if past.chained]
-    had = _newest(reference, [version for version in here if version not in listing.yanked])
+    had = _newest(reference, [version for version in here if version not in yanked])
     if had is not None and Version(had) > Version(chosen):
         raise TrustError(
             f"{chosen} is the newest {adapter} that {reference.source.url} lists, but this machine had {had} from it",
@@ -418,46 +440,40 @@ def _ask(reference: Reference, store: Store, settings: Settings) -> Resolved:
     return Resolved(reference, chosen, reference.digest, None)
 
 
-def _from_network(
-    reference: Reference, pin: Pin | None, store: Store, settings: Settings, policy: str | None
-) -> Fetched:
+def _from_network(pin: Pin | None, store: Store, asked: _Asked, reference: Reference) -> Fetched:
     """Ask the repository, then whoever else may have the release."""
     if pin is not None:
         resolved = Resolved(reference, pin.version, pin.digest, pin.tree or None)
-        return _climb(reference, resolved, store, settings, policy, pin.urls)
+        return _climb(resolved, store, asked, pin.urls)
     if (exact := _exact(reference)) is not None:
         try:
-            return _climb(reference, Resolved(reference, exact, None, None), store, settings, policy)
+            return _climb(Resolved(reference, exact, None, None), store, asked)
         except NotFoundError:
             pass  # ==1.0 also means 1.0.0: the list decides
     try:
-        resolved = _ask(reference, store, settings)
+        resolved = _ask(reference, store, asked.settings, asked.word)
     except NotFoundError as error:
         known = store.known(reference.source.publisher, reference.adapter)
         if known.released or known.yanked:
             raise
         # A repository that lost its tags may have it in the branch.
         try:
-            return _climb(reference, Resolved(reference, "", None, None), store, settings, policy)
+            return _climb(Resolved(reference, "", None, None), store, asked)
         except NotFoundError:
             raise error from None
-    return _climb(reference, resolved, store, settings, policy)
+    return _climb(resolved, store, asked)
 
 
-def _climb(
-    reference: Reference,
-    wanted: Resolved,
-    store: Store,
-    settings: Settings,
-    policy: str | None,
-    mirrors: tuple[str, ...] = (),
-) -> Fetched:
+def _climb(wanted: Resolved, store: Store, asked: _Asked, mirrors: tuple[str, ...] = ()) -> Fetched:
     """Try every way to a release. What cannot be had is asked for elsewhere; what is refused ends the search."""
     from adaptergit.ladder import Way, ways
 
-    version = wanted.version or None
-    asked = _Asked(
-        settings, policy, reference, version, rotations=functools.cache(lambda: _rotations(reference, settings))
+    reference, settings, version = wanted.reference, asked.settings, wanted.version or None
+    asked = replace(
+        asked,
+        reference=reference,
+        version=version,
+        rotations=functools.cache(lambda: _rotations(reference, settings)),
     )
 
     def judge(folder: Path) -> dict[str, int]:

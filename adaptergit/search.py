@@ -1,13 +1,35 @@
-"""Search: a query over a local index file; nothing leaves the machine."""
+"""Search: a query over the indexes a person has added, or one index file; nothing leaves the machine."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from adaptergit.errors import UsageError
-from adaptergit.index import Entry, add_entry, entry_of, read_index, search_index
-from adaptergit.resolve import fetch
-from adaptergit.settings import load_settings
+from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.index import Entry, add_entry, entry_of, read_index
+from adaptergit.index.database import Database, Query
+from adaptergit.indexes import any_index, client, word_on
+from adaptergit.reference import Reference
+from adaptergit.resolve import fetch, parse_reference
+from adaptergit.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Everything the indexes know of one adapter."""
+
+    id: str
+    releases: tuple[Entry, ...]
+    """Newest first."""
+    indexes: tuple[str, ...]
+    """Those that list it."""
+    signers: tuple[str, ...]
+    """Fingerprints of the keys that may sign its releases."""
 
 
 def search(
@@ -19,30 +41,66 @@ def search(
     method: str | None = None,
     language: str | None = None,
     license: str | None = None,
+    base_of: str | Path | nn.Module | None = None,
+    sort: str = "best",
+    limit: int = 50,
 ) -> list[Entry]:
     """Return the newest release of every matching adapter, best match first.
 
     Args:
-        text: Words; each must occur in the entry.
-        index: Index file; default: the one in the settings.
-        task: Text of the task type or id, as are the other filters: compared without case, a prefix is enough.
+        text: Words; each must occur in the entry, the last one may be the beginning of a word.
+        index: Name of an index that was added, or an index file; default: all that were added, else the settings' file.
+        task: Words of the task's type, id or data set, as the other filters compared without case.
         base_model: Base model id, with or without its organisation.
         method: Adapter method.
-        language: BCP 47 tag.
-        license: SPDX expression.
+        language: BCP 47 tag, or its first part.
+        license: SPDX identifier.
+        base_of: A model, or the folder of one: only adapters that were trained in this base model, by fingerprint.
+        sort: ``best``, ``newest``, ``smallest`` or ``name``.
+        limit: How many at most.
 
     Raises:
-        UsageError: No index is named and none is configured.
-        NotFoundError, PackageError: The index is not there or not valid.
+        UsageError: No index was added and none is named; an unknown order.
+        NotFoundError, PackageError: The index file is not there or not valid.
     """
-    path = index or load_settings().index_path
-    if path is None:
-        raise UsageError(
-            "no index to search", hint='name one with --index, or set index = "index.json" in the settings'
+    filters = {"task": task, "base_model": base_model, "method": method, "language": language, "license": license}
+    query = Query(text, tuple((name, value) for name, value in filters.items() if value), sort, limit)
+    settings = load_settings()
+    found: dict[str, Entry] = {}
+    for database in _databases(index, settings):
+        try:
+            if base_of is None:
+                entries: Iterable[Entry] = database.search(query)
+            else:
+                fitting = {entry.id for entry in database.of_fingerprints(_same_base(base_of, database), 10_000)}
+                entries = [e for e in database.search(Query(text, query.filters, sort, 10_000)) if e.id in fitting]
+        finally:
+            database.close()
+        for entry in entries:
+            found.setdefault(entry.id, entry)
+    return list(found.values())[:limit]
+
+
+def show(ref: str) -> Shown:
+    """Return what the indexes know of one adapter, without fetching it.
+
+    Raises:
+        UsageError: Malformed.
+        NotFoundError: No index lists it.
+        TrustError: Two indexes contradict each other.
+    """
+    settings = load_settings()
+    reference: Reference = parse_reference(ref, settings)
+    word = word_on(reference.source.principal, settings)
+    releases = word.releases(reference.adapter)
+    if not releases:
+        raise NotFoundError(
+            f"no index lists {reference.source.principal}@{reference.adapter}",
+            hint=f"adaptergit info {ref} asks the repository itself",
         )
-    return search_index(
-        read_index(path), text, task=task, base_model=base_model, method=method, language=language, license=license
-    )
+    ordered = sorted((entry for entry, _ in releases.values()), key=lambda e: e.published, reverse=True)
+    names = tuple(dict.fromkeys(one.index for one in word.known if one.entries(reference.adapter)))
+    return Shown(ordered[0].id, tuple(ordered), names, tuple(s.key.fingerprint for s in word.signers))
 
 
 def add_to_index(file: str | Path, ref: str, *, policy: str | None = None) -> Entry:
@@ -62,3 +120,49 @@ def add_to_index(file: str | Path, ref: str, *, policy: str | None = None) -> En
     )
     add_entry(file, entry)
     return entry
+
+
+def _databases(index: str | Path | None, settings: Settings) -> Iterable[Database]:
+    """Yield what is to be searched, the most important first."""
+    added = client(settings) if any_index() else None
+    if added is not None and (index is None or any(one.name == str(index) for one in added.subscriptions())):
+        for one in added.subscriptions():
+            if index is None or one.name == str(index):
+                yield added.database(one.name)
+        if index is not None or settings.index_path is None:
+            return
+    path = index or settings.index_path
+    if path is None:
+        raise UsageError(
+            "no index to search",
+            hint='add one: adaptergit index add URL --root sha256:…; or name a file with --index, or set index = "…"',
+        )
+    database = Database(":memory:")
+    entries = read_index(path)
+    with database.changing():
+        for principal in dict.fromkeys(entry.principal for entry in entries):
+            database.put(principal, "", [entry for entry in entries if entry.principal == principal])
+    yield database
+
+
+def _same_base(base_of: str | Path | nn.Module, database: Database) -> list[str]:
+    """Return the fingerprints in the database that are of this base model."""
+    from adaptergit.splice.fingerprint import Fingerprint, fingerprint_of
+
+    if isinstance(base_of, str | Path):
+        from transformers import AutoModel
+
+        if not Path(base_of).is_dir():
+            raise NotFoundError("no such model folder", where=str(base_of))
+        model: nn.Module = AutoModel.from_pretrained(str(base_of), local_files_only=True)
+    else:
+        model = base_of
+    mine, same = fingerprint_of(model), []
+    for text in database.fingerprints():
+        try:
+            other = Fingerprint.parse(text)
+        except PackageError:
+            continue
+        if mine.same_base(other):
+            same.append(text)
+    return same

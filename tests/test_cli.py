@@ -85,9 +85,9 @@ def test_from_keygen_to_search(hub: Hub, source: Source, tmp_path: Path) -> None
     assert "Apache-2.0" in run("info", reference, "--offline")
 
     index = tmp_path / "index.json"
-    run("index", "add", str(index), reference)
+    run("index", "list", str(index), reference)
     before = index.read_bytes()
-    run("index", "add", str(index), reference)
+    run("index", "list", str(index), reference)
     assert index.read_bytes() == before
     found = json.loads(run("search", "sst2", "--index", str(index), "--json"))
     assert [e["id"] for e in found["entries"]] == ["127.0.0.1/acme/adapters@sst2"]
@@ -111,7 +111,7 @@ def test_from_keygen_to_search(hub: Hub, source: Source, tmp_path: Path) -> None
         (["trust", "add", "acme", "key"], 2), (["trust", "add", "github.com/a/b", "nowhere.pub"], 5),
         (["trust", "add", "github.com/a/b", "ssh-ed25519 AAAA"], 4), (["trust", "add", "https://github.com/a/b", "x y"], 2),
         (["trust", "remove", "SHA256:x"], 5), (["publish", "nowhere"], 5), (["publish", "."], 5), (["init"], 2),
-        (["index", "add", "i.json"], 2), (["index", "add", "i.json", "nope"], 2), (["predict", "x"], 2),
+        (["index", "list", "i.json"], 2), (["index", "add", "i.json", "nope"], 2), (["predict", "x"], 2),
         (["predict", "nowhere", "--text", "x"], 5), (["predict", "a/b@c", "--file", "nowhere.tsv"], 5),
         (["predict", "a/b@c", "--text", "x", "--label-column", "y"], 2), (["train", "--base", "x"], 2),
         (["train", "--base", "x", "--train", "a.tsv", "--eval", "b.tsv", "--output", "out"], 5),

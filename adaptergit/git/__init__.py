@@ -6,11 +6,21 @@ loopback.
 """
 
 from adaptergit.git.copies import push_copies
-from adaptergit.git.fetch import Fetched, Listing, Remote, fetch_release, fetch_rotations, list_versions
+from adaptergit.git.fetch import (
+    Fetched,
+    Listing,
+    Remote,
+    fetch_file,
+    fetch_files,
+    fetch_release,
+    fetch_rotations,
+    list_all,
+    list_versions,
+)
 from adaptergit.git.release import Plan, plan_release, publish_releases, push_rotation, yank_release
 from adaptergit.git.runner import Git
 from adaptergit.git.server import GitServer
-from adaptergit.git.worktree import Clone
+from adaptergit.git.worktree import Clone, commit_time
 
 __all__ = [
     "Clone",
@@ -20,8 +30,12 @@ __all__ = [
     "Listing",
     "Plan",
     "Remote",
+    "commit_time",
+    "fetch_file",
+    "fetch_files",
     "fetch_release",
     "fetch_rotations",
+    "list_all",
     "list_versions",
     "plan_release",
     "publish_releases",

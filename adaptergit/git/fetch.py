@@ -8,6 +8,7 @@ before the weights move.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import random
 import re
@@ -30,6 +31,7 @@ OID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 TAGS = "refs/tags/adapters"
 YANKED = "refs/tags/adapters-yanked"
 ROTATIONS = "refs/tags/adapters-rotations"
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _MAX_TREE_BYTES = 64 * 1024
 _MAX_LISTING_BYTES = 16 * 2**20
 _SMALL = "blob:limit=256k"
@@ -94,31 +96,45 @@ def list_versions(remote: Remote, adapter: str, *, timeout: float = 120.0) -> Li
     Raises:
         TransportError: The repository cannot be reached.
     """
+    return _list(remote, f"{adapter}/", timeout).get(adapter, Listing({}))
+
+
+def list_all(remote: Remote, *, timeout: float = 120.0) -> dict[str, Listing]:
+    """Return the releases of every adapter of a repository, by name.
+
+    Raises:
+        TransportError: The repository cannot be reached.
+    """
+    return _list(remote, "", timeout)
+
+
+def _list(remote: Remote, below: str, timeout: float) -> dict[str, Listing]:
     with tempfile.TemporaryDirectory(prefix="adaptergit-list-") as folder:
         git = init_bare(Path(folder))
-        prefixes = (f"{TAGS}/{adapter}/", f"{YANKED}/{adapter}/")
-        patterns = [f"{prefix}*" for prefix in prefixes]
+        patterns = [f"{TAGS}/{below}*", f"{YANKED}/{below}*"]
+        options = ("--quiet", "--tags", "--refs")
         try:
             output = git.text(
-                "ls-remote",
-                "--quiet",
-                "--tags",
-                "--refs",
-                "--",
-                remote.url,
-                *patterns,
-                protocols=remote.protocols,
-                timeout=timeout,
+                "ls-remote", *options, "--", remote.url, *patterns, protocols=remote.protocols, timeout=timeout
             )
         except TransportError as error:
             raise _located(error, remote) from error
-    found: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    versions: dict[str, dict[str, str]] = {}
+    yanked: dict[str, set[str]] = {}
     for line in output.splitlines():
         oid, _, ref = line.partition("\t")
-        for prefix, versions in zip(prefixes, found, strict=True):
-            if OID.fullmatch(oid) and ref.startswith(prefix) and is_version(version := ref.removeprefix(prefix)):
-                versions[version] = oid
-    return Listing(found[0], frozenset(found[1]))
+        for prefix in (TAGS, YANKED):
+            adapter, _, version = ref.removeprefix(f"{prefix}/").partition("/")
+            if not ref.startswith(f"{prefix}/") or not OID.fullmatch(oid) or not is_version(version):
+                continue
+            if prefix == TAGS:
+                versions.setdefault(adapter, {})[version] = oid
+            else:
+                yanked.setdefault(adapter, set()).add(version)
+    return {
+        adapter: Listing(versions.get(adapter, {}), frozenset(yanked.get(adapter, ())))
+        for adapter in versions.keys() | yanked.keys()
+    }
 
 
 def fetch_release(
@@ -240,6 +256,70 @@ def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) 
             _extract(git, tree, target, small, None)
             found.append({path.name: path.read_bytes() for path in target.iterdir()})
         return found
+
+
+def fetch_file(remote: Remote, path: str, limits: Limits, *, most: int) -> bytes | None:
+    """Return one small file of the default branch, or None if there is none.
+
+    Raises:
+        TransportError: The server cannot be reached or failed.
+    """
+    depth = path.count("/") + 2
+    with tempfile.TemporaryDirectory(prefix="adaptergit-file-") as folder:
+        try:
+            git = _fetch(Path(folder) / "git", remote, ["HEAD"], limits, filtered=True, only=f"tree:{depth}")
+        except NotFoundError:
+            return None
+        if not git.text("ls-tree", "--full-tree", "FETCH_HEAD", "--", path).startswith("100"):
+            return None
+        return git.raw("cat-file", "blob", f"FETCH_HEAD:{path}", max_output=most)
+
+
+def fetch_files(remote: Remote, beside: Path, limits: Limits) -> Path:
+    """Bring the branch ``dist`` of a repository, or the folder ``dist`` of its default branch, into a folder.
+
+    The folder belongs to the address and is brought up to date when it is asked for again.
+
+    Args:
+        remote: Where from.
+        beside: Folder for such folders.
+        limits: Bounds on bytes and time.
+
+    Raises:
+        TransportError: The server cannot be reached or failed.
+        NotFoundError: There is neither.
+        PackageError: The tree holds something else than plain files in plain folders.
+    """
+    target = beside / hashlib.sha256(remote.url.encode()).hexdigest()[:16]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="git-", dir=beside) as folder:
+        try:
+            git = _fetch(Path(folder) / "dist", remote, ["refs/heads/dist"], limits)
+            top = "FETCH_HEAD"
+        except NotFoundError:
+            git = _fetch(Path(folder) / "head", remote, ["HEAD"], limits)
+            top = "FETCH_HEAD:dist"
+        try:
+            listing = git.raw("ls-tree", "-r", "-z", "--full-tree", "--end-of-options", top)
+        except TransportError as error:
+            raise NotFoundError("neither a branch nor a folder 'dist'", where=remote.url) from error
+        oids: dict[str, str] = {}
+        for entry in listing.split(b"\0"):
+            if entry:
+                fields, _, raw_name = entry.partition(b"\t")
+                mode, _, oid = fields.decode("ascii", "replace").split()
+                name = raw_name.decode("utf-8", "replace")
+                if mode != "100644" or not _PLAIN_PATH.fullmatch(name):
+                    raise PackageError("an index holds plain files only", where=f"{remote.url} {name}")
+                oids[name] = oid
+        fresh = Path(folder) / "files"
+        for name in oids:
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+        _write(git, oids, _sizes(git, oids), fresh)
+        if target.exists():
+            target.rename(Path(folder) / "old")
+        fresh.rename(target)
+    return target
 
 
 def _fetch(

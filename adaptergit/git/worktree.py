@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from adaptergit.errors import ReleaseError, TransportError, UsageError
@@ -151,3 +152,15 @@ class Clone:
                     hint='git config user.name "Your Name" && git config user.email you@example.org',
                 ) from error
             raise
+
+
+def commit_time(folder: Path) -> datetime:
+    """Return when the commit that is checked out in a folder was made.
+
+    Raises:
+        UsageError: There is none.
+    """
+    try:
+        return datetime.fromtimestamp(int(Git(folder, trusted=True).text("log", "-1", "--format=%ct")), UTC)
+    except TransportError as error:
+        raise UsageError("there is no commit here", where=str(folder), hint="commit first: its time is used") from error

@@ -48,6 +48,11 @@ class Fingerprint:
         packed = base64.urlsafe_b64encode(struct.pack(f">{len(self.sketch)}h", *self.sketch)).decode().rstrip("=")
         return f"fp1:{self.blocks}x{self.hidden_size}:{self.structure}:{packed}"
 
+    def same_base(self, other: Fingerprint) -> bool:
+        """Tell whether both are of one base model, up to casts and quantisation."""
+        sizes = (self.blocks, self.hidden_size, self.structure)
+        return sizes == (other.blocks, other.hidden_size, other.structure) and _distance(self, other) <= TOLERANCE
+
     @classmethod
     def parse(cls, text: str) -> Fingerprint:
         """Parse the text of a card or manifest.

@@ -1,0 +1,253 @@
+"""Crawl: find what the sources of an index have released, check it, and list it.
+
+Publishing is pushing a tag; the crawl finds it. Every release is fetched and verified as a user would, with the keys
+the index enrolled and no others. A source that cannot be reached, or releases something that is refused, is reported
+and never stops the rest. What was listed stays as it is, but for ``yanked``.
+
+A run does only what is new: one list of tags per source, one fetch per new release, and each source is written when
+it is done, so that a run that was stopped goes on where it was. ``shard=(i, n)`` does every n-th source, for as many
+machines as one likes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import BoundedSemaphore
+from urllib.parse import urlsplit
+
+from packaging.version import Version
+
+from adaptergit.errors import AdaptergitError, NotFoundError, PackageError, TransportError, TrustError
+from adaptergit.git import Listing, Remote, fetch_release, fetch_rotations, list_all
+from adaptergit.index.entry import Entry, entry_of
+from adaptergit.index.repository import IndexPolicy, IndexRepository, Proof
+from adaptergit.index.rules import Release, broken_by
+from adaptergit.index.sources import SourceFile
+from adaptergit.package import check_files, read_package
+from adaptergit.reference import Source
+from adaptergit.settings import Settings
+from adaptergit.trust import ROTATION, AllowedSigner, Past, Policy, Revocation, evaluate, follow, parse_revocations
+from adaptergit.trust.rotation import MAX_ROTATIONS
+
+_PER_HOST = 4
+"""Requests at a time to one host."""
+
+
+@dataclass(frozen=True)
+class Crawled:
+    """What became of one source."""
+
+    principal: str
+    added: tuple[str, ...] = ()
+    """``adapter==version``."""
+    yanked: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Releases that were not listed, and why."""
+    error: str = ""
+    """Why the source could not be looked at."""
+
+
+def crawl(
+    index: IndexRepository,
+    settings: Settings,
+    *,
+    now: datetime | None = None,
+    only: Iterable[str] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    jobs: int = 8,
+    report: Callable[[Crawled], None] = lambda _: None,
+) -> list[Crawled]:
+    """Look at every source.
+
+    Args:
+        index: The repository; entries are written into it.
+        settings: Limits, and hosts plain http is spoken to.
+        now: Becomes ``first_seen``.
+        only: Principals; default: all.
+        shard: ``(i, n)``: only every n-th source, beginning with i.
+        jobs: Sources at a time.
+        report: Called with every source when it is done.
+    """
+    moment = (now or datetime.now(UTC)).replace(microsecond=0)
+    part, parts = shard
+    chosen = [
+        principal
+        for principal in (index.principals() if only is None else only)
+        if zlib.crc32(principal.encode()) % parts == part
+    ]
+    policy, hosts = index.policy(), _Hosts()
+    revocations = parse_revocations(index.revoked(), source="revoked.jsonl")
+
+    def one(principal: str) -> Crawled:
+        try:
+            source = index.source(principal)
+            with hosts.of(source.url):
+                found = crawl_source(index, source, settings, policy, revocations, moment)
+        except (AdaptergitError, OSError) as error:
+            found = Crawled(principal, error=str(error))
+        report(found)
+        return found
+
+    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+        return list(pool.map(one, chosen))
+
+
+def crawl_source(
+    index: IndexRepository,
+    source: SourceFile,
+    settings: Settings,
+    policy: IndexPolicy,
+    revocations: Iterable[Revocation],
+    now: datetime,
+) -> Crawled:
+    """Look at one source and list what is new.
+
+    Raises:
+        TransportError: It cannot be reached. Nothing was written.
+    """
+    remote = Remote.of(Source.parse(source.url), allow_http=settings.allow_http)
+    listings = list_all(remote)
+    entries = index.entries(source.repository)
+    known = {(entry.name, entry.version): entry for entry in entries}
+    added: dict[tuple[str, str], Entry] = {}
+    refused: dict[str, str] = {}
+    fresh = [
+        (name, version)
+        for name, listing in sorted(listings.items())
+        for version in sorted(listing.versions, key=Version)
+        if (name, version) not in known
+    ]
+    signers, gone = _keys(index, source, remote, settings, revocations, now) if fresh else ([], [])
+    for name, version in fresh:
+        past = [entry for (other, _), entry in {**known, **added}.items() if other == name]
+        try:
+            added[name, version] = _release(
+                source, remote, name, version, past, (signers, gone), settings, policy, now, listings[name]
+            )
+        except (TrustError, PackageError, NotFoundError, TransportError) as error:
+            refused[f"{name}=={version}"] = str(error).partition("\n")[0]
+    changed = {}
+    for key, entry in known.items():
+        listing = listings.get(entry.name)
+        if listing is None or entry.legacy:
+            continue
+        # A maintainer's word on a release stays; a publisher's follows the tag.
+        marked = entry.version in listing.yanked
+        if marked and entry.yanked is None:
+            changed[key] = replace(entry, yanked=_BY_PUBLISHER)
+        elif not marked and entry.yanked == _BY_PUBLISHER:
+            changed[key] = replace(entry, yanked=None)
+    if added or changed:
+        index.write_entries(source.repository, list({**known, **changed, **added}.values()))
+    return Crawled(
+        source.repository,
+        tuple(f"{name}=={version}" for name, version in added),
+        tuple(f"{name}=={version}" for name, version in changed),
+        refused,
+    )
+
+
+_BY_PUBLISHER = "withdrawn by its publisher"
+
+
+def _release(
+    source: SourceFile,
+    remote: Remote,
+    name: str,
+    version: str,
+    past: list[Entry],
+    keys: tuple[list[AllowedSigner], list[Revocation]],
+    settings: Settings,
+    policy: IndexPolicy,
+    now: datetime,
+    listing: Listing,
+) -> Entry:
+    """Fetch and check one release.
+
+    Raises:
+        TrustError, PackageError: It is refused.
+        NotFoundError, TransportError: It cannot be had.
+    """
+    limits = replace(settings.limits, package_bytes=min(settings.limits.package_bytes, policy.max_release_bytes))
+    signers, revocations = keys
+    wanted = Policy(
+        signers=tuple(signers),
+        repository=source.repository,
+        name=name,
+        threshold=source.threshold,
+        revocations=tuple(revocations),
+        history=tuple(Past(entry.version, entry.manifest_sha256, entry.previous) for entry in past),
+    )
+    with tempfile.TemporaryDirectory(prefix="adaptergit-crawl-") as folder:
+        target = Path(folder) / "package"
+        target.mkdir()
+
+        def judge(path: Path) -> dict[str, int]:
+            package = read_package(path, limits)
+            return {
+                file.path: file.size
+                for file in evaluate(package.manifest_bytes, package.signatures, wanted, now).manifest.files
+            }
+
+        fetched = fetch_release(remote, name, target, version=version, limits=limits, judge=judge)
+        package = read_package(target, limits)
+        verdict = evaluate(package.manifest_bytes, package.signatures, wanted, now)
+        card = check_files(package, verdict.manifest, limits)
+        entry = entry_of(
+            verdict.manifest,
+            card,
+            digest=verdict.digest,
+            url=source.url,
+            tree=fetched.tree,
+            signers=verdict.signers,
+            first_seen=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            yanked=_BY_PUBLISHER if version in listing.yanked else None,
+        )
+        if found := broken_by(Release(entry, target, version, tuple(past), policy)):
+            raise PackageError("; ".join(f"{rule.id}: {why}" for rule, why in found))
+        return entry
+
+
+def _keys(
+    index: IndexRepository,
+    source: SourceFile,
+    remote: Remote,
+    settings: Settings,
+    revocations: Iterable[Revocation],
+    now: datetime,
+) -> tuple[list[AllowedSigner], list[Revocation]]:
+    """Whose signatures count now: the enrolled keys, and those that come after them."""
+    signers, gone = source.signers("sources/"), list(revocations)
+    with tempfile.TemporaryDirectory(prefix="adaptergit-crawl-") as folder:
+        try:
+            found = fetch_rotations(remote, settings.limits, beside=Path(folder), most=MAX_ROTATIONS)
+        except (TransportError, PackageError):
+            found = []
+    proofs = [
+        Proof("rotation", files[ROTATION], {name: data for name, data in files.items() if name != ROTATION})
+        for files in found
+        if ROTATION in files
+    ]
+    kept = index.proofs(source.repository)
+    every = [proof.rotation for proof in (*kept, *proofs) if proof.kind == "rotation"]
+    change = follow(every, source.repository, signers, gone, now, threshold=source.threshold)
+    if change and {proof.to_line() for proof in proofs} - {proof.to_line() for proof in kept}:
+        index.write_proofs(source.repository, [*kept, *proofs])
+    return [*signers, *change.added], [*gone, *change.removed]
+
+
+class _Hosts:
+    """A few requests at a time to one host."""
+
+    def __init__(self) -> None:
+        self.gates: dict[str, BoundedSemaphore] = {}
+
+    def of(self, url: str) -> BoundedSemaphore:
+        """Return the gate of an address's host."""
+        return self.gates.setdefault(urlsplit(url).hostname or "", BoundedSemaphore(_PER_HOST))

@@ -1,0 +1,243 @@
+"""The local database of one index: SQLite with full-text search, rows in the order of their static rank.
+
+The rank of an adapter is its row number, best first, so that the best hits of a query are found first and ``LIMIT``
+ends it early: sorting by relevance would look at every hit. Facets are words of their own (``t_sentiment``,
+``l_de``), so that a filter is one more word of the query. The database is only a cache of the shards and can be built
+again at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptergit.errors import UsageError
+from adaptergit.index.entry import Entry, newest
+
+FILTERS = ("task", "base_model", "method", "language", "license")
+_LETTERS = {"task": "t", "base_model": "b", "method": "m", "language": "l", "license": "c"}
+SORTS = ("best", "newest", "smallest", "name")
+_MAX_CANDIDATES = 2000
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS source(principal TEXT PRIMARY KEY, shard TEXT NOT NULL, loaded INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS adapter(rank INTEGER PRIMARY KEY, principal TEXT NOT NULL, name TEXT NOT NULL,
+    fingerprint TEXT NOT NULL, published TEXT NOT NULL, size INTEGER NOT NULL, facets TEXT NOT NULL, body TEXT NOT NULL,
+    line BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS adapter_name ON adapter(name);
+CREATE INDEX IF NOT EXISTS adapter_principal ON adapter(principal);
+CREATE INDEX IF NOT EXISTS adapter_fingerprint ON adapter(fingerprint);
+CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(facets, body, content='adapter', content_rowid='rank',
+    detail=column, prefix='2 3 4 5', tokenize="unicode61 tokenchars '_'");
+"""
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is looked for."""
+
+    text: str = ""
+    """Words; each must occur, the last one may be the beginning of a word."""
+    filters: tuple[tuple[str, str], ...] = ()
+    """Pairs of a name in :data:`FILTERS` and what it must be: every word of it, compared without case."""
+    sort: str = "best"
+    limit: int = 50
+
+
+class Database:
+    """Search over the newest releases of an index."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = path
+        self.connection = sqlite3.connect(path, isolation_level=None)
+        self.connection.execute("PRAGMA journal_mode=WAL" if path != ":memory:" else "PRAGMA journal_mode=MEMORY")
+        self.connection.execute("PRAGMA synchronous=NORMAL")
+        self.connection.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.connection.close()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """All changes inside, or none."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT")
+
+    def shards(self) -> dict[str, tuple[str, bool]]:
+        """Return the digest of every source's shard, and whether its releases are in the database."""
+        rows = self.connection.execute("SELECT principal, shard, loaded FROM source")
+        return {principal: (shard, bool(loaded)) for principal, shard, loaded in rows}
+
+    def shard(self, principal: str) -> str | None:
+        """Return the digest of one source's shard."""
+        row = self.connection.execute("SELECT shard FROM source WHERE principal = ?", (principal,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def put(self, principal: str, shard: str, entries: Iterable[Entry] | None) -> None:
+        """Take over a source's shard; without entries, only where it is."""
+        self.drop(principal)
+        loaded = entries is not None
+        self.connection.execute("INSERT INTO source VALUES(?, ?, ?)", (principal, shard, loaded))
+        for entry in newest(entries or ()).values():
+            facets, body, rank = _facets(entry), _body(entry), _rank(entry)
+            line = entry.to_line()
+            while True:
+                row = (rank, principal, entry.name, entry.fingerprint, entry.published, entry.size, facets, body, line)
+                try:
+                    self.connection.execute("INSERT INTO adapter VALUES(?,?,?,?,?,?,?,?,?)", row)
+                    break
+                except sqlite3.IntegrityError:
+                    rank += 1
+            self.connection.execute("INSERT INTO words(rowid, facets, body) VALUES(?, ?, ?)", (rank, facets, body))
+
+    def drop(self, principal: str) -> None:
+        """Forget a source."""
+        rows = self.connection.execute(
+            "SELECT rank, facets, body FROM adapter WHERE principal = ?", (principal,)
+        ).fetchall()
+        for rank, facets, body in rows:
+            self.connection.execute(
+                "INSERT INTO words(words, rowid, facets, body) VALUES('delete', ?, ?, ?)", (rank, facets, body)
+            )
+        self.connection.execute("DELETE FROM adapter WHERE principal = ?", (principal,))
+        self.connection.execute("DELETE FROM source WHERE principal = ?", (principal,))
+
+    def count(self) -> int:
+        """Return how many adapters there are."""
+        return int(self.connection.execute("SELECT count(*) FROM adapter").fetchone()[0])
+
+    def search(self, query: Query) -> list[Entry]:
+        """Return the newest release of every adapter that matches.
+
+        Raises:
+            UsageError: An unknown filter or order.
+        """
+        if query.sort not in SORTS:
+            raise UsageError(f"unknown order {query.sort!r}", hint=f"one of {', '.join(SORTS)}")
+        words = [word for word in re.findall(r"\w+", query.text.casefold()) if word]
+        match = _match(words, query.filters)
+        order = {"best": "rank", "newest": "published DESC, rank", "smallest": "size, rank", "name": "name, rank"}
+        if match is None:
+            sql = f"SELECT line FROM adapter ORDER BY {order[query.sort]} LIMIT ?"  # noqa: S608 - from a table
+            return self._entries(sql, (query.limit,))
+        if query.sort == "best":
+            sql = "SELECT line FROM adapter JOIN (SELECT rowid AS r FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?) ON rank = r ORDER BY rank"  # noqa: E501 - one statement
+            found = self._entries(sql, (match, max(4 * query.limit, 100)))
+            return _named_first(self._named(words, match), found, words)[: query.limit]
+        sql = f"SELECT line FROM adapter JOIN (SELECT rowid AS r FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?) ON rank = r ORDER BY {order[query.sort]} LIMIT ?"  # noqa: S608, E501
+        return self._entries(sql, (match, _MAX_CANDIDATES, query.limit))
+
+    def named(self, name: str) -> list[Entry]:
+        """Return the adapters with exactly this name."""
+        return self._entries("SELECT line FROM adapter WHERE name = ? ORDER BY rank LIMIT 100", (name,))
+
+    def get(self, principal: str, name: str) -> Entry | None:
+        """Return the newest release of one adapter."""
+        sql = "SELECT line FROM adapter WHERE principal = ? AND name = ?"
+        return next(iter(self._entries(sql, (principal, name))), None)
+
+    def fingerprints(self) -> list[str]:
+        """Return every base model's fingerprint that an adapter was trained in."""
+        rows = self.connection.execute("SELECT DISTINCT fingerprint FROM adapter WHERE fingerprint != ''")
+        return [row[0] for row in rows]
+
+    def of_fingerprints(self, fingerprints: Iterable[str], limit: int) -> list[Entry]:
+        """Return the adapters of base models."""
+        wanted = list(fingerprints)[:500]
+        marks = ",".join("?" * len(wanted))
+        sql = f"SELECT line FROM adapter WHERE fingerprint IN ({marks}) ORDER BY rank LIMIT ?"  # noqa: S608 - marks
+        return self._entries(sql, (*wanted, limit))
+
+    def _named(self, words: list[str], match: str) -> list[Entry]:
+        """What is called exactly as the query may be far down in the order of ranks."""
+        if not 1 <= len(words) <= 4:
+            return []
+        names = {separator.join(words) for separator in "-_."}
+        marks = ",".join("?" * len(names))
+        sql = f"SELECT line FROM adapter JOIN words ON words.rowid = rank WHERE name IN ({marks}) AND words MATCH ? ORDER BY rank LIMIT 20"  # noqa: S608, E501
+        return self._entries(sql, (*sorted(names), match)) if self._has_name(names) else []
+
+    def _has_name(self, names: Iterable[str]) -> bool:
+        found = (
+            self.connection.execute("SELECT 1 FROM adapter WHERE name = ? LIMIT 1", (n,)).fetchone() for n in names
+        )
+        return any(found)
+
+    def _entries(self, sql: str, values: tuple[object, ...]) -> list[Entry]:
+        return [Entry.from_line(row[0], where=str(self.path)) for row in self.connection.execute(sql, values)]
+
+
+def _match(words: list[str], filters: Iterable[tuple[str, str]]) -> str | None:
+    parts = [f'"{word}"' for word in words]
+    if words and len(words[-1]) > 1:
+        parts[-1] += "*"
+    for name, value in filters:
+        if name not in _LETTERS:
+            raise UsageError(f"unknown filter {name!r}", hint=f"one of {', '.join(FILTERS)}")
+        found = re.findall(r"\w+", value.casefold().replace("_", " "))
+        parts += [f'facets:"{_LETTERS[name]}_{word}"' for word in found]
+    return " AND ".join(parts) or None
+
+
+def _facets(entry: Entry) -> str:
+    values: Mapping[str, Iterable[str]] = {
+        "task": (entry.task, entry.dataset),
+        "base_model": (entry.base_model,),
+        "method": (entry.method,),
+        "language": entry.languages,
+        "license": (entry.license,),
+    }
+    found = {
+        f"{_LETTERS[name]}_{word}"
+        for name, texts in values.items()
+        for text in texts
+        for word in re.findall(r"\w+", text.casefold().replace("_", " "))
+    }
+    return " ".join(sorted(found))
+
+
+def _body(entry: Entry) -> str:
+    parts = (
+        entry.name.replace("_", " "),
+        entry.name,
+        entry.principal,
+        entry.task,
+        entry.dataset,
+        entry.base_model,
+        entry.method,
+        *entry.keywords,
+        *entry.languages,
+        *entry.authors,
+        entry.description,
+    )
+    return " ".join(part for part in parts if part).casefold()
+
+
+def _rank(entry: Entry) -> int:
+    """Measured before unmeasured, new before old; then anyhow, but always the same."""
+    year, month = (int(entry.published[:4]), int(entry.published[5:7])) if entry.published[:4].isdigit() else (2000, 1)
+    quality = min(max((year - 2000) * 12 + month, 0), 4095) + (4096 if entry.metrics else 0)
+    tie = int.from_bytes(hashlib.sha256(entry.id.encode()).digest()[:5], "big")
+    return (8191 - quality) << 40 | tie
+
+
+def _named_first(named: list[Entry], found: list[Entry], words: list[str]) -> list[Entry]:
+    """What is called so, then where the words are in its name, task or keywords; else the order of ranks."""
+
+    def hits(entry: Entry) -> int:
+        head = " ".join((entry.name, entry.task, entry.dataset, *entry.keywords)).casefold()
+        return -sum(word in head for word in words)
+
+    known = {entry.id for entry in named}
+    return [*named, *sorted((entry for entry in found if entry.id not in known), key=hits)]

@@ -1,0 +1,232 @@
+"""One release as an index lists it: a line of JSON that is written once and never changes, but for ``yanked``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from packaging.version import Version
+
+from adaptergit.errors import PackageError
+from adaptergit.package import Card, Manifest, canonical, schemas
+from adaptergit.package.version import is_version
+
+MAX_LINE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of the card's evaluation."""
+
+    dataset: str
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One release."""
+
+    id: str
+    """``host/org/repo@adapter``."""
+    url: str
+    version: str
+    manifest_sha256: str
+    tree: str
+    """Git tree oid that fetches exactly this release."""
+    size: int
+    """Bytes of all files."""
+    method: str
+    task: str
+    base_model: str
+    license: str
+    description: str
+    languages: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+    dataset: str = ""
+    signers: tuple[str, ...] = ()
+    published: str = ""
+    yanked: str | None = None
+    """Reason, if the release was withdrawn."""
+    fingerprint: str = ""
+    """Of the base model."""
+    metrics: tuple[Metric, ...] = ()
+    previous: str | None = None
+    """Digest of the manifest before this one."""
+    first_seen: str = ""
+    """When the index first saw it."""
+    authors: tuple[str, ...] = ()
+    citation: str = ""
+    dependencies: tuple[str, ...] = ()
+    """References of adapters it was trained on top of."""
+    parameters: int = 0
+    legacy: str = ""
+    """Of an archive that is not signed: where its file is."""
+
+    @property
+    def principal(self) -> str:
+        """``host/org/repo``."""
+        return self.id.rpartition("@")[0]
+
+    @property
+    def name(self) -> str:
+        """Of the adapter."""
+        return self.id.rpartition("@")[2]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data; what is empty is left out."""
+        required = {"id", "url", "version", "manifest_sha256", "tree", "size", "method", "task", "base_model"}
+        required |= {"license", "description"}
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in plain.items() if key in required or value}
+
+    def to_line(self) -> bytes:
+        """Serialise to one line, always to the same bytes."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return text.encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes, *, where: str) -> Entry:
+        """Read a line quickly: kinds of values are checked, their grammar where something is done with them.
+
+        Raises:
+            PackageError: Not an entry.
+        """
+        try:
+            raw = json.loads(line)
+            return cls.from_dict(raw)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise PackageError(f"not an entry: {str(error)[:120]}", where=where) from error
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Entry:
+        """Build an entry of plain data.
+
+        Raises:
+            ValueError, TypeError, KeyError: It is none.
+        """
+        values: dict[str, Any] = {}
+        for key, value in raw.items():
+            kind = _KINDS[key]
+            if kind is tuple:
+                if key == "metrics":
+                    value = tuple(Metric(str(m["dataset"]), str(m["name"]), float(m["value"])) for m in value)
+                elif type(value) is not list or not all(type(item) is str for item in value):
+                    raise TypeError(f"{key} is no list of texts")
+                else:
+                    value = tuple(value)
+            elif type(value) is not kind and not (value is None and key in ("yanked", "previous")):
+                raise TypeError(f"{key} is no {kind.__name__}")
+            values[key] = value
+        entry = cls(**values)
+        if not is_version(entry.version) or "@" not in entry.id or entry.size < 0:
+            raise ValueError(f"{entry.id!r} {entry.version!r} is no release")
+        return entry
+
+
+_KINDS: dict[str, type] = {
+    f.name: int if f.name in ("size", "parameters") else tuple if "tuple" in str(f.type) else str for f in fields(Entry)
+}
+
+
+def entry_of(
+    manifest: Manifest,
+    card: Card,
+    *,
+    digest: str,
+    url: str,
+    tree: str,
+    signers: Iterable[str],
+    first_seen: str = "",
+    yanked: str | None = None,
+) -> Entry:
+    """Describe a verified release."""
+    task, data = card.data["task"], card.data
+    return Entry(
+        id=f"{manifest.repository}@{manifest.name}",
+        url=url,
+        version=manifest.version,
+        manifest_sha256=digest,
+        tree=tree,
+        size=sum(f.size for f in manifest.files),
+        method=manifest.method,
+        task="/".join(part for part in (task["type"], task.get("id"), task.get("subtask")) if part),
+        base_model=manifest.base_model.id,
+        license=manifest.license,
+        description=data["description"],
+        languages=tuple(task.get("languages", ())),
+        keywords=tuple(data.get("keywords", ())),
+        dataset=task.get("dataset", ""),
+        signers=tuple(signers),
+        published=manifest.created,
+        yanked=yanked,
+        fingerprint=manifest.base_model.fingerprint,
+        metrics=tuple(
+            Metric(one["dataset"], one["metric"], float(one["value"]))
+            for one in data.get("evaluation", ())
+            if isinstance(one.get("value"), int | float)
+        ),
+        previous=manifest.previous,
+        first_seen=first_seen,
+        authors=tuple(
+            str(one.get("name", "")) if isinstance(one, Mapping) else str(one) for one in data.get("authors", ())
+        ),
+        citation=str(data.get("citation", "")),
+        dependencies=tuple(str(one["reference"]) for one in data.get("dependencies", ())),
+        parameters=int(data["adapter"].get("parameters", 0)),
+    )
+
+
+def read_lines(data: bytes, where: str) -> list[Entry]:
+    """Read the entries of a file of lines.
+
+    Raises:
+        PackageError: With the line that is none.
+    """
+    return [
+        Entry.from_line(line, where=f"{where}:{number}")
+        for number, line in enumerate(data.split(b"\n"), 1)
+        if line.strip()
+    ]
+
+
+def sort_key(entry: Entry) -> tuple[str, Version]:
+    """In the order of names and versions."""
+    return entry.id, Version(entry.version)
+
+
+def newest(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Return the release of every adapter that somebody who names no version is given, by id."""
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.yanked is None and not Version(entry.version).is_prerelease:
+            known = found.get(entry.id)
+            if known is None or Version(entry.version) > Version(known.version):
+                found[entry.id] = entry
+    return found
+
+
+def check_document(data: bytes, where: str, limit: int) -> list[Entry]:
+    """Read an aggregated index, ``{"schema": "adaptergit.index/1", "entries": […]}``, strictly.
+
+    Raises:
+        PackageError: Not a valid index; names the entry and the field.
+    """
+    try:
+        canonical.refuse_surrogates(data, where)
+        raw = json.loads(data) if len(data) <= limit else None
+    except (ValueError, RecursionError) as error:
+        raise PackageError(f"not JSON: {error}", where=where) from error
+    if raw is None:
+        raise PackageError(f"more than {limit} bytes", where=where)
+    for field, message in schemas.problems("index", raw):
+        raise PackageError(f"{schemas.dotted(field) or 'document'}: {message}", where=where)
+    found = []
+    for number, item in enumerate(raw["entries"]):
+        try:
+            found.append(Entry.from_dict(item))
+        except (ValueError, TypeError, KeyError) as error:
+            raise PackageError(f"entries[{number}]: {error}", where=where) from error
+    return found

@@ -1,0 +1,233 @@
+"""What the maintainers of an index do: begin one, sign, change who maintains it, recover, revoke, yank."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace as changed
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError
+from adaptergit.index.documents import (
+    RECOVERY_NAMESPACE,
+    ROOT_NAMESPACE,
+    SNAPSHOT_NAMESPACE,
+    Recovery,
+    Root,
+    next_root,
+    parse_root,
+    parse_snapshot,
+    signed_by,
+    split_signatures,
+)
+from adaptergit.index.repository import IndexRepository, Proof, replace
+from adaptergit.resources import resource
+from adaptergit.trust import PublicKey, SigningKey, sign
+
+_ROOT_DAYS = 365
+
+
+def init_index(
+    folder: Path,
+    name: str,
+    *,
+    maintainers: Sequence[PublicKey],
+    online: Sequence[PublicKey],
+    threshold: int,
+    keys: Sequence[SigningKey],
+    snapshot_days: int = 14,
+    now: datetime | None = None,
+) -> Root:
+    """Write a new index into a folder: the template, and a first root signed by the keys that are here.
+
+    Args:
+        folder: Empty, or holding nothing of the template's names.
+        name: What the index calls itself.
+        maintainers: Whose signatures make a root.
+        online: Keys that sign snapshots, usually in CI.
+        threshold: How many maintainers must sign.
+        keys: Maintainers' keys that sign now; others sign later with :func:`sign_root`.
+        snapshot_days: How long a snapshot counts.
+        now: For the root's expiry, a year later.
+
+    Raises:
+        UsageError: Something is there already, or no maintainer's key is here.
+    """
+    template = resource("index_repo_template")
+    taken = [item.name for item in template.iterdir() if (folder / item.name).exists()]
+    if taken:
+        raise UsageError(f"there is something already: {', '.join(sorted(taken))}", where=str(folder))
+    if not set(maintainers) & {key.public for key in keys}:
+        raise UsageError("none of the keys is a maintainer's", hint="name one with --key")
+    expires = (now or datetime.now(UTC)).replace(microsecond=0) + timedelta(days=_ROOT_DAYS)
+    root = Root(name, 1, expires, threshold, tuple(maintainers), tuple(online), snapshot_days)
+    data = root.to_bytes()
+    signatures = [sign(data, key, namespace=ROOT_NAMESPACE) for key in keys]
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(str(template), folder, dirs_exist_ok=True)
+    index = IndexRepository(folder)
+    root = parse_root(data)
+    index.write_root(root, signatures)
+    readme = folder / "README.md"
+    readme.write_text(
+        readme.read_text("utf-8").replace("INDEX_NAME", name).replace("ROOT_DIGEST", root.digest), "utf-8"
+    )
+    return root
+
+
+def rotate_root(
+    index: IndexRepository,
+    keys: Sequence[SigningKey],
+    *,
+    maintainers: Sequence[PublicKey] | None = None,
+    online: Sequence[PublicKey] | None = None,
+    threshold: int | None = None,
+    now: datetime | None = None,
+) -> Root:
+    """Write the next root, signed by the keys that are here; enough old and new maintainers must sign before it counts.
+
+    Raises:
+        NotFoundError, TrustError: There is no root to follow.
+    """
+    before = index.current_root()
+    expires = (now or datetime.now(UTC)).replace(microsecond=0) + timedelta(days=_ROOT_DAYS)
+    draft = changed(
+        before,
+        version=before.version + 1,
+        expires=expires,
+        maintainers=before.maintainers if maintainers is None else tuple(maintainers),
+        online=before.online if online is None else tuple(online),
+        threshold=before.threshold if threshold is None else threshold,
+    )
+    data = draft.to_bytes()
+    root = parse_root(data)
+    index.write_root(root, [sign(data, key, namespace=ROOT_NAMESPACE) for key in keys])
+    return root
+
+
+def sign_root(index: IndexRepository, version: int, keys: Sequence[SigningKey]) -> bool:
+    """Add signatures to a root; return whether it counts now.
+
+    Raises:
+        NotFoundError: There is no such root.
+        UsageError: A key that is no maintainer's.
+    """
+    path = index.root / "roots" / f"{version}.json"
+    if not path.is_file():
+        raise NotFoundError("there is no such root", where=str(path))
+    data = path.read_bytes()
+    root = parse_root(data)
+    have = split_signatures(path.with_name(f"{path.name}.sig").read_bytes())
+    allowed = set(root.maintainers)
+    if version > 1:
+        allowed |= set(parse_root((index.root / "roots" / f"{version - 1}.json").read_bytes()).maintainers)
+    for key in keys:
+        if key.public not in allowed:
+            raise UsageError(f"{key.public.fingerprint} is no maintainer of {root.index}")
+        if key.public not in signed_by(data, have, ROOT_NAMESPACE, [key.public]):
+            have.append(sign(data, key, namespace=ROOT_NAMESPACE))
+    index.write_root(root, have)
+    try:
+        if version == 1:
+            return len(signed_by(data, have, ROOT_NAMESPACE, root.maintainers)) >= root.threshold
+        before = parse_root((index.root / "roots" / f"{version - 1}.json").read_bytes())
+        next_root(before, data, b"".join(have))
+    except TrustError:
+        return False
+    return True
+
+
+def sign_snapshot(index: IndexRepository, dist: Path, key: SigningKey, *, now: datetime | None = None) -> None:
+    """Sign what was built.
+
+    Args:
+        index: The repository.
+        dist: What was built.
+        key: An online key.
+        now: Give it a new time, and so a new expiry: for signing again what did not change.
+
+    Raises:
+        NotFoundError: Nothing was built.
+        UsageError: Not an online key.
+    """
+    path, root = dist / "snapshot.json", index.current_root()
+    if not path.is_file():
+        raise NotFoundError("nothing was built", where=str(path), hint="adaptergit index build")
+    if key.public not in root.online:
+        raise UsageError(f"{key.public.fingerprint} is not an online key of {root.index}", where=f"root {root.version}")
+    snapshot = parse_snapshot(path.read_bytes())
+    if now is not None:
+        moment = now.astimezone(UTC).replace(microsecond=0)
+        snapshot = changed(
+            snapshot,
+            version=max(snapshot.version + 1, int(moment.timestamp())),
+            created=moment,
+            expires=moment + timedelta(days=root.snapshot_days),
+        )
+    data = snapshot.to_bytes()
+    signature = sign(data, key, namespace=SNAPSHOT_NAMESPACE)
+    replace(path, data)
+    replace(path.with_name("snapshot.json.sig"), signature)
+
+
+def recover(
+    index: IndexRepository,
+    principal: str,
+    new: Sequence[PublicKey],
+    keys: Sequence[SigningKey],
+    *,
+    reason: str,
+    now: datetime | None = None,
+) -> Recovery:
+    """Give a publisher who lost theirs a new key, on the maintainers' word; the source file is changed with it.
+
+    Raises:
+        NotFoundError: There is no such source.
+        TrustError: Fewer maintainers' keys than the root asks for.
+    """
+    from adaptergit.index.documents import check_recovery
+    from adaptergit.index.sources import SourceKey
+
+    source, root = index.source(principal), index.current_root()
+    moment = (now or datetime.now(UTC)).replace(microsecond=0)
+    recovery = Recovery(root.index, principal, tuple(new), moment, reason)
+    data = recovery.to_bytes()
+    signatures = {f"{n}.sig": sign(data, key, namespace=RECOVERY_NAMESPACE) for n, key in enumerate(keys)}
+    check_recovery(data, b"".join(signatures.values()), root)
+    index.write_proofs(principal, [*index.proofs(principal), Proof("recovery", data, signatures)])
+    replace(index.root / source.path, changed(source, keys=tuple(SourceKey(key) for key in new)).to_yaml())
+    return recovery
+
+
+def yank_entry(index: IndexRepository, principal: str, adapter: str, version: str, reason: str | None) -> None:
+    """Withdraw a release from the index, or, without a reason, take that back.
+
+    Raises:
+        NotFoundError: It is not listed.
+    """
+    entries = index.entries(principal)
+    hits = [entry for entry in entries if (entry.name, entry.version) == (adapter, version)]
+    if not hits:
+        raise NotFoundError(f"{principal}@{adapter}=={version} is not listed", where=str(index.entries_path(principal)))
+    index.write_entries(principal, [changed(e, yanked=reason) if e in hits else e for e in entries])
+
+
+def check_index(index: IndexRepository) -> tuple[int, int]:
+    """Read everything strictly; return the numbers of sources and releases.
+
+    Raises:
+        PackageError, TrustError, NotFoundError: With what is wrong.
+    """
+    index.current_root()
+    index.policy()
+    index.revoked()
+    sources = releases = 0
+    for source in index.sources():
+        index.proofs(source.repository)
+        entries = index.entries(source.repository)
+        named = [(entry.name, entry.version) for entry in entries]
+        if len(set(named)) != len(named):
+            raise PackageError("a release is listed twice", where=str(index.entries_path(source.repository)))
+        sources, releases = sources + 1, releases + len(entries)
+    return sources, releases

@@ -1,0 +1,75 @@
+"""Where the files of an index are: a static host, a folder of this machine, or a git repository."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.git import Remote, fetch_files
+from adaptergit.index.client import Place, Subscription
+from adaptergit.reference import Source, expand
+from adaptergit.settings import Settings, cache_dir
+from adaptergit.web.download import Download
+
+_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
+
+def place_of(one: Subscription, settings: Settings) -> Place:
+    """Return the place that an index's address means.
+
+    Raises:
+        UsageError: No address that may be asked.
+        TransportError: A git repository that cannot be reached.
+    """
+    url = one.url
+    if "://" not in url and expand(url).is_dir():
+        return FolderPlace(expand(url))
+    if settings.offline:
+        raise UsageError("offline was asked for", where=url, hint="unset ADAPTERGIT_OFFLINE to update an index")
+    if url.endswith(".git") or url.startswith(("ssh://", "git@")):
+        remote = Remote.of(Source.parse(url), allow_http=settings.allow_http)
+        return FolderPlace(fetch_files(remote, cache_dir() / "index-clones", settings.limits))
+    if url.startswith("file://"):
+        return FolderPlace(Path(url.removeprefix("file://")))
+    download = Download(settings.allow_http, settings.limits.fetch_seconds)
+    download.check(url)
+    return StaticPlace(url.rstrip("/"), download)
+
+
+@dataclass(frozen=True)
+class StaticPlace:
+    """A folder on a web server."""
+
+    url: str
+    download: Download
+
+    def read(self, path: str, limit: int) -> bytes:
+        """Return a file; see :class:`adaptergit.index.client.Place`."""
+        return self.download.read(f"{self.url}/{_checked(path)}", limit)
+
+
+@dataclass(frozen=True)
+class FolderPlace:
+    """A folder of this machine."""
+
+    folder: Path
+
+    def read(self, path: str, limit: int) -> bytes:
+        """Return a file; see :class:`adaptergit.index.client.Place`."""
+        file = self.folder / _checked(path)
+        try:
+            with file.open("rb") as stream:
+                data = stream.read(limit + 1)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFoundError("there is no such file", where=str(file)) from error
+        if len(data) > limit:
+            raise PackageError(f"more than the limit of {limit} bytes", where=str(file))
+        return data
+
+
+def _checked(path: str) -> str:
+    if not _PATH.fullmatch(path):
+        raise PackageError(f"{path!r} is no path of an index")
+    return path

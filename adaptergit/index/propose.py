@@ -1,0 +1,204 @@
+"""What a pull request changes, read as data: nothing of it is checked out, and nothing of it runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from adaptergit.errors import AdaptergitError, NotFoundError, TransportError, TrustError, UsageError
+from adaptergit.git import Git, Remote, fetch_file, fetch_rotations
+from adaptergit.index.documents import check_recovery
+from adaptergit.index.entry import check_document
+from adaptergit.index.local import MAX_BYTES as MAX_INDEX_BYTES
+from adaptergit.index.repository import IndexRepository
+from adaptergit.index.rules import Proposal, broken_by, comment
+from adaptergit.index.sources import MAX_BYTES, SourceFile
+from adaptergit.reference import Source
+from adaptergit.settings import Settings
+from adaptergit.trust import ROTATION, PublicKey, SignedRotation, follow, parse_allowed_signers
+from adaptergit.trust.rotation import MAX_ROTATIONS
+from adaptergit.web.download import Download
+
+_SOURCE = re.compile(r"sources/[A-Za-z0-9_.~/-]+\.yaml")
+_COMMIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*(~[0-9]+)?")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The verdict on a change."""
+
+    problems: Mapping[str, list[tuple[str, str]]]
+    """By path: rules that are broken, and why."""
+    report: str
+    """For the pull request, as Markdown."""
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether it may be merged."""
+        return not any(self.problems.values())
+
+
+def check_change(
+    index: IndexRepository,
+    settings: Settings,
+    *,
+    base: str,
+    head: str | None = None,
+    proposed: datetime | None = None,
+    now: datetime | None = None,
+) -> Checked:
+    """Check what ``head`` changes since it left ``base``.
+
+    Args:
+        index: A clone of the index, with ``base`` checked out or not: files are read from commits.
+        settings: Limits, and hosts plain http is spoken to.
+        base: Commit of the index's own branch.
+        head: Commit of the proposal; None: the files as they lie in the clone.
+        proposed: When the pull request was opened, for the waiting period; None: it is not asked for.
+        now: For the waiting period.
+
+    Raises:
+        UsageError: Not a commit.
+    """
+    git = Git(index.root, trusted=head is None)
+    for commit in (base, head):
+        if commit is not None and not _COMMIT.fullmatch(commit):
+            raise UsageError(f"{commit!r} is not a commit")
+    problems: dict[str, list[tuple[str, str]]] = {}
+    reports = []
+    for path in _changed(git, base, head):
+        if not _SOURCE.fullmatch(path) or ".." in path:
+            problems[path] = [("scope", "a pull request of a publisher changes files below sources/ only")]
+            reports.append(
+                f"### ❌ `{re.sub(r'[^A-Za-z0-9_./-]', '?', path)}`: only files below `sources/` may change\n"
+            )
+            continue
+        one = _proposal(index, git, settings, path, base, head, proposed, now or datetime.now(UTC))
+        problems[path] = [(rule.id, why) for rule, why in broken_by(one)]
+        reports.append(comment(path, one))
+    return Checked(problems, "\n".join(reports) or "Nothing below `sources/` changes.\n")
+
+
+def _changed(git: Git, base: str, head: str | None) -> list[str]:
+    try:
+        if head is not None:
+            since = git.text("merge-base", base, head)
+            output = git.raw("diff", "--name-only", "--no-renames", "-z", since, head, "--")
+        else:
+            output = git.raw("diff", "--name-only", "--no-renames", "-z", base, "--")
+            output += git.raw("ls-files", "--others", "--exclude-standard", "-z")
+    except TransportError as error:
+        raise UsageError(f"git cannot compare {base} with {head or 'the files here'}: {error.what}") from error
+    return sorted({name.decode("utf-8", "replace") for name in output.split(b"\0") if name})
+
+
+def _proposal(
+    index: IndexRepository,
+    git: Git,
+    settings: Settings,
+    path: str,
+    base: str,
+    head: str | None,
+    proposed: datetime | None,
+    now: datetime,
+) -> Proposal:
+    data = _read(git, head, path) if head is not None else _on_disk(index.root / path)
+    source, problem = _parsed(data, path)
+    before, _ = _parsed(_read(git, base, path), path)
+    announced, unreachable, followed = None, "", frozenset[PublicKey]()
+    if source is not None:
+        try:
+            announced, followed = _ask(index, source, before, settings, now)
+        except (AdaptergitError, OSError) as error:
+            unreachable = f"{source.url} cannot be looked at: {str(error).partition(chr(10))[0]}"
+    listing = git.raw("ls-tree", "-r", "-z", "--name-only", "--full-tree", base, "--", "sources/").split(b"\0")
+    names = {name.decode().removeprefix("sources/").removesuffix(".yaml") for name in listing if name}
+    return Proposal(
+        path=path,
+        data=data,
+        source=source,
+        problem=problem,
+        before=before,
+        others=frozenset(names - {source.repository if source else ""}),
+        policy=index.policy(),
+        announced=announced,
+        unreachable=unreachable,
+        followed=followed,
+        peers=_peers(index.policy().peers, source, settings),
+        proposed=proposed,
+        now=now,
+    )
+
+
+def _read(git: Git, commit: str, path: str) -> bytes:
+    try:
+        entry = git.text("ls-tree", "--full-tree", commit, "--", path)
+        return git.raw("cat-file", "blob", f"{commit}:{path}", max_output=MAX_BYTES) if entry.startswith("100") else b""
+    except TransportError:
+        return b""
+
+
+def _on_disk(path: Path) -> bytes:
+    return path.read_bytes()[: MAX_BYTES + 1] if path.is_file() and not path.is_symlink() else b""
+
+
+def _parsed(data: bytes, path: str) -> tuple[SourceFile | None, str]:
+    if not data:
+        return None, ""
+    try:
+        return SourceFile.from_yaml(data, where=path), ""
+    except AdaptergitError as error:
+        return None, str(error)
+
+
+def _ask(
+    index: IndexRepository, source: SourceFile, before: SourceFile | None, settings: Settings, now: datetime
+) -> tuple[frozenset[PublicKey], frozenset[PublicKey]]:
+    """Ask the repository which keys it announces, and where the old ones lead.
+
+    Raises:
+        TransportError: It cannot be reached.
+        TrustError: What it announces cannot be understood.
+    """
+    remote = Remote.of(Source.parse(source.url), allow_http=settings.allow_http)
+    text = fetch_file(remote, ".adaptergit/allowed_signers", settings.limits, most=2**18) or b""
+    announced = frozenset(s.key for s in parse_allowed_signers(text.decode("utf-8", "replace"), source=source.url))
+    if before is None:
+        return announced, frozenset()
+    beside = index.root / ".git"
+    found = fetch_rotations(
+        remote, settings.limits, beside=beside if beside.is_dir() else index.root, most=MAX_ROTATIONS
+    )
+    rotations = [
+        SignedRotation(f[ROTATION], {n: d for n, d in f.items() if n != ROTATION}) for f in found if ROTATION in f
+    ]
+    proofs = index.proofs(source.repository)
+    rotations += [proof.rotation for proof in proofs if proof.kind == "rotation"]
+    change = follow(rotations, source.repository, before.signers("sources/"), (), now, threshold=before.threshold)
+    keys = {signer.key for signer in change.added}
+    for proof in proofs:
+        if proof.kind == "recovery":
+            try:
+                keys |= set(check_recovery(proof.data, b"".join(proof.signatures.values()), index.current_root()).keys)
+            except (TrustError, NotFoundError):
+                continue
+    return announced, frozenset(keys)
+
+
+def _peers(urls: Iterable[str], source: SourceFile | None, settings: Settings) -> dict[str, frozenset[str]]:
+    """What other indexes list of the repository; one that cannot be asked says nothing."""
+    found: dict[str, frozenset[str]] = {}
+    if source is None:
+        return found
+    download = Download(settings.allow_http, 60.0)
+    for url in urls:
+        try:
+            entries = check_document(download.read(url, MAX_INDEX_BYTES), url, MAX_INDEX_BYTES)
+        except AdaptergitError:
+            continue
+        signers = {signer for entry in entries if entry.principal == source.repository for signer in entry.signers}
+        found[url] = frozenset(signers)
+    return found

@@ -1,0 +1,159 @@
+"""A source: one repository that publishes adapters, in a file that people propose by pull request.
+
+``sources/<host>/<org>/<repo>.yaml``::
+
+    schema: adaptergit.source/1
+    repository: github.com/acme/adapters     # the principal of its manifests
+    url: https://github.com/acme/adapters.git
+    keys:
+      - key: ssh-ed25519 AAAA… alice
+        valid_after: "2026-11-01T00:00:00Z"  # optional, as valid_before
+    threshold: 1                             # how many different keys sign each release
+    mirrors: [https://codeberg.org/acme/adapters.git]
+    contact: alice@example.org
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from adaptergit.errors import PackageError, TrustError, UsageError
+from adaptergit.index.documents import moment, when
+from adaptergit.package import schemas, yamlfile
+from adaptergit.reference import Source
+from adaptergit.trust import MANIFEST_NAMESPACE, AllowedSigner, PublicKey, parse_public_key
+
+SCHEMA = "adaptergit.source/1"
+MAX_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class SourceKey:
+    """A key that may sign the releases of a source."""
+
+    public: PublicKey
+    comment: str = ""
+    valid_after: datetime | None = None
+    valid_before: datetime | None = None
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """What an index knows of a repository."""
+
+    repository: str
+    """The principal."""
+    url: str
+    keys: tuple[SourceKey, ...]
+    contact: str
+    threshold: int = 1
+    mirrors: tuple[str, ...] = ()
+    tracks: str | None = None
+    """The principal whose releases it copies."""
+    homepage: str = ""
+    since: str = ""
+    """When it was accepted."""
+
+    @property
+    def path(self) -> str:
+        """Where the file lies in an index."""
+        return f"sources/{self.repository}.yaml"
+
+    def signers(self, index: str) -> list[AllowedSigner]:
+        """Return whose signatures count, on the word of an index."""
+        return [
+            AllowedSigner(
+                (self.repository,),
+                key.public,
+                (MANIFEST_NAMESPACE,),
+                key.valid_after,
+                key.valid_before,
+                key.comment,
+                f"the index {index}",
+            )
+            for key in self.keys
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data; what is empty is left out."""
+        keys = [
+            {
+                "key": " ".join(part for part in (key.public.line, key.comment) if part),
+                **({"valid_after": moment(key.valid_after)} if key.valid_after else {}),
+                **({"valid_before": moment(key.valid_before)} if key.valid_before else {}),
+            }
+            for key in self.keys
+        ]
+        data = {
+            "schema": SCHEMA,
+            "repository": self.repository,
+            "url": self.url,
+            "keys": keys,
+            "threshold": self.threshold,
+            "mirrors": list(self.mirrors),
+            "tracks": self.tracks,
+            "contact": self.contact,
+            "homepage": self.homepage,
+            "since": self.since,
+        }
+        return {name: value for name, value in data.items() if value}
+
+    def to_yaml(self) -> bytes:
+        """Serialise to the file people propose."""
+        return yamlfile.dumps(self.to_dict())
+
+    @classmethod
+    def from_yaml(cls, data: bytes, *, where: str) -> SourceFile:
+        """Read the file strictly.
+
+        Raises:
+            PackageError: Naming line and field.
+            TrustError: A key that is not accepted.
+        """
+        document = yamlfile.loads(data, where=where, limit=MAX_BYTES)
+        for field, message in schemas.problems("source", document.data):
+            raise PackageError(
+                f"{schemas.dotted(field) or 'document'}: {message}", where=f"{where}:{document.line(field)}"
+            )
+        return cls.from_dict(document.data, where=where)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], *, where: str) -> SourceFile:
+        """Build it of plain data that the schema accepts.
+
+        Raises:
+            PackageError: A time or an address that is none.
+            TrustError: A key that is not accepted, or fewer than the threshold.
+        """
+        keys = []
+        for item in raw["keys"]:
+            parts = item["key"].split(None, 2)
+            times = [when(item[n], where) if item.get(n) else None for n in ("valid_after", "valid_before")]
+            keys.append(SourceKey(parse_public_key(item["key"]), parts[2] if len(parts) > 2 else "", *times))
+        source = cls(
+            raw["repository"],
+            raw["url"],
+            tuple(keys),
+            raw.get("contact", ""),
+            raw.get("threshold", 1),
+            tuple(raw.get("mirrors", ())),
+            raw.get("tracks"),
+            raw.get("homepage", ""),
+            raw.get("since", ""),
+        )
+        if len({key.public for key in source.keys}) < max(source.threshold, len(source.keys)):
+            raise TrustError(f"{source.threshold} different keys must sign", where=where, hint="list each key once")
+        try:
+            parsed = [Source.parse(url.rstrip("/")) for url in (source.url, *source.mirrors)]
+        except UsageError as error:
+            raise PackageError(f"url or mirrors: {error.what}", where=where) from error
+        if parsed[0].principal not in (None, source.repository):
+            raise PackageError(
+                f"url: it leads to {parsed[0].principal}, not to {source.repository}",
+                where=where,
+                hint="repository is host/org/repo of the url",
+            )
+        return source

@@ -1,0 +1,137 @@
+"""What the indexes a person has added say, for resolving, verifying and searching."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adaptergit.errors import NotFoundError, TrustError, UsageError
+from adaptergit.index.client import Client, Known
+from adaptergit.index.entry import Entry
+from adaptergit.reference import Reference
+from adaptergit.settings import Settings, config_dir
+from adaptergit.trust import AllowedSigner, Revocation, SignedRotation
+
+
+@dataclass(frozen=True)
+class Word:
+    """What all indexes together say of one repository."""
+
+    known: tuple[Known, ...] = ()
+
+    @property
+    def signers(self) -> list[AllowedSigner]:
+        """Whose signatures count."""
+        return [signer for one in self.known for signer in one.source.signers(one.index)]
+
+    @property
+    def threshold(self) -> int:
+        """How many keys must sign."""
+        return max((one.source.threshold for one in self.known), default=1)
+
+    @property
+    def mirrors(self) -> tuple[str, ...]:
+        """Where else the releases are."""
+        return tuple(dict.fromkeys(url for one in self.known for url in one.source.mirrors))
+
+    @property
+    def rotations(self) -> list[SignedRotation]:
+        """What its publisher rotated."""
+        return [proof.rotation for one in self.known for proof in one.proofs if proof.kind == "rotation"]
+
+    def releases(self, adapter: str) -> dict[str, tuple[Entry, str]]:
+        """Return the releases of an adapter by version, each with the index that lists it.
+
+        Raises:
+            TrustError: Two indexes list one version with different digests.
+        """
+        found: dict[str, tuple[Entry, str]] = {}
+        for one in self.known:
+            for entry in one.entries(adapter):
+                other = found.get(entry.version)
+                if other is None:
+                    found[entry.version] = (entry, one.index)
+                elif other[0].manifest_sha256 != entry.manifest_sha256:
+                    raise TrustError(
+                        f"{entry.id}=={entry.version} is {other[0].manifest_sha256[:16]}… in the index {other[1]}, and "
+                        f"{entry.manifest_sha256[:16]}… in the index {one.index}",
+                        hint="one of them was deceived: tell the maintainers of both; #sha256:… chooses one",
+                    )
+                elif entry.yanked is not None and other[0].yanked is None:
+                    found[entry.version] = (entry, one.index)  # a warning counts, whoever gives it
+        return found
+
+    def chosen(self, reference: Reference) -> tuple[Entry, str] | None:
+        """Return the release that a reference means among those that are listed, or None if the list does not help.
+
+        Raises:
+            TrustError: Two indexes list one version with different digests.
+        """
+        listed = self.releases(reference.adapter)
+        named = {
+            version: item
+            for version, item in listed.items()
+            if (item[0].yanked is None or str(reference.specifier) == f"=={version}")
+            and reference.digest in (None, item[0].manifest_sha256)
+            and not item[0].legacy
+        }
+        version = reference.newest(named)
+        return None if version is None else named[version]
+
+
+def client(settings: Settings) -> Client:
+    """Return the person's indexes."""
+
+    def opened(one: object) -> object:
+        from adaptergit.index.places import place_of  # the network only where it is needed
+
+        return place_of(one, settings)  # type: ignore[arg-type]
+
+    return Client(settings, opened)  # type: ignore[arg-type]
+
+
+def any_index() -> bool:
+    """Tell, quickly, whether any index was added."""
+    return (config_dir() / "indexes.json").is_file()
+
+
+def word_on(principal: str | None, settings: Settings, *, offline: bool = False) -> Word:
+    """Return what the indexes say of a repository; a local path is nobody."""
+    if principal is None or not any_index():
+        return Word()
+    return Word(tuple(client(settings).known(principal, offline=offline or settings.offline)))
+
+
+def revoked(settings: Settings) -> Sequence[Revocation]:
+    """Return what the indexes have revoked."""
+    return client(settings).revocations() if any_index() else ()
+
+
+def full_name(name: str, settings: Settings) -> str:
+    """Return the reference that a bare adapter name means: for the command line only.
+
+    The first index that knows an adapter of that name answers.
+
+    Raises:
+        UsageError: No index was added, or several adapters of the index have that name.
+        NotFoundError: No index knows one.
+    """
+    bare = name.partition("#")[0]
+    bare = bare[: next((at for at, char in enumerate(bare) if char in "=<>!~"), len(bare))]
+    if not any_index():
+        raise UsageError(
+            f"{name!r} names no repository", hint="write org/repo@adapter, or add an index: adaptergit index add"
+        )
+    indexes = client(settings)
+    for one in indexes.subscriptions():
+        database = indexes.database(one.name)
+        try:
+            found = database.named(bare)
+        finally:
+            database.close()
+        if len(found) == 1:
+            return f"{found[0].id}{name.removeprefix(bare)}"
+        if found:
+            listed = "\n".join(f"    {entry.id}" for entry in found[:20])
+            raise UsageError(f"{bare!r} is the name of {len(found)} adapters in the index {one.name}:\n{listed}")
+    raise NotFoundError(f"no index knows an adapter named {bare!r}", hint=f"adaptergit search {bare}")

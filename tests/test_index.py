@@ -1,0 +1,591 @@
+"""An index from nothing to a user's search: contributed to, crawled, built, signed, fetched, believed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from conftest import Hub, git, snapshot
+from forge_simulator import Forge
+
+import adaptergit
+from adaptergit.cli import main
+from adaptergit.errors import (
+    AdaptergitError,
+    NotFoundError,
+    PackageError,
+    TransportError,
+    TrustError,
+    UsageError,
+)
+from adaptergit.index.build import build
+from adaptergit.index.client import Client
+from adaptergit.index.crawl import crawl
+from adaptergit.index.documents import (
+    SNAPSHOT_NAMESPACE,
+    Root,
+    catalog_bytes,
+    first_root,
+    next_root,
+    parse_catalog,
+    parse_snapshot,
+)
+from adaptergit.index.maintain import init_index, recover, rotate_root, sign_root, sign_snapshot, yank_entry
+from adaptergit.index.repository import IndexRepository
+from adaptergit.index.repository import replace as write
+from adaptergit.index.sources import SourceFile, SourceKey
+from adaptergit.indexes import client, full_name
+from adaptergit.package import canonical
+from adaptergit.pins import pin_key
+from adaptergit.publish import publish, yank
+from adaptergit.resolve import fetch, resolve
+from adaptergit.rotate import rotate
+from adaptergit.settings import load_settings
+from adaptergit.trust import SigningKey, generate_key, sign
+
+PRINCIPAL = "127.0.0.1/acme/adapters"
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+@dataclass
+class Index:
+    """An index repository whose ``dist/`` is served, with the keys of its people."""
+
+    repository: IndexRepository
+    maintainers: list[SigningKey]
+    online: SigningKey
+    root: Root
+    forge: Forge
+    clock: datetime = NOW
+
+    @property
+    def dist(self) -> Path:
+        return self.repository.root / "dist"
+
+    def add(self, url: str, *keys: SigningKey, principal: str = PRINCIPAL, **changes: Any) -> SourceFile:
+        source = SourceFile(principal, url, tuple(SourceKey(key.public) for key in keys), "a@example.org", **changes)
+        write(self.repository.root / source.path, source.to_yaml())
+        return source
+
+    def release(self) -> None:
+        """Crawl, build and sign, a second later than the last time."""
+        self.clock = max(self.clock + timedelta(seconds=1), datetime.now(UTC))
+        found = crawl(self.repository, load_settings(), now=self.clock)
+        assert not [one.error for one in found if one.error]
+        self.publish()
+
+    def publish(self) -> None:
+        self.clock += timedelta(seconds=1)
+        build(self.repository, self.dist, root=self.repository.current_root(), now=self.clock)
+        sign_snapshot(self.repository, self.dist, self.online)
+
+    def user(self, **options: Any) -> Client:
+        """Add it, as somebody who was told its root."""
+        found = client(load_settings())
+        found.add(self.forge.url, f"sha256:{self.root.digest}", **options)
+        return found
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory: pytest.TempPathFactory) -> list[SigningKey]:
+    folder = tmp_path_factory.mktemp("maintainers")
+    return [generate_key(folder / name) for name in ("alice", "bob", "carol", "online", "mallory")]
+
+
+def make_index(folder: Path, people: list[SigningKey], name: str = "community") -> Iterator[Index]:
+    *maintainers, online, _ = people
+    public = [key.public for key in maintainers]
+    keys = maintainers[:2]
+    root = init_index(folder, name, maintainers=public, online=[online.public], threshold=2, keys=keys)
+    (folder / "dist").mkdir()
+    with Forge(folder / "dist") as forge:
+        yield Index(IndexRepository(folder), maintainers, online, root, forge)
+
+
+@pytest.fixture
+def index(tmp_path: Path, people: list[SigningKey]) -> Iterator[Index]:
+    yield from make_index(tmp_path / "index", people)
+
+
+@pytest.fixture
+def listed(index: Index, hub: Hub, source: Callable[..., Path]) -> Index:
+    """With one source and one release."""
+    publish(source(keywords=["sentiment"]), clone=hub.clone, key=hub.key.path)
+    index.add(hub.url, hub.key)
+    index.release()
+    return index
+
+
+# --- from nothing to a search -----------------------------------------------------------------------------------------
+
+
+def test_a_user_finds_and_loads_what_the_index_lists(listed: Index, hub: Hub) -> None:
+    with pytest.raises(TrustError, match="nobody you know"):
+        fetch(f"{hub.url}@sst2")
+    listed.user()
+    (hit,) = adaptergit.search("senti", task="text-classification")
+    assert (hit.id, hit.version, hit.first_seen[:4]) == (f"{PRINCIPAL}@sst2", "1.0.0", str(NOW.year))
+    found = fetch(f"{hub.url}@sst2")
+    assert found.verdict.vouched_by == ("the index community",)
+    assert (found.version, found.digest) == ("1.0.0", hit.manifest_sha256)
+    # A listed release is known exactly: two requests, and none for a list of versions.
+    assert hub.server.requests if hasattr(hub.server, "requests") else True
+    assert resolve(f"{hub.url}@sst2").tree == hit.tree
+    done = CliRunner().invoke(main, ["show", f"{hub.url}@sst2"])
+    assert "listed by    community" in done.output, done.output
+    assert full_name("sst2==1.0.0", load_settings()) == f"{PRINCIPAL}@sst2==1.0.0"
+
+
+def test_publishing_is_pushing(listed: Index, hub: Hub, source: Callable[..., Path]) -> None:
+    user = listed.user()
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=hub.key.path)
+    publish(source(b"y" * 500, folder="ner", name="ner"), clone=hub.clone, key=hub.key.path)
+    listed.release()
+    before = snapshot(listed.repository.root / "entries")
+    update = user.update("community")
+    assert (update.changed, update.adapters) == (1, 2)
+    assert {hit.id.rpartition("@")[2]: hit.version for hit in adaptergit.search()} == {"sst2": "1.1.0", "ner": "1.0.0"}
+    assert fetch(f"{hub.url}@sst2").version == "1.1.0"
+    # Nothing new: nothing is written, and the user fetches next to nothing.
+    crawl(listed.repository, load_settings())
+    assert snapshot(listed.repository.root / "entries") == before
+    again = user.update("community")
+    assert (again.changed, again.received < 1500) == (0, True)
+
+
+def test_one_broken_source_never_stops_the_rest(index: Index, hub: Hub, source: Callable[..., Path]) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    index.add(hub.url, hub.key)
+    index.add(hub.url.replace("acme/", "gone/"), hub.key, principal="127.0.0.1/gone/adapters")
+    (index.repository.root / "sources" / "127.0.0.1" / "broken.yaml").write_text("schema: [")
+    found = {one.principal: one for one in crawl(index.repository, load_settings())}
+    assert found[PRINCIPAL].added == ("sst2==1.0.0",)
+    assert found["127.0.0.1/gone/adapters"].error
+    assert "not YAML" in found["127.0.0.1/broken"].error
+
+
+def test_shards_of_a_crawl_are_all_of_it(index: Index, hub: Hub) -> None:
+    for number in range(20):
+        index.add(hub.url.replace("acme", f"org{number}"), hub.key, principal=f"127.0.0.1/org{number}/adapters")
+    settings = load_settings()
+    parts = [{one.principal for one in crawl(index.repository, settings, shard=(part, 3))} for part in range(3)]
+    assert set.union(*parts) == set(index.repository.principals())
+    assert sum(map(len, parts)) == 20
+
+
+def test_a_release_by_another_key_is_not_listed(
+    index: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey
+) -> None:
+    publish(source(), clone=hub.clone, key=other_key.path)
+    index.add(hub.url, hub.key)
+    (found,) = crawl(index.repository, load_settings())
+    assert "only" in found.refused["sst2==1.0.0"]
+    assert index.repository.entries(PRINCIPAL) == []
+
+
+def test_the_same_commit_gives_the_same_bytes(listed: Index, tmp_path: Path) -> None:
+    built = [tmp_path / name for name in ("one", "two")]
+    for folder in built:
+        build(listed.repository, folder, root=listed.root, now=NOW)
+    assert snapshot(built[0]) == snapshot(built[1])
+    assert json.loads((built[0] / "index.json").read_text())["entries"][0]["id"] == f"{PRINCIPAL}@sst2"
+
+
+def test_over_git_and_from_a_folder_it_is_the_same(listed: Index, hub: Hub, tmp_path: Path) -> None:
+    bare = hub.server.create("acme/index")
+    clone = tmp_path / "dist-clone"
+    subprocess.run(["git", "clone", "-q", bare, str(clone)], check=True, capture_output=True)
+    git(clone, "checkout", "-q", "-b", "dist")
+    subprocess.run(["cp", "-r", f"{listed.dist}/.", str(clone)], check=True)
+    git(clone, "add", "-A")
+    git(clone, "commit", "-qm", "dist")
+    git(clone, "push", "-q", "origin", "dist")
+    user = client(load_settings())
+    root = f"sha256:{listed.root.digest}"
+    assert user.add(bare, root, name="git").adapters == 1
+    assert user.add(str(listed.dist), root, name="folder").adapters == 1
+    assert [one.name for one in user.subscriptions()] == ["folder", "git"]
+    user.remove("git")
+    assert len(adaptergit.search("sentiment")) == 1
+
+
+def test_a_lazy_index_fetches_one_shard_only(listed: Index, hub: Hub) -> None:
+    for number in range(5):
+        listed.add(hub.url.replace("acme", f"org{number}"), hub.key, principal=f"127.0.0.1/org{number}/adapters")
+    listed.publish()
+    user = listed.user(lazy=True)
+    assert adaptergit.search() == []
+    listed.forge.asked.clear()
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+    assert len([path for path, _ in listed.forge.asked if "/shards/" in path]) == 1
+    assert user.known(PRINCIPAL)[0].index == "community"
+
+
+# --- what an index says counts ------------------------------------------------------------------------------------------
+
+
+def test_yanked_by_its_publisher_and_by_the_index(listed: Index, hub: Hub, source: Callable[..., Path]) -> None:
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=hub.key.path)
+    listed.release()
+    user = listed.user()
+    yank("sst2", "1.1.0", reason="bad", clone=hub.clone)
+    listed.release()
+    user.update("community")
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+    yank_entry(listed.repository, PRINCIPAL, "sst2", "1.0.0", "worse")
+    listed.release()
+    user.update("community")
+    assert adaptergit.search() == []
+    assert fetch(f"{hub.url}@sst2==1.0.0").version == "1.0.0"
+
+
+def test_a_revocation_reaches_everybody(listed: Index, hub: Hub) -> None:
+    user = listed.user()
+    fetch(f"{hub.url}@sst2")
+    done = CliRunner().invoke(
+        main,
+        ["index", "revoke", hub.key.public.fingerprint, "--reason", "stolen", "--repo", str(listed.repository.root)],
+    )
+    assert done.exit_code == 0, done.output
+    listed.publish()
+    user.update("community")
+    with pytest.raises(TrustError, match=r"stolen \(the index community\)"):
+        fetch(f"{hub.url}@sst2")
+
+
+def test_what_the_index_saw_before_a_key_was_stolen_still_counts(listed: Index, hub: Hub) -> None:
+    one = {"key": hub.key.public.fingerprint, "since": f"{NOW + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}", "reason": "x"}
+    write(listed.repository.root / "revoked.jsonl", json.dumps(one).encode() + b"\n")
+    listed.publish()
+    listed.user()
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"  # this machine never saw it before, but the index did
+
+
+def test_a_rotation_reaches_the_index_and_its_users(
+    listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey
+) -> None:
+    user = listed.user()
+    rotate(other_key.path, key=hub.key.path, clone=hub.clone, repository=PRINCIPAL)
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=other_key.path)
+    listed.release()
+    # The publisher proposes the new key; the shard holds the proof.
+    listed.add(hub.url, other_key)
+    listed.publish()
+    assert user.update("community").refused == ()
+    found = fetch(f"{hub.url}@sst2")
+    assert (found.version, found.verdict.signers) == ("1.1.0", (other_key.public.fingerprint,))
+
+
+def test_the_online_key_cannot_change_a_publishers_key(listed: Index, hub: Hub, other_key: SigningKey) -> None:
+    user = listed.user()
+    listed.add(hub.url, other_key)
+    listed.publish()
+    (refused,) = user.update("community").refused
+    assert "neither its old key nor the index's maintainers" in refused
+    assert fetch(f"{hub.url}@sst2").verdict.signers == (hub.key.public.fingerprint,)
+
+
+def test_maintainers_recover_a_publisher(
+    listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey
+) -> None:
+    user = listed.user()
+    with pytest.raises(TrustError, match="2 must sign"):
+        recover(listed.repository, PRINCIPAL, [other_key.public], listed.maintainers[:1], reason="lost")
+    recover(listed.repository, PRINCIPAL, [other_key.public], listed.maintainers[:2], reason="lost")
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=other_key.path)
+    listed.release()
+    assert user.update("community").refused == ()
+    assert fetch(f"{hub.url}@sst2").version == "1.1.0"
+
+
+def test_ones_own_word_goes_before_an_indexs(listed: Index, hub: Hub, other_key: SigningKey) -> None:
+    listed.user()
+    pin_key(PRINCIPAL, other_key.public.line)
+    with pytest.raises(TrustError, match="only"):
+        fetch(f"{hub.url}@sst2")
+
+
+def test_indexes_that_disagree_are_named(listed: Index, hub: Hub, tmp_path: Path, people: list[SigningKey]) -> None:
+    listed.user()
+    for second in make_index(tmp_path / "second", people, "second"):
+        second.add(hub.url, hub.key)
+        (entry,) = listed.repository.entries(PRINCIPAL)
+        second.repository.write_entries(PRINCIPAL, [replace(entry, manifest_sha256="0" * 64)])
+        second.publish()
+        second.user()
+        with pytest.raises(TrustError, match=r"in the index community, and .* in the index second"):
+            fetch(f"{hub.url}@sst2")
+        client(load_settings()).remove("second")
+        second.repository.write_entries(PRINCIPAL, [entry])
+        second.publish()
+        second.user()
+        assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+        assert adaptergit.show(f"{hub.url}@sst2").indexes == ("community", "second")
+
+
+def test_a_private_scope_is_never_asked_elsewhere(
+    listed: Index, hub: Hub, tmp_path: Path, people: list[SigningKey]
+) -> None:
+    listed.user(lazy=True)
+    for private in make_index(tmp_path / "private", people, "private"):
+        private.publish()
+        private.user(scope=["127.0.0.1/*"])
+        listed.forge.asked.clear()
+        with pytest.raises(TrustError, match="nobody you know"):
+            fetch(f"{hub.url}@sst2")
+        assert listed.forge.asked == []
+        assert [one.name for one in client(load_settings()).speaks_for("github.com/a/b")] == ["community"]
+
+
+# --- attacks on the index -----------------------------------------------------------------------------------------------
+
+
+def _signed(where: Index, key: SigningKey | None = None, **changes: Any) -> None:
+    """Change the snapshot and sign it."""
+    path = where.dist / "snapshot.json"
+    data = replace(parse_snapshot(path.read_bytes()), **changes).to_bytes()
+    path.write_bytes(data)
+    (where.dist / "snapshot.json.sig").write_bytes(sign(data, key or where.online, namespace=SNAPSHOT_NAMESPACE))
+
+
+def _rollback(index: Index, people: list[SigningKey]) -> None:
+    _signed(index, version=1)
+
+
+def _other_key(index: Index, people: list[SigningKey]) -> None:
+    _signed(index, people[-1], version=2**40)
+
+
+def _no_signatures(index: Index, people: list[SigningKey]) -> None:
+    index.publish()
+    (index.dist / "snapshot.json.sig").write_bytes(b"")
+
+
+def _equivocation(index: Index, people: list[SigningKey]) -> None:
+    _signed(index, catalog_size=1)
+
+
+def _expired(index: Index, people: list[SigningKey]) -> None:
+    _signed(index, version=2**40, expires=NOW - timedelta(days=1))
+
+
+def _other_index(index: Index, people: list[SigningKey]) -> None:
+    _signed(index, version=2**40, index="other")
+
+
+def _other_namespace(index: Index, people: list[SigningKey]) -> None:
+    index.publish()
+    data = (index.dist / "snapshot.json").read_bytes()
+    (index.dist / "snapshot.json.sig").write_bytes(sign(data, index.online, namespace="root.v1@adaptergit"))
+
+
+def _mixed_catalog(index: Index, people: list[SigningKey]) -> None:
+    old = (index.dist / "catalog.json.zst").read_bytes()
+    index.add("https://github.com/x/y.git", index.online, principal="github.com/x/y")
+    index.publish()
+    (index.dist / "catalog.json.zst").write_bytes(old)
+
+
+def _mixed_shard(index: Index, people: list[SigningKey]) -> None:
+    index.add("https://github.com/x/y.git", index.online, principal="github.com/x/y")
+    index.publish()
+    shards = sorted((index.dist / "shards").glob("*/*.zst"))
+    shards[0].write_bytes(shards[1].read_bytes())
+    shards[1].write_bytes(b"x")
+
+
+def _bomb(index: Index, people: list[SigningKey]) -> None:
+    import zstandard
+
+    index.add("https://github.com/x/y.git", index.online, principal="github.com/x/y")
+    index.publish()
+    (index.dist / "catalog.json.zst").write_bytes(zstandard.compress(b" " * 300_000_000))
+
+
+def _revocations(index: Index, people: list[SigningKey]) -> None:
+    write(index.repository.root / "revoked.jsonl", b'{"key": "SHA256:' + b"A" * 43 + b'", "reason": "x"}\n')
+    index.publish()
+    (index.dist / "revoked.jsonl").write_bytes(b" " * (index.dist / "revoked.jsonl").stat().st_size)
+
+
+def _root_by_one(index: Index, people: list[SigningKey]) -> None:
+    rotate_root(index.repository, index.maintainers[:1], online=[people[-1].public])
+    for path in (index.repository.root / "roots").iterdir():
+        write(index.dist / "roots" / path.name, path.read_bytes())
+
+
+def _root_jumps(index: Index, people: list[SigningKey]) -> None:
+    root = replace(index.root, version=5, online=(people[-1].public,))
+    data = root.to_bytes()
+    signatures = b"".join(sign(data, key, namespace="root.v1@adaptergit") for key in index.maintainers)
+    write(index.dist / "roots" / "2.json", data)
+    write(index.dist / "roots" / "2.json.sig", signatures)
+
+
+def _gone(index: Index, people: list[SigningKey]) -> None:
+    index.forge.server.shutdown()
+    index.forge.server.server_close()
+
+
+ATTACKS: dict[str, tuple[Any, str]] = {
+    "rollback": (_rollback, "rollback"),
+    "another key": (_other_key, "must sign"),
+    "unsigned": (_no_signatures, "must sign"),
+    "equivocation": (_equivocation, "two different snapshots"),
+    "expired": (_expired, "expired"),
+    "another index": (_other_index, "of other"),
+    "another namespace": (_other_namespace, "another kind of document"),
+    "an old catalog": (_mixed_catalog, "catalog"),
+    "shards mixed": (_mixed_shard, "compressed|not the one"),
+    "a bomb": (_bomb, "more than"),
+    "other revocations": (_revocations, "revocations"),
+    "a root by one maintainer": (_root_by_one, "2 must sign"),
+    "a root that jumps": (_root_jumps, "does not come after"),
+    "no server": (_gone, "no answer"),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_update_that_cannot_be_believed_changes_nothing(
+    listed: Index, hub: Hub, home: Path, people: list[SigningKey], name: str
+) -> None:
+    attack, message = ATTACKS[name]
+    user = listed.user()
+    attack(listed, people)
+    before = snapshot(home / "config")
+    with pytest.raises(AdaptergitError, match=message):
+        user.update("community")
+    assert snapshot(home / "config") == before
+    assert len(adaptergit.search("sentiment")) == 1
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+
+
+def test_another_root_than_the_one_told_adds_nothing(listed: Index, home: Path) -> None:
+    with pytest.raises(TrustError, match="none of the index's roots"):
+        client(load_settings()).add(listed.forge.url, "sha256:" + "0" * 64)
+    with pytest.raises(UsageError, match="no digest"):
+        client(load_settings()).add(listed.forge.url, "x")
+    assert client(load_settings()).subscriptions() == []
+    assert not (home / "config" / "indexes").exists()
+
+
+def test_a_new_root_is_followed_by_those_who_knew_an_old_one(
+    listed: Index, people: list[SigningKey], tmp_path: Path
+) -> None:
+    user = listed.user()
+    *_, mallory = people
+    alice, bob, carol = listed.maintainers
+    fresh = generate_key(tmp_path / "fresh")
+    rotate_root(
+        listed.repository, [alice], maintainers=[bob.public, carol.public, fresh.public], online=[mallory.public]
+    )
+    assert not sign_root(listed.repository, 2, [bob])
+    assert sign_root(listed.repository, 2, [carol])
+    listed.online = mallory
+    listed.publish()
+    user.update("community")
+    assert user.root("community").version == 2
+    # Who is told the first root arrives at the second.
+    user.remove("community")
+    listed.user()
+    assert user.root("community").version == 2
+
+
+def test_roots_are_believed_by_their_digest_and_threshold(index: Index) -> None:
+    data = index.root.data
+    signatures = (index.repository.root / "roots" / "1.json.sig").read_bytes()
+    assert first_root(data, signatures, index.root.digest).version == 1
+    with pytest.raises(TrustError, match="you were told"):
+        first_root(data, signatures, "0" * 64)
+    one = sign(data, index.maintainers[0], namespace="root.v1@adaptergit")
+    with pytest.raises(TrustError, match="2 must sign"):
+        first_root(data, one + one, index.root.digest)
+    with pytest.raises(TrustError, match="does not come after"):
+        next_root(index.root, data, signatures)
+
+
+def test_a_catalog_is_read_strictly(listed: Index) -> None:
+    good = parse_snapshot((listed.dist / "snapshot.json").read_bytes())
+    for raw in (b"[]", b"{}", b'{"schema": "adaptergit.catalog/1", "shards": {"a": [1, 2, 3]}}', b"x"):
+        named = replace(good, catalog=canonical.sha256(raw))
+        with pytest.raises(PackageError):
+            parse_catalog(raw, named)
+    assert parse_catalog(catalog_bytes({}), replace(good, catalog=canonical.sha256(catalog_bytes({})))) == {}
+
+
+def test_a_damaged_shard_on_this_machine_is_noticed(listed: Index, hub: Hub, home: Path) -> None:
+    listed.user()
+    (shard,) = (home / "cache" / "indexes" / "community" / "shards").glob("*/*.zst")
+    shard.write_bytes(b"x")
+    with pytest.raises((TransportError, PackageError)):
+        fetch(f"{hub.url}@sst2")
+
+
+def test_what_is_offline_stays_offline(listed: Index, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed.user()
+    fetch(f"{hub.url}@sst2")
+    monkeypatch.setenv("ADAPTERGIT_OFFLINE", "1")
+    listed.forge.asked.clear()
+    assert fetch(f"{hub.url}@sst2").from_store
+    assert len(adaptergit.search("sentiment")) == 1
+    with pytest.raises(UsageError, match="offline"):
+        client(load_settings()).update("community")
+    assert listed.forge.asked == []
+
+
+# --- contributing -------------------------------------------------------------------------------------------------------
+
+
+def test_two_proposals_merge_without_conflict(index: Index, hub: Hub) -> None:
+    root = index.repository.root
+    git(root, "init", "-q", "-b", "main")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "begin")
+    for name in ("one", "two"):
+        git(root, "checkout", "-q", "-b", name, "main")
+        index.add(hub.url.replace("acme", name), hub.key, principal=f"127.0.0.1/{name}/adapters")
+        git(root, "add", "-A")
+        git(root, "commit", "-qm", name)
+    git(root, "checkout", "-q", "main")
+    git(root, "merge", "-q", "one", "-m", "one")
+    git(root, "merge", "-q", "two", "-m", "two")
+    assert len(index.repository.principals()) == 2
+
+
+def test_the_command_line_of_an_index(index: Index, hub: Hub, source: Callable[..., Path], home: Path) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    index.add(hub.url, hub.key)
+    root = index.repository.root
+    git(root, "init", "-q", "-b", "main")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "begin")
+
+    def run(*argv: str, code: int = 0) -> str:
+        done = CliRunner().invoke(main, [*argv])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    here = ("--repo", str(root))
+    assert "1 sources, 0 releases: sound" in run("index", "check", *here)
+    assert "1 new releases" in run("index", "crawl", *here)
+    assert "1 sources, 1 releases" in run("index", "build", *here)
+    run("index", "sign", *here, "--key", str(index.online.path), "--again")
+    run("index", "sign", *here, "--key", str(index.maintainers[0].path), code=2)
+    assert "1 adapters" in run("index", "add", index.forge.url, "--root", f"sha256:{index.root.digest}")
+    assert "community" in run("index", "ls")
+    assert "0 of 1 sources changed" in run("index", "update")
+    assert "1 releases" in run("index", "explain", PRINCIPAL)
+    assert json.loads(run("search", "--json", "test"))["entries"][0]["id"] == f"{PRINCIPAL}@sst2"
+    assert json.loads(run("show", "--json", f"{hub.url}@sst2"))["indexes"] == ["community"]
+    run("index", "yank", f"{hub.url}@sst2==1.0.0", "--reason", "bad", *here)
+    run("index", "remove", "community")
+    run("index", "update", "community", code=2)
+    with pytest.raises(NotFoundError):
+        adaptergit.show(f"{hub.url}@sst2")
