@@ -306,7 +306,7 @@ def _load(user: Person, reference: str, base: Path, files: Mapping[str, Path]) -
 
 def _index_and_search(user: Person, reference: str) -> bool:
     index = user.home / "index.json"
-    user.adaptergit("index", "add", str(index), reference)
+    user.adaptergit("index", "list", str(index), reference)
     found = user.adaptergit("search", "film", "sentiment", "--index", str(index), "--base-model", "all-MiniLM")
     return [entry["id"] for entry in found["entries"]] == ["127.0.0.1/acme/adapters@sentiment"]
 

@@ -26,13 +26,13 @@ _MAX_CANDIDATES = 2000
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS source(principal TEXT PRIMARY KEY, shard TEXT NOT NULL, loaded INTEGER NOT NULL)
     WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS adapter(rank INTEGER PRIMARY KEY, principal TEXT NOT NULL, name TEXT NOT NULL,
+CREATE TABLE IF NOT EXISTS adapter(place INTEGER PRIMARY KEY, principal TEXT NOT NULL, name TEXT NOT NULL,
     fingerprint TEXT NOT NULL, published TEXT NOT NULL, size INTEGER NOT NULL, facets TEXT NOT NULL, body TEXT NOT NULL,
     line BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS adapter_name ON adapter(name);
 CREATE INDEX IF NOT EXISTS adapter_principal ON adapter(principal);
 CREATE INDEX IF NOT EXISTS adapter_fingerprint ON adapter(fingerprint);
-CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(facets, body, content='adapter', content_rowid='rank',
+CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(facets, body, content='adapter', content_rowid='place',
     detail=column, prefix='2 3 4 5', tokenize="unicode61 tokenchars '_'");
 """
 
@@ -104,7 +104,7 @@ class Database:
     def drop(self, principal: str) -> None:
         """Forget a source."""
         rows = self.connection.execute(
-            "SELECT rank, facets, body FROM adapter WHERE principal = ?", (principal,)
+            "SELECT place, facets, body FROM adapter WHERE principal = ?", (principal,)
         ).fetchall()
         for rank, facets, body in rows:
             self.connection.execute(
@@ -127,20 +127,20 @@ class Database:
             raise UsageError(f"unknown order {query.sort!r}", hint=f"one of {', '.join(SORTS)}")
         words = [word for word in re.findall(r"\w+", query.text.casefold()) if word]
         match = _match(words, query.filters)
-        order = {"best": "rank", "newest": "published DESC, rank", "smallest": "size, rank", "name": "name, rank"}
+        order = {"best": "place", "newest": "published DESC, place", "smallest": "size, place", "name": "name, place"}
         if match is None:
             sql = f"SELECT line FROM adapter ORDER BY {order[query.sort]} LIMIT ?"  # noqa: S608 - from a table
             return self._entries(sql, (query.limit,))
         if query.sort == "best":
-            sql = "SELECT line FROM adapter JOIN (SELECT rowid AS r FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?) ON rank = r ORDER BY rank"  # noqa: E501 - one statement
+            sql = "SELECT line FROM adapter JOIN (SELECT rowid AS r FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?) ON place = r ORDER BY place"  # noqa: E501 - one statement
             found = self._entries(sql, (match, max(4 * query.limit, 100)))
             return _named_first(self._named(words, match), found, words)[: query.limit]
-        sql = f"SELECT line FROM adapter JOIN (SELECT rowid AS r FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?) ON rank = r ORDER BY {order[query.sort]} LIMIT ?"  # noqa: S608, E501
+        sql = f"SELECT line FROM adapter JOIN (SELECT rowid AS r FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?) ON place = r ORDER BY {order[query.sort]} LIMIT ?"  # noqa: S608, E501
         return self._entries(sql, (match, _MAX_CANDIDATES, query.limit))
 
     def named(self, name: str) -> list[Entry]:
         """Return the adapters with exactly this name."""
-        return self._entries("SELECT line FROM adapter WHERE name = ? ORDER BY rank LIMIT 100", (name,))
+        return self._entries("SELECT line FROM adapter WHERE name = ? ORDER BY place LIMIT 100", (name,))
 
     def get(self, principal: str, name: str) -> Entry | None:
         """Return the newest release of one adapter."""
@@ -156,7 +156,7 @@ class Database:
         """Return the adapters of base models."""
         wanted = list(fingerprints)[:500]
         marks = ",".join("?" * len(wanted))
-        sql = f"SELECT line FROM adapter WHERE fingerprint IN ({marks}) ORDER BY rank LIMIT ?"  # noqa: S608 - marks
+        sql = f"SELECT line FROM adapter WHERE fingerprint IN ({marks}) ORDER BY place LIMIT ?"  # noqa: S608 - marks
         return self._entries(sql, (*wanted, limit))
 
     def _named(self, words: list[str], match: str) -> list[Entry]:
@@ -165,7 +165,7 @@ class Database:
             return []
         names = {separator.join(words) for separator in "-_."}
         marks = ",".join("?" * len(names))
-        sql = f"SELECT line FROM adapter JOIN words ON words.rowid = rank WHERE name IN ({marks}) AND words MATCH ? ORDER BY rank LIMIT 20"  # noqa: S608, E501
+        sql = f"SELECT line FROM adapter JOIN words ON words.rowid = place WHERE name IN ({marks}) AND words MATCH ? ORDER BY place LIMIT 20"  # noqa: S608, E501
         return self._entries(sql, (*sorted(names), match)) if self._has_name(names) else []
 
     def _has_name(self, names: Iterable[str]) -> bool:
