@@ -85,14 +85,17 @@ def released(reference: Reference, settings: Settings) -> Listing:
     """
     source, adapter = reference.source, reference.adapter
     try:
-        return list_versions(Remote.of(source, allow_http=settings.allow_http), adapter)
+        return list_versions(
+            Remote.of(source, allow_http=settings.allow_http), adapter, timeout=settings.limits.fetch_seconds
+        )
     except (TransportError, NotFoundError) as error:
         for url in mirrors_of(source, settings):
             try:
                 if url.endswith("/"):
                     listed = StaticMirror(url, _download(settings)).releases(source.principal or "", adapter)
                     return Listing({one.version: one.tree for one in listed})
-                return list_versions(Remote.of(Source.parse(url), allow_http=settings.allow_http), adapter)
+                remote = Remote.of(Source.parse(url), allow_http=settings.allow_http)
+                return list_versions(remote, adapter, timeout=settings.limits.fetch_seconds)
             except (TransportError, NotFoundError):
                 continue
         raise error

@@ -219,7 +219,16 @@ def _splice(
             hint = "load it under another name=" if setup.single else "load it into another model, or remove that one"
             raise UsageError(f"the model has {new!r} among its {kind} already", hint=hint)
     compare(Fingerprint.parse(card.base_model.fingerprint), panel.model, panel.anatomy, name=card.base_model.id)
-    modules = built(panel, setup, [Site(**site) for site in card.data["adapter"].get("sites", ())])
+    try:
+        modules = built(panel, setup, [Site(**site) for site in card.data["adapter"].get("sites", ())])
+    except (
+        UsageError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        KeyError,
+    ) as error:  # of values that no configuration has
+        raise PackageError(f"adapter.config or head: {error}", where=str(about.path / CARD)) from error
     holder = {prefix: modules[kind, member] for kind, member, prefix in setup.prefixes()}
     read_into(about.path / WEIGHTS, holder, digest=about.weights_sha256, ignore=skipped)
     tokenizer = read_tokenizer(about.path) if setup.embeddings else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tarfile
 import tempfile
 import time
@@ -18,7 +19,7 @@ from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Seen, Store
 from adaptergit.store.lockfile import read_lock
 from adaptergit.store.mirror import MARK, SIGNERS, Mirrored, add_signers, add_to_mirror, parse_listing
-from adaptergit.trust import format_signer, parse_allowed_signers
+from adaptergit.trust import AllowedSigner, format_signer, parse_allowed_signers
 
 _MAX_BUNDLE_FILES = 100_000
 _PARTS = ("releases", "packages")
@@ -127,21 +128,26 @@ def import_bundle(
     with store.workspace() as folder:
         _unpack(file, folder, settings)
         listed = _listed(folder)
+        brought: list[AllowedSigner] = []
         if trust_keys and (folder / SIGNERS).is_file():
-            _pin_keys(folder / SIGNERS, {principal for principal, _, _ in listed}, settings)
+            brought = _brought(folder / SIGNERS, {principal for principal, _, _ in listed})
+        signers = [*known_signers(settings), *brought]
         try:
-            return [
-                _take_in(folder, principal, adapter, release, store, policy, settings)
+            copied = [
+                _take_in(folder, principal, adapter, release, store, policy, settings, signers)
                 for principal, adapter, release in listed
             ]
         except TrustError as error:
             if not trust_keys and "nobody you know" in error.what and (folder / SIGNERS).is_file():
                 error.hint = f"{error.hint}\n        or take the bundle's word for whose it is: --trust-keys"
             raise
+        for signer in brought:  # only after everything in it was accepted
+            add_pin(settings, signer)
+        return copied
 
 
-def _pin_keys(path: Path, principals: set[str], settings: Settings) -> None:
-    """Pin keys for the publishers in the bundle, and for nobody else: no glob, no other name."""
+def _brought(path: Path, principals: set[str]) -> list[AllowedSigner]:
+    """Read the keys of the publishers in the bundle, and of nobody else: no glob, no other name."""
     try:
         signers = parse_allowed_signers(path.read_text("utf-8"), source=SIGNERS)
     except (UnicodeDecodeError, OSError) as error:
@@ -152,8 +158,7 @@ def _pin_keys(path: Path, principals: set[str], settings: Settings) -> None:
                 f"the bundle wants a key to sign for {', '.join(signer.principals)}, of whom it holds nothing",
                 where=SIGNERS,
             )
-    for signer in signers:
-        add_pin(settings, signer)
+    return signers
 
 
 def _fetched(
@@ -219,15 +224,19 @@ def _unpack(file: Path, folder: Path, settings: Settings) -> None:
                 if member.size > settings.limits.file_bytes or number > _MAX_BUNDLE_FILES:
                     raise PackageError("too many files, or one that is too large", where=where)
                 target = folder.joinpath(*path.parts)
-                target.parent.mkdir(parents=True, exist_ok=True)
                 content = archive.extractfile(member)
                 assert content is not None
                 try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
                     with target.open("xb") as written:
                         while block := content.read(1 << 20):
                             written.write(block)
-                except FileExistsError as error:
+                except (FileExistsError, NotADirectoryError) as error:
                     raise PackageError("the bundle holds this file twice", where=where) from error
+                except OSError as error:
+                    if error.errno != errno.ENAMETOOLONG:
+                        raise
+                    raise PackageError("a name that is too long", where=where) from error
     except (tarfile.TarError, EOFError, ValueError, IndexError) as error:
         raise PackageError(f"not a bundle: {error}", where=str(file)) from error
     if not (folder / MARK).is_file():
@@ -247,7 +256,14 @@ def _listed(folder: Path) -> list[tuple[str, str, Mirrored]]:
 
 
 def _take_in(
-    folder: Path, principal: str, adapter: str, release: Mirrored, store: Store, policy: str | None, settings: Settings
+    folder: Path,
+    principal: str,
+    adapter: str,
+    release: Mirrored,
+    store: Store,
+    policy: str | None,
+    settings: Settings,
+    signers: Sequence[AllowedSigner],
 ) -> Copied:
     from packaging.specifiers import SpecifierSet
 
@@ -257,7 +273,9 @@ def _take_in(
     source = Source.parse(principal)
     exact = SpecifierSet(f"=={release.version}")
     reference = Reference(source, check_adapter_name(adapter), exact, release.manifest_sha256)
-    verify(package, policy=policy, reference=reference, version=release.version, settings=settings)
+    verify(
+        package, policy=policy, reference=reference, version=release.version, allowed_signers=signers, settings=settings
+    )
     new = store.find(release.manifest_sha256) is None
     with store.workspace() as work:  # the store takes the folder away; a release may be listed by two names
         inner = work / "package"

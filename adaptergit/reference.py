@@ -30,7 +30,7 @@ DEFAULT_HOST = "github.com"
 _ADAPTER = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
 _SEGMENT = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
-_SCP = re.compile(r"(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@(?P<host>[A-Za-z0-9.-]+):(?P<path>[^:].*)")
+_SCP = re.compile(r"(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*):(?P<path>[^:].*)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PATHS = ("./", "../", "/", "~/")
 _SCHEMES = ("https", "http", "ssh", "file")
@@ -68,7 +68,8 @@ class Source:
         >>> Source.parse("git@Codeberg.org:acme/adapters.git").principal
         'codeberg.org/acme/adapters'
         """
-        if not text or text.startswith("-") or any(ord(c) < 0x21 or ord(c) == 0x7F for c in text) or "::" in text:
+        odd = any(ord(c) < 0x21 or ord(c) == 0x7F or 0xD800 <= ord(c) < 0xE000 or not c.isprintable() for c in text)
+        if not text or text.startswith("-") or odd or "::" in text:
             raise UsageError(f"{text!r} is not a repository", hint=_EXAMPLE)
         if "://" in text:
             return _parse_url(text)
@@ -128,7 +129,8 @@ def _parse_hosted(text: str, default_host: str) -> Source:
 def _check_path(text: str, path: str) -> None:
     """Refuse paths that one server reads in another way than the principal they would give."""
     for segment in path.strip("/").split("/"):
-        if segment in ("", ".", "..") or segment.startswith("-") or "%" in segment or "\\" in segment:
+        odd = not segment.isascii() or "%" in segment or "\\" in segment
+        if segment in ("", ".", "..") or segment.startswith("-") or odd:
             raise UsageError(f"{text!r}: {segment!r} cannot be part of a repository's path", hint=_EXAMPLE)
 
 

@@ -443,7 +443,7 @@ ATTACKS: dict[str, tuple[Any, str]] = {
     "another index": (_other_index, "of other"),
     "another namespace": (_other_namespace, "another kind of document"),
     "an old catalog": (_mixed_catalog, "catalog"),
-    "shards mixed": (_mixed_shard, "compressed|not the one"),
+    "shards mixed": (_mixed_shard, r"compressed|not the one|more than"),
     "a bomb": (_bomb, "more than"),
     "other revocations": (_revocations, "revocations"),
     "a root by one maintainer": (_root_by_one, "2 must sign"),

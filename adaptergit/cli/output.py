@@ -57,7 +57,7 @@ def _report(error: AdaptergitError) -> None:
         click.echo(json.dumps({"error": detail}, ensure_ascii=False))
     else:
         click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(str(error), err=True)
+        click.echo("\n".join(clean(line) for line in str(error).split("\n")), err=True)
         for note in getattr(error, "__notes__", ()):
             click.echo(f"  {clean(note)}", err=True)
 

@@ -179,7 +179,10 @@ def fetch_release(
                     raise
         tag = f"{TAGS}/{adapter}/{version}"
         git = _fetch(work / "tag", remote, [tag], limits, filtered=judge is not None)
-        found = git.text("rev-parse", "--verify", "--quiet", "--end-of-options", "FETCH_HEAD^{tree}")
+        try:
+            found = git.text("rev-parse", "--verify", "--quiet", "--end-of-options", "FETCH_HEAD^{tree}")
+        except TransportError as error:
+            raise PackageError("the tag is of something that has no files", where=f"{remote.url} {tag}") from error
 
         def rest(sizes: Mapping[str, int], oids: Mapping[str, str]) -> Git:
             # A repository of its own: git does not fetch what it believes to have.

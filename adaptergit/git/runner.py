@@ -104,8 +104,11 @@ class Git:
         process = self._start(arguments, stdin, env or {}, protocols, max_file_bytes)
         with _Deadline(process, timeout) as deadline:
             errors = _Tail(process.stderr)
+            output = bytearray()
             with process.stdout:
-                output = process.stdout.read(max_output + 1)
+                # In blocks: one read of the limit would hold a buffer of that size.
+                while len(output) <= max_output and (block := process.stdout.read1(1 << 20)):
+                    output += block
             if len(output) > max_output:
                 deadline.kill()
                 process.wait()
@@ -159,6 +162,9 @@ class Git:
         if protocols and not self.trusted:
             # Later settings win: the user's own ssh command, if there is one.
             settings += ["core.sshCommand=ssh -o BatchMode=yes -o ConnectTimeout=20", *_user_transport_settings()]
+        if protocols == ("http",):
+            # On loopback, or where a person allowed it: a redirect would lead elsewhere without encryption.
+            settings.append("http.followRedirects=false")
         where = [] if self.trusted else [f"--git-dir={self.directory}"]
         return ["git", *where, *(part for setting in settings for part in ("-c", setting))]
 
@@ -285,7 +291,9 @@ class _Tail:
 
 
 def _failure(arguments: Sequence[str], errors: str, status: int) -> TransportError:
-    said = _SECRETS.sub(r"\1***@", errors.strip())
+    # What a server says is somebody else's text: it must not drive the terminal.
+    plain = "".join(char if char.isprintable() or char == "\n" else " " for char in errors)
+    said = _SECRETS.sub(r"\1***@", plain.strip())
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("hint:", "warning: "))]
     what = "; ".join(lines[-8:]) or f"exit status {status}"
     hint = None

@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from adaptergit.errors import PackageError
 from adaptergit.package import Card, Manifest, canonical, schemas
-from adaptergit.package.version import is_version
+from adaptergit.package.version import check_version, is_version
 
 MAX_LINE_BYTES = 64 * 1024
 
@@ -216,7 +216,9 @@ def check_document(data: bytes, where: str, limit: int) -> list[Entry]:
     """
     try:
         canonical.refuse_surrogates(data, where)
-        raw = json.loads(data) if len(data) <= limit else None
+        raw = json.loads(data.decode("utf-8"), object_pairs_hook=canonical.unique) if len(data) <= limit else None
+    except UnicodeDecodeError as error:
+        raise PackageError(f"not UTF-8 at byte {error.start}", where=where) from error
     except (ValueError, RecursionError) as error:
         raise PackageError(f"not JSON: {error}", where=where) from error
     if raw is None:
@@ -225,8 +227,13 @@ def check_document(data: bytes, where: str, limit: int) -> list[Entry]:
         raise PackageError(f"{schemas.dotted(field) or 'document'}: {message}", where=where)
     found = []
     for number, item in enumerate(raw["entries"]):
+        check_version(item["version"], where=f"{where}: entries[{number}]")
         try:
             found.append(Entry.from_dict(item))
         except (ValueError, TypeError, KeyError) as error:
             raise PackageError(f"entries[{number}]: {error}", where=where) from error
+    named = [(entry.id, entry.version) for entry in found]
+    if len(set(named)) != len(named):
+        twice = next(one for one in named if named.count(one) > 1)
+        raise PackageError(f"{twice[0]}=={twice[1]} is listed twice", where=where)
     return found

@@ -31,25 +31,37 @@ def loads(data: bytes, *, where: str, limit: int) -> Any:
     def refuse(text: str) -> NoReturn:
         raise PackageError(f"the number {text} is not allowed: signed documents hold integers only", where=where)
 
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(items)
-        if len(result) != len(items):
-            keys = [key for key, _ in items]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise PackageError(f"the key {twice!r} appears twice", where=where)
-        return result
-
     refuse_surrogates(data, where)
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_float=refuse, parse_constant=refuse)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_float=refuse, parse_constant=refuse)
     except UnicodeDecodeError as error:
         raise PackageError(f"not UTF-8 at byte {error.start}", where=where) from error
+    except TwiceError as error:
+        raise PackageError(str(error), where=where) from error
     except json.JSONDecodeError as error:
         raise PackageError(f"not JSON: {error.msg}", where=f"{where}:{error.lineno}") from error
     except (RecursionError, ValueError) as error:
         raise PackageError(
             "not JSON that a manifest may hold: nested too deeply or a number too long", where=where
         ) from error
+
+
+class TwiceError(ValueError):
+    """A key appears twice in one object."""
+
+
+def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object of pairs; for ``json.loads(…, object_pairs_hook=unique)``.
+
+    Raises:
+        TwiceError: A key appears twice.
+    """
+    result = dict(items)
+    if len(result) != len(items):
+        keys = [key for key, _ in items]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise TwiceError(f"the key {twice!r} appears twice")
+    return result
 
 
 def refuse_surrogates(data: bytes, where: str) -> None:

@@ -24,7 +24,7 @@ def local_card(folder: Path, limits: Limits = Limits()) -> Card:  # noqa: B008 -
     if (folder / MANIFEST).exists():
         package = read_package(folder, limits)
         return check_files(package, Manifest.from_bytes(package.manifest_bytes, where=str(folder / MANIFEST)), limits)
-    if not (folder / CARD).exists():
+    if not (folder / CARD).is_file():
         hint = "this is neither a package folder nor an AdapterHub checkpoint"
         raise NotFoundError(f"there is no {CARD}", where=str(folder), hint=hint)
     return Card.from_yaml(read_bounded(folder / CARD, MAX_BYTES), where=str(folder / CARD))

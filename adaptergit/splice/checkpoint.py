@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import os
 import re
 import tempfile
@@ -101,18 +102,33 @@ def read_into(
         PackageError: Not a safetensors file, or its tensors are not those the modules expect.
         ModelError: Names fit, shapes do not.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise PackageError("the weights are missing", where=str(path)) from error
+    if not path.is_file():
+        raise PackageError("the weights are missing", where=str(path))
+    data = path.read_bytes()
     if digest is not None and hashlib.sha256(data).hexdigest() != digest:
         raise PackageError("the weights were changed while they were loaded", where=str(path))
     try:
         # Copies: the views of the buffer are not aligned for fast kernels.
         tensors = {k: v.clone() for k, v in load_tensors(data).items() if not k.startswith(ignore)}
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
+    _refuse_twins(data, str(path))
     fill(modules, tensors, where=str(path))
+
+
+def _refuse_twins(data: bytes, where: str) -> None:
+    """Refuse a name that appears twice: readers differ in which of the two they take."""
+    size = int.from_bytes(data[:8], "little")
+
+    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in items}) != len(items):
+            raise PackageError("a tensor, or a field of its header, appears twice", where=where)
+        return dict(items)
+
+    try:
+        json.loads(data[8 : 8 + size], object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise PackageError(f"not a valid safetensors file: {error}", where=where) from error
 
 
 def fill(modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor], *, where: str) -> None:

@@ -352,6 +352,8 @@ class LanguageModelHead(HeadConfig):
 
     def build(self, hidden_size: int, config: Any) -> HeadModule:
         """Make the layers."""
+        if not 1 <= self.layers <= 100:
+            raise UsageError(f"layers={self.layers}: a head has 1 to 100 layers")
         eps = getattr(config, "layer_norm_eps", 1e-12)
         return LanguageModelModule(self, hidden_size, self.vocab_size or int(config.vocab_size), float(eps))
 

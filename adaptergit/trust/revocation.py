@@ -87,7 +87,7 @@ def _parse(raw: Any, where: str, source: str) -> Revocation:
     key, digest = texts["key"], texts["manifest_sha256"]
     if (key is None) == (digest is None):
         raise TrustError("a revocation names either a key or a manifest_sha256", where=where)
-    if (key and not _KEY.fullmatch(key)) or (digest and not _DIGEST.fullmatch(digest)):
+    if (key is not None and not _KEY.fullmatch(key)) or (digest is not None and not _DIGEST.fullmatch(digest)):
         raise TrustError("not a key's fingerprint or a sha256 digest", where=where, hint="SHA256:… as ssh-keygen -l")
     severity = texts["severity"] or "refuse"
     if severity not in SEVERITIES:

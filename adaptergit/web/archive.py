@@ -21,6 +21,7 @@ from adaptergit.settings import Limits
 from adaptergit.web.download import Download
 
 _OVERHEAD = 2**20
+_MAX_HEADER = 64 * 1024
 
 
 def archive_urls(source: Source, adapter: str, version: str) -> list[str]:
@@ -51,17 +52,35 @@ def fetch_archive(url: str, target: Path, limits: Limits, *, allow_http: Collect
         path = Path(folder) / "archive"
         Download(allow_http, limits.fetch_seconds).save(url, path, limits.package_bytes + _OVERHEAD)
         try:
-            with path.open("rb") as packed, tarfile.open(fileobj=packed, mode="r|gz") as archive:
+            with path.open("rb") as packed, tarfile.open(fileobj=packed, mode="r|gz", tarinfo=_Bounded) as archive:
                 _unpack(archive, target, limits, url)
         except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
             raise PackageError(f"not a readable archive: {error}", where=url) from error
 
 
+class _Bounded(tarfile.TarInfo):
+    """A member whose extended headers, which tarfile reads whole, are small."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        extended = (
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+        )
+        if self.type in extended and self.size > _MAX_HEADER:
+            raise tarfile.ReadError(f"an extended header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc, no-any-return]  # not in typeshed
+
+
 def _unpack(archive: tarfile.TarFile, target: Path, limits: Limits, url: str) -> None:
     """Write plain files of one folder; every member is judged before a byte of it is written."""
     sizes: dict[str, int] = {}
-    for member in archive:
+    for number, member in enumerate(archive):
         inner = member.name.split("/")
+        if number > limits.files + 8:
+            raise PackageError(f"more than the limit of {limits.files} files", where=url)
         if member.isdir() and len(inner) == 1:
             continue
         name = inner[-1]

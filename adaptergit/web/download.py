@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import socket
+import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,10 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
 
 from adaptergit._version import __version__
-from adaptergit.errors import NotFoundError, TransportError, UsageError
+from adaptergit.errors import AdaptergitError, NotFoundError, TransportError, UsageError
 
 _REDIRECTS = 5
 _ATTEMPTS = 4
@@ -47,20 +51,28 @@ class Download:
         self._run(url, limit, parts.append, lambda: sum(map(len, parts)))
         return b"".join(parts)
 
-    def save(self, url: str, path: Path, limit: int) -> None:
+    def save(self, url: str, path: Path, limit: int, *, exceeded: type[AdaptergitError] = TransportError) -> None:
         """Write a document to a new file.
+
+        Args:
+            url: Its address.
+            path: Of the file.
+            limit: Bytes.
+            exceeded: What to raise when there are more: where the size was stated, it is another document.
 
         Raises:
             NotFoundError, TransportError: See :meth:`read`.
         """
         with path.open("xb") as file:
-            self._run(url, limit, file.write, file.tell)
+            self._run(url, limit, file.write, file.tell, exceeded)
 
-    def _run(self, url: str, limit: int, write: Any, written: Any) -> None:
+    def _run(
+        self, url: str, limit: int, write: Any, written: Any, exceeded: type[AdaptergitError] = TransportError
+    ) -> None:
         deadline = time.monotonic() + self.seconds
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return self._attempt(url, limit, write, written, deadline)
+                return self._attempt(url, limit, write, written, deadline, exceeded)
             except _TransientError as again:
                 pause = max(again.wait, random.uniform(0.5, 1.0) * 2 ** (attempt - 1))  # noqa: S311 - politeness
                 last = attempt == (2 if again.unreachable else _ATTEMPTS)
@@ -69,53 +81,78 @@ class Download:
                 time.sleep(pause)
         raise AssertionError("unreachable")
 
-    def _attempt(self, url: str, limit: int, write: Any, written: Any, deadline: float) -> None:
+    def _attempt(
+        self, url: str, limit: int, write: Any, written: Any, deadline: float, exceeded: type[AdaptergitError]
+    ) -> None:
         start = written()
         headers = {"User-Agent": f"adaptergit/{__version__}", "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
         try:
-            with requests.Session() as session, self._get(session, url, headers) as response:
+            with (
+                requests.Session() as session,
+                _cut_off(session, deadline),
+                self._get(session, url, headers, deadline) as response,
+            ):
                 if response.status_code in (404, 410, 451):
                     raise NotFoundError(f"the server answered {response.status_code}", where=url)
                 if response.status_code in _TRANSIENT:
                     after = response.headers.get("Retry-After", "")
-                    raise _TransientError(
-                        f"the server answered {response.status_code}", float(after) if after.isdigit() else 0
-                    )
+                    wait = float(after) if after.isascii() and after.isdigit() else 0
+                    raise _TransientError(f"the server answered {response.status_code}", wait)
                 if response.status_code not in (200, 206):
                     raise TransportError(f"the server answered {response.status_code}", where=url)
                 skip = start if start and response.status_code == 200 else 0  # it knows no ranges: all of it again
                 ranged = response.headers.get("Content-Range", "")
                 if response.status_code == 206 and not ranged.startswith(f"bytes {start}-"):
                     raise TransportError(f"the server answered another range: {ranged!r}", where=url)
-                expected = int(response.headers.get("Content-Length") or -1)
+                length = response.headers.get("Content-Length") or ""
+                if length and not (length.isascii() and length.isdigit()):
+                    raise TransportError(f"the server says a length of {length[:40]!r}", where=url)
+                expected = int(length) if length else -1
                 got = 0
                 # What has arrived, not whole blocks: a byte now and then must not outlive the deadline.
                 while block := response.raw.read1(_BLOCK):
                     got += len(block)
                     if start - skip + got > limit:
-                        raise TransportError(f"more than the limit of {limit} bytes", where=url)
+                        raise exceeded(f"more than the limit of {limit} bytes", where=url)
                     if time.monotonic() > deadline:
                         raise TransportError(f"no end within {self.seconds:.0f} s", where=url)
                     write(block[skip:] if skip < len(block) else b"")
                     skip = max(0, skip - len(block))
+                if time.monotonic() > deadline:  # the connection was cut, perhaps before there was a length
+                    raise TransportError(f"no end within {self.seconds:.0f} s", where=url)
                 if 0 <= expected != got:
                     raise _TransientError(f"{got} of {expected} bytes arrived")
-        except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
+        except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError, OSError) as error:
+            if isinstance(error, OSError) and not isinstance(error, requests.RequestException | ConnectionError):
+                raise
+            if time.monotonic() > deadline:
+                raise TransportError(f"no end within {self.seconds:.0f} s", where=url) from error
             raise _TransientError(f"no answer: {type(error).__name__}", unreachable=written() == start) from error
         except requests.RequestException as error:
             raise TransportError(f"cannot be asked for: {type(error).__name__}", where=url) from error
 
-    def _get(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+    def _get(self, session: requests.Session, url: str, headers: dict[str, str], deadline: float) -> requests.Response:
         """Follow redirects by hand: each is judged, and each looks up credentials for its own host."""
         for _ in range(_REDIRECTS + 1):
             self.check(url)
-            response = session.get(url, headers=headers, stream=True, allow_redirects=False, timeout=(20, 60))
+            left = max(0.1, deadline - time.monotonic())
+            patience = (min(20.0, left), min(60.0, left))
+            try:
+                response = session.get(url, headers=headers, stream=True, allow_redirects=False, timeout=patience)
+            except ValueError as error:
+                if isinstance(error, requests.RequestException):
+                    raise
+                raise TransportError(f"the server's answer cannot be understood: {error}", where=url) from error
             if not response.is_redirect:
                 return response
-            target = urljoin(url, response.headers["Location"])
             response.close()
+            try:
+                target = urljoin(url, response.headers["Location"])
+                urlsplit(target).port  # noqa: B018 - raises
+            except ValueError as error:
+                raise TransportError("redirected to something that is no address", where=url) from error
             if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
                 raise TransportError(f"redirected to {urlsplit(target).scheme}", where=url)
             url = target
@@ -142,6 +179,51 @@ class _TransientError(Exception):
     def __init__(self, what: str, wait: float = 0.0, *, unreachable: bool = False) -> None:
         super().__init__(what)
         self.what, self.wait, self.unreachable = what, min(wait, 30.0), unreachable
+
+
+class _Watched(HTTPAdapter):
+    """Remembers its sockets, so that they can be closed while they are read."""
+
+    def __init__(self) -> None:
+        self.sockets: list[socket.socket] = []
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        """Use connections that tell of their sockets."""
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = {
+            scheme: _watched(pool, self.sockets) for scheme, pool in self.poolmanager.pool_classes_by_scheme.items()
+        }
+
+
+def _watched(pool: Any, sockets: list[socket.socket]) -> Any:
+    class Connection(pool.ConnectionCls):  # type: ignore[misc]
+        def connect(self) -> None:
+            super().connect()
+            sockets.append(self.sock)
+
+    return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
+
+
+@contextmanager
+def _cut_off(session: requests.Session, deadline: float) -> Iterator[None]:
+    """Close the connection at the deadline: a server that sends a header line now and then must not outlive it."""
+    adapter = _Watched()
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+
+    def close() -> None:
+        for one in adapter.sockets:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def is_loopback(host: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from adaptergit.errors import NotFoundError, PackageError, TransportError
+from adaptergit.errors import NotFoundError, PackageError
 from adaptergit.package import CARD, MANIFEST, unlisted_names
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.folder import check_entry_name, check_sizes
@@ -68,11 +68,12 @@ class StaticMirror:
     def _save(self, release: Mirrored, name: str, target: Path, limit: int) -> None:
         path = f"{package_path(release.manifest_sha256)}/{name}"
         if (local := self._local(path)) is None:
-            self.download.save(self.url + quote(path), target / name, limit)
+            # One byte more than stated is enough to know that it is another file.
+            self.download.save(self.url + quote(path), target / name, limit, exceeded=PackageError)
             return
         try:
             if local.stat().st_size > limit:
-                raise TransportError(f"more than the limit of {limit} bytes", where=str(local))
+                raise PackageError(f"more than the limit of {limit} bytes", where=str(local))
             shutil.copyfile(local, target / name)
         except OSError as error:
             raise NotFoundError(f"cannot be read: {error.strerror}", where=str(local)) from error
@@ -86,7 +87,7 @@ class StaticMirror:
         except OSError as error:
             raise NotFoundError(f"cannot be read: {error.strerror}", where=str(local)) from error
         if len(data) > limit:
-            raise TransportError(f"more than the limit of {limit} bytes", where=str(local))
+            raise PackageError(f"more than the limit of {limit} bytes", where=str(local))
         return data
 
     def _local(self, path: str) -> Path | None:

@@ -1,0 +1,251 @@
+"""Whatever comes from outside, arbitrary or nearly right: it is read, or refused with an error of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attacks_table import HAND_LINE, PRINCIPAL, by_hand
+from conftest import card_data, tiny_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import adaptergit
+from adaptergit.errors import AdaptergitError
+from adaptergit.index import read_index
+from adaptergit.package import BaseModel, Card, File, Manifest
+from adaptergit.reference import Reference, Source
+from adaptergit.splice import adapters
+from adaptergit.store.lockfile import read_lock
+from adaptergit.store.mirror import parse_listing
+from adaptergit.trust import parse_allowed_signers, parse_public_key, parse_revocations, parse_signature
+
+MANIFEST = Manifest(
+    repository=PRINCIPAL, name="sst2", version="1.2.0", created="2026-11-23T09:00:00Z", license="MIT", method="seq_bn",
+    base_model=BaseModel("acme/tiny", None, "fp1:2x32:" + "0" * 32 + ":"), files=(File("card.yaml", 1, "0" * 64),), previous=None,
+).to_bytes()  # fmt: skip
+LOCK = {
+    "schema": "adaptergit.lock/1",
+    "adapters": [
+        {
+            "reference": f"{PRINCIPAL}@sst2",
+            "id": f"{PRINCIPAL}@sst2",
+            "version": "1.0.0",
+            "manifest_sha256": "1" * 64,
+            "tree": "1" * 40,
+            "urls": [f"https://{PRINCIPAL}.git"],
+            "signers": ["SHA256:" + "a" * 43],
+            "base_model": {"id": "x", "fingerprint": "fp1"},
+            "files": [{"path": "card.yaml", "size": 1, "sha256": "0" * 64}],
+        }
+    ],
+}
+LISTING = {
+    "schema": "adaptergit.mirror/1",
+    "releases": [{"version": "1.0.0", "manifest_sha256": "0" * 64, "tree": "1" * 40, "files": ["card.yaml"]}],
+}
+INDEX = {
+    "schema": "adaptergit.index/1",
+    "entries": [
+        {
+            "id": f"{PRINCIPAL}@sst2",
+            "url": "https://host.example/x",
+            "version": "1.0.0",
+            "manifest_sha256": "0" * 64,
+            "tree": "0" * 40,
+            "size": 1,
+            "method": "lora",
+            "task": "x",
+            "base_model": "x",
+            "license": "MIT",
+            "description": "x",
+        }
+    ],
+}
+REVOCATIONS = b'{"key": "SHA256:%s", "since": "2026-01-01T00:00:00Z", "severity": "warn", "reason": "x"}\n' % (
+    b"a" * 43
+)
+SIGNERS = f'{PRINCIPAL} namespaces="manifest.v1@adaptergit",valid-after="20260101Z" {HAND_LINE} somebody\n'
+
+# What parsers stumble over: signs of the formats, ends of numbers, odd alphabets, halves of characters.
+SPICE = st.sampled_from(
+    [b"", b"\0", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\n", b"\r", b"\t", b" ", b'"', b"'", b"\\", b"\\ud800", b"{", b"}", b"[", b"]", b":", b",",
+     b"&a ", b"*a", b"!!python/object ", b"---\n", b"<<: ", b"-1", b"1e999", b"NaN", b"Infinity", b"null", b"true", b"9" * 30, b"9" * 5000,
+     b"../", b"%00", b"::", b"@", b"#", b"=", b"--", b"~", b"/", b"\xe2\x80\xa8", b"\xe2\x80\xae", b"\xc2\xa0", b"\x1b[2J"],
+)  # fmt: skip
+
+
+def mutated(valid: bytes) -> st.SearchStrategy[bytes]:
+    """The valid text with a few pieces taken out, doubled, or replaced by something spicy."""
+
+    def apply(changes: list[tuple[int, int, bytes, bool]]) -> bytes:
+        data = valid
+        for at, length, spice, twice in changes:
+            start = at % (len(data) + 1)
+            data = data[:start] + spice + data[start if twice else start + length :]
+        return data
+
+    change = st.tuples(st.integers(0, 10_000), st.integers(0, 8), SPICE | st.binary(max_size=4), st.booleans())
+    return st.lists(change, min_size=1, max_size=4).map(apply)
+
+
+def anything(*valid: bytes) -> st.SearchStrategy[bytes]:
+    return st.binary(max_size=300) | st.one_of(*map(mutated, valid))
+
+
+def quick(examples: int = 150) -> Any:
+    suppressed = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    return settings(max_examples=examples, deadline=None, suppress_health_check=suppressed)
+
+
+def text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+REFERENCES = [
+    b"acme/adapters@sst2>=1.2,<2", b"https://host.example:8443/acme/adapters.git@sst2==1.0.0", b"git@host.example:acme/adapters.git@sst2",
+    b"ssh://git@host.example:22/a/b@sst2#sha256:" + b"0" * 64, b"file:///srv/repo@sst2", b"./repo@sst2", b"~/repo@sst2",
+]  # fmt: skip
+
+
+@quick(400)
+@given(anything(*REFERENCES))
+def test_a_reference_is_read_or_refused(data: bytes) -> None:
+    with contextlib.suppress(AdaptergitError):
+        found = Reference.parse(text(data))
+        assert Reference.parse(str(found)) == found
+        assert not found.source.url.startswith("-")
+    with contextlib.suppress(AdaptergitError):
+        assert "::" not in Source.parse(text(data)).url
+
+
+@quick(400)
+@given(anything(MANIFEST))
+def test_a_manifest_is_read_or_refused(data: bytes) -> None:
+    with contextlib.suppress(AdaptergitError):
+        read = Manifest.from_bytes(data)
+        assert Manifest.from_bytes(read.to_bytes()) == read
+
+
+@quick(300)
+@given(anything(by_hand(MANIFEST)))
+def test_a_signature_is_read_or_refused(data: bytes) -> None:
+    with contextlib.suppress(AdaptergitError):
+        assert parse_signature(data).key.fingerprint.startswith("SHA256:")
+
+
+@quick(300)
+@given(anything(SIGNERS.encode()))
+def test_allowed_signers_are_read_or_refused(data: bytes) -> None:
+    with contextlib.suppress(AdaptergitError):
+        for one in parse_allowed_signers(text(data), source="x"):
+            one.names(PRINCIPAL)
+    with contextlib.suppress(AdaptergitError):
+        parse_public_key(text(data))
+
+
+@quick(300)
+@given(anything(REVOCATIONS, b'{"manifest_sha256": "%s"}' % (b"0" * 64)))
+def test_revocations_are_read_or_refused(data: bytes) -> None:
+    with contextlib.suppress(AdaptergitError):
+        for one in parse_revocations(data, source="x"):
+            one.covers("SHA256:" + "a" * 43, None)
+            str(one)
+
+
+@quick(120)
+@given(anything(Card(card_data()).to_yaml()))
+def test_a_card_is_read_or_refused(data: bytes) -> None:
+    with contextlib.suppress(AdaptergitError):
+        card = Card.from_yaml(data)
+        assert Card(card.data).name == card.name
+
+
+@quick(200)
+@given(data=anything(json.dumps(LOCK).encode()))
+def test_a_lock_is_read_or_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "lock").write_bytes(data)
+    with contextlib.suppress(AdaptergitError):
+        read_lock(tmp_path / "lock")
+
+
+@quick(200)
+@given(data=anything(json.dumps(INDEX).encode()))
+def test_an_index_is_read_or_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "index").write_bytes(data)
+    with contextlib.suppress(AdaptergitError):
+        read_index(tmp_path / "index")
+
+
+@quick(200)
+@given(anything(json.dumps(LISTING).encode()))
+def test_a_mirror_s_listing_is_read_or_refused(data: bytes) -> None:
+    with contextlib.suppress(AdaptergitError):
+        parse_listing(data, "x")
+
+
+# --- weights, through the front door -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, bytes]:
+    folder = tmp_path_factory.mktemp("saved")
+    model = tiny_model("bert")
+    adapters(model).add("sst2", "seq_bn")
+    adapters(model).save("sst2", folder / "adapter", name="sst2", license="MIT")
+    data = (folder / "adapter" / "adapter.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    return folder / "adapter", data[8 : 8 + size], data[8 + size :]
+
+
+@pytest.fixture(scope="module")
+def made() -> list[Any]:
+    return [tiny_model("bert")]
+
+
+DTYPES = ["F64", "F32", "F16", "BF16", "I32", "BOOL", "U8", "F8_E4M3", "C64", "F99"]
+
+
+@quick(60)
+@given(data=st.data())
+def test_weights_are_read_or_refused_and_the_model_untouched(
+    data: st.DataObject, saved: tuple[Path, bytes, bytes], made: list[Any], tmp_path: Path
+) -> None:
+    folder, header, content = saved
+    how = data.draw(st.sampled_from(["header", "json", "length", "bytes"]))
+    if how == "header":
+        header = data.draw(mutated(header))
+    elif how == "json":
+        found = json.loads(header)
+        name = data.draw(st.sampled_from(sorted(n for n in found if n != "__metadata__")))
+        change = st.fixed_dictionaries(
+            {},
+            optional={
+                "dtype": st.sampled_from(DTYPES),
+                "shape": st.lists(st.integers(-1, 2**64), max_size=4),
+                "data_offsets": st.lists(st.integers(-1, 2**64), max_size=3),
+            },
+        )
+        found[name] |= data.draw(change)
+        header = json.dumps(found).encode()
+    elif how == "bytes":
+        content = (
+            data.draw(st.binary(max_size=200))
+            if data.draw(st.booleans())
+            else content[: data.draw(st.integers(0, 500))]
+        )
+    size = data.draw(st.integers(0, 2**64 - 1)) if how == "length" else len(header)
+    target = tmp_path / "folder"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(folder, target)
+    (target / "adapter.safetensors").write_bytes(size.to_bytes(8, "little") + header + content)
+    try:
+        adaptergit.load(target, made[0])
+    except AdaptergitError:
+        assert not hasattr(made[0], "adaptergit")
+    else:
+        made[0] = tiny_model("bert")
