@@ -9,6 +9,8 @@ The names below are imported on first use, so that ``import adaptergit`` costs m
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 from adaptergit._version import __version__
@@ -161,6 +163,17 @@ __all__ = [
     "verify_store",
     "yank",
 ]
+
+
+class _Package(types.ModuleType):
+    """Keeps functions and not the modules of the same names: importing ``adaptergit.load`` would hide ``load``."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _HOME_OF or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
