@@ -206,6 +206,75 @@ def _refused(refused: tuple[str, ...]) -> None:
         click.echo(clean(line), err=True)
 
 
+# --- contributing -----------------------------------------------------------------------------------------------------
+
+
+@index.command("submit")
+@click.option("--to", "to", required=True, help="URL of the index's git repository.")
+@click.option("--repo", "clone", type=click.Path(path_type=Path), default=Path(), help="Your clone; default: here.")
+@click.option(
+    "--key", "keys", multiple=True, type=click.Path(path_type=Path), help="Default: those that are announced."
+)
+@click.option("--threshold", default=1, show_default=True, help="How many different keys sign each release.")
+@click.option("--mirror", "mirrors", multiple=True, help="Where else the releases are.")
+@click.option("--contact", help="Default: git's user.email.")
+@click.option("--remote", default="origin", show_default=True, help="Git remote of your clone.")
+@click.option("--repository", help="Public name host/org/repo, where the remote's URL does not tell it.")
+@click.option("--url", help="What people fetch from, where it is not the remote's URL.")
+@click.option("--fork", help="URL of your fork of the index, where you may not push to the index itself.")
+@click.option("--forge", type=click.Choice(["github", "gitlab", "gitea"]), help="Default: from the host's name.")
+@click.option("--dry-run", is_flag=True, help="Check, and push nothing.")
+@json_option
+def submit(
+    to: str,
+    clone: Path,
+    keys: tuple[Path, ...],
+    threshold: int,
+    mirrors: tuple[str, ...],
+    contact: str | None,
+    remote: str,
+    repository: str | None,
+    url: str | None,
+    fork: str | None,
+    forge: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Propose the repository of your clone to an index: once; after that, publishing is pushing.
+
+    Writes the source file, checks it with the rules the index's CI uses, pushes a branch, and opens the pull request
+    (with a token in ADAPTERGIT_FORGE_TOKEN, ~/.netrc or git's credential helper) or prints the page that does.
+
+    \b
+    Example:
+      adaptergit index submit --to https://github.com/community/index.git --dry-run
+    """
+    from adaptergit.submit import submit as run
+
+    done = run(
+        to,
+        clone=clone,
+        keys=keys,
+        threshold=threshold,
+        mirrors=mirrors,
+        contact=contact,
+        remote=remote,
+        repository=repository,
+        url=url,
+        fork=fork,
+        forge=forge,
+        dry_run=dry_run,
+        report=(lambda _: None) if as_json else step,
+    )
+    if as_json:
+        print_json({"path": done.source.path, "branch": done.branch, "address": done.address, "opened": done.opened})
+        return
+    if dry_run:
+        click.echo(done.source.to_yaml().decode(), nl=False)
+        return
+    click.echo(f"{'opened' if done.opened else 'open it here:'} {done.address}")
+
+
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 

@@ -63,7 +63,7 @@ def check_change(
     Raises:
         UsageError: Not a commit.
     """
-    git = Git(index.root, trusted=head is None)
+    git = Git(index.root, trusted=True)
     for commit in (base, head):
         if commit is not None and not _COMMIT.fullmatch(commit):
             raise UsageError(f"{commit!r} is not a commit")
@@ -105,9 +105,11 @@ def _proposal(
     proposed: datetime | None,
     now: datetime,
 ) -> Proposal:
-    data = _read(git, head, path) if head is not None else _on_disk(index.root / path)
-    source, problem = _parsed(data, path)
-    before, _ = _parsed(_read(git, base, path), path)
+    data, problem = _read(git, head, path) if head is not None else _on_disk(index.root / path)
+    source = None
+    if not problem:
+        source, problem = _parsed(data, path)
+    before, _ = _parsed(_read(git, base, path)[0], path)
     announced, unreachable, followed = None, "", frozenset[PublicKey]()
     if source is not None:
         try:
@@ -133,16 +135,25 @@ def _proposal(
     )
 
 
-def _read(git: Git, commit: str, path: str) -> bytes:
-    try:
-        entry = git.text("ls-tree", "--full-tree", commit, "--", path)
-        return git.raw("cat-file", "blob", f"{commit}:{path}", max_output=MAX_BYTES) if entry.startswith("100") else b""
-    except TransportError:
-        return b""
+def _read(git: Git, commit: str, path: str) -> tuple[bytes, str]:
+    """Return a file of a commit, empty if there is none; and what is wrong with it."""
+    entry = git.text("ls-tree", "--full-tree", "--long", commit, "--", path).split()
+    if not entry:
+        return b"", ""
+    mode, kind, oid, size = entry[:4]
+    if mode != "100644" or kind != "blob":
+        return b"", "a source is a plain file: no link, no folder, no submodule, no executable"
+    if int(size) > MAX_BYTES:
+        return b"", f"{size} bytes, the limit is {MAX_BYTES}"
+    return git.raw("cat-file", "blob", oid), ""
 
 
-def _on_disk(path: Path) -> bytes:
-    return path.read_bytes()[: MAX_BYTES + 1] if path.is_file() and not path.is_symlink() else b""
+def _on_disk(path: Path) -> tuple[bytes, str]:
+    if not path.exists() and not path.is_symlink():
+        return b"", ""
+    if path.is_symlink() or not path.is_file():
+        return b"", "a source is a plain file: no link, no folder, no submodule, no executable"
+    return (path.read_bytes(), "") if path.stat().st_size <= MAX_BYTES else (b"", f"the limit is {MAX_BYTES} bytes")
 
 
 def _parsed(data: bytes, path: str) -> tuple[SourceFile | None, str]:

@@ -22,6 +22,7 @@ from adaptergit.errors import AdaptergitError
 from adaptergit.index.entry import Entry
 from adaptergit.index.repository import IndexPolicy
 from adaptergit.index.sources import SourceFile
+from adaptergit.package.names import is_reserved
 from adaptergit.reference import Source, check_adapter_name
 from adaptergit.trust import PublicKey
 
@@ -188,7 +189,7 @@ def _waiting(one: Proposal) -> str | None:
 
 
 def _removed(one: Proposal) -> str | None:
-    if not one.data and one.before is not None:
+    if not one.data and not one.problem and one.before is not None:
         return "a source is not removed by pull request: maintainers revoke its keys, or yank its releases"
     return None
 
@@ -229,7 +230,7 @@ def _name(one: Release) -> str | None:
         check_adapter_name(one.entry.name)
     except AdaptergitError as error:
         return error.what
-    return None
+    return f"{one.entry.name!r} is no file name on Windows" if is_reserved(one.entry.name) else None
 
 
 def _version(one: Release) -> str | None:

@@ -1,0 +1,215 @@
+"""Submit: propose a repository as a source of an index, from the publisher's own clone.
+
+The source file is written, checked with the rules that the index's CI uses, committed on a branch of its own, pushed
+and proposed. Nothing of the index is checked out; only commits are read and written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from adaptergit.errors import ReleaseError, TransportError, UsageError
+from adaptergit.git import Clone, Git
+from adaptergit.index.propose import check_change
+from adaptergit.index.repository import IndexRepository
+from adaptergit.index.sources import SourceFile, SourceKey
+from adaptergit.publish import principal_of, signing_key
+from adaptergit.reference import Source
+from adaptergit.settings import load_settings
+from adaptergit.trust import parse_allowed_signers
+from adaptergit.web.download import Download
+from adaptergit.web.forges import PullRequest, kind_of, open_pull_request, page_for
+
+_PROTOCOLS = ("https", "http", "ssh", "file")
+_PARTS = ("policy.yaml", "roots", "rotations")
+TOKEN = "ADAPTERGIT_FORGE_TOKEN"  # noqa: S105 - the name of a variable
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What was proposed."""
+
+    source: SourceFile
+    branch: str
+    address: str
+    """Of the pull request, or of the page that opens it; empty in a dry run."""
+    opened: bool
+    """Whether the forge has opened it."""
+
+
+def submit(
+    index: str,
+    *,
+    clone: str | Path = ".",
+    keys: Sequence[str | Path] = (),
+    threshold: int = 1,
+    mirrors: Sequence[str] = (),
+    contact: str | None = None,
+    remote: str = "origin",
+    repository: str | None = None,
+    url: str | None = None,
+    fork: str | None = None,
+    forge: str | None = None,
+    dry_run: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> Submitted:
+    """Propose the repository of a clone to an index.
+
+    Args:
+        index: URL of the index's git repository.
+        clone: Any folder inside the publisher's clone.
+        keys: Public keys to enrol; default: those that ``.adaptergit/allowed_signers`` announces, else the signing key.
+        threshold: How many different keys sign each release.
+        mirrors: Where else the releases are.
+        contact: For the maintainers; default: git's ``user.email``.
+        remote: Git remote of the clone.
+        repository: The principal, where the remote's URL does not tell it.
+        url: What people fetch from; default: https at the principal, or the remote's URL.
+        fork: URL of your fork of the index, where you may not push to the index itself.
+        forge: ``github``, ``gitlab`` or ``gitea``; default: from the host's name.
+        dry_run: Check, and push nothing.
+        report: Called with one line per step.
+
+    Raises:
+        UsageError: Not a clone, or no key.
+        ReleaseError: A rule of the index is broken, or the forge refuses. Nothing was pushed, or, if the forge refused,
+            the branch was.
+        TransportError: The index or the repository cannot be reached.
+    """
+    settings = load_settings()
+    here = Clone.at(Path(clone))
+    principal = principal_of(here, remote, repository)
+    source = SourceFile(
+        principal,
+        url or _public_url(here.remote_url(remote), principal),
+        tuple(_keys(here, keys)),
+        contact or _contact(here),
+        threshold,
+        tuple(mirrors),
+    )
+    SourceFile.from_yaml(source.to_yaml(), where=source.path)  # as strictly as the index will read it
+    with tempfile.TemporaryDirectory(prefix="adaptergit-submit-") as folder:
+        target = _bring(index, Path(folder))
+        commit = _commit(target, source, Path(folder))
+        if commit is None:
+            raise ReleaseError(f"the index lists {principal} exactly so already", where=index)
+        report(f"wrote {source.path}")
+        checked = check_change(IndexRepository(target.root), settings, base=target.head or "HEAD", head=commit)
+        if not checked.passed:
+            said = "\n".join(f"  {rule}: {why}" for broken in checked.problems.values() for rule, why in broken)
+            raise ReleaseError(f"the index would refuse this:\n{said}", where=index)
+        report("it keeps every rule of the index")
+        branch = f"add-{re.sub(r'[^a-z0-9]+', '-', principal.casefold()).strip('-')}"
+        if dry_run:
+            return Submitted(source, branch, "", False)
+        target.git.text("push", "--quiet", "--", fork or index, f"+{commit}:refs/heads/{branch}", protocols=_PROTOCOLS)
+        report(f"pushed {branch} to {fork or index}")
+        return _propose(index, fork, forge, source, target, branch, settings.allow_http)
+
+
+def _propose(
+    index: str,
+    fork: str | None,
+    forge: str | None,
+    source: SourceFile,
+    target: Clone,
+    branch: str,
+    allow_http: Sequence[str],
+) -> Submitted:
+    title = f"Add {source.repository}"
+    body = f"Source: {source.url}\n\nKeys: {', '.join(key.public.fingerprint for key in source.keys)}\n"
+    one = PullRequest(index, branch, target.branch.removeprefix("refs/heads/"), title, body, fork)
+    kind = forge or kind_of(index)
+    if kind is not None and (token := _token(index)) is not None:
+        return Submitted(source, branch, open_pull_request(one, kind, token, Download(allow_http, 120.0)), True)
+    return Submitted(source, branch, page_for(one, kind), False)
+
+
+def _bring(index: str, folder: Path) -> Clone:
+    """Clone the index without checking it out; only its policy, roots and rotations are written to files."""
+    Source.parse(index)  # no options, no helpers
+    git = Git(folder, trusted=True)
+    try:
+        git.text("clone", "--quiet", "--no-checkout", "--depth=1", "--", index, "index", protocols=_PROTOCOLS)
+    except TransportError as error:
+        raise TransportError(error.what, where=index, hint=error.hint) from error
+    root = folder / "index"
+    inner = Git(root, trusted=True)
+    clone = Clone(root, inner, inner.text("symbolic-ref", "HEAD"), inner.text("rev-parse", "HEAD"))
+    for entry in inner.raw("ls-tree", "-r", "-z", "--full-tree", "HEAD", "--", *_PARTS).split(b"\0"):
+        fields, _, name = entry.partition(b"\t")
+        path = name.decode("utf-8", "replace")
+        if fields.startswith(b"100644") and ".." not in path:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_bytes(inner.raw("cat-file", "blob", fields.split()[2].decode()))
+    return clone
+
+
+def _commit(target: Clone, source: SourceFile, folder: Path) -> str | None:
+    """Write the proposal as a commit; None if nothing changes."""
+    existing = target.read(source.path)
+    if existing is not None:
+        source = replace(source, since=SourceFile.from_yaml(existing, where=source.path).since)
+    if existing == source.to_yaml():
+        return None
+    file = folder / "source.yaml"
+    file.write_bytes(source.to_yaml())
+    (oid,) = target.store_files({"source": file}).values()
+    tree = target.replace(source.path, "blob", oid)
+    return target.commit(tree, f"Add {source.repository}", [target.head] if target.head else [])
+
+
+def _keys(here: Clone, keys: Sequence[str | Path]) -> list[SourceKey]:
+    if keys:
+        return [SourceKey(signing_key(path).public) for path in keys]
+    announced = here.read(".adaptergit/allowed_signers")
+    if announced is None:
+        raise UsageError(
+            "the repository announces no key",
+            where=str(here.root),
+            hint="adaptergit init, then commit and push .adaptergit/allowed_signers",
+        )
+    signers = parse_allowed_signers(announced.decode("utf-8"), source=".adaptergit/allowed_signers")
+    return [SourceKey(signer.key, signer.comment) for signer in signers]
+
+
+def _public_url(url: str, principal: str) -> str:
+    """What everybody can fetch from: of an ssh address, https at the same place."""
+    source = Source.parse(url)
+    return f"https://{principal}.git" if source.kind == "scp" or urlsplit(source.url).scheme == "ssh" else source.url
+
+
+def _contact(here: Clone) -> str:
+    try:
+        return here.git.text("config", "--get", "user.email")
+    except TransportError as error:
+        raise UsageError("nobody to contact", hint="--contact you@example.org") from error
+
+
+def _token(url: str) -> str | None:
+    """A token for the forge: from the environment, ``~/.netrc``, or git's credential helper, in this order."""
+    if token := os.environ.get(TOKEN):
+        return token
+    from requests.utils import get_netrc_auth
+
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http"):
+        return None
+    found = get_netrc_auth(url)
+    if found is not None:
+        return str(found[1])
+    with tempfile.TemporaryFile() as wanted:
+        wanted.write(f"protocol={parts.scheme}\nhost={parts.netloc}\n\n".encode())
+        wanted.seek(0)
+        try:
+            said = Git(Path.cwd(), trusted=True).text("credential", "fill", stdin=wanted)
+        except TransportError:
+            return None
+    lines = dict(line.partition("=")[::2] for line in said.splitlines())
+    return lines.get("password") or None
