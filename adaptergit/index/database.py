@@ -27,12 +27,11 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS source(principal TEXT PRIMARY KEY, shard TEXT NOT NULL, loaded INTEGER NOT NULL)
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS adapter(place INTEGER PRIMARY KEY, principal TEXT NOT NULL, name TEXT NOT NULL,
-    fingerprint TEXT NOT NULL, published TEXT NOT NULL, size INTEGER NOT NULL, facets TEXT NOT NULL, body TEXT NOT NULL,
-    line BLOB NOT NULL);
+    fingerprint TEXT NOT NULL, published TEXT NOT NULL, size INTEGER NOT NULL, line BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS adapter_name ON adapter(name);
 CREATE INDEX IF NOT EXISTS adapter_principal ON adapter(principal);
 CREATE INDEX IF NOT EXISTS adapter_fingerprint ON adapter(fingerprint);
-CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(facets, body, content='adapter', content_rowid='place',
+CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(facets, body, content='',
     detail=column, prefix='2 3 4 5', tokenize="unicode61 tokenchars '_'");
 """
 
@@ -90,26 +89,25 @@ class Database:
         loaded = entries is not None
         self.connection.execute("INSERT INTO source VALUES(?, ?, ?)", (principal, shard, loaded))
         for entry in newest(entries or ()).values():
-            facets, body, rank = _facets(entry), _body(entry), _rank(entry)
-            line = entry.to_line()
+            rank, line = _rank(entry), entry.to_line()
             while True:
-                row = (rank, principal, entry.name, entry.fingerprint, entry.published, entry.size, facets, body, line)
+                row = (rank, principal, entry.name, entry.fingerprint, entry.published, entry.size, line)
                 try:
-                    self.connection.execute("INSERT INTO adapter VALUES(?,?,?,?,?,?,?,?,?)", row)
+                    self.connection.execute("INSERT INTO adapter VALUES(?,?,?,?,?,?,?)", row)
                     break
                 except sqlite3.IntegrityError:
                     rank += 1
-            self.connection.execute("INSERT INTO words(rowid, facets, body) VALUES(?, ?, ?)", (rank, facets, body))
+            values = (rank, _facets(entry), _body(entry))
+            self.connection.execute("INSERT INTO words(rowid, facets, body) VALUES(?, ?, ?)", values)
 
     def drop(self, principal: str) -> None:
         """Forget a source."""
-        rows = self.connection.execute(
-            "SELECT place, facets, body FROM adapter WHERE principal = ?", (principal,)
-        ).fetchall()
-        for rank, facets, body in rows:
-            self.connection.execute(
-                "INSERT INTO words(words, rowid, facets, body) VALUES('delete', ?, ?, ?)", (rank, facets, body)
-            )
+        rows = self.connection.execute("SELECT place, line FROM adapter WHERE principal = ?", (principal,)).fetchall()
+        for rank, line in rows:
+            # The index keeps no text of its own: it is told again what it was told.
+            entry = Entry.from_line(line, where=str(self.path))
+            values = (rank, _facets(entry), _body(entry))
+            self.connection.execute("INSERT INTO words(words, rowid, facets, body) VALUES('delete', ?, ?, ?)", values)
         self.connection.execute("DELETE FROM adapter WHERE principal = ?", (principal,))
         self.connection.execute("DELETE FROM source WHERE principal = ?", (principal,))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from packaging.version import Version
@@ -77,10 +77,11 @@ class Entry:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; what is empty is left out."""
-        required = {"id", "url", "version", "manifest_sha256", "tree", "size", "method", "task", "base_model"}
-        required |= {"license", "description"}
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {key: value for key, value in plain.items() if key in required or value}
+        # By hand: asdict() copies deeply, which is most of the time a large index takes.
+        plain = {key: value for key, value in vars(self).items() if value or key in _REQUIRED}
+        for key in _LISTS & plain.keys():
+            plain[key] = [vars(item) if isinstance(item, Metric) else item for item in plain[key]]
+        return plain
 
     def to_line(self) -> bytes:
         """Serialise to one line, always to the same bytes."""
@@ -126,6 +127,8 @@ class Entry:
         return entry
 
 
+_REQUIRED = {f.name for f in fields(Entry)[:11]}
+_LISTS = {f.name for f in fields(Entry) if "tuple" in str(f.type)}
 _KINDS: dict[str, type] = {
     f.name: int if f.name in ("size", "parameters") else tuple if "tuple" in str(f.type) else str for f in fields(Entry)
 }
