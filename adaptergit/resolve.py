@@ -148,6 +148,7 @@ def fetch(
     store = Store(cache_dir())
     offline = offline or settings.offline
     word = word_on(reference.source.principal, settings, offline=offline)
+    _refuse_legacy(reference, word)
     pin = _pin(reference, index, lock, word, refresh)
     if pin is not None:
         reference = reference.pinned(pin.digest)
@@ -545,6 +546,17 @@ def _told(error: AdaptergitError, source: str, reference: Reference, version: st
     if isinstance(told, TrustError) and isinstance(error, TrustError):
         told.steps = error.steps
     return told
+
+
+def _refuse_legacy(reference: Reference, word: Word) -> None:
+    listed = [entry for entry, _ in word.releases(reference.adapter).values()]
+    if listed and all(entry.legacy for entry in listed):
+        one = listed[-1]
+        raise NotFoundError(
+            f"{one.id} is a file of an archive that nobody signed, not a release",
+            where=one.legacy,
+            hint=f"its sha256 is {one.manifest_sha256}; compare it, and unpack what you trust",
+        )
 
 
 def _refuse_offline(reference: Reference, store: Store, offline: bool) -> None:

@@ -48,7 +48,7 @@ def search(
     """Return the newest release of every matching adapter, best match first.
 
     Args:
-        text: Words; each must occur in the entry, the last one may be the beginning of a word.
+        text: Words; each must occur in the entry. Where none has them all, the last may be the beginning of a word.
         index: Name of an index that was added, or an index file; default: all that were added, else the settings' file.
         task: Words of the task's type, id or data set, as the other filters compared without case.
         base_model: Base model id, with or without its organisation.

@@ -589,3 +589,81 @@ def test_the_command_line_of_an_index(index: Index, hub: Hub, source: Callable[.
     run("index", "update", "community", code=2)
     with pytest.raises(NotFoundError):
         adaptergit.show(f"{hub.url}@sst2")
+
+
+# --- an archive ---------------------------------------------------------------------------------------------------------
+
+ARCHIVE_CARD = """
+author: Ada, Bob
+citation: '@article{x}'
+config: {using: pfeiffer, reduction_factor: 2}
+default_version: nd
+description: Trained on Arabic.
+email: a@example.org
+files:
+  - {sha1: x, sha256: 1111111111111111111111111111111111111111111111111111111111111111, url: https://example.org/a.zip, version: nd, score: 84.5}
+  - {sha1: x, sha256: 2222222222222222222222222222222222222222222222222222222222222222, url: https://example.org/b.zip, version: '2', description: better}
+hidden_size: 768
+model_name: bert-base-multilingual-cased
+model_type: bert
+subtask: squad1
+task: qa
+type: text_task
+"""
+
+
+def test_an_archive_is_taken_over_and_nothing_is_dropped_silently(index: Index, tmp_path: Path) -> None:
+    clone = tmp_path / "Hub"
+    write(clone / "adapters/ukp/some_card.yaml", ARCHIVE_CARD.encode())
+    write(clone / "adapters/ukp/broken.yaml", b"a: [")
+    write(clone / "adapters/ukp/unsafe.yaml", ARCHIVE_CARD.replace("1" * 64, "'no digest'").encode())
+    write(
+        clone / "subtasks/text_task/qa_squad1.yaml", b"language: english\nmetric: {name: f1, higher_is_better: true}\n"
+    )
+    argv = ["index", "import-adapterhub", str(clone), "--repo", str(index.repository.root)]
+    done = CliRunner().invoke(main, argv)
+    assert done.exit_code == 0, done.output
+    for part in (
+        "3 cards, 2 entries",
+        "no place for email (1 cards)",
+        "no place for files.sha1",
+        "broken.yaml",
+        "no sha256",
+    ):
+        assert part in done.output
+    two, one = sorted(index.repository.entries("github.com/adapter-hub/Hub"), key=lambda e: e.name)
+    assert (one.name, one.version, one.legacy) == ("ukp-some_card-nd", "1", "https://example.org/a.zip")
+    assert (two.name, two.version, two.manifest_sha256) == ("ukp-some_card", "2", "2" * 64)
+    assert (one.metrics[0].name, one.metrics[0].value, one.languages, one.authors) == (
+        "f1",
+        84.5,
+        ("en",),
+        ("Ada", "Bob"),
+    )
+    assert (one.method, one.task, one.base_model) == (
+        "seq_bn[reduction_factor=2]",
+        "qa/squad1",
+        "bert-base-multilingual-cased",
+    )
+    index.publish()
+    index.user()
+    assert len(adaptergit.search("arabic", task="squad1", language="en")) == 2
+    with pytest.raises(NotFoundError, match="nobody signed"):
+        fetch("adapter-hub/Hub@ukp-some_card")
+    assert crawl(index.repository, load_settings())[0].error == ""
+
+
+CARDS = Path(__file__).parent.parent.parent / "shared" / "adapterhub-cards"
+
+
+@pytest.mark.skipif(not CARDS.is_dir(), reason="the archive's cards are not here")
+def test_every_card_of_the_archive_is_taken_over(index: Index) -> None:
+    from adaptergit.index.adapterhub import import_adapterhub
+    from adaptergit.index.site import build_site
+
+    done = import_adapterhub(index.repository, CARDS)
+    assert (done.cards, done.refused) == (len(list((CARDS / "adapters").glob("*/*.yaml"))), {})
+    assert set(done.without_place) == {
+        "email", "files.sha1", "github", "hidden_size", "model_class", "model_type", "prediction_head", "twitter", "url",
+    }  # fmt: skip
+    assert build_site(index.repository, index.dist, root=index.root) > done.cards

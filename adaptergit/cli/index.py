@@ -686,3 +686,54 @@ def yank(reference: str, reason: str, undo: bool, folder: Path, as_json: bool) -
         print_json({"reference": reference, "yanked": not undo})
     else:
         click.echo(f"{reference} is {'no longer ' if undo else ''}yanked; build and sign the index to tell everybody")
+
+
+@index.command("site")
+@_here
+@click.option("--out", type=click.Path(path_type=Path), help="Default: dist/ in the index.")
+@json_option
+def site(folder: Path, out: Path | None, as_json: bool) -> None:
+    """Write the index's web pages into dist/: static, for any web server, readable without JavaScript.
+
+    \b
+    Example:
+      adaptergit index build && adaptergit index site && python -m http.server -d dist
+    """
+    from adaptergit.index.repository import IndexRepository
+    from adaptergit.index.site import build_site
+
+    repository = IndexRepository(folder.resolve())
+    count = build_site(repository, out or repository.root / "dist", root=repository.current_root())
+    if as_json:
+        print_json({"adapters": count})
+    else:
+        click.echo(f"{count} adapters have pages")
+
+
+@index.command("import-adapterhub")
+@click.argument("clone", type=click.Path(path_type=Path))
+@_here
+@json_option
+def import_adapterhub(clone: Path, folder: Path, as_json: bool) -> None:
+    """Take over the cards of a CLONE of the AdapterHub archive (github.com/adapter-hub/Hub), as legacy entries.
+
+    Says which fields of the cards have no place in an index, and which cards could not be taken over.
+
+    \b
+    Example:
+      git clone https://github.com/adapter-hub/Hub && adaptergit index import-adapterhub Hub
+    """
+    from adaptergit.index.adapterhub import import_adapterhub as run
+    from adaptergit.index.repository import IndexRepository
+
+    done = run(IndexRepository(folder.resolve()), clone)
+    if as_json:
+        print_json(done)
+        return
+    click.echo(f"{done.cards} cards, {done.entries} entries")
+    for name, count in done.without_place.items():
+        click.echo(f"  no place for {clean(name)} ({count} cards)")
+    for card, new in done.renamed.items():
+        click.echo(f"  {clean(card)} is {new}")
+    for card, why in done.refused.items():
+        click.echo(f"  not taken over: {clean(card)}: {clean(why)}")

@@ -44,7 +44,8 @@ def search(
 ) -> None:
     """Search the indexes you have added, or an index file; nothing leaves this machine.
 
-    Every word must occur; the last one may be the beginning of a word. Filters compare whole words, without case.
+    Every word must occur; where that finds nothing, the last one may be the beginning of a word. Filters compare whole
+    words, without case.
 
     \b
     Example:

@@ -96,22 +96,22 @@ def list_versions(remote: Remote, adapter: str, *, timeout: float = 120.0) -> Li
     Raises:
         TransportError: The repository cannot be reached.
     """
-    return _list(remote, f"{adapter}/", timeout).get(adapter, Listing({}))
+    return _list(remote, f"{adapter}/", timeout)[0].get(adapter, Listing({}))
 
 
-def list_all(remote: Remote, *, timeout: float = 120.0) -> dict[str, Listing]:
-    """Return the releases of every adapter of a repository, by name.
+def list_all(remote: Remote, *, timeout: float = 120.0) -> tuple[dict[str, Listing], int]:
+    """Return the releases of every adapter of a repository, by name, and how many rotations it holds.
 
     Raises:
         TransportError: The repository cannot be reached.
     """
-    return _list(remote, "", timeout)
+    return _list(remote, "", timeout, f"{ROTATIONS}/*")
 
 
-def _list(remote: Remote, below: str, timeout: float) -> dict[str, Listing]:
+def _list(remote: Remote, below: str, timeout: float, *more: str) -> tuple[dict[str, Listing], int]:
     with tempfile.TemporaryDirectory(prefix="adaptergit-list-") as folder:
         git = init_bare(Path(folder))
-        patterns = [f"{TAGS}/{below}*", f"{YANKED}/{below}*"]
+        patterns = [f"{TAGS}/{below}*", f"{YANKED}/{below}*", *more]
         options = ("--quiet", "--tags", "--refs")
         try:
             output = git.text(
@@ -121,8 +121,10 @@ def _list(remote: Remote, below: str, timeout: float) -> dict[str, Listing]:
             raise _located(error, remote) from error
     versions: dict[str, dict[str, str]] = {}
     yanked: dict[str, set[str]] = {}
+    rotations = 0
     for line in output.splitlines():
         oid, _, ref = line.partition("\t")
+        rotations += ref.startswith(f"{ROTATIONS}/")
         for prefix in (TAGS, YANKED):
             adapter, _, version = ref.removeprefix(f"{prefix}/").partition("/")
             if not ref.startswith(f"{prefix}/") or not OID.fullmatch(oid) or not is_version(version):
@@ -131,10 +133,11 @@ def _list(remote: Remote, below: str, timeout: float) -> dict[str, Listing]:
                 versions.setdefault(adapter, {})[version] = oid
             else:
                 yanked.setdefault(adapter, set()).add(version)
-    return {
+    found = {
         adapter: Listing(versions.get(adapter, {}), frozenset(yanked.get(adapter, ())))
         for adapter in versions.keys() | yanked.keys()
     }
+    return found, rotations
 
 
 def fetch_release(

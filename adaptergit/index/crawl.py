@@ -87,6 +87,8 @@ def crawl(
     def one(principal: str) -> Crawled:
         try:
             source = index.source(principal)
+            if source.legacy:
+                return Crawled(principal)
             with hosts.of(source.url):
                 found = crawl_source(index, source, settings, policy, revocations, moment)
         except (AdaptergitError, OSError) as error:
@@ -112,7 +114,7 @@ def crawl_source(
         TransportError: It cannot be reached. Nothing was written.
     """
     remote = Remote.of(Source.parse(source.url), allow_http=settings.allow_http)
-    listings = list_all(remote)
+    listings, rotations = list_all(remote)
     entries = index.entries(source.repository)
     known = {(entry.name, entry.version): entry for entry in entries}
     added: dict[tuple[str, str], Entry] = {}
@@ -123,7 +125,11 @@ def crawl_source(
         for version in sorted(listing.versions, key=Version)
         if (name, version) not in known
     ]
-    signers, gone = _keys(index, source, remote, settings, revocations, now) if fresh else ([], [])
+    proofs = index.proofs(source.repository)
+    if rotations != sum(proof.kind == "rotation" for proof in proofs):
+        proofs = _new_proofs(source, remote, settings, proofs)
+        index.write_proofs(source.repository, proofs)
+    signers, gone = _keys(source, proofs, revocations, now)
     for name, version in fresh:
         past = [entry for (other, _), entry in {**known, **added}.items() if other == name]
         try:
@@ -215,31 +221,32 @@ def _release(
 
 
 def _keys(
-    index: IndexRepository,
-    source: SourceFile,
-    remote: Remote,
-    settings: Settings,
-    revocations: Iterable[Revocation],
-    now: datetime,
+    source: SourceFile, proofs: Iterable[Proof], revocations: Iterable[Revocation], now: datetime
 ) -> tuple[list[AllowedSigner], list[Revocation]]:
     """Whose signatures count now: the enrolled keys, and those that come after them."""
     signers, gone = source.signers("sources/"), list(revocations)
+    rotations = [proof.rotation for proof in proofs if proof.kind == "rotation"]
+    change = follow(rotations, source.repository, signers, gone, now, threshold=source.threshold)
+    return [*signers, *change.added], [*gone, *change.removed]
+
+
+def _new_proofs(source: SourceFile, remote: Remote, settings: Settings, kept: list[Proof]) -> list[Proof]:
+    """Take over the repository's rotations as they are: users follow them from the keys they know, and judge."""
     with tempfile.TemporaryDirectory(prefix="adaptergit-crawl-") as folder:
         try:
             found = fetch_rotations(remote, settings.limits, beside=Path(folder), most=MAX_ROTATIONS)
-        except (TransportError, PackageError):
-            found = []
+        except PackageError:
+            return kept
     proofs = [
         Proof("rotation", files[ROTATION], {name: data for name, data in files.items() if name != ROTATION})
         for files in found
-        if ROTATION in files
+        if ROTATION in files and _is_text(files)
     ]
-    kept = index.proofs(source.repository)
-    every = [proof.rotation for proof in (*kept, *proofs) if proof.kind == "rotation"]
-    change = follow(every, source.repository, signers, gone, now, threshold=source.threshold)
-    if change and {proof.to_line() for proof in proofs} - {proof.to_line() for proof in kept}:
-        index.write_proofs(source.repository, [*kept, *proofs])
-    return [*signers, *change.added], [*gone, *change.removed]
+    return [*(proof for proof in kept if proof.kind != "rotation"), *proofs]
+
+
+def _is_text(files: Mapping[str, bytes]) -> bool:
+    return all(data.isascii() for data in files.values())
 
 
 class _Hosts:

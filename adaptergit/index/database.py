@@ -31,8 +31,9 @@ CREATE TABLE IF NOT EXISTS adapter(place INTEGER PRIMARY KEY, principal TEXT NOT
 CREATE INDEX IF NOT EXISTS adapter_name ON adapter(name);
 CREATE INDEX IF NOT EXISTS adapter_principal ON adapter(principal);
 CREATE INDEX IF NOT EXISTS adapter_fingerprint ON adapter(fingerprint);
-CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(facets, body, content='',
-    detail=column, prefix='2 3 4 5', tokenize="unicode61 tokenchars '_'");
+CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(text, content='',
+    detail=none, prefix='2 3 4 5', tokenize="unicode61 tokenchars '_'");
+INSERT INTO words(words, rank) VALUES('hashsize', 67108864);
 """
 
 
@@ -41,7 +42,7 @@ class Query:
     """What is looked for."""
 
     text: str = ""
-    """Words; each must occur, the last one may be the beginning of a word."""
+    """Words; each must occur. Where no entry has them all, the last one may be the beginning of a word."""
     filters: tuple[tuple[str, str], ...] = ()
     """Pairs of a name in :data:`FILTERS` and what it must be: every word of it, compared without case."""
     sort: str = "best"
@@ -55,7 +56,8 @@ class Database:
         self.path = path
         self.connection = sqlite3.connect(path, isolation_level=None)
         self.connection.execute("PRAGMA journal_mode=WAL" if path != ":memory:" else "PRAGMA journal_mode=MEMORY")
-        self.connection.execute("PRAGMA synchronous=NORMAL")
+        self.connection.execute("PRAGMA synchronous=OFF")  # a cache: after a crash it is made again
+        self.connection.execute("PRAGMA cache_size=-131072")
         self.connection.executescript(_SCHEMA)
 
     def close(self) -> None:
@@ -97,8 +99,7 @@ class Database:
                     break
                 except sqlite3.IntegrityError:
                     rank += 1
-            values = (rank, _facets(entry), _body(entry))
-            self.connection.execute("INSERT INTO words(rowid, facets, body) VALUES(?, ?, ?)", values)
+            self.connection.execute("INSERT INTO words(rowid, text) VALUES(?, ?)", (rank, _words(entry)))
 
     def drop(self, principal: str) -> None:
         """Forget a source."""
@@ -106,8 +107,9 @@ class Database:
         for rank, line in rows:
             # The index keeps no text of its own: it is told again what it was told.
             entry = Entry.from_line(line, where=str(self.path))
-            values = (rank, _facets(entry), _body(entry))
-            self.connection.execute("INSERT INTO words(words, rowid, facets, body) VALUES('delete', ?, ?, ?)", values)
+            self.connection.execute(
+                "INSERT INTO words(words, rowid, text) VALUES('delete', ?, ?)", (rank, _words(entry))
+            )
         self.connection.execute("DELETE FROM adapter WHERE principal = ?", (principal,))
         self.connection.execute("DELETE FROM source WHERE principal = ?", (principal,))
 
@@ -123,15 +125,19 @@ class Database:
         """
         if query.sort not in SORTS:
             raise UsageError(f"unknown order {query.sort!r}", hint=f"one of {', '.join(SORTS)}")
-        words = [word for word in re.findall(r"\w+", query.text.casefold()) if word]
-        match = _match(words, query.filters)
+        words = re.findall(r"\w+", query.text.casefold().replace("_", " "))
+        found = self._search(query, words, _match(words, query.filters))
+        # Whole words first: every word with a common beginning would have to be looked at before the first hit.
+        return found or (self._search(query, words, _match(words, query.filters, beginning=True)) if words else [])
+
+    def _search(self, query: Query, words: list[str], match: str | None) -> list[Entry]:
         order = {"best": "place", "newest": "published DESC, place", "smallest": "size, place", "name": "name, place"}
         if match is None:
             sql = f"SELECT line FROM adapter ORDER BY {order[query.sort]} LIMIT ?"  # noqa: S608 - from a table
             return self._entries(sql, (query.limit,))
         if query.sort == "best":
             sql = "SELECT line FROM adapter JOIN (SELECT rowid AS r FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?) ON place = r ORDER BY place"  # noqa: E501 - one statement
-            found = self._entries(sql, (match, max(4 * query.limit, 100)))
+            found = self._entries(sql, (match, 2 * query.limit))
             return _named_first(self._named(words, match), found, words)[: query.limit]
         sql = f"SELECT line FROM adapter JOIN (SELECT rowid AS r FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?) ON place = r ORDER BY {order[query.sort]} LIMIT ?"  # noqa: S608, E501
         return self._entries(sql, (match, _MAX_CANDIDATES, query.limit))
@@ -176,15 +182,15 @@ class Database:
         return [Entry.from_line(row[0], where=str(self.path)) for row in self.connection.execute(sql, values)]
 
 
-def _match(words: list[str], filters: Iterable[tuple[str, str]]) -> str | None:
+def _match(words: list[str], filters: Iterable[tuple[str, str]], *, beginning: bool = False) -> str | None:
     parts = [f'"{word}"' for word in words]
-    if words and len(words[-1]) > 1:
+    if beginning and words and len(words[-1]) > 1:
         parts[-1] += "*"
     for name, value in filters:
         if name not in _LETTERS:
             raise UsageError(f"unknown filter {name!r}", hint=f"one of {', '.join(FILTERS)}")
         found = re.findall(r"\w+", value.casefold().replace("_", " "))
-        parts += [f'facets:"{_LETTERS[name]}_{word}"' for word in found]
+        parts += [f'"{_LETTERS[name]}_{word}"' for word in found]
     return " AND ".join(parts) or None
 
 
@@ -205,9 +211,9 @@ def _facets(entry: Entry) -> str:
     return " ".join(sorted(found))
 
 
-def _body(entry: Entry) -> str:
+def _words(entry: Entry) -> str:
+    """All that is looked up: facets with their letter, and words, in which there is no underscore."""
     parts = (
-        entry.name.replace("_", " "),
         entry.name,
         entry.principal,
         entry.task,
@@ -219,15 +225,16 @@ def _body(entry: Entry) -> str:
         *entry.authors,
         entry.description,
     )
-    return " ".join(part for part in parts if part).casefold()
+    return f"{_facets(entry)} {' '.join(parts).casefold().replace('_', ' ')}"
 
 
 def _rank(entry: Entry) -> int:
     """Measured before unmeasured, new before old; then anyhow, but always the same."""
     year, month = (int(entry.published[:4]), int(entry.published[5:7])) if entry.published[:4].isdigit() else (2000, 1)
     quality = min(max((year - 2000) * 12 + month, 0), 4095) + (4096 if entry.metrics else 0)
-    tie = int.from_bytes(hashlib.sha256(entry.id.encode()).digest()[:5], "big")
-    return (8191 - quality) << 40 | tie
+    # Small numbers near each other: the lists of the full-text index hold differences.
+    tie = int.from_bytes(hashlib.sha256(entry.id.encode()).digest()[:4], "big") >> 12
+    return (8191 - quality) << 20 | tie
 
 
 def _named_first(named: list[Entry], found: list[Entry], words: list[str]) -> list[Entry]:

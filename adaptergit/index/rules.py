@@ -89,6 +89,8 @@ class Rule(Generic[T]):
 
 
 def _schema(one: Proposal) -> str | None:
+    if one.source is not None and one.source.legacy and (one.before is None or not one.before.legacy):
+        return "only maintainers add an archive that nobody signs (legacy)"
     return one.problem or None
 
 

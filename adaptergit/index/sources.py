@@ -56,6 +56,8 @@ class SourceFile:
     homepage: str = ""
     since: str = ""
     """When it was accepted."""
+    legacy: bool = False
+    """An archive that nobody signs: its entries are found, and never fetched as releases."""
 
     @property
     def path(self) -> str:
@@ -98,7 +100,10 @@ class SourceFile:
             "contact": self.contact,
             "homepage": self.homepage,
             "since": self.since,
+            "legacy": self.legacy,
         }
+        if self.legacy:
+            data |= {"threshold": 0}
         return {name: value for name, value in data.items() if value}
 
     def to_yaml(self) -> bytes:
@@ -129,7 +134,7 @@ class SourceFile:
             TrustError: A key that is not accepted, or fewer than the threshold.
         """
         keys = []
-        for item in raw["keys"]:
+        for item in raw.get("keys", ()):
             parts = item["key"].split(None, 2)
             times = [when(item[n], where) if item.get(n) else None for n in ("valid_after", "valid_before")]
             keys.append(SourceKey(parse_public_key(item["key"]), parts[2] if len(parts) > 2 else "", *times))
@@ -143,8 +148,11 @@ class SourceFile:
             raw.get("tracks"),
             raw.get("homepage", ""),
             raw.get("since", ""),
+            raw.get("legacy", False),
         )
-        if len({key.public for key in source.keys}) < max(source.threshold, len(source.keys)):
+        if not source.keys and not source.legacy:
+            raise PackageError("keys: nobody may sign", where=where)
+        if source.keys and len({key.public for key in source.keys}) < max(source.threshold, len(source.keys)):
             raise TrustError(f"{source.threshold} different keys must sign", where=where, hint="list each key once")
         try:
             parsed = [Source.parse(url.rstrip("/")) for url in (source.url, *source.mirrors)]
