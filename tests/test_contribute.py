@@ -480,3 +480,8 @@ def test_a_forge_opens_the_pull_request(
     assert "add-x" in page_for(forked, kind)
     with pytest.raises(UsageError, match="only https"):
         open_pull_request(replace(one, repository="http://forge.example/a/b.git"), kind, "secret", Download())
+
+
+def test_the_page_about_the_rules_is_what_the_rules_say() -> None:
+    page = Path(__file__).parent.parent / "docs" / "rules.md"
+    assert page.read_text("utf-8") == documentation().rstrip() + "\n", "adaptergit index check --rules > docs/rules.md"
