@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import warnings
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 
-from adaptergit.errors import NotFoundError, TrustError, UsageError
+from adaptergit.errors import AdaptergitWarning, NotFoundError, TrustError, UsageError
 from adaptergit.locks import exclusively
 from adaptergit.reference import expand
 from adaptergit.settings import Settings, cache_dir, load_settings
@@ -61,6 +62,10 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
         )
     signer = AllowedSigner((repository,), public_key(key), (MANIFEST_NAMESPACE,))
     add_pin(settings, signer)
+    for one in known_revocations(settings):
+        if one.key == signer.key.fingerprint:
+            told = f"{one.key} is {one}" + ("" if one.severity == "warn" else ": it does not count, pinned or not")
+            warnings.warn(told, AdaptergitWarning, stacklevel=2)
     return signer
 
 

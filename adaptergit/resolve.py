@@ -404,7 +404,9 @@ def _from_store(reference: Reference, pin: Pin | None, store: Store, asked: _Ask
         else:
             tree = found.tree or ""
             if found.version in store.known(reference.source.publisher, reference.adapter).yanked:
-                told = f"{reference.adapter} {found.version} was yanked by its publisher"
+                listed = asked.word.releases(reference.adapter).get(found.version)
+                why = f": {listed[0].yanked}" if listed and listed[0].yanked else " by its publisher"
+                told = f"{reference.adapter} {found.version} was yanked{why}"
                 warnings.warn_explicit(told, AdaptergitWarning, __file__, 1, registry={})
             return Fetched(reference, found.version, found.digest, path, tree, card, verdict, True)
         if not offline:

@@ -162,3 +162,9 @@ def test_a_revocation_survives_its_line(since: datetime, severity: str, reason: 
     assert one.covers("SHA256:" + "a" * 43, one.since)
     assert not one.covers("SHA256:" + "a" * 43, one.since - timedelta(seconds=1))
     assert not one.covers("SHA256:" + "b" * 43, None)
+
+
+def test_pinning_a_revoked_key_is_told(key: SigningKey) -> None:
+    revoke(key.public.fingerprint, reason="stolen laptop")
+    with pytest.warns(AdaptergitWarning, match=r"stolen laptop .*does not count, pinned or not"):
+        pin_key("github.com/acme/adapters", key.public.line)

@@ -124,13 +124,18 @@ def explain(repository: str, as_json: bool) -> None:
     Example:
       adaptergit trust explain github.com/acme/adapters
     """
+    from adaptergit.indexes import revoked as revoked_by_indexes
+    from adaptergit.indexes import word_on
     from adaptergit.pins import known_revocations, known_signers
     from adaptergit.settings import load_settings
 
     settings = load_settings()
     level, threshold = settings.policy_for(repository), settings.threshold_for(repository)
     signers = [s for s in known_signers(settings) if s.names(repository)]
-    revoked = {one.key: one for one in known_revocations(settings) if one.key}
+    word = word_on(repository, settings)
+    if not signers:
+        signers, threshold = word.signers, max(threshold, word.threshold)
+    revoked = {one.key: one for one in (*known_revocations(settings), *revoked_by_indexes(settings)) if one.key}
     if as_json:
         print_json(
             {
@@ -150,7 +155,8 @@ def explain(repository: str, as_json: bool) -> None:
         return
     click.echo(f"policy       {level}, {threshold} {'key' if threshold == 1 else 'different keys'}")
     for signer in signers:
-        note = f", but {revoked[signer.key.fingerprint]}" if signer.key.fingerprint in revoked else ""
+        gone = revoked.get(signer.key.fingerprint)
+        note = "" if gone is None else f", but {gone}" + ("; that only warns" if gone.severity == "warn" else "")
         click.echo(f"may sign     {signer.key.fingerprint} ({signer.source}){note}")
     if not signers:
         click.echo("may sign     nobody you know" + ("; the first key seen is pinned" if level == "tofu" else ""))
