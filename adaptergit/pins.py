@@ -63,7 +63,7 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
     signer = AllowedSigner((repository,), public_key(key), (MANIFEST_NAMESPACE,))
     add_pin(settings, signer)
     for one in known_revocations(settings):
-        if one.key == signer.key.fingerprint:
+        if one.key == signer.key.fingerprint and one.since is None:
             told = f"{one.key} is {one}" + ("" if one.severity == "warn" else ": it does not count, pinned or not")
             warnings.warn(told, AdaptergitWarning, stacklevel=2)
     return signer
