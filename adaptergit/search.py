@@ -137,11 +137,10 @@ def _databases(index: str | Path | None, settings: Settings) -> Iterable[Databas
             "no index to search",
             hint='add one: adaptergit index add URL --root sha256:…; or name a file with --index, or set index = "…"',
         )
-    database = Database(":memory:")
+    database = Database()
     entries = read_index(path)
-    with database.changing():
-        for principal in dict.fromkeys(entry.principal for entry in entries):
-            database.put(principal, "", [entry for entry in entries if entry.principal == principal])
+    for principal in dict.fromkeys(entry.principal for entry in entries):
+        database.put(principal, "", [entry for entry in entries if entry.principal == principal])
     yield database
 
 

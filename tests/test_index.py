@@ -228,6 +228,34 @@ def test_a_lazy_index_fetches_one_shard_only(listed: Index, hub: Hub) -> None:
     assert user.known(PRINCIPAL)[0].index == "community"
 
 
+def test_a_lazy_index_cannot_change_a_publishers_key_either(
+    listed: Index, hub: Hub, other_key: SigningKey, home: Path
+) -> None:
+    user = listed.user(lazy=True)
+    fetch(f"{hub.url}@sst2")
+    listed.add(hub.url, other_key)
+    listed.publish()
+    user.update("community")
+    with pytest.raises(TrustError, match="neither its old key nor"):
+        fetch(f"{hub.url}@sst2", refresh=True)
+    (home / "config/indexes/community/state.json").write_text("{")
+    with pytest.raises(UsageError, match="damaged"):
+        user.update("community")
+
+
+def test_a_damaged_database_is_said_and_mended_by_an_update(listed: Index, hub: Hub, home: Path) -> None:
+    user = listed.user()
+    database = home / "cache/indexes/community/search.sqlite"
+    database.write_bytes(b"no database")
+    with pytest.raises(PackageError, match="adaptergit index update"):
+        adaptergit.search("sentiment")
+    listed.publish()
+    user.update("community")
+    assert len(adaptergit.search("sentiment")) == 1
+    database.unlink()
+    assert adaptergit.search("sentiment") == []
+
+
 # --- what an index says counts ------------------------------------------------------------------------------------------
 
 

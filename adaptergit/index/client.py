@@ -235,17 +235,30 @@ class Client:
         return parse_root((_trusted(name) / "root.json").read_bytes())
 
     def state(self, name: str) -> State:
-        """Return what is remembered of an index."""
+        """Return what is remembered of an index.
+
+        Raises:
+            UsageError: It cannot be read: without it, an old index could be passed off as a new one.
+        """
+        path = _trusted(name) / "state.json"
         try:
-            return State(**json.loads((_trusted(name) / "state.json").read_bytes()))
-        except (OSError, ValueError, TypeError):
-            return State()
+            return State(**json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            if not (_trusted(name) / "root.json").exists():
+                return State()  # it was never updated
+            raise UsageError(
+                "what was remembered of this index is damaged",
+                where=str(path),
+                hint=f"adaptergit index remove {name}, then add it again with the root its maintainers tell you",
+            ) from error
 
     def database(self, name: str) -> Database:
-        """Open the database of an index."""
-        folder = _fetched(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        return Database(folder / "search.sqlite")
+        """Open the database of an index, to be read.
+
+        Raises:
+            PackageError: It is damaged.
+        """
+        return Database.read(_database(name))
 
     def speaks_for(self, principal: str) -> list[Subscription]:
         """Return the indexes that may be asked about a repository, in order."""
@@ -267,8 +280,26 @@ class Client:
             finally:
                 database.close()
             if digest is not None and (data := self._shard(one, digest, offline)) is not None:
-                found.append(_parse_shard(one.name, data))
+                known = _parse_shard(one.name, data)
+                if one.lazy:
+                    self._meet(one, known)
+                found.append(known)
         return found
+
+    def _meet(self, one: Subscription, known: Known) -> None:
+        """Judge the keys of a source that a lazy index meets only now, and remember them.
+
+        Raises:
+            TrustError: They were changed, and nobody who may signed that.
+        """
+        principal, keys = known.source.repository, [key.public.line for key in known.source.keys]
+        before = self.state(one.name).keys.get(principal)
+        if (why := _rekeyed(known, before, self.root(one.name), datetime.now(UTC))) is not None:
+            raise TrustError(f"{principal}: {why}", where=f"the index {one.name}")
+        if before != keys:
+            with exclusively(cache_dir() / "locks", f"index {one.name}"):
+                state = self.state(one.name)
+                self._remember(one.name, replace(state, keys={**state.keys, principal: keys}))
 
     def revocations(self) -> list[Revocation]:
         """Return what every index has revoked.
@@ -321,7 +352,7 @@ class Client:
             f"{snapshot.expires:%Y-%m-%dT%H:%M:%SZ}",
             keys,
         )
-        write(folder / "state.json", json.dumps(asdict(new), sort_keys=True).encode())
+        self._remember(one.name, new)
         return Update(one.name, len(shards), self._adapters(one), changed, place.received, tuple(refused), new.expires)
 
     def _first_root(self, place: Place, one: Subscription) -> Root:
@@ -357,35 +388,31 @@ class Client:
         self, one: Subscription, place: Place, shards: Mapping[str, Shard], state: State, root: Root, now: datetime
     ) -> tuple[dict[str, list[str]], list[str], int]:
         """Take over the shards that changed; return the keys of all sources, what was refused, how many changed."""
-        database = self.database(one.name)
         keys = {principal: list(lines) for principal, lines in state.keys.items()}
         refused: list[str] = []
         changed = 0
-        try:
-            with database.changing():
-                have = database.shards()
-                for principal in have.keys() - shards.keys():
-                    database.drop(principal)
-                for principal, shard in shards.items():
-                    digest, loaded = have.get(principal, ("", False))
-                    if digest == shard.sha256 and (loaded or one.lazy):
-                        continue
-                    if one.lazy:
-                        database.put(principal, shard.sha256, None)
-                        continue
-                    data = self._fetch(one, place, shard, principal)
-                    changed += 1
-                    known = _parse_shard(one.name, data)
-                    if known.source.repository != principal:
-                        raise TrustError(f"the shard of {principal} is of {known.source.repository}", where=one.url)
-                    if (why := _rekeyed(known, keys.get(principal), root, now)) is not None:
-                        refused.append(f"{principal}: {why}")
-                        continue
-                    keys[principal] = [key.public.line for key in known.source.keys]
-                    database.put(principal, shard.sha256, known.entries())
-                kept = {digest for digest, _ in database.shards().values()}
-        finally:
-            database.close()
+        with Database.rewritten(_database(one.name)) as database:
+            have = database.shards()
+            for principal in have.keys() - shards.keys():
+                database.drop(principal)
+            for principal, shard in shards.items():
+                digest, loaded = have.get(principal, ("", False))
+                if digest == shard.sha256 and (loaded or one.lazy):
+                    continue
+                if one.lazy:
+                    database.put(principal, shard.sha256, None)
+                    continue
+                data = self._fetch(one, place, shard, principal)
+                changed += 1
+                known = _parse_shard(one.name, data)
+                if known.source.repository != principal:
+                    raise TrustError(f"the shard of {principal} is of {known.source.repository}", where=one.url)
+                if (why := _rekeyed(known, keys.get(principal), root, now)) is not None:
+                    refused.append(f"{principal}: {why}")
+                    continue
+                keys[principal] = [key.public.line for key in known.source.keys]
+                database.put(principal, shard.sha256, known.entries())
+            kept = {digest for digest, _ in database.shards().values()}
         self._sweep(one, kept)
         return keys, refused, changed
 
@@ -441,6 +468,10 @@ class Client:
     def _save(self, subscriptions: Iterable[Subscription]) -> None:
         listed = [{key: value for key, value in asdict(one).items() if value} for one in subscriptions]
         write(self._list, (json.dumps(listed, indent=1) + "\n").encode())
+
+    @staticmethod
+    def _remember(name: str, state: State) -> None:
+        write(_trusted(name) / "state.json", json.dumps(asdict(state), sort_keys=True).encode())
 
     @staticmethod
     def _forget(name: str) -> None:
@@ -549,6 +580,10 @@ def _unpack(packed: bytes, limit: int, where: str) -> bytes:
 
 def _trusted(name: str) -> Path:
     return config_dir() / "indexes" / name
+
+
+def _database(name: str) -> Path:
+    return _fetched(name) / "search.sqlite"
 
 
 def _fetched(name: str) -> Path:

@@ -9,14 +9,17 @@ again at any time.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptergit.errors import UsageError
+from adaptergit.errors import PackageError, UsageError
 from adaptergit.index.entry import Entry, newest
 
 FILTERS = ("task", "base_model", "method", "language", "license")
@@ -50,22 +53,74 @@ class Query:
 
 
 class Database:
-    """Search over the newest releases of an index."""
+    """Search over the newest releases of an index.
 
-    def __init__(self, path: Path | str) -> None:
+    A file is never changed in place: it is opened to be read (also on a medium that cannot be written), or made anew
+    from a copy and renamed, so that a reader sees all of an update or nothing.
+    """
+
+    def __init__(self, path: Path | None = None, *, writable: bool = False) -> None:
         self.path = path
-        self.connection = sqlite3.connect(path, isolation_level=None)
-        self.connection.execute("PRAGMA journal_mode=WAL" if path != ":memory:" else "PRAGMA journal_mode=MEMORY")
-        self.connection.execute("PRAGMA synchronous=OFF")  # a cache: after a crash it is made again
-        self.connection.execute("PRAGMA cache_size=-131072")
-        self.connection.executescript(_SCHEMA)
+        if path is None or writable:
+            self.connection = sqlite3.connect(":memory:" if path is None else path, isolation_level=None)
+            self.connection.execute("PRAGMA journal_mode=MEMORY")
+            self.connection.execute("PRAGMA synchronous=OFF")
+            self.connection.execute("PRAGMA cache_size=-131072")
+            self.connection.executescript(_SCHEMA)
+        else:
+            self.connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Database:
+        """Open a database; where there is none, an empty one.
+
+        Raises:
+            PackageError: The file is no such database.
+        """
+        if not path.is_file():
+            return cls()
+        try:
+            found = cls(path)
+            found.connection.execute("SELECT 1 FROM source, adapter LIMIT 1")
+        except sqlite3.DatabaseError as error:
+            raise PackageError(
+                f"not a search database: {error}", where=str(path), hint="remove it, then: adaptergit index update"
+            ) from error
+        return found
+
+    @classmethod
+    @contextmanager
+    def rewritten(cls, path: Path) -> Iterator[Database]:
+        """Change a copy of a database; it takes the place of the old one at the end, or never."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            if path.is_file():
+                shutil.copyfile(path, temporary)
+            try:
+                database = cls(temporary, writable=True)
+            except sqlite3.DatabaseError:
+                temporary.write_bytes(b"")  # damaged: everything is fetched again
+                database = cls(temporary, writable=True)
+            try:
+                with database._changing():
+                    yield database
+            finally:
+                database.close()
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the file."""
         self.connection.close()
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
+    def _changing(self) -> Iterator[None]:
         """All changes inside, or none."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:
