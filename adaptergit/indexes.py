@@ -19,25 +19,31 @@ class Word:
 
     known: tuple[Known, ...] = ()
 
+    # The first index that knows a repository speaks for it: another could name keys, mirrors or releases of its own.
+
     @property
     def signers(self) -> list[AllowedSigner]:
         """Whose signatures count."""
-        return [signer for one in self.known for signer in one.source.signers(one.index)]
+        return [signer for one in self.known[:1] for signer in one.source.signers(one.index)]
 
     @property
     def threshold(self) -> int:
         """How many keys must sign."""
-        return max((one.source.threshold for one in self.known), default=1)
+        return max((one.source.threshold for one in self.known[:1]), default=1)
 
     @property
     def mirrors(self) -> tuple[str, ...]:
         """Where else the releases are."""
-        return tuple(dict.fromkeys(url for one in self.known for url in one.source.mirrors))
+        return tuple(url for one in self.known[:1] for url in one.source.mirrors)
 
     @property
     def rotations(self) -> list[SignedRotation]:
         """What its publisher rotated."""
         return [proof.rotation for one in self.known for proof in one.proofs if proof.kind == "rotation"]
+
+    def yanked(self, adapter: str) -> set[str]:
+        """Return the versions that any index marks as withdrawn: a warning counts, whoever gives it."""
+        return {entry.version for one in self.known for entry in one.entries(adapter) if entry.yanked is not None}
 
     def releases(self, adapter: str) -> dict[str, tuple[Entry, str]]:
         """Return the releases of an adapter by version, each with the index that lists it.
@@ -68,10 +74,12 @@ class Word:
             TrustError: Two indexes list one version with different digests.
         """
         listed = self.releases(reference.adapter)
+        first = {entry.version for one in self.known[:1] for entry in one.entries(reference.adapter)}
         named = {
             version: item
             for version, item in listed.items()
-            if (item[0].yanked is None or str(reference.specifier) == f"=={version}")
+            if version in first
+            and (item[0].yanked is None or str(reference.specifier) == f"=={version}")
             and reference.digest in (None, item[0].manifest_sha256)
             and not item[0].legacy
         }
@@ -130,7 +138,7 @@ def full_name(name: str, settings: Settings) -> str:
         finally:
             database.close()
         if len(found) == 1:
-            return f"{found[0].id}{name.removeprefix(bare)}"
+            return f"{found[0].address}{name.removeprefix(bare)}"
         if found:
             listed = "\n".join(f"    {entry.id}" for entry in found[:20])
             raise UsageError(f"{bare!r} is the name of {len(found)} adapters in the index {one.name}:\n{listed}")

@@ -168,7 +168,9 @@ def publish_all(
     signer = None if dry_run and key is None and default_key() is None else signing_key(key)
     signers = [*((signer,) if signer else ()), *(signing_key(path) for path in cosigners)]
     for one in signers:
-        _check_announced(here, one)
+        check_announced(here, one)
+    if not (here.root / ".adaptergit" / "allowed_signers").is_file():
+        report("note: the repository announces no key; 'adaptergit init' does, and indexes ask for it")
     with contextlib.ExitStack() as stack:
         drafts: list[_Draft] = []
         for source, card in zip(sources, cards, strict=True):
@@ -407,8 +409,12 @@ def _address(where: Source | None, principal: str) -> str:
     return principal if usual else where.text
 
 
-def _check_announced(clone: Clone, signer: SigningKey) -> None:
-    """A repository that says which keys sign for it is not signed for by another: users would refuse the release."""
+def check_announced(clone: Clone, signer: SigningKey) -> None:
+    """A repository that says which keys sign for it is not signed for by another: users would refuse the release.
+
+    Raises:
+        ReleaseError: The key is not among those that are announced.
+    """
     name = ".adaptergit/allowed_signers"
     path = clone.root / name
     if path.is_file():

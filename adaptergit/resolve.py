@@ -36,7 +36,7 @@ from adaptergit.reference import Reference
 from adaptergit.settings import POLICY_LEVELS, Settings, cache_dir, load_settings
 from adaptergit.store import Known, Seen, Store
 from adaptergit.store.lockfile import lock_id, read_lock
-from adaptergit.trust import ROTATION, AllowedSigner, Past, Policy, SignedRotation, Verdict, evaluate, follow
+from adaptergit.trust import ROTATION, AllowedSigner, Change, Past, Policy, SignedRotation, Verdict, evaluate, follow
 from adaptergit.trust.rotation import MAX_ROTATIONS
 
 
@@ -79,6 +79,8 @@ class Pin:
     digest: str
     tree: str
     urls: tuple[str, ...] = ()
+    vouched: bool = False
+    """An index that was added says so; not the caller, by a lock file or an index file."""
 
 
 def resolve(
@@ -150,9 +152,11 @@ def fetch(
     word = word_on(reference.source.principal, settings, offline=offline)
     _refuse_legacy(reference, word)
     pin = _pin(reference, index, lock, word, refresh)
-    if pin is not None:
+    if pin is not None and not pin.vouched:
         reference = reference.pinned(pin.digest)
-    asked = _Asked(settings, policy, reference, word=word)
+    asked = _Asked(
+        settings, policy, reference, word=word, expected=pin.digest if pin is not None and pin.vouched else None
+    )
     if not refresh and (hit := _from_store(reference, pin, store, asked, offline)):
         return hit
     _refuse_offline(reference, store, offline)
@@ -209,6 +213,8 @@ class _Asked:
     """Asks the repository which keys came after those that are known; called only if an unknown key signed."""
     word: Word = field(default_factory=Word)
     """What the person's indexes say of the repository."""
+    expected: str | None = None
+    """The digest an index lists."""
 
 
 def _check_policy(policy: str | None) -> None:
@@ -239,7 +245,8 @@ def _judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, 
     # A local path names nobody: what its manifest claims may not choose a weaker rule, nor earn a pin.
     level = asked.policy or settings.policy_for(principal)
     signers = list(known_signers(settings) if asked.allowed_signers is None else asked.allowed_signers)
-    if principal is not None and not any(signer.names(principal) for signer in signers):
+    own = principal is not None and any(signer.names(principal) for signer in signers)
+    if not own:
         signers += asked.word.signers  # the person's own word goes before that of an index
     wanted = Policy(
         level=level,
@@ -249,8 +256,11 @@ def _judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, 
         name=reference.adapter if reference else None,
         specifier=reference.specifier if reference else SpecifierSet(),
         threshold=max(settings.threshold_for(principal), asked.word.threshold),
-        revocations=(*known_revocations(settings), *revoked(settings)),
-        first_seen=_first_seen(reference, version, manifest_bytes, asked.word),
+        revocations=tuple(known_revocations(settings)),
+        first_seen=_first_seen(reference, version, manifest_bytes),
+        expected=asked.expected,
+        listed=tuple(revoked(settings)),
+        witnessed=_witnessed(reference, manifest_bytes, asked.word),
         history=_history(reference),
     )
     now = datetime.now(UTC)
@@ -262,7 +272,8 @@ def _judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, 
             raise
         if not (found := [*asked.word.rotations, *asked.rotations()]):
             raise
-        change = follow(found, principal, wanted.signers, wanted.revocations, now, threshold=wanted.threshold)
+        gone = (*wanted.revocations, *wanted.listed)
+        change = follow(found, principal, wanted.signers, gone, now, threshold=wanted.threshold)
         if not change:
             raise
         wanted = replace(
@@ -272,7 +283,8 @@ def _judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, 
         )
         verdict = evaluate(manifest_bytes, signatures, wanted, now)
         told = [f"{principal} has a new key {s.key.fingerprint}, by {s.source}" for s in change.added]
-        verdict = replace(verdict, change=change, warnings=(*verdict.warnings, *told))
+        # What an index says is asked anew each time: a pin would hide what it says later.
+        verdict = replace(verdict, change=change if own else Change(), warnings=(*verdict.warnings, *told))
     if version is not None and verdict.manifest.version != version:
         raise TrustError(
             f"the release is tagged {version}, but its manifest is of {verdict.manifest.version}",
@@ -303,19 +315,27 @@ def _history(reference: Reference | None) -> tuple[Past, ...]:
     return tuple(found)
 
 
-def _first_seen(reference: Reference | None, version: str | None, manifest_bytes: bytes, word: Word) -> datetime | None:
-    """When this machine first fetched exactly this release, or an index first saw it."""
+def _first_seen(reference: Reference | None, version: str | None, manifest_bytes: bytes) -> datetime | None:
+    """When this machine first fetched exactly this release."""
     if reference is None or version is None:
         return None
-    digest, moments = canonical.sha256(manifest_bytes), []
     seen = Store(cache_dir()).known(reference.source.publisher, reference.adapter).fetched.get(version)
-    if seen is not None and seen.at and seen.digest == digest:
-        moments.append(datetime.fromtimestamp(seen.at, UTC))
-    for one in word.known:
-        for entry in one.entries(reference.adapter):
-            if entry.manifest_sha256 == digest and entry.first_seen:
-                moments.append(datetime.fromisoformat(entry.first_seen))
-    return min(moments, default=None)
+    if seen is None or not seen.at or seen.digest != canonical.sha256(manifest_bytes):
+        return None
+    return datetime.fromtimestamp(seen.at, UTC)
+
+
+def _witnessed(reference: Reference | None, manifest_bytes: bytes, word: Word) -> datetime | None:
+    """When the index that speaks for the repository first saw exactly this release."""
+    if reference is None or not word.known:
+        return None
+    digest = canonical.sha256(manifest_bytes)
+    entries = [entry for entry in word.known[0].entries(reference.adapter) if entry.manifest_sha256 == digest]
+    try:
+        moments = [datetime.fromisoformat(entry.first_seen) for entry in entries if entry.first_seen]
+        return min((m if m.tzinfo else m.replace(tzinfo=UTC) for m in moments), default=None)
+    except ValueError:
+        return None
 
 
 def _pin(
@@ -340,7 +360,10 @@ def _pin(
     chosen = word.chosen(reference)
     if chosen is None or (refresh and _exact(reference) is None):
         return None
-    return Pin(chosen[0].version, chosen[0].manifest_sha256, chosen[0].tree, word.mirrors)
+    had = _newest(reference, [past.version for past in _history(reference) if past.chained])
+    if had is not None and had not in word.yanked(reference.adapter) and Version(had) > Version(chosen[0].version):
+        return None  # newer than what is listed: the repository is asked
+    return Pin(chosen[0].version, chosen[0].manifest_sha256, chosen[0].tree, word.mirrors, vouched=True)
 
 
 def _remembered(
@@ -354,7 +377,8 @@ def _remembered(
 ) -> Resolved | None:
     """Answer from what is stored and was seen, leaving out the versions in ``skip``."""
     if pin is not None:
-        return Resolved(reference.pinned(pin.digest), pin.version, pin.digest, pin.tree)
+        exact = reference if pin.vouched else reference.pinned(pin.digest)
+        return Resolved(exact, pin.version, pin.digest, pin.tree)
     if refresh:
         return None
     known = store.known(reference.source.publisher, reference.adapter)
@@ -427,7 +451,7 @@ def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> 
         if store.known(who, adapter).fetched:
             error.hint = "what was fetched before can be loaded with --offline, or offline=True"
         raise
-    yanked = listing.yanked | {v for v, (entry, _) in word.releases(adapter).items() if entry.yanked is not None}
+    yanked = listing.yanked | word.yanked(adapter)
     versions = tuple(version for version in listing.versions if version not in yanked)
     known = replace(store.known(who, adapter), released=versions, asked=time.time(), yanked=tuple(yanked))
     store.remember(who, adapter, known)
@@ -489,7 +513,7 @@ def _climb(wanted: Resolved, store: Store, asked: _Asked, mirrors: tuple[str, ..
 
     failed: list[tuple[Way, AdaptergitError]] = []
     for way in ways(reference, version, settings, tree=wanted.tree, mirrors=mirrors, judge=judge):
-        if not way.after(failed, pinned=reference.digest is not None):
+        if not way.after(failed, pinned=wanted.digest is not None):
             continue
         with store.workspace() as folder:
             inner = folder / "package"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adaptergit.errors import UsageError
 from adaptergit.package import canonical
-from adaptergit.publish import principal_of, signing_key
+from adaptergit.publish import check_announced, principal_of, signing_key
 from adaptergit.trust import (
     MANIFEST_NAMESPACE,
     ROTATION,
@@ -59,6 +59,8 @@ def rotate(
     here = Clone.at(Path(clone))
     principal = principal_of(here, remote, repository)
     old = [signing_key(key), *(signing_key(path) for path in cosigners)]
+    for one in old:
+        check_announced(here, one)
     successor = signing_key(new).public
     if successor in {one.public for one in old}:
         raise UsageError("that is the key there is", hint="make another one: adaptergit keygen PATH")

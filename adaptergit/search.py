@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptergit.errors import NotFoundError, PackageError, UsageError
 from adaptergit.index import Entry, add_entry, entry_of, read_index
 from adaptergit.index.database import Database, Query
-from adaptergit.indexes import any_index, client, word_on
+from adaptergit.indexes import any_index, client, revoked, word_on
 from adaptergit.reference import Reference
 from adaptergit.resolve import fetch, parse_reference
 from adaptergit.settings import Settings, load_settings
@@ -30,6 +30,8 @@ class Shown:
     """Those that list it."""
     signers: tuple[str, ...]
     """Fingerprints of the keys that may sign its releases."""
+    revoked: Mapping[str, str] = field(default_factory=dict)
+    """Why releases are revoked, by the digest of their manifests."""
 
 
 def search(
@@ -78,7 +80,8 @@ def search(
             database.close()
         for entry in entries:
             found.setdefault(entry.id, entry)
-    return list(found.values())[:limit]
+    gone = {one.manifest_sha256 for one in revoked(settings) if one.severity == "refuse"}
+    return [entry for entry in found.values() if entry.manifest_sha256 not in gone][:limit]
 
 
 def show(ref: str) -> Shown:
@@ -100,7 +103,8 @@ def show(ref: str) -> Shown:
         )
     ordered = sorted((entry for entry, _ in releases.values()), key=lambda e: e.published, reverse=True)
     names = tuple(dict.fromkeys(one.index for one in word.known if one.entries(reference.adapter)))
-    return Shown(ordered[0].id, tuple(ordered), names, tuple(s.key.fingerprint for s in word.signers))
+    gone = {one.manifest_sha256: str(one) for one in revoked(settings) if one.manifest_sha256}
+    return Shown(ordered[0].id, tuple(ordered), names, tuple(s.key.fingerprint for s in word.signers), gone)
 
 
 def add_to_index(file: str | Path, ref: str, *, policy: str | None = None) -> Entry:

@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ from adaptergit.errors import ReleaseError, TransportError, UsageError
 from adaptergit.git import Clone, Git
 from adaptergit.index.propose import check_change
 from adaptergit.index.repository import IndexRepository
-from adaptergit.index.sources import SourceFile, SourceKey
+from adaptergit.index.sources import SourceFile, SourceKey, retired
 from adaptergit.publish import principal_of, signing_key
 from adaptergit.reference import Source
 from adaptergit.settings import load_settings
@@ -141,7 +142,12 @@ def _bring(index: str, folder: Path) -> Clone:
         raise TransportError(error.what, where=index, hint=error.hint) from error
     root = folder / "index"
     inner = Git(root, trusted=True)
-    clone = Clone(root, inner, inner.text("symbolic-ref", "HEAD"), inner.text("rev-parse", "HEAD"))
+    try:
+        clone = Clone(root, inner, inner.text("symbolic-ref", "HEAD"), inner.text("rev-parse", "--verify", "HEAD"))
+    except TransportError as error:
+        raise UsageError("the repository is empty", where=index, hint="give the URL of an index") from error
+    if not inner.text("ls-tree", "--full-tree", "HEAD", "--", "roots"):
+        raise UsageError("this is not an index: it has no roots", where=index, hint="give the URL of an index")
     for entry in inner.raw("ls-tree", "-r", "-z", "--full-tree", "HEAD", "--", *_PARTS).split(b"\0"):
         fields, _, name = entry.partition(b"\t")
         path = name.decode("utf-8", "replace")
@@ -155,7 +161,11 @@ def _commit(target: Clone, source: SourceFile, folder: Path) -> str | None:
     """Write the proposal as a commit; None if nothing changes."""
     existing = target.read(source.path)
     if existing is not None:
-        source = replace(source, since=SourceFile.from_yaml(existing, where=source.path).since)
+        before, now = SourceFile.from_yaml(existing, where=source.path), datetime.now(UTC).replace(microsecond=0)
+        mine = {key.public for key in source.keys}
+        # Keys that were replaced: what the index saw from them stays, nothing new by them is taken.
+        kept = tuple(retired(key, now) for key in before.keys if key.public not in mine)
+        source = replace(source, since=before.since, keys=(*source.keys, *kept))
     if existing == source.to_yaml():
         return None
     file = folder / "source.yaml"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -19,6 +21,7 @@ import adaptergit
 from adaptergit.cli import main
 from adaptergit.errors import (
     AdaptergitError,
+    AdaptergitWarning,
     NotFoundError,
     PackageError,
     TransportError,
@@ -51,6 +54,7 @@ from adaptergit.settings import load_settings
 from adaptergit.trust import SigningKey, generate_key, sign
 
 PRINCIPAL = "127.0.0.1/acme/adapters"
+SOON = int(datetime.now(UTC).timestamp()) + 3600
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 
@@ -140,7 +144,9 @@ def test_a_user_finds_and_loads_what_the_index_lists(listed: Index, hub: Hub) ->
     assert resolve(f"{hub.url}@sst2").tree == hit.tree
     done = CliRunner().invoke(main, ["show", f"{hub.url}@sst2"])
     assert "listed by    community" in done.output, done.output
-    assert full_name("sst2==1.0.0", load_settings()) == f"{PRINCIPAL}@sst2==1.0.0"
+    assert full_name("sst2==1.0.0", load_settings()) == f"{hub.url}@sst2==1.0.0"
+    done = CliRunner().invoke(main, ["load", "sst2"])
+    assert "accepted     enforce" in done.output, done.output
 
 
 def test_publishing_is_pushing(listed: Index, hub: Hub, source: Callable[..., Path]) -> None:
@@ -388,7 +394,7 @@ def _rollback(index: Index, people: list[SigningKey]) -> None:
 
 
 def _other_key(index: Index, people: list[SigningKey]) -> None:
-    _signed(index, people[-1], version=2**40)
+    _signed(index, people[-1], version=SOON)
 
 
 def _no_signatures(index: Index, people: list[SigningKey]) -> None:
@@ -401,11 +407,19 @@ def _equivocation(index: Index, people: list[SigningKey]) -> None:
 
 
 def _expired(index: Index, people: list[SigningKey]) -> None:
-    _signed(index, version=2**40, expires=NOW - timedelta(days=1))
+    _signed(index, version=SOON, expires=NOW - timedelta(days=1))
+
+
+def _from_the_future(index: Index, people: list[SigningKey]) -> None:
+    _signed(index, version=2**40)
+
+
+def _for_ever(index: Index, people: list[SigningKey]) -> None:
+    _signed(index, version=SOON, expires=NOW + timedelta(days=300))
 
 
 def _other_index(index: Index, people: list[SigningKey]) -> None:
-    _signed(index, version=2**40, index="other")
+    _signed(index, version=SOON, index="other")
 
 
 def _other_namespace(index: Index, people: list[SigningKey]) -> None:
@@ -468,6 +482,8 @@ ATTACKS: dict[str, tuple[Any, str]] = {
     "unsigned": (_no_signatures, "must sign"),
     "equivocation": (_equivocation, "two different snapshots"),
     "expired": (_expired, "expired"),
+    "from the future": (_from_the_future, "from the future"),
+    "for ever": (_for_ever, "14 days"),
     "another index": (_other_index, "of other"),
     "another namespace": (_other_namespace, "another kind of document"),
     "an old catalog": (_mixed_catalog, "catalog"),
@@ -493,6 +509,106 @@ def test_an_update_that_cannot_be_believed_changes_nothing(
     assert snapshot(home / "config") == before
     assert len(adaptergit.search("sentiment")) == 1
     assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+
+
+@pytest.mark.parametrize("what", ["threshold", "lower", "longer", "no keys", "odd"])
+def test_the_online_key_cannot_loosen_what_a_source_asks_for(
+    listed: Index, hub: Hub, other_key: SigningKey, what: str
+) -> None:
+    """With a key of the online machine, a shard can say anything."""
+    past = NOW - timedelta(days=1)
+    first = {
+        "lower": {"threshold": 2, "keys": (SourceKey(hub.key.public), SourceKey(other_key.public))},
+        "longer": {"keys": (SourceKey(hub.key.public), SourceKey(other_key.public, valid_before=past))},
+    }.get(what, {})
+    source = replace(listed.repository.source(PRINCIPAL), **first)
+    write(listed.repository.root / source.path, source.to_yaml())
+    listed.publish()
+    user = listed.user()
+    mallory = {"key": other_key.public.line}
+    changed = (
+        source.to_dict()
+        | {
+            "threshold": {"threshold": 0, "keys": [mallory]},
+            "lower": {"threshold": 1},
+            "longer": {"keys": [{"key": hub.key.public.line}, mallory]},
+            "no keys": {"keys": [{"key": 1}]},
+            "odd": {"keys": {}, "threshold": -1},
+        }[what]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SourceFile, "to_dict", lambda self: changed)
+        listed.publish()
+    (refused,) = user.update("community").refused
+    assert refused.startswith(PRINCIPAL)
+    assert user.state("community").sources[PRINCIPAL]["keys"] == source.to_dict()["keys"]
+
+
+def test_what_was_revoked_stays_revoked(listed: Index, hub: Hub, home: Path) -> None:
+    one = {"key": hub.key.public.fingerprint, "reason": "stolen"}
+    write(listed.repository.root / "revoked.jsonl", json.dumps(one).encode() + b"\n")
+    listed.publish()
+    user = listed.user()
+    write(listed.repository.root / "revoked.jsonl", b"")
+    listed.publish()
+    user.update("community")
+    shutil.rmtree(home / "cache")
+    with pytest.raises(TrustError, match="no longer here"):
+        fetch(f"{hub.url}@sst2", policy="tofu")
+    user.update("community")
+    with pytest.raises(TrustError, match="stolen"):
+        fetch(f"{hub.url}@sst2")
+
+
+def test_a_second_index_cannot_speak_for_what_the_first_one_knows(
+    listed: Index,
+    hub: Hub,
+    tmp_path: Path,
+    people: list[SigningKey],
+    other_key: SigningKey,
+    source: Callable[..., Path],
+) -> None:
+    listed.user(priority=1)
+    hub.git("checkout", "-q", "-b", "theirs")
+    publish(source(b"evil", version="9.0.0"), clone=hub.clone, key=other_key.path)
+    for second in make_index(tmp_path / "second", people, "second"):
+        second.add(hub.url, other_key, mirrors=("https://evil.example/copy.git",))
+        (entry,) = listed.repository.entries(PRINCIPAL)
+        second.repository.write_entries(PRINCIPAL, [replace(entry, version="9.0.0", manifest_sha256="9" * 64)])
+        second.publish()
+        second.user()
+        found = fetch(f"{hub.url}@sst2")
+        assert (found.version, found.verdict.signers) == ("1.0.0", (hub.key.public.fingerprint,))
+        with pytest.raises(TrustError, match="only"):
+            fetch(f"{hub.url}@sst2==9.0.0")
+
+
+def test_an_index_is_no_pin_of_the_user(listed: Index, hub: Hub) -> None:
+    listed.user()
+    with pytest.raises(TrustError, match="needs a pinned digest"):
+        fetch(f"{hub.url}@sst2", policy="digest")
+
+
+def test_old_releases_stay_for_those_who_come_later(
+    listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey
+) -> None:
+    """After a rotation, proposed and listed; and without anybody changing the source file."""
+    time.sleep(1.1)
+    rotate(other_key.path, key=hub.key.path, clone=hub.clone, repository=PRINCIPAL)
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=other_key.path)
+    listed.release()
+    early = listed.user(name="early")
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        assert fetch(f"{hub.url}@sst2").version == "1.1.0"
+    early.remove("early")
+    listed.add(hub.url, other_key)
+    before = listed.repository.source(PRINCIPAL)
+    old = SourceKey(hub.key.public, valid_before=datetime.now(UTC))
+    write(listed.repository.root / before.path, replace(before, keys=(*before.keys, old)).to_yaml())
+    listed.publish()
+    listed.user()
+    assert fetch(f"{hub.url}@sst2==1.0.0", refresh=True).verdict.signers == (hub.key.public.fingerprint,)
+    assert fetch(f"{hub.url}@sst2==1.1.0", refresh=True).verdict.signers == (other_key.public.fingerprint,)
 
 
 def test_another_root_than_the_one_told_adds_nothing(listed: Index, home: Path) -> None:

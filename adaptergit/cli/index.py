@@ -99,7 +99,9 @@ def ls(as_json: bool) -> None:
         return
     for one, state in rows:
         scope = f"\tonly {', '.join(one.scope)}" if one.scope else ""
-        click.echo(f"{one.name}\t{one.url}\tupdated {state.updated or 'never'}\tgood until {state.expires}{scope}")
+        late = state.expires < f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        until = f"EXPIRED {state.expires}" if late else f"good until {state.expires}"
+        click.echo(f"{one.name}\t{one.url}\tupdated {state.updated or 'never'}\t{until}{scope}")
     if not rows:
         click.echo("none yet: adaptergit index add URL --root sha256:…", err=True)
 
@@ -136,6 +138,8 @@ def update(names: tuple[str, ...], as_json: bool) -> None:
             _refused(one.refused)
     if as_json and not failed:
         print_json({"updated": done})
+    elif not done and not failed:
+        click.echo("no index was added: adaptergit index add URL --root sha256:…", err=True)
     if failed:
         raise failed[0]
 
@@ -644,6 +648,12 @@ def revoke(what: str, since: datetime | None, warn: bool, reason: str, folder: P
     from adaptergit.trust import Revocation, parse_revocations
 
     digest = what.removeprefix("sha256:") if what.startswith("sha256:") else None
+    if not what.startswith(("sha256:", "SHA256:")):
+        raise click.UsageError(
+            "write a key's fingerprint (SHA256:…) or sha256: and a release's digest (adaptergit info)"
+        )
+    if digest and since:
+        raise click.UsageError("--since is for keys: a release is revoked or not")
     moment = None if since is None else since.replace(tzinfo=UTC)
     one = Revocation(None if digest else what, digest, moment, "warn" if warn else "refuse", reason, "revoked.jsonl")
     (parsed,) = parse_revocations(one.line().encode(), source="revoked.jsonl")

@@ -42,6 +42,7 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
       adaptergit load acme/adapters@sst2
       adaptergit load "acme/adapters@ner>=1.2,<2" --policy tofu
     """
+    reference = named(reference)
     if is_folder(reference):
         _show_folder(expand(reference), policy, as_json)
         return
@@ -79,6 +80,7 @@ def verify(path: str, policy: str | None, model_signing_key: Path | None, as_jso
     from adaptergit.resolve import verify as check
     from adaptergit.trust.oms import verify_bundle
 
+    path = named(path)
     try:
         if is_folder(path):
             folder, verdict = expand(path), check(expand(path), policy=policy)
@@ -115,6 +117,7 @@ def info(reference: str, offline: bool, refresh: bool, as_json: bool) -> None:
       adaptergit info acme/adapters@sst2
       adaptergit info ./out/sst2
     """
+    reference = named(reference)
     if is_folder(reference):
         _show_folder(expand(reference), None, as_json)
         return
@@ -131,6 +134,16 @@ def info(reference: str, offline: bool, refresh: bool, as_json: bool) -> None:
     click.echo(f"signed by    {', '.join(found.verdict.signers) or 'nobody'}")
     click.echo(f"digest       sha256:{found.digest}")
     click.echo(f"files        {found.path}")
+
+
+def named(reference: str) -> str:
+    """Return the reference that was meant: a bare name is looked up in the indexes, on the command line only."""
+    from adaptergit.indexes import any_index, full_name
+    from adaptergit.settings import load_settings
+
+    if "@" in reference or "/" in reference or Path(reference).exists() or not any_index():
+        return reference
+    return full_name(reference, load_settings())
 
 
 def _fetched(reference: str, *, quiet: bool, **options: Any) -> Fetched:

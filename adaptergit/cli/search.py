@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from adaptergit.cli.load import named
 from adaptergit.cli.output import clean, json_option, print_json, waiting
 
 
@@ -27,7 +28,7 @@ from adaptergit.cli.output import clean, json_option, print_json, waiting
     show_default=True,
     help="Order.",
 )
-@click.option("--limit", default=20, show_default=True, help="How many at most.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
 @json_option
 def search(
     text: tuple[str, ...],
@@ -79,8 +80,8 @@ def search(
             )
         )
         click.echo(f"    {clean((entry.description.strip().splitlines() or [''])[0])}")
-        if entry.url != f"https://{entry.principal}.git" and not entry.legacy:
-            click.echo(f"    {clean(entry.url)}@{clean(entry.name)}=={entry.version}")
+        if entry.address != entry.id and not entry.legacy:
+            click.echo(f"    {clean(entry.address)}=={entry.version}")
     if not found:
         click.echo("nothing found", err=True)
 
@@ -97,7 +98,7 @@ def show(reference: str, as_json: bool) -> None:
     """
     from adaptergit.search import show as run
 
-    found = run(reference)
+    found = run(named(reference))
     if as_json:
         print_json(
             {
@@ -127,6 +128,9 @@ def show(reference: str, as_json: bool) -> None:
         if text:
             click.echo(f"{title:<12} {clean(text)}")
     for entry in found.releases:
+        gone = found.revoked.get(entry.manifest_sha256)
         note = f"   yanked: {clean(entry.yanked)}" if entry.yanked else ""
+        note += f"   {clean(gone)}" if gone else ""
         click.echo(f"  {entry.version:<12} {entry.size:>12,} bytes  {entry.published[:10]}{note}")
-    click.echo(f'load it: adaptergit.load("{found.id}")')
+    if any(entry.yanked is None for entry in found.releases) and not newest.legacy:
+        click.echo(f'load it: adaptergit.load("{newest.address}")')

@@ -31,7 +31,10 @@ OID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 TAGS = "refs/tags/adapters"
 YANKED = "refs/tags/adapters-yanked"
 ROTATIONS = "refs/tags/adapters-rotations"
-_PLAIN_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+_INDEX_PATH = re.compile(
+    r"snapshot\.json(\.sig)?|catalog\.json\.zst|revoked\.jsonl|roots/[0-9]+\.json(\.sig)?|shards/[0-9a-f]{2}/[0-9a-f]{64}\.jsonl\.zst"
+)
+_MAX_INDEX_BYTES = 2**31
 _MAX_TREE_BYTES = 64 * 1024
 _MAX_LISTING_BYTES = 16 * 2**20
 _SMALL = "blob:limit=256k"
@@ -315,13 +318,16 @@ def fetch_files(remote: Remote, beside: Path, limits: Limits) -> Path:
                 fields, _, raw_name = entry.partition(b"\t")
                 mode, _, oid = fields.decode("ascii", "replace").split()
                 name = raw_name.decode("utf-8", "replace")
-                if mode != "100644" or not _PLAIN_PATH.fullmatch(name):
-                    raise PackageError("an index holds plain files only", where=f"{remote.url} {name}")
-                oids[name] = oid
+                # The site, and what a host needs for it, are not of interest here.
+                if mode == "100644" and _INDEX_PATH.fullmatch(name):
+                    oids[name] = oid
         fresh = Path(folder) / "files"
         for name in oids:
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-        _write(git, oids, _sizes(git, oids), fresh)
+        sizes = _sizes(git, oids)
+        if sum(sizes.values()) > _MAX_INDEX_BYTES:
+            raise PackageError(f"more than {_MAX_INDEX_BYTES} bytes", where=remote.url)
+        _write(git, oids, sizes, fresh)
         if target.exists():
             target.rename(Path(folder) / "old")
         fresh.rename(target)

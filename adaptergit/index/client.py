@@ -39,15 +39,17 @@ from adaptergit.index.documents import (
 from adaptergit.index.entry import Entry
 from adaptergit.index.repository import Proof
 from adaptergit.index.repository import replace as write
-from adaptergit.index.sources import SourceFile
+from adaptergit.index.sources import SourceFile, SourceKey
 from adaptergit.locks import exclusively
 from adaptergit.package import canonical
+from adaptergit.reference import expand
 from adaptergit.settings import Settings, cache_dir, config_dir
-from adaptergit.trust import Revocation, follow, parse_revocations
+from adaptergit.trust import PublicKey, Revocation, follow, parse_revocations
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MAX_SHARD_BYTES = 256 * 2**20
 _MAX_ROOTS = 256
+_MAX_REVOKED_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class State:
     snapshot_sha256: str = ""
     updated: str = ""
     expires: str = ""
-    keys: Mapping[str, list[str]] = field(default_factory=dict)
-    """Key lines of every source that was seen, by principal."""
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Keys, with their times, and threshold of every source that was seen, by principal."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,9 @@ class Known:
         mark = None if adapter is None else f'@{adapter}"'.encode()
         where = f"the index {self.index}"
         found = [Entry.from_line(line, where=where) for line in self.lines if mark is None or mark in line]
+        for entry in found:
+            if entry.principal != self.source.repository:
+                raise PackageError(f"{entry.id} is of another source", where=where)
         return [entry for entry in found if adapter is None or entry.name == adapter]
 
 
@@ -192,6 +197,8 @@ class Client:
         digest = root.removeprefix("sha256:")
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise UsageError(f"{root!r} is no digest", hint="--root sha256:… as the index's page says")
+        if "://" not in url and expand(url).is_dir():
+            url = str(expand(url).resolve())
         one = Subscription(name or "", url, digest, priority, tuple(scope), lazy)
         found = self._first_root(self.opened(one), one)
         one = replace(one, name=name or found.index)
@@ -242,7 +249,10 @@ class Client:
         """
         path = _trusted(name) / "state.json"
         try:
-            return State(**json.loads(path.read_bytes()))
+            found = State(**json.loads(path.read_bytes()))
+            if not isinstance(found.sources, dict) or not all(isinstance(v, dict) for v in found.sources.values()):
+                raise TypeError("sources")
+            return found
         except (OSError, ValueError, TypeError) as error:
             if not (_trusted(name) / "root.json").exists():
                 return State()  # it was never updated
@@ -279,8 +289,14 @@ class Client:
                 digest = database.shard(principal)
             finally:
                 database.close()
+            if digest is None and not _database(one.name).is_file() and principal in self.state(one.name).sources:
+                raise TrustError(
+                    f"what the index {one.name} said of {principal} is no longer here",
+                    where=str(_fetched(one.name)),
+                    hint=f"adaptergit index update {one.name}",
+                )
             if digest is not None and (data := self._shard(one, digest, offline)) is not None:
-                known = _parse_shard(one.name, data)
+                known = _parse_shard(one.name, data, principal)
                 if one.lazy:
                     self._meet(one, known)
                 found.append(known)
@@ -292,14 +308,14 @@ class Client:
         Raises:
             TrustError: They were changed, and nobody who may signed that.
         """
-        principal, keys = known.source.repository, [key.public.line for key in known.source.keys]
-        before = self.state(one.name).keys.get(principal)
-        if (why := _rekeyed(known, before, self.root(one.name), datetime.now(UTC))) is not None:
-            raise TrustError(f"{principal}: {why}", where=f"the index {one.name}")
-        if before != keys:
-            with exclusively(cache_dir() / "locks", f"index {one.name}"):
-                state = self.state(one.name)
-                self._remember(one.name, replace(state, keys={**state.keys, principal: keys}))
+        principal, now = known.source.repository, datetime.now(UTC)
+        with exclusively(cache_dir() / "locks", f"index {one.name}"):
+            state = self.state(one.name)
+            gone = [each for each in self.revocations() if each.source == f"the index {one.name}"]
+            if (why := _rekeyed(known, state.sources.get(principal), self.root(one.name), gone, now)) is not None:
+                raise TrustError(f"{principal}: {why}", where=f"the index {one.name}")
+            if state.sources.get(principal) != (new := _of_source(known.source)):
+                self._remember(one.name, replace(state, sources={**state.sources, principal: new}))
 
     def revocations(self) -> list[Revocation]:
         """Return what every index has revoked.
@@ -309,7 +325,7 @@ class Client:
         """
         found = []
         for one in self.subscriptions():
-            path = _fetched(one.name) / "revoked.jsonl"
+            path = _trusted(one.name) / "revoked.jsonl"
             if path.is_file():
                 found += parse_revocations(path.read_bytes(), source=f"the index {one.name}")
         return found
@@ -320,13 +336,19 @@ class Client:
         place, now, state = _Counted(self.opened(one)), datetime.now(UTC), self.state(one.name)
         root = self._follow_roots(place, root)
         data = place.read("snapshot.json", MAX_SNAPSHOT_BYTES)
-        if canonical.sha256(data) == state.snapshot_sha256 and self._complete(one):
+        unchanged = canonical.sha256(data) == state.snapshot_sha256 and root.version == state.root_version
+        if unchanged and self._complete(one, state):
             # Signed and believed before: only its age can have changed.
             check_snapshot_age(data, root, now)
-            return Update(one.name, len(state.keys), self._adapters(one), 0, place.received, (), state.expires)
+            return Update(one.name, len(state.sources), self._adapters(one), 0, place.received, (), state.expires)
+        try:
+            signatures = place.read("snapshot.json.sig", MAX_SIGNATURES_BYTES)
+        except NotFoundError as error:
+            hint = "its maintainers are at it, or forgot: try again later"
+            raise TrustError("the snapshot is not signed", where=one.url, hint=hint) from error
         snapshot = check_snapshot(
             data,
-            place.read("snapshot.json.sig", MAX_SIGNATURES_BYTES),
+            signatures,
             root,
             now,
             last_version=state.snapshot_version,
@@ -336,24 +358,42 @@ class Client:
             raise PackageError("the catalog is far too large", where=one.url)
         catalog = _unpack(place.read("catalog.json.zst", MAX_CATALOG_BYTES), snapshot.catalog_size, "catalog.json")
         shards = parse_catalog(catalog, snapshot)
+        if snapshot.revoked_size > _MAX_REVOKED_BYTES:
+            raise PackageError("the revocations are far too many", where=one.url)
         revoked = place.read("revoked.jsonl", snapshot.revoked_size) if snapshot.revoked_size else b""
         if canonical.sha256(revoked) != snapshot.revoked:
             raise TrustError("not the revocations that the snapshot names", where=f"{one.url} revoked.jsonl")
-        parse_revocations(revoked, source=f"the index {one.name}")
-        keys, refused, changed = self._take(one, place, shards, state, root, now)
+        revoked = self._joined(one, revoked, root, state)
+        gone = parse_revocations(revoked, source=f"the index {one.name}")
         folder = _trusted(one.name)
-        write(_fetched(one.name) / "revoked.jsonl", revoked)
-        write(folder / "root.json", root.data)
-        new = State(
-            root.version,
-            snapshot.version,
-            canonical.sha256(data),
-            f"{now:%Y-%m-%dT%H:%M:%SZ}",
-            f"{snapshot.expires:%Y-%m-%dT%H:%M:%SZ}",
-            keys,
-        )
-        self._remember(one.name, new)
+        with Database.rewritten(_database(one.name)) as database:
+            sources, refused, changed = self._take(one, place, shards, state, root, gone, now, database)
+            kept = {digest for digest, _ in database.shards().values()}
+            database.mark(snapshot.version)
+            # What is trusted first, then what it vouches for: a crash in between costs a download, not a protection.
+            write(folder / "revoked.jsonl", revoked)
+            new = State(
+                root.version,
+                snapshot.version,
+                canonical.sha256(data),
+                f"{now:%Y-%m-%dT%H:%M:%SZ}",
+                f"{snapshot.expires:%Y-%m-%dT%H:%M:%SZ}",
+                sources,
+            )
+            self._remember(one.name, new)
+            write(folder / "root.json", root.data)
+        self._sweep(one, kept)
         return Update(one.name, len(shards), self._adapters(one), changed, place.received, tuple(refused), new.expires)
+
+    @staticmethod
+    def _joined(one: Subscription, revoked: bytes, root: Root, state: State) -> bytes:
+        """Keep what was revoked before: the online key cannot take it back, only maintainers with a new root can."""
+        parse_revocations(revoked, source=f"the index {one.name}")
+        path = _trusted(one.name) / "revoked.jsonl"
+        if root.version > state.root_version or not path.is_file():
+            return revoked
+        lines = [*path.read_bytes().split(b"\n"), *revoked.split(b"\n")]
+        return b"".join(line + b"\n" for line in dict.fromkeys(lines) if line.strip())
 
     def _first_root(self, place: Place, one: Subscription) -> Root:
         """Find the root that was told among the index's roots."""
@@ -385,36 +425,44 @@ class Client:
         raise TrustError("too many roots", where=root.index)
 
     def _take(
-        self, one: Subscription, place: Place, shards: Mapping[str, Shard], state: State, root: Root, now: datetime
-    ) -> tuple[dict[str, list[str]], list[str], int]:
-        """Take over the shards that changed; return the keys of all sources, what was refused, how many changed."""
-        keys = {principal: list(lines) for principal, lines in state.keys.items()}
+        self,
+        one: Subscription,
+        place: Place,
+        shards: Mapping[str, Shard],
+        state: State,
+        root: Root,
+        gone: list[Revocation],
+        now: datetime,
+        database: Database,
+    ) -> tuple[dict[str, Mapping[str, Any]], list[str], int]:
+        """Take over the shards that changed; return what is known of all sources, what was refused, the changes."""
+        sources = dict(state.sources)
         refused: list[str] = []
         changed = 0
-        with Database.rewritten(_database(one.name)) as database:
-            have = database.shards()
-            for principal in have.keys() - shards.keys():
-                database.drop(principal)
-            for principal, shard in shards.items():
-                digest, loaded = have.get(principal, ("", False))
-                if digest == shard.sha256 and (loaded or one.lazy):
-                    continue
-                if one.lazy:
-                    database.put(principal, shard.sha256, None)
-                    continue
-                data = self._fetch(one, place, shard, principal)
-                changed += 1
-                known = _parse_shard(one.name, data)
-                if known.source.repository != principal:
-                    raise TrustError(f"the shard of {principal} is of {known.source.repository}", where=one.url)
-                if (why := _rekeyed(known, keys.get(principal), root, now)) is not None:
-                    refused.append(f"{principal}: {why}")
-                    continue
-                keys[principal] = [key.public.line for key in known.source.keys]
-                database.put(principal, shard.sha256, known.entries())
-            kept = {digest for digest, _ in database.shards().values()}
-        self._sweep(one, kept)
-        return keys, refused, changed
+        have = database.shards()
+        for principal in have.keys() - shards.keys():
+            database.drop(principal)
+        for principal, shard in shards.items():
+            digest, loaded = have.get(principal, ("", False))
+            if digest == shard.sha256 and (one.lazy or (loaded and principal in sources)):
+                continue
+            if one.lazy:
+                database.put(principal, shard.sha256, None)
+                continue
+            data = self._fetch(one, place, shard, principal)
+            changed += 1
+            try:
+                known = _parse_shard(one.name, data, principal)
+                entries = known.entries()
+                why = _rekeyed(known, sources.get(principal), root, gone, now)
+            except (PackageError, TrustError) as error:
+                why = error.what
+            if why is not None:
+                refused.append(f"{principal}: {why}")
+                continue
+            sources[principal] = _of_source(known.source)
+            database.put(principal, shard.sha256, entries)
+        return sources, refused, changed
 
     def _fetch(self, one: Subscription, place: Place, shard: Shard, principal: str) -> bytes:
         if shard.size > _MAX_SHARD_BYTES:
@@ -445,10 +493,11 @@ class Client:
             raise PackageError("the shard is damaged", where=str(path), hint=f"adaptergit index update {one.name}")
         return data
 
-    def _complete(self, one: Subscription) -> bool:
+    def _complete(self, one: Subscription, state: State) -> bool:
+        """Tell whether the database holds the snapshot that was believed last."""
         database = self.database(one.name)
         try:
-            return database.connection.execute("SELECT 1 FROM source LIMIT 1").fetchone() is not None
+            return database.marked() == state.snapshot_version
         finally:
             database.close()
 
@@ -510,23 +559,26 @@ class _Counted:
         return data
 
 
-def _rekeyed(known: Known, before: list[str] | None, root: Root, now: datetime) -> str | None:
+def _of_source(source: SourceFile) -> dict[str, Any]:
+    """What an update must not change by itself."""
+    return {"keys": source.to_dict().get("keys", []), "threshold": source.threshold}
+
+
+def _rekeyed(
+    known: Known, before: Mapping[str, Any] | None, root: Root, gone: list[Revocation], now: datetime
+) -> str | None:
     """Return why the keys of a source may not be what the shard says, or None.
 
     Keys of a source that is known change by a rotation that the old ones signed, or by a recovery that the maintainers
-    signed; the online key alone cannot change them. Taking a key away is always allowed.
+    signed; the online key alone cannot change them, nor the time a key counts, nor how many must sign. Taking a key
+    away is always allowed.
     """
     source = known.source
-    new = {key.public for key in source.keys}
-    if before is None or {key.line for key in new} <= set(before):
+    if before is None or not before.get("keys"):
         return None
-    old = SourceFile.from_dict(
-        {"repository": source.repository, "url": source.url, "keys": [{"key": line} for line in before]},
-        where=known.index,
-    )
-    rotations = [proof.rotation for proof in known.proofs if proof.kind == "rotation"]
-    change = follow(rotations, source.repository, old.signers(known.index), (), now, threshold=source.threshold)
-    allowed = {key.public for key in old.keys} | {signer.key for signer in change.added}
+    raw = {"repository": source.repository, "url": source.url, **before}
+    old = SourceFile.from_dict(raw, where=known.index)
+    recovered: set[PublicKey] = set()
     for proof in known.proofs:
         if proof.kind == "recovery":
             try:
@@ -534,22 +586,40 @@ def _rekeyed(known: Known, before: list[str] | None, root: Root, now: datetime) 
             except AdaptergitError:
                 continue
             if recovery.repository == source.repository:
-                allowed |= set(recovery.keys)
-    if foreign := new - allowed:
-        return (
-            f"its keys were changed to {', '.join(sorted(key.fingerprint for key in foreign))}, and neither its old "
-            "key nor the index's maintainers signed that"
-        )
+                recovered |= set(recovery.keys)
+    rotations = [proof.rotation for proof in known.proofs if proof.kind == "rotation"]
+    change = follow(rotations, source.repository, old.signers(known.index), gone, now, threshold=old.threshold)
+    added = {signer.key for signer in change.added} | recovered
+    earlier = {key.public: key for key in old.keys}
+    for key in source.keys:
+        was = earlier.get(key.public)
+        if was is None and key.public not in added:
+            return (
+                f"its keys were changed to {key.public.fingerprint}, and neither its old key nor the index's "
+                "maintainers signed that"
+            )
+        if was is not None and key.public not in added and _looser(key, was):
+            return f"the key {key.public.fingerprint} would count for longer than it did"
+    if source.threshold < old.threshold and not recovered:
+        return f"{old.threshold} keys had to sign, now {source.threshold}"
     return None
 
 
-def _parse_shard(index: str, data: bytes) -> Known:
+def _looser(key: SourceKey, was: SourceKey) -> bool:
+    before = was.valid_before is not None and (key.valid_before is None or key.valid_before > was.valid_before)
+    after = was.valid_after is not None and (key.valid_after is None or key.valid_after < was.valid_after)
+    return before or after
+
+
+def _parse_shard(index: str, data: bytes, principal: str) -> Known:
     first, *rest = data.split(b"\n")
     where = f"the index {index}"
     try:
-        source = SourceFile.from_dict(json.loads(first)["source"], where=where)
-    except (ValueError, KeyError, TypeError) as error:
+        source = SourceFile.from_dict(_json(first, where)["source"], where=where)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise PackageError(f"not a shard: {error}", where=where) from error
+    if source.repository != principal:
+        raise TrustError(f"the shard of {principal} is of {source.repository}", where=where)
     proofs, at = [], 0
     for line in rest:
         if not line.startswith((b'{"rotation"', b'{"recovery"')):

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from packaging.version import Version
 
-from adaptergit.errors import AdaptergitError, NotFoundError, PackageError, TransportError, TrustError
+from adaptergit.errors import AdaptergitError, PackageError, TrustError
 from adaptergit.git import Listing, Remote, fetch_release, fetch_rotations, list_all
 from adaptergit.index.entry import Entry, entry_of
 from adaptergit.index.repository import IndexPolicy, IndexRepository, Proof
@@ -32,9 +32,24 @@ from adaptergit.index.sources import SourceFile
 from adaptergit.package import check_files, read_package
 from adaptergit.reference import Source
 from adaptergit.settings import Settings
-from adaptergit.trust import ROTATION, AllowedSigner, Past, Policy, Revocation, evaluate, follow, parse_revocations
+from adaptergit.trust import (
+    ROTATION,
+    ROTATION_NAMESPACE,
+    AllowedSigner,
+    Past,
+    Policy,
+    Revocation,
+    Rotation,
+    evaluate,
+    follow,
+    parse_revocations,
+    parse_signature,
+    verify_signature,
+)
 from adaptergit.trust.rotation import MAX_ROTATIONS
 
+_MAX_FRESH = 500
+"""New releases of one source in one run; the others wait for the next."""
 _PER_HOST = 4
 """Requests at a time to one host."""
 
@@ -91,8 +106,8 @@ def crawl(
                 return Crawled(principal)
             with hosts.of(source.url):
                 found = crawl_source(index, source, settings, policy, revocations, moment)
-        except (AdaptergitError, OSError) as error:
-            found = Crawled(principal, error=str(error))
+        except (AdaptergitError, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
+            found = Crawled(principal, error=str(error))  # whatever a stranger's files do: the others go on
         report(found)
         return found
 
@@ -125,6 +140,7 @@ def crawl_source(
         for version in sorted(listing.versions, key=Version)
         if (name, version) not in known
     ]
+    fresh = fresh[:_MAX_FRESH]
     proofs = index.proofs(source.repository)
     if rotations != sum(proof.kind == "rotation" for proof in proofs):
         proofs = _new_proofs(source, remote, settings, proofs)
@@ -136,7 +152,7 @@ def crawl_source(
             added[name, version] = _release(
                 source, remote, name, version, past, (signers, gone), settings, policy, now, listings[name]
             )
-        except (TrustError, PackageError, NotFoundError, TransportError) as error:
+        except (AdaptergitError, ValueError, ArithmeticError, LookupError, TypeError) as error:
             refused[f"{name}=={version}"] = str(error).partition("\n")[0]
     changed = {}
     for key, entry in known.items():
@@ -240,13 +256,23 @@ def _new_proofs(source: SourceFile, remote: Remote, settings: Settings, kept: li
     proofs = [
         Proof("rotation", files[ROTATION], {name: data for name, data in files.items() if name != ROTATION})
         for files in found
-        if ROTATION in files and _is_text(files)
+        if ROTATION in files and _counts(source.repository, files)
     ]
-    return [*(proof for proof in kept if proof.kind != "rotation"), *proofs]
+    # What was there stays: a rotation whose tag is gone is still a rotation.
+    every = {proof.to_line(): proof for proof in (*kept, *proofs)}
+    return list(every.values())[: 2 * MAX_ROTATIONS]
 
 
-def _is_text(files: Mapping[str, bytes]) -> bool:
-    return all(data.isascii() for data in files.values())
+def _counts(repository: str, files: Mapping[str, bytes]) -> bool:
+    """Tell whether it is a rotation of this repository, signed by the keys that it says."""
+    try:
+        data = files[ROTATION]
+        signatures = [armored for name, armored in files.items() if name != ROTATION]
+        for armored in signatures:
+            verify_signature(parse_signature(armored), data, ROTATION_NAMESPACE)
+        return Rotation.from_bytes(data).repository == repository and bool(signatures)
+    except (TrustError, PackageError):
+        return False
 
 
 class _Hosts:

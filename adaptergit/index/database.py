@@ -168,6 +168,14 @@ class Database:
         self.connection.execute("DELETE FROM adapter WHERE principal = ?", (principal,))
         self.connection.execute("DELETE FROM source WHERE principal = ?", (principal,))
 
+    def mark(self, version: int) -> None:
+        """Remember which snapshot this is."""
+        self.connection.execute(f"PRAGMA user_version = {version % 2**31}")
+
+    def marked(self) -> int:
+        """Return which snapshot this is."""
+        return int(self.connection.execute("PRAGMA user_version").fetchone()[0])
+
     def count(self) -> int:
         """Return how many adapters there are."""
         return int(self.connection.execute("SELECT count(*) FROM adapter").fetchone()[0])
@@ -285,7 +293,8 @@ def _words(entry: Entry) -> str:
 
 def _rank(entry: Entry) -> int:
     """Measured before unmeasured, new before old; then anyhow, but always the same."""
-    year, month = (int(entry.published[:4]), int(entry.published[5:7])) if entry.published[:4].isdigit() else (2000, 1)
+    stated = re.match(r"(\d{4})-(\d{2})", entry.published)
+    year, month = (int(stated[1]), int(stated[2])) if stated else (2000, 1)
     quality = min(max((year - 2000) * 12 + month, 0), 4095) + (4096 if entry.metrics else 0)
     # Small numbers near each other: the lists of the full-text index hold differences.
     tie = int.from_bytes(hashlib.sha256(entry.id.encode()).digest()[:4], "big") >> 12

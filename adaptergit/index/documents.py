@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from adaptergit.errors import PackageError, TrustError
@@ -243,6 +243,14 @@ def check_snapshot(
     snapshot = parse_snapshot(data)
     if snapshot.index != root.index:
         raise TrustError(f"the snapshot is of {snapshot.index}, not of {root.index}", where="snapshot.json")
+    ahead = now + timedelta(days=1)
+    if snapshot.created > ahead or snapshot.version > ahead.timestamp():
+        # A version counts seconds: one from the future would shut out every honest one.
+        raise TrustError("it is from the future", where="snapshot.json", hint="check this machine's clock")
+    if snapshot.expires > snapshot.created + timedelta(days=root.snapshot_days, hours=1):
+        raise TrustError(
+            f"it counts for more than the {root.snapshot_days} days the root allows", where="snapshot.json"
+        )
     if snapshot.version < last_version:
         raise TrustError(
             f"version {snapshot.version} is older than {last_version}, which this machine has seen: a rollback",
@@ -279,7 +287,9 @@ def parse_catalog(data: bytes, snapshot: Snapshot) -> dict[str, Shard]:
             raise ValueError(raw["schema"])
         shards = {}
         for principal, (digest, size, releases) in raw["shards"].items():
-            if len(digest) != 64 or int(digest, 16) < 0 or type(size) is not int or type(releases) is not int:
+            if len(digest) != 64 or int(digest, 16) < 0 or type(size) is not int or not 0 <= size < 2**31:
+                raise ValueError(principal)
+            if type(releases) is not int:
                 raise ValueError(principal)
             shards[principal] = Shard(digest, size, releases)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -368,4 +378,5 @@ def _check_threshold(
     except TrustError as error:
         raise TrustError(error.what, where=where, hint=error.hint) from error
     if count < threshold:
-        raise TrustError(f"signed by {count} of the keys that count, {threshold} must sign", where=where)
+        more = "adaptergit index sign --root N --key …" if namespace == ROOT_NAMESPACE else None
+        raise TrustError(f"signed by {count} of the keys that count, {threshold} must sign", where=where, hint=more)

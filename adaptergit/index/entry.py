@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -71,6 +72,11 @@ class Entry:
         return self.id.rpartition("@")[0]
 
     @property
+    def address(self) -> str:
+        """What it is loaded by: its id, or its URL where https and the usual port do not lead there."""
+        return self.id if self.url == f"https://{self.principal}.git" else f"{self.url}@{self.name}"
+
+    @property
     def name(self) -> str:
         """Of the adapter."""
         return self.id.rpartition("@")[2]
@@ -98,7 +104,7 @@ class Entry:
         try:
             raw = json.loads(line)
             return cls.from_dict(raw)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise PackageError(f"not an entry: {str(error)[:120]}", where=where) from error
 
     @classmethod
@@ -122,7 +128,9 @@ class Entry:
                 raise TypeError(f"{key} is no {kind.__name__}")
             values[key] = value
         entry = cls(**values)
-        if not is_version(entry.version) or "@" not in entry.id or entry.size < 0:
+        oid = re.fullmatch(r"([0-9a-f]{40}([0-9a-f]{24})?)?", entry.tree)
+        digest = re.fullmatch(r"[0-9a-f]{64}", entry.manifest_sha256)
+        if not is_version(entry.version) or "@" not in entry.id or not 0 <= entry.size < 2**53 or not oid or not digest:
             raise ValueError(f"{entry.id!r} {entry.version!r} is no release")
         return entry
 

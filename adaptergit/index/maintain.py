@@ -100,6 +100,9 @@ def rotate_root(
         online=before.online if online is None else tuple(online),
         threshold=before.threshold if threshold is None else threshold,
     )
+    for key in keys:
+        if key.public not in {*before.maintainers, *draft.maintainers}:
+            raise UsageError(f"{key.public.fingerprint} is no maintainer of {before.index}")
     data = draft.to_bytes()
     root = parse_root(data)
     index.write_root(root, [sign(data, key, namespace=ROOT_NAMESPACE) for key in keys])
@@ -187,7 +190,7 @@ def recover(
         TrustError: Fewer maintainers' keys than the root asks for.
     """
     from adaptergit.index.documents import check_recovery
-    from adaptergit.index.sources import SourceKey
+    from adaptergit.index.sources import SourceKey, retired
 
     source, root = index.source(principal), index.current_root()
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
@@ -196,7 +199,9 @@ def recover(
     signatures = {f"{n}.sig": sign(data, key, namespace=RECOVERY_NAMESPACE) for n, key in enumerate(keys)}
     check_recovery(data, b"".join(signatures.values()), root)
     index.write_proofs(principal, [*index.proofs(principal), Proof("recovery", data, signatures)])
-    replace(index.root / source.path, changed(source, keys=tuple(SourceKey(key) for key in new)).to_yaml())
+    # What the index saw from the old keys stays; nothing new by them is taken.
+    kept = tuple(retired(key, moment) for key in source.keys if key.public not in new)
+    replace(index.root / source.path, changed(source, keys=(*(SourceKey(key) for key in new), *kept)).to_yaml())
     return recovery
 
 

@@ -18,7 +18,7 @@ from adaptergit.index.rules import Proposal, broken_by, comment
 from adaptergit.index.sources import MAX_BYTES, SourceFile
 from adaptergit.reference import Source
 from adaptergit.settings import Settings
-from adaptergit.trust import ROTATION, PublicKey, SignedRotation, follow, parse_allowed_signers
+from adaptergit.trust import ROTATION, PublicKey, SignedRotation, follow, parse_allowed_signers, parse_revocations
 from adaptergit.trust.rotation import MAX_ROTATIONS
 from adaptergit.web.download import Download
 
@@ -143,6 +143,8 @@ def _read(git: Git, commit: str, path: str) -> tuple[bytes, str]:
     mode, kind, oid, size = entry[:4]
     if mode != "100644" or kind != "blob":
         return b"", "a source is a plain file: no link, no folder, no submodule, no executable"
+    if int(size) == 0:
+        return b"", "the file is empty"
     if int(size) > MAX_BYTES:
         return b"", f"{size} bytes, the limit is {MAX_BYTES}"
     return git.raw("cat-file", "blob", oid), ""
@@ -153,7 +155,9 @@ def _on_disk(path: Path) -> tuple[bytes, str]:
         return b"", ""
     if path.is_symlink() or not path.is_file():
         return b"", "a source is a plain file: no link, no folder, no submodule, no executable"
-    return (path.read_bytes(), "") if path.stat().st_size <= MAX_BYTES else (b"", f"the limit is {MAX_BYTES} bytes")
+    if not 0 < path.stat().st_size <= MAX_BYTES:
+        return b"", f"a source has 1 to {MAX_BYTES} bytes"
+    return path.read_bytes(), ""
 
 
 def _parsed(data: bytes, path: str) -> tuple[SourceFile | None, str]:
@@ -186,9 +190,9 @@ def _ask(
     rotations = [
         SignedRotation(f[ROTATION], {n: d for n, d in f.items() if n != ROTATION}) for f in found if ROTATION in f
     ]
-    proofs = index.proofs(source.repository)
+    proofs, gone = index.proofs(source.repository), parse_revocations(index.revoked(), source="revoked.jsonl")
     rotations += [proof.rotation for proof in proofs if proof.kind == "rotation"]
-    change = follow(rotations, source.repository, before.signers("sources/"), (), now, threshold=before.threshold)
+    change = follow(rotations, source.repository, before.signers("sources/"), gone, now, threshold=before.threshold)
     keys = {signer.key for signer in change.added}
     for proof in proofs:
         if proof.kind == "recovery":

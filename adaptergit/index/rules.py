@@ -126,7 +126,8 @@ def _reachable(one: Proposal) -> str | None:
 def _proof(one: Proposal) -> str | None:
     if one.source is None or one.announced is None:
         return None
-    missing = [key.public.fingerprint for key in one.source.keys if key.public not in one.announced]
+    signing = [key for key in one.source.keys if key.valid_before is None or key.valid_before > one.now]
+    missing = [key.public.fingerprint for key in signing if key.public not in one.announced]
     if missing:
         return (
             f"{one.source.repository} does not announce {', '.join(missing)} in .adaptergit/allowed_signers: only who "
@@ -196,6 +197,7 @@ def _removed(one: Proposal) -> str | None:
     return None
 
 
+SCOPE = "A pull request of a publisher changes files below `sources/`, and nothing else."
 SOURCE_RULES: tuple[Rule[Proposal], ...] = (
     Rule("schema", "The file is YAML as `schema/source.schema.json` describes it; unknown fields are errors.", _schema),
     Rule("place", "The file lies at `sources/<repository>.yaml`, spelt as the repository is.", _place),
@@ -321,18 +323,20 @@ def comment(path: str, one: Proposal) -> str:
     """Return what a pull request is told of one file, as Markdown."""
     broken = {rule.id: why for rule, why in broken_by(one)}
     verdict = "**can be merged**" if not broken else f"**{len(broken)} to mend**"
-    rows = [
-        f"| ❌ | `{rule.id}` | {_cell(broken[rule.id])} |"
-        if rule.id in broken
-        else f"| ✅ | `{rule.id}` | {rule.docs} |"
-        for rule in SOURCE_RULES
-    ]
+    rows = []
+    for rule in SOURCE_RULES:
+        unknown = one.source is None and rule.id not in ("schema", "removed")
+        unknown |= rule.id == "waiting" and one.before is None and one.proposed is None
+        if rule.id in broken:
+            rows.append(f"| ❌ | `{rule.id}` | {_cell(broken[rule.id])} |")
+        else:
+            rows.append(f"| {'➖' if unknown else '✅'} | `{rule.id}` | {'not checked' if unknown else rule.docs} |")
     return "\n".join([f"### `{_cell(path)}`: {verdict}", "", "| | rule | |", "|---|---|---|", *rows, ""])
 
 
 def documentation() -> str:
     """Return the page about the rules, as Markdown."""
-    parts = ["# The rules of an index", ""]
+    parts = ["# The rules of an index", "", f"`scope`: {SCOPE}", ""]
     tables: Iterable[tuple[str, Iterable[Rule[Proposal] | Rule[Release]]]] = (
         ("Sources, in a pull request", SOURCE_RULES),
         ("Releases, in every crawl (after the signature and every byte were verified)", RELEASE_RULES),

@@ -13,6 +13,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_entry
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from adaptergit.index.documents import Root
 from adaptergit.index.entry import Entry, newest
 from adaptergit.index.repository import IndexRepository, replace
 from adaptergit.index.rules import RELEASE_RULES, SOURCE_RULES
+from adaptergit.trust import parse_revocations
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _ASSETS = ("site.css", "site.js", "icon.svg")
@@ -101,6 +103,15 @@ def build_site(index: IndexRepository, target: Path, *, root: Root) -> int:
         sources += 1
         for entry in index.entries(source.repository):
             found[entry.id].append(entry)
+    revoked = {
+        one.manifest_sha256: str(one).removesuffix(" (revoked.jsonl)")
+        for one in parse_revocations(index.revoked(), source="revoked.jsonl")
+        if one.manifest_sha256
+    }
+    for entries in found.values():
+        entries[:] = [
+            replace_entry(e, yanked=revoked[e.manifest_sha256]) if e.manifest_sha256 in revoked else e for e in entries
+        ]
     shown = newest(entry for entries in found.values() for entry in entries)
     counts = {folder: Counter[str]() for folder, _, _ in _KINDS}
     for entry in shown.values():

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -38,6 +38,33 @@ class SourceKey:
     comment: str = ""
     valid_after: datetime | None = None
     valid_before: datetime | None = None
+
+
+def _check_kinds(raw: Mapping[str, Any], where: str) -> None:
+    """Check what the schema says of kinds: shards hold thousands of sources, and validating each takes too long.
+
+    Raises:
+        PackageError: A value of another kind, or a threshold that is none.
+    """
+    texts = ("repository", "url", "contact", "homepage", "since")
+    good = isinstance(raw, Mapping) and all(isinstance(raw.get(name, ""), str) for name in texts)
+    good = good and isinstance(raw.get("keys", []), list) and isinstance(raw.get("mirrors", []), list)
+    good = good and all(isinstance(url, str) for url in raw.get("mirrors", []))
+    good = good and isinstance(raw.get("legacy", False), bool) and isinstance(raw.get("tracks") or "", str)
+    good = good and "repository" in raw and "url" in raw
+    for item in raw.get("keys", []) if good else ():
+        good = good and isinstance(item, Mapping) and isinstance(item.get("key"), str)
+        good = good and all(isinstance(item.get(name) or "", str) for name in ("valid_after", "valid_before"))
+    threshold = raw.get("threshold", 1) if good else 0
+    if type(threshold) is not int or not 1 <= threshold <= 16 or len(raw.get("keys", [])) > 16:
+        raise PackageError("not a source", where=where)
+
+
+def retired(key: SourceKey, when: datetime) -> SourceKey:
+    """Return a key that signs nothing new from a time on."""
+    if key.valid_before is not None and key.valid_before <= when:
+        return key
+    return replace(key, valid_before=when)
 
 
 @dataclass(frozen=True)
@@ -75,6 +102,7 @@ class SourceFile:
                 key.valid_before,
                 key.comment,
                 f"the index {index}",
+                vouched=True,
             )
             for key in self.keys
         ]
@@ -89,7 +117,7 @@ class SourceFile:
             }
             for key in self.keys
         ]
-        data = {
+        data: dict[str, Any] = {
             "schema": SCHEMA,
             "repository": self.repository,
             "url": self.url,
@@ -102,8 +130,6 @@ class SourceFile:
             "since": self.since,
             "legacy": self.legacy,
         }
-        if self.legacy:
-            data |= {"threshold": 0}
         return {name: value for name, value in data.items() if value}
 
     def to_yaml(self) -> bytes:
@@ -133,6 +159,7 @@ class SourceFile:
             PackageError: A time or an address that is none.
             TrustError: A key that is not accepted, or fewer than the threshold.
         """
+        _check_kinds(raw, where)
         keys = []
         for item in raw.get("keys", ()):
             parts = item["key"].split(None, 2)

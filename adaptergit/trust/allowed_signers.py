@@ -30,18 +30,23 @@ class AllowedSigner:
     comment: str = ""
     source: str = ""
     """Where the line was found, for people: a file and line, a pin, an index."""
+    vouched: bool = False
+    """An index says so, not the person."""
 
     def names(self, principal: str) -> bool:
         """Tell whether the line is about ``principal``."""
         return _matches(self.principals, principal)
 
-    def refusal(self, namespace: str, when: datetime) -> str | None:
-        """Return why the key may not sign ``namespace`` at ``when``, or None if it may."""
+    def refusal(self, namespace: str, when: datetime, first_seen: datetime | None = None) -> str | None:
+        """Return why the key may not sign ``namespace`` at ``when``, or None if it may.
+
+        What was first seen while the key was valid was signed while it was valid.
+        """
         if self.namespaces and not _matches(self.namespaces, namespace):
             return f"the key is allowed for {', '.join(self.namespaces)} only"
         if self.valid_after is not None and when < self.valid_after:
             return f"the key is valid only after {self.valid_after.isoformat()}"
-        if self.valid_before is not None and when >= self.valid_before:
+        if self.valid_before is not None and min(when, first_seen or when) >= self.valid_before:
             return f"the key was valid only before {self.valid_before.isoformat()}"
         return None
 

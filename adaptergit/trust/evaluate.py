@@ -70,6 +70,12 @@ class Policy:
     """When this machine first had this very release; None if never before."""
     history: tuple[Past, ...] = ()
     """Releases of the same adapter that were seen before."""
+    expected: str | None = None
+    """Digest that an index lists: it must be this, but that is not the caller's pin."""
+    listed: tuple[Revocation, ...] = ()
+    """What indexes have revoked."""
+    witnessed: datetime | None = None
+    """When an index first saw this very release; counts for what the index itself says of keys."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ def _check_history(digest: str, manifest: Manifest, policy: Policy) -> list[str]
 
 def _check_release(digest: str, policy: Policy) -> list[str]:
     """Refuse a revoked release at every level; return what is only to be warned of."""
-    found = of_release(policy.revocations, digest)
+    found = of_release((*policy.revocations, *policy.listed), digest)
     for one in found:
         if one.severity == "refuse":
             raise TrustError(f"this release is {one}", hint="use another version")
@@ -191,6 +197,8 @@ def _without_revoked(
     for name, signature in valid.items():
         fingerprint = signature.key.fingerprint
         hits = [one for one in policy.revocations if one.covers(fingerprint, policy.first_seen)]
+        seen = [moment for moment in (policy.first_seen, policy.witnessed) if moment is not None]
+        hits += [one for one in policy.listed if one.covers(fingerprint, min(seen, default=None))]
         taken += [(fingerprint, one) for one in hits]
         if not any(one.severity == "refuse" for one in hits):
             left[name] = signature
@@ -198,6 +206,8 @@ def _without_revoked(
 
 
 def _check_digest(digest: str, policy: Policy) -> str:
+    if policy.expected is not None and digest != policy.expected:
+        raise TrustError(f"the manifest's sha256 is {digest}, the index lists {policy.expected}")
     if policy.digest is not None and digest != policy.digest:
         raise TrustError(f"the manifest's sha256 is {digest}, you pinned {policy.digest}")
     return f"manifest sha256 {digest}" + (" is the pinned one" if policy.digest else "")
@@ -243,7 +253,9 @@ def _check_signers(
     refusals, signers, vouched = [], [], []
     for signature in valid.values():
         for line in (s for s in known if s.key == signature.key):
-            if (why := line.refusal(MANIFEST_NAMESPACE, now)) is None:
+            if (
+                why := line.refusal(MANIFEST_NAMESPACE, now, policy.witnessed if line.vouched else policy.first_seen)
+            ) is None:
                 signers.append(signature.key.fingerprint)
                 vouched.append(line.source)
             else:

@@ -13,7 +13,7 @@ cannot.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -121,6 +121,7 @@ def follow(
         (found for one in list(rotations)[:MAX_ROTATIONS] if (found := _parsed(one, repository, now))),
         key=lambda item: item[0].effective,
     )
+    threshold = max(1, threshold)
     known = [s for s in signers if s.names(repository)]
     gone = {one.key for one in revocations if one.severity == "refuse"}
     change = Change()
@@ -128,9 +129,12 @@ def follow(
         # Whatever time a rotation states: a key that no longer counts names no successor, or a thief would backdate.
         counting = {s.key for s in known if s.key.fingerprint not in gone and not s.refusal(MANIFEST_NAMESPACE, now)}
         ready = [(rotation, keys & counting) for rotation, keys in waiting if len(keys & counting) >= threshold]
-        leaving = Counter(key for rotation, keys in ready for key in {k.fingerprint for k in keys} & {*rotation.remove})
+        successors: dict[str, set[tuple[PublicKey, ...]]] = defaultdict(set)
+        for rotation, keys in ready:
+            for fingerprint in {key.fingerprint for key in keys} & {*rotation.remove}:
+                successors[fingerprint].add(rotation.add)
         # A key that hands over to two successors has been stolen, and nobody can tell which is the owner's.
-        clear = [one for one in ready if all(leaving[key.fingerprint] < 2 for key in one[1])]
+        clear = [one for one in ready if all(len(successors[key.fingerprint]) < 2 for key in one[1])]
         if not clear:
             return change
         rotation, keys = clear[0]

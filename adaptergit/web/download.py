@@ -170,7 +170,8 @@ class Download:
             raise UsageError(f"{parts.scheme}://…@{host}: an address never holds credentials", hint="use ~/.netrc")
         if parts.scheme == "https" or (parts.scheme == "http" and (is_loopback(host) or host in self.allow_http)):
             return
-        raise UsageError(f"{url}: only https is allowed", hint=f'or list "{host}" under allow_http in the settings')
+        hint = f'or list "{host}" under allow_http in the settings' if host else "write https://host/path"
+        raise UsageError(f"{url}: only https is allowed", hint=hint)
 
 
 class _TransientError(Exception):

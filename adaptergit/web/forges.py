@@ -17,6 +17,7 @@ from adaptergit.errors import ReleaseError, TransportError, UsageError
 from adaptergit.web.download import Download
 
 KINDS = ("github", "gitlab", "gitea")
+_HOSTS = {"github.com": "github", "gitlab.com": "gitlab", "codeberg.org": "gitea", "gitea.com": "gitea"}
 _TIMEOUT = (20, 60)
 _MAX_ANSWER = 2**22
 
@@ -38,12 +39,8 @@ class PullRequest:
 
 
 def kind_of(url: str) -> str | None:
-    """Guess what kind of forge a host is, from its name."""
-    host = urlsplit(url).hostname or ""
-    for kind, marks in (("github", ("github",)), ("gitlab", ("gitlab",)), ("gitea", ("gitea", "forgejo", "codeberg"))):
-        if any(mark in host for mark in marks):
-            return kind
-    return None
+    """Return what kind of forge a well-known host is; a token is sent to no other without being told."""
+    return _HOSTS.get(urlsplit(_split(url)[0]).hostname or "")
 
 
 def open_pull_request(one: PullRequest, kind: str, token: str, download: Download) -> str:
