@@ -60,6 +60,7 @@ bench: $(STAMP)
 	.venv/bin/python benchmarks/startup.py
 	.venv/bin/python benchmarks/fetch.py
 	.venv/bin/python benchmarks/scale.py
+	.venv/bin/python benchmarks/index.py 10000
 
 docs: $(STAMP)
 	$(PIP_INSTALL) -e '.[docs]'
