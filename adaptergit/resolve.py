@@ -427,7 +427,8 @@ def _from_store(reference: Reference, pin: Pin | None, store: Store, asked: _Ask
             refused[found.version] = error
         else:
             tree = found.tree or ""
-            if found.version in store.known(reference.source.publisher, reference.adapter).yanked:
+            known = store.known(reference.source.publisher, reference.adapter)
+            if found.version in known.yanked or found.version in asked.word.yanked(reference.adapter):
                 listed = asked.word.releases(reference.adapter).get(found.version)
                 why = f": {listed[0].yanked}" if listed and listed[0].yanked else " by its publisher"
                 told = f"{reference.adapter} {found.version} was yanked{why}"

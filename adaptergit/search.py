@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from packaging.version import Version
+
 from adaptergit.errors import NotFoundError, PackageError, UsageError
 from adaptergit.index import Entry, add_entry, entry_of, read_index
 from adaptergit.index.database import Database, Query
@@ -101,7 +103,7 @@ def show(ref: str) -> Shown:
             f"no index lists {reference.source.principal}@{reference.adapter}",
             hint=f"adaptergit info {ref} asks the repository itself",
         )
-    ordered = sorted((entry for entry, _ in releases.values()), key=lambda e: e.published, reverse=True)
+    ordered = sorted((entry for entry, _ in releases.values()), key=lambda e: Version(e.version), reverse=True)
     names = tuple(dict.fromkeys(one.index for one in word.known if one.entries(reference.adapter)))
     gone = {one.manifest_sha256: str(one) for one in revoked(settings) if one.manifest_sha256}
     return Shown(ordered[0].id, tuple(ordered), names, tuple(s.key.fingerprint for s in word.signers), gone)

@@ -273,11 +273,16 @@ def test_yanked_by_its_publisher_and_by_the_index(listed: Index, hub: Hub, sourc
     listed.release()
     user.update("community")
     assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+    assert adaptergit.show(f"{hub.url}@sst2").releases[0].yanked == "withdrawn by its publisher: bad"
+    yank("sst2", "1.1.0", reason="", clone=hub.clone, undo=True)
+    crawl(listed.repository, load_settings())
+    assert [entry.yanked for entry in listed.repository.entries(PRINCIPAL)] == [None, None]
     yank_entry(listed.repository, PRINCIPAL, "sst2", "1.0.0", "worse")
     listed.release()
     user.update("community")
-    assert adaptergit.search() == []
-    assert fetch(f"{hub.url}@sst2==1.0.0").version == "1.0.0"
+    assert [hit.version for hit in adaptergit.search()] == ["1.1.0"]
+    with pytest.warns(AdaptergitWarning, match="was yanked: worse"):
+        assert fetch(f"{hub.url}@sst2==1.0.0").version == "1.0.0"
 
 
 def test_a_revocation_reaches_everybody(listed: Index, hub: Hub) -> None:

@@ -16,6 +16,7 @@ from adaptergit.git.fetch import (
     fetch_rotations,
     list_all,
     list_versions,
+    yank_reason,
 )
 from adaptergit.git.release import Plan, plan_release, publish_releases, push_rotation, yank_release
 from adaptergit.git.runner import Git
@@ -41,5 +42,6 @@ __all__ = [
     "publish_releases",
     "push_copies",
     "push_rotation",
+    "yank_reason",
     "yank_release",
 ]

@@ -267,6 +267,17 @@ def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) 
         return found
 
 
+def yank_reason(remote: Remote, adapter: str, version: str, limits: Limits) -> str:
+    """Return why a publisher withdrew a release, in one line of plain text; empty if that cannot be had."""
+    with tempfile.TemporaryDirectory(prefix="adaptergit-yank-") as folder:
+        try:
+            git = _fetch(Path(folder) / "git", remote, [f"{YANKED}/{adapter}/{version}"], limits)
+            said = git.text("log", "-1", "--format=%b", "FETCH_HEAD", max_output=2**16)
+        except (TransportError, NotFoundError):
+            return ""
+    return " ".join("".join(char if char.isprintable() else " " for char in said).split())[:500]
+
+
 def fetch_file(remote: Remote, path: str, limits: Limits, *, most: int) -> bytes | None:
     """Return one small file of the default branch, or None if there is none.
 

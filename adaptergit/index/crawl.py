@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from packaging.version import Version
 
 from adaptergit.errors import AdaptergitError, PackageError, TrustError
-from adaptergit.git import Listing, Remote, fetch_release, fetch_rotations, list_all
+from adaptergit.git import Listing, Remote, fetch_release, fetch_rotations, list_all, yank_reason
 from adaptergit.index.entry import Entry, entry_of
 from adaptergit.index.repository import IndexPolicy, IndexRepository, Proof
 from adaptergit.index.rules import Release, broken_by
@@ -162,8 +162,8 @@ def crawl_source(
         # A maintainer's word on a release stays; a publisher's follows the tag.
         marked = entry.version in listing.yanked
         if marked and entry.yanked is None:
-            changed[key] = replace(entry, yanked=_BY_PUBLISHER)
-        elif not marked and entry.yanked == _BY_PUBLISHER:
+            changed[key] = replace(entry, yanked=_why(remote, entry.name, entry.version, settings))
+        elif not marked and entry.yanked is not None and entry.yanked.startswith(_BY_PUBLISHER):
             changed[key] = replace(entry, yanked=None)
     if added or changed:
         index.write_entries(source.repository, list({**known, **changed, **added}.values()))
@@ -176,6 +176,11 @@ def crawl_source(
 
 
 _BY_PUBLISHER = "withdrawn by its publisher"
+
+
+def _why(remote: Remote, name: str, version: str, settings: Settings) -> str:
+    reason = yank_reason(remote, name, version, settings.limits)
+    return f"{_BY_PUBLISHER}: {reason}" if reason else _BY_PUBLISHER
 
 
 def _release(
@@ -229,7 +234,7 @@ def _release(
             tree=fetched.tree,
             signers=verdict.signers,
             first_seen=f"{now:%Y-%m-%dT%H:%M:%SZ}",
-            yanked=_BY_PUBLISHER if version in listing.yanked else None,
+            yanked=_why(remote, name, version, settings) if version in listing.yanked else None,
         )
         if found := broken_by(Release(entry, target, version, tuple(past), policy)):
             raise PackageError("; ".join(f"{rule.id}: {why}" for rule, why in found))
