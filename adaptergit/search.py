@@ -145,8 +145,8 @@ def _databases(index: str | Path | None, settings: Settings) -> Iterable[Databas
         )
     database = Database()
     entries = read_index(path)
-    for principal in dict.fromkeys(entry.principal for entry in entries):
-        database.put(principal, "", [entry for entry in entries if entry.principal == principal])
+    principals = dict.fromkeys(entry.principal for entry in entries)
+    database.replace((), [(one, "", [entry for entry in entries if entry.principal == one]) for one in principals])
     yield database
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -440,28 +440,31 @@ class Client:
         refused: list[str] = []
         changed = 0
         have = database.shards()
-        for principal in have.keys() - shards.keys():
-            database.drop(principal)
-        for principal, shard in shards.items():
-            digest, loaded = have.get(principal, ("", False))
-            if digest == shard.sha256 and (one.lazy or (loaded and principal in sources)):
-                continue
-            if one.lazy:
-                database.put(principal, shard.sha256, None)
-                continue
-            data = self._fetch(one, place, shard, principal)
-            changed += 1
-            try:
-                known = _parse_shard(one.name, data, principal)
-                entries = known.entries()
-                why = _rekeyed(known, sources.get(principal), root, gone, now)
-            except (PackageError, TrustError) as error:
-                why = error.what
-            if why is not None:
-                refused.append(f"{principal}: {why}")
-                continue
-            sources[principal] = _of_source(known.source)
-            database.put(principal, shard.sha256, entries)
+
+        def taken() -> Iterator[tuple[str, str, list[Entry] | None]]:
+            nonlocal changed
+            for principal, shard in shards.items():
+                digest, loaded = have.get(principal, ("", False))
+                if digest == shard.sha256 and (one.lazy or (loaded and principal in sources)):
+                    continue
+                if one.lazy:
+                    yield principal, shard.sha256, None
+                    continue
+                data = self._fetch(one, place, shard, principal)
+                changed += 1
+                try:
+                    known = _parse_shard(one.name, data, principal)
+                    entries = known.entries()
+                    why = _rekeyed(known, sources.get(principal), root, gone, now)
+                except (PackageError, TrustError) as error:
+                    why = error.what
+                if why is not None:
+                    refused.append(f"{principal}: {why}")
+                    continue
+                sources[principal] = _of_source(known.source)
+                yield principal, shard.sha256, entries
+
+        database.replace(have.keys() - shards.keys(), taken())
         return sources, refused, changed
 
     def _fetch(self, one: Subscription, place: Place, shard: Shard, principal: str) -> bytes:

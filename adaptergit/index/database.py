@@ -38,6 +38,11 @@ CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(text, content='',
     detail=none, prefix='2 3 4 5', tokenize="unicode61 tokenchars '_'");
 INSERT INTO words(words, rank) VALUES('hashsize', 67108864);
 """
+_STAGE = (
+    "CREATE TABLE stage.gone(principal TEXT PRIMARY KEY) WITHOUT ROWID",
+    "CREATE TABLE stage.new_source AS SELECT * FROM source LIMIT 0",
+    "CREATE TABLE stage.new(rank INTEGER, principal, name, fingerprint, published, size, line, words)",
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,9 @@ class Database:
             self.connection.execute("PRAGMA synchronous=OFF")
             self.connection.execute("PRAGMA cache_size=-131072")
             self.connection.executescript(_SCHEMA)
+            self.connection.execute("ATTACH ? AS stage", (":memory:" if path is None else f"{path}.stage",))
+            self.connection.execute("PRAGMA stage.journal_mode=MEMORY")
+            self.connection.execute("PRAGMA stage.synchronous=OFF")
         else:
             self.connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
 
@@ -114,6 +122,7 @@ class Database:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+            Path(f"{temporary}.stage").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -140,33 +149,61 @@ class Database:
         row = self.connection.execute("SELECT shard FROM source WHERE principal = ?", (principal,)).fetchone()
         return None if row is None else str(row[0])
 
-    def put(self, principal: str, shard: str, entries: Iterable[Entry] | None) -> None:
-        """Take over a source's shard; without entries, only where it is."""
-        self.drop(principal)
-        loaded = entries is not None
-        self.connection.execute("INSERT INTO source VALUES(?, ?, ?)", (principal, shard, loaded))
-        for entry in newest(entries or ()).values():
-            rank, line = _rank(entry), entry.to_line()
+    def replace(self, gone: Iterable[str], new: Iterable[tuple[str, str, Iterable[Entry] | None]]) -> None:
+        """Forget sources, and take over others.
+
+        Args:
+            gone: Principals.
+            new: Principal, digest of its shard, and its entries; without entries, only where the shard is.
+        """
+        # Everything in the order of ranks: the full-text index writes a segment whenever a number is not larger than
+        # the last, and rows far from each other in the table are pages far from each other.
+        for statement in _STAGE:
+            self.connection.execute(statement)
+        for principal in gone:
+            self.connection.execute("INSERT OR IGNORE INTO stage.gone VALUES(?)", (principal,))
+        for principal, shard, entries in new:
+            self.connection.execute("INSERT OR IGNORE INTO stage.gone VALUES(?)", (principal,))
+            self.connection.execute(
+                "INSERT INTO stage.new_source VALUES(?, ?, ?)", (principal, shard, entries is not None)
+            )
+            self.connection.executemany(
+                "INSERT INTO stage.new VALUES(?,?,?,?,?,?,?,?)",
+                [
+                    (
+                        _rank(entry),
+                        principal,
+                        entry.name,
+                        entry.fingerprint,
+                        entry.published,
+                        entry.size,
+                        entry.to_line(),
+                        _words(entry),
+                    )
+                    for entry in newest(entries or ()).values()
+                ],
+            )
+        sql = "SELECT place, line FROM adapter WHERE principal IN (SELECT principal FROM stage.gone) ORDER BY place"
+        for place, line in self.connection.execute(sql):
+            # The index keeps no text of its own: it is told again what it was told.
+            told = _words(Entry.from_line(line, where=str(self.path)))
+            self.connection.execute("INSERT INTO words(words, rowid, text) VALUES('delete', ?, ?)", (place, told))
+        for table in ("adapter", "source"):
+            sql = f"DELETE FROM {table} WHERE principal IN (SELECT principal FROM stage.gone)"  # noqa: S608 - from a tuple
+            self.connection.execute(sql)
+        self.connection.execute("INSERT INTO source SELECT * FROM stage.new_source")
+        last = -1
+        for rank, *row, words in self.connection.execute("SELECT * FROM stage.new ORDER BY rank, principal, name"):
+            last = max(rank, last + 1)
             while True:
-                row = (rank, principal, entry.name, entry.fingerprint, entry.published, entry.size, line)
                 try:
-                    self.connection.execute("INSERT INTO adapter VALUES(?,?,?,?,?,?,?)", row)
+                    self.connection.execute("INSERT INTO adapter VALUES(?,?,?,?,?,?,?)", (last, *row))
                     break
                 except sqlite3.IntegrityError:
-                    rank += 1
-            self.connection.execute("INSERT INTO words(rowid, text) VALUES(?, ?)", (rank, _words(entry)))
-
-    def drop(self, principal: str) -> None:
-        """Forget a source."""
-        rows = self.connection.execute("SELECT place, line FROM adapter WHERE principal = ?", (principal,)).fetchall()
-        for rank, line in rows:
-            # The index keeps no text of its own: it is told again what it was told.
-            entry = Entry.from_line(line, where=str(self.path))
-            self.connection.execute(
-                "INSERT INTO words(words, rowid, text) VALUES('delete', ?, ?)", (rank, _words(entry))
-            )
-        self.connection.execute("DELETE FROM adapter WHERE principal = ?", (principal,))
-        self.connection.execute("DELETE FROM source WHERE principal = ?", (principal,))
+                    last += 1
+            self.connection.execute("INSERT INTO words(rowid, text) VALUES(?, ?)", (last, words))
+        for table in ("gone", "new_source", "new"):
+            self.connection.execute(f"DROP TABLE stage.{table}")
 
     def mark(self, version: int) -> None:
         """Remember which snapshot this is."""
