@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from adaptergit._version import __version__
 
 if TYPE_CHECKING:
+    from adaptergit.convert import convert, describe
     from adaptergit.errors import (
         AdaptergitError,
         AdaptergitWarning,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from adaptergit.trust import Verdict
 
 _HOMES = {
+    "adaptergit.convert": ("convert", "describe"),
     "adaptergit.errors": (
         "AdaptergitError",
         "AdaptergitWarning",
@@ -142,6 +144,8 @@ __all__ = [
     "__version__",
     "adapters",
     "check_lock",
+    "convert",
+    "describe",
     "export",
     "export_bundle",
     "fetch",

@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 
 from adaptergit.errors import PackageError
 from adaptergit.formats.adapterhub import read_adapterhub
+from adaptergit.formats.files import Folder
 from adaptergit.splice import Average, Fuse, Route, Split, adapters, parse_composition
 from adaptergit.splice.composition import Block, copies_of
 
@@ -240,4 +241,4 @@ def test_a_pickled_checkpoint_is_refused() -> None:
     case = read("bert__ln_before")
     model = transformers.AutoModel.from_pretrained(GOLDEN / "bases" / case["base"])
     with pytest.raises(PackageError, match="pickle"):
-        read_adapterhub(GOLDEN / "public" / "bert__ln_before" / "checkpoint" / "a", adapters(model).host)
+        read_adapterhub(Folder(GOLDEN / "public" / "bert__ln_before" / "checkpoint" / "a"), adapters(model).host)

@@ -10,23 +10,20 @@ block, which place of it, which part of the adapter there.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from packaging.version import InvalidVersion, Version
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from adaptergit.errors import ModelError, NotFoundError, PackageError, UsageError
+from adaptergit.errors import ModelError, PackageError, UsageError
 from adaptergit.formats.adapterhub_sites import PLUGGED_IN, as_adapters_has_it, block_numbers, old_path
+from adaptergit.formats.files import Folder
 from adaptergit.splice.anatomy import branch_and_role
-from adaptergit.splice.config import MethodConfig, config_from_dict
+from adaptergit.splice.config import MethodConfig, config_from_dict, parse_config
 from adaptergit.splice.fusion import FusionConfig, fusion_config
 from adaptergit.splice.heads import HeadConfig
 from adaptergit.splice.methods import IA3, Bottleneck, LoRA, MTLLoRA, PrefixTuning, PromptTuning, ReFT, Union, VeRA
@@ -35,7 +32,6 @@ from adaptergit.splice.places import Host
 CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"
 FUSION_CONFIG, FUSION_WEIGHTS = "adapter_fusion_config.json", "model_adapter_fusion.safetensors"
 
-_MAX_CONFIG = 1 << 20
 # adapter-transformers 1.x wrote no version, and meant other functions by these names.
 _OLD_ACTIVATIONS = {"gelu": "gelu_new", "gelu_orig": "gelu"}
 _OLD_NAMES = {
@@ -44,6 +40,26 @@ _OLD_NAMES = {
     "layer_text_task_adapters": "output.adapters",
     "layer_text_lang_adapters": "output.adapters",
     "invertible_lang_adapters": "invertible_adapters",
+}
+# How the first releases spelt some fields.
+_SPELT = {
+    "LN_after": "ln_after",
+    "LN_before": "ln_before",
+    "MH_Adapter": "mh_adapter",
+    "Output_Adapter": "output_adapter",
+}
+_FIELDS = {
+    field.name
+    for kind in (Bottleneck, IA3, LoRA, MTLLoRA, PrefixTuning, PromptTuning, ReFT, VeRA)
+    for field in fields(kind)
+} | {
+    "architecture",
+    "attention_type",  # of a fusion, not of the adapter
+    "composition_mode",
+    "dtype",
+    "invertible_adapter",
+    "output_reft",
+    "version",
 }
 # Until this version, LoRA's alpha was not applied.
 _ALPHA_APPLIES = Version("1.1.0")
@@ -76,16 +92,15 @@ class Checkpoint:
     head_tensors: Mapping[str, torch.Tensor] | None = None
 
 
-def is_adapterhub(folder: Path) -> bool:
+def is_adapterhub(folder: Folder) -> bool:
     """Tell whether a folder holds an AdapterHub checkpoint (PEFT's configuration has other keys)."""
-    path = folder / CONFIG
-    if not path.is_file():
+    if CONFIG not in folder:
         return False
-    raw = read_json(path)
+    raw = folder.json(CONFIG)
     return "config" in raw and "peft_type" not in raw
 
 
-def read_adapterhub(folder: Path, host: Host, *, model_class: str = "", head: bool = True) -> Checkpoint:
+def read_adapterhub(folder: Folder, host: Host, *, model_class: str = "", head: bool = True) -> Checkpoint:
     """Read a checkpoint folder. ``model_class`` is the class it is read for: a static head fits only its own.
 
     Raises:
@@ -95,10 +110,10 @@ def read_adapterhub(folder: Path, host: Host, *, model_class: str = "", head: bo
     """
     from adaptergit.formats.adapterhub_heads import HEAD_CONFIG, HEAD_WEIGHTS
 
-    raw = read_json(folder / CONFIG)
-    tensors = read_tensors(folder, WEIGHTS, "pytorch_adapter.bin")
-    head_raw = read_json(folder / HEAD_CONFIG) if head and (folder / HEAD_CONFIG).is_file() else None
-    head_tensors = read_tensors(folder, HEAD_WEIGHTS, "pytorch_model_head.bin") if head_raw else None
+    raw = folder.json(CONFIG)
+    tensors = folder.tensors(WEIGHTS, "pytorch_adapter.bin")
+    head_raw = folder.json(HEAD_CONFIG) if head and HEAD_CONFIG in folder else None
+    head_tensors = folder.tensors(HEAD_WEIGHTS, "pytorch_model_head.bin") if head_raw else None
     return translate(raw, tensors, host, head_raw, head_tensors, model_class=model_class, where=str(folder))
 
 
@@ -164,10 +179,12 @@ def translate_config(
         PackageError: It is not one this version can read.
     """
     config = raw.get("config")
-    if not isinstance(config, dict):
-        raise PackageError("config: expected an object", where=f"{where}/{CONFIG}")
     try:
-        return _one_config(config, raw, tensors, host)
+        if isinstance(config, str):  # the name of a preset
+            return parse_config(config)
+        if not isinstance(config, dict):
+            raise UsageError("expected an object")
+        return _one_config({str(_SPELT.get(key, key)): value for key, value in config.items()}, raw, tensors, host)
     except (UsageError, TypeError, ValueError) as error:
         raise PackageError(f"config: {error}", where=f"{where}/{CONFIG}") from error
 
@@ -175,9 +192,11 @@ def translate_config(
 def _one_config(
     config: Mapping[str, Any], raw: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], host: Host
 ) -> MethodConfig:
-    architecture = config.get("architecture")
+    architecture: str | None = config.get("architecture")
     if architecture == "union":
         return Union(tuple(_one_config(part, raw, tensors, host) for part in config["configs"]))
+    if strange := [key for key, value in config.items() if key not in _FIELDS and value]:
+        raise UsageError(f"{strange[0]}: not a field that adapters 1.3 or an older version has")
     fields_ = {k: v for k, v in config.items() if k not in ("architecture", "version")}
     for key in ("leave_out", "layers"):
         if isinstance(fields_.get(key), list):
@@ -439,43 +458,3 @@ def _number(renamed: Mapping[str, torch.Tensor], config: Union, host: Host, wher
             raise ModelError(f"the tensor {key} belongs to {len(own)} parts of the union", where=where)
         numbered[own[0]] = tensor
     return numbered
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a small JSON object.
-
-    Raises:
-        NotFoundError, PackageError: It is not there, or not one.
-    """
-    if not path.is_file():
-        raise NotFoundError("no such file", where=str(path))
-    if path.stat().st_size > _MAX_CONFIG:
-        raise PackageError(f"more than {_MAX_CONFIG} bytes", where=str(path))
-    try:
-        raw = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise PackageError(f"not JSON: {error}", where=str(path)) from error
-    if not isinstance(raw, dict):
-        raise PackageError("expected a JSON object", where=str(path))
-    return raw
-
-
-def read_tensors(folder: Path, name: str, pickled: str) -> dict[str, torch.Tensor]:
-    """Read a safetensors file; explain a pickle.
-
-    Raises:
-        NotFoundError, PackageError: It is not there, or not one.
-    """
-    path = folder / name
-    if not path.is_file():
-        if (folder / pickled).is_file():
-            raise PackageError(
-                "the weights are pickled, and loading a pickle can run code",
-                where=str(folder / pickled),
-                hint="ask the publisher for safetensors",
-            )
-        raise NotFoundError("no such file", where=str(path))
-    try:
-        return load_file(str(path))
-    except SafetensorError as error:
-        raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error

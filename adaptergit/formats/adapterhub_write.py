@@ -6,8 +6,9 @@ Only what computes the same there is written; everything else is refused with th
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 from adaptergit.errors import UsageError
-from adaptergit.formats.adapterhub import CONFIG, WEIGHTS
+from adaptergit.formats.adapterhub import CONFIG, FUSION_CONFIG, FUSION_WEIGHTS, WEIGHTS
 from adaptergit.formats.adapterhub_heads import HEAD_CONFIG, HEAD_WEIGHTS
 from adaptergit.formats.adapterhub_sites import as_adapters_has_it, block_number, old_path
+from adaptergit.formats.folders import SETUP
 from adaptergit.splice.anatomy import Projection, Site
+from adaptergit.splice.composition import Average, Composition, Fuse
 from adaptergit.splice.config import MethodConfig
 from adaptergit.splice.heads import DependencyParsingHead, LanguageModelHead, LayersHead
 from adaptergit.splice.methods import IA3, Bottleneck, LoRA, MTLLoRA, PrefixTuning, PromptTuning, ReFT, Union, VeRA
 from adaptergit.splice.panel import Panel
 from adaptergit.splice.places import Attention, BlockOutput, Embedding, Host, Place
+from adaptergit.splice.setup import fused
 
 VERSION = "adapters.1.3.0"
 _LIKE_BERT = ("bert", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2", "bert-generation", "camembert")
@@ -50,17 +54,76 @@ def write_adapterhub(panel: Panel, name: str, folder: Path) -> None:
     Raises:
         UsageError: It would not compute the same there; nothing is written.
     """
-    host, config = panel.host, panel.config(name)
+    _write(folder, _adapter(panel, name, with_head=True))
+
+
+def write_setup(panel: Panel, composition: Composition | None, heads: Sequence[str], folder: Path) -> None:
+    """Write a composition with its adapters, fusions and heads, each in a folder of its own, as ``adapters`` does.
+
+    Raises:
+        UsageError: It would not compute the same there; nothing is written.
+    """
+    adapters = [composition] if isinstance(composition, str) else [*composition.names()] if composition else []
+    fusions = list(dict.fromkeys(fused(composition)))
+    folders = {name: _adapter(panel, name, with_head=name in heads) for name in dict.fromkeys(adapters)}
+    folders |= {key: _fusion(panel, key) for key in fusions}
+    folders |= {name: _head(panel, name, _envelope(panel)) for name in heads if name not in folders}
+    if composition is None:
+        if len(folders) != 1:
+            raise UsageError("without a composition, adapters keeps one head to a folder")
+        _write(folder, next(iter(folders.values())))
+        return
+    if len(folders) < len(set(adapters)) + len(fusions):
+        raise UsageError("an adapter and a fusion have the same name")
+    setup = {"adapter_setup": _block(composition), "head_setup": list(heads) or None, "version": VERSION}
+    if isinstance(composition, str):
+        setup["adapter_setup"] = {"type": "Stack", "children": [_block(composition)]}
+    _write(folder, {SETUP: setup})
+    for name, files in folders.items():
+        _write(folder / name, files)
+
+
+def _block(composition: Composition | None) -> dict[str, Any]:
+    if composition is None:
+        raise UsageError("adapters has no row without an adapter")
+    if isinstance(composition, str):
+        return {"type": "single", "children": [composition]}
+    kind = type(composition).__name__
+    if kind == "Route":
+        raise UsageError("adapters has no routing of rows by name", hint="write a BatchSplit")
+    options: dict[str, Any] = {
+        name: list(getattr(composition, name)) for name in ("splits", "batch_sizes") if hasattr(composition, name)
+    }
+    if isinstance(composition, Average):
+        options["weights"] = list(composition.factors)
+        if not math.isclose(sum(composition.factors), 1.0):
+            raise UsageError("adapters divides the weights of an Average by their sum")
+    children = [_block(child) for child in composition.children]
+    if isinstance(composition, Fuse) and composition.key != ",".join(str(child) for child in composition.children):
+        options["name"] = composition.key
+    return {"type": kind, "children": children, **({"kwargs": options} if options else {})}
+
+
+def _write(folder: Path, files: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        if file.endswith(".json"):
+            (folder / file).write_text(json.dumps(content, indent=2, sort_keys=True))
+        else:
+            save_file({key: t.detach().cpu().contiguous().clone() for key, t in content.items()}, str(folder / file))
+
+
+def _envelope(panel: Panel) -> dict[str, Any]:
+    """What every configuration says of the model.
+
+    Raises:
+        UsageError: ``adapters`` does not know the model.
+    """
+    host = panel.host
     kind = str(getattr(getattr(host.base, "config", None), "model_type", ""))
     if kind not in _KNOWN:
         raise UsageError(f"adapters does not know models of the type {kind!r}")
-    places = panel.spliced(name).parts.places
-    theirs = set(as_adapters_has_it(host).sites)
-    if any(isinstance(place, Site) and place not in theirs for place in places):
-        raise UsageError(
-            f"adapters puts its modules elsewhere in {kind} models: the adapter would compute something else"
-        )
-    envelope = {
+    return {
         "hidden_size": panel.anatomy.hidden_size,
         # Of their class with flexible heads: heads beside the model are what both have.
         "model_class": f"{type(host.base).__name__.removesuffix('Model')}AdapterModel",
@@ -68,16 +131,45 @@ def write_adapterhub(panel: Panel, name: str, folder: Path) -> None:
         "model_type": kind,
         "version": VERSION,
     }
-    tensors = dict(_tensors(panel, name, host, kind))
-    files: dict[str, Any] = {CONFIG: {"config": _config(config, host), "name": name, **envelope}, WEIGHTS: tensors}
-    if name in panel.heads:
-        files |= _head(panel, name, envelope)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, content in files.items():
-        if file.endswith(".json"):
-            (folder / file).write_text(json.dumps(content, indent=2, sort_keys=True))
-        else:
-            save_file({key: t.detach().cpu().contiguous().clone() for key, t in content.items()}, str(folder / file))
+
+
+def _adapter(panel: Panel, name: str, *, with_head: bool) -> dict[str, Any]:
+    """Return the files of an adapter."""
+    host, config = panel.host, panel.config(name)
+    envelope = _envelope(panel)
+    kind = envelope["model_type"]
+    if "." in name:
+        raise UsageError(f"adapters has no names with a dot: {name!r}", hint="load it under another name=")
+    _check_places(panel.spliced(name).parts.places, host, kind)
+    files: dict[str, Any] = {
+        CONFIG: {"config": _config(config, host), "name": name, **envelope},
+        WEIGHTS: dict(_tensors(panel, name, host, kind)),
+    }
+    return files | (_head(panel, name, envelope) if with_head and name in panel.heads else {})
+
+
+def _fusion(panel: Panel, key: str) -> dict[str, Any]:
+    """Return the files of a fusion."""
+    found, host, envelope = panel.fused(key), panel.host, _envelope(panel)
+    kind = envelope["model_type"]
+    _check_places(found.modules, host, kind)
+    prefix = f"{getattr(host.base, 'base_model_prefix', '')}."
+    tensors = {
+        f"{prefix}{_location(place, host, kind)}.adapter_fusion_layer.{key}.{part}": tensor
+        for place, module in found.modules.items()
+        if isinstance(place, Site)
+        for part, tensor in module.state_dict().items()
+    }
+    about = {"adapter_names": list(found.children), "config": found.config.to_dict(), "name": key, **envelope}
+    return {FUSION_CONFIG: about, FUSION_WEIGHTS: tensors}
+
+
+def _check_places(places: Iterable[Place], host: Host, kind: str) -> None:
+    theirs = set(as_adapters_has_it(host).sites)
+    if any(isinstance(place, Site) and place not in theirs for place in places):
+        raise UsageError(
+            f"adapters puts its modules elsewhere in {kind} models: the adapter would compute something else"
+        )
 
 
 def _config(config: MethodConfig, host: Host) -> dict[str, Any]:

@@ -16,11 +16,10 @@ from adaptergit.formats.adapterhub import (
     FUSION_WEIGHTS,
     is_adapterhub,
     read_adapterhub,
-    read_json,
-    read_tensors,
     translate_fusion,
 )
 from adaptergit.formats.adapterhub_heads import HEAD_CONFIG, HEAD_WEIGHTS, translate_head
+from adaptergit.formats.files import Folder
 from adaptergit.formats.peft import is_peft, read_peft
 from adaptergit.splice.checkpoint import fill
 from adaptergit.splice.composition import BLOCKS, Composition
@@ -45,69 +44,83 @@ def is_foreign(folder: Path) -> bool:
     return folder.is_dir() and any((folder / name).is_file() for name in files)
 
 
+def foreign_format(folder: Folder) -> str | None:
+    """Return "adapterhub", "peft", or None: whose files a folder holds."""
+    if is_peft(folder):
+        return "peft"
+    return "adapterhub" if is_foreign(folder.path) else None
+
+
 def load_folder(
     panel: Panel,
-    folder: Path,
+    path: Path,
     *,
     name: str | None = None,
     head: bool = True,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
+    digests: Mapping[str, str] | None = None,
+    about: Any = None,
 ) -> Loaded:
     """Put what a folder holds into a panel.
 
     Args:
         panel: Of the model.
-        folder: With AdapterHub's or PEFT's files.
+        path: Of the folder with AdapterHub's or PEFT's files.
         name: For the adapter, head or fusion; default: its own, or the folder's.
         head: Load heads too.
         device: Default: where the model is.
         dtype: Default: the model's.
+        digests: sha256 that the files must have, by name; what is not named is not read.
+        about: Where the adapter comes from, for :meth:`Panel.about`.
 
     Raises:
         NotFoundError, PackageError, ModelError: It cannot be read, or does not fit.
     """
-    if (folder / SETUP).is_file():
+    folder = Folder(path, digests)
+    if SETUP in folder:
         return _setup(panel, folder, head, device, dtype)
-    if (folder / FUSION_CONFIG).is_file():
+    if FUSION_CONFIG in folder:
         return _fusion(panel, folder, name)
-    if not (folder / CONFIG).is_file():
+    if CONFIG not in folder:
         chosen = _head(panel, folder, name, device, dtype)
         return Loaded(None, chosen)
     if is_peft(folder):
         found = read_peft(folder, panel.host)
-        chosen = name or folder.name
+        chosen = name or path.name
     elif is_adapterhub(folder):
         found = read_adapterhub(folder, panel.host, model_class=type(panel.model).__name__, head=head)
         chosen = name or found.name
     else:
-        raise PackageError("neither an AdapterHub nor a PEFT configuration", where=str(folder / CONFIG))
+        raise PackageError("neither an AdapterHub nor a PEFT configuration", where=str(path / CONFIG))
     parts = panel.build(found.config, found.host)
     fill({"": parts}, found.tensors, where=str(folder))
     built = None
     if found.head is not None and found.head_tensors is not None:
         built = panel.build_head(found.head)
         fill({"": built}, found.head_tensors, where=str(folder))
-    panel.insert(chosen, found.config, parts, dtype=dtype, device=device)
+    panel.insert(chosen, found.config, parts, dtype=dtype, device=device, about=about)
     if built is not None and found.head is not None:
         panel.insert_head(chosen, found.head, built, dtype=dtype, device=device)
     return Loaded(chosen, chosen if built is not None else None)
 
 
-def _head(panel: Panel, folder: Path, name: str | None, device: torch.device | None, dtype: torch.dtype | None) -> str:
-    raw = read_json(folder / HEAD_CONFIG)
-    tensors = read_tensors(folder, HEAD_WEIGHTS, "pytorch_model_head.bin")
+def _head(
+    panel: Panel, folder: Folder, name: str | None, device: torch.device | None, dtype: torch.dtype | None
+) -> str:
+    raw = folder.json(HEAD_CONFIG)
+    tensors = folder.tensors(HEAD_WEIGHTS, "pytorch_model_head.bin")
     config, renamed = translate_head(raw, tensors, panel.host, type(panel.model).__name__, str(folder))
     module = panel.build_head(config)
     fill({"": module}, renamed, where=str(folder))
-    chosen = name or str(raw.get("name") or folder.name)
+    chosen = name or str(raw.get("name") or folder.path.name)
     panel.insert_head(chosen, config, module, dtype=dtype, device=device)
     return chosen
 
 
-def _fusion(panel: Panel, folder: Path, name: str | None) -> Loaded:
-    raw = read_json(folder / FUSION_CONFIG)
-    tensors = read_tensors(folder, FUSION_WEIGHTS, "pytorch_model_adapter_fusion.bin")
+def _fusion(panel: Panel, folder: Folder, name: str | None) -> Loaded:
+    raw = folder.json(FUSION_CONFIG)
+    tensors = folder.tensors(FUSION_WEIGHTS, "pytorch_model_adapter_fusion.bin")
     own, config, renamed = translate_fusion(raw, tensors, panel.host, str(folder))
     children = [str(child) for child in raw.get("adapter_names") or own.split(",")]
     acting = [panel.spliced(child).parts.places for child in children if child in panel]
@@ -125,17 +138,16 @@ def _fusion(panel: Panel, folder: Path, name: str | None) -> Loaded:
 
 
 def _setup(
-    panel: Panel, folder: Path, with_head: bool, device: torch.device | None, dtype: torch.dtype | None
+    panel: Panel, folder: Folder, with_head: bool, device: torch.device | None, dtype: torch.dtype | None
 ) -> Loaded:
-    raw = read_json(folder / SETUP)
-    inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    raw = folder.json(SETUP)
     heads: list[str] = []
     # Adapters before the fusions over them.
-    for path in sorted(inner, key=lambda path: (path / FUSION_CONFIG).is_file()):
-        if is_foreign(path):
-            loaded = load_folder(panel, path, head=with_head, device=device, dtype=dtype)
+    for inner in sorted(folder.folders(), key=lambda inner: FUSION_CONFIG in inner):
+        if is_foreign(inner.path):
+            loaded = load_folder(panel, inner.path, head=with_head, device=device, dtype=dtype)
             heads += [loaded.head] if isinstance(loaded.head, str) else []
-    return Loaded(_composition(raw.get("adapter_setup"), str(folder / SETUP)), tuple(heads) or None)
+    return Loaded(_composition(raw.get("adapter_setup"), str(folder.path / SETUP)), tuple(heads) or None)
 
 
 def _composition(raw: Any, where: str) -> Composition | None:

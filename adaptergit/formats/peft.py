@@ -11,13 +11,13 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from adaptergit.errors import ModelError, PackageError, UsageError
-from adaptergit.formats.adapterhub import CONFIG, Checkpoint, read_json, read_tensors
+from adaptergit.formats.adapterhub import CONFIG, Checkpoint
+from adaptergit.formats.files import Folder
 from adaptergit.splice.config import MethodConfig
 from adaptergit.splice.methods import (
     IA3,
@@ -56,13 +56,12 @@ _FORM_PARTS = {
 }
 
 
-def is_peft(folder: Path) -> bool:
+def is_peft(folder: Folder) -> bool:
     """Tell whether a folder holds a PEFT checkpoint."""
-    path = folder / CONFIG
-    return path.is_file() and "peft_type" in read_json(path)
+    return CONFIG in folder and "peft_type" in folder.json(CONFIG)
 
 
-def read_peft(folder: Path, host: Host) -> Checkpoint:
+def read_peft(folder: Folder, host: Host) -> Checkpoint:
     """Read a checkpoint folder.
 
     Raises:
@@ -70,8 +69,7 @@ def read_peft(folder: Path, host: Host) -> Checkpoint:
         PackageError: Not a checkpoint this version can read, or only a pickled one.
         ModelError: Its keys name no module of the model.
     """
-    raw = read_json(folder / CONFIG)
-    return translate_peft(raw, read_tensors(folder, WEIGHTS, "adapter_model.bin"), host, where=str(folder))
+    return translate_peft(folder.json(CONFIG), folder.tensors(WEIGHTS, "adapter_model.bin"), host, where=str(folder))
 
 
 def translate_peft(
@@ -113,7 +111,8 @@ class _Source:
 
     def __init__(self, raw: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], host: Host, where: str) -> None:
         self.raw, self.host, self.where = raw, host, where
-        self.tensors = {key.removeprefix("base_model.model."): value for key, value in tensors.items()}
+        # A safetensors file has no order.
+        self.tensors = {key.removeprefix("base_model.model."): value for key, value in sorted(tensors.items())}
         self.used: set[str] = set()
         self._base = dict(host.base.named_modules())
         self._model = dict(host.model.named_modules())
@@ -121,7 +120,8 @@ class _Source:
         self._projections = {projection.path: projection for projection in host.projections}
 
     def take(self, parts: Mapping[str, str]) -> dict[str, dict[str, torch.Tensor]]:
-        """Return ``{path in the base: {our part: tensor}}`` of the tensors whose names end in one of ``parts``."""
+        """Return ``{path in the base: {our part: tensor}}`` of the tensors whose names end in one of ``parts``, in the
+        order of the model."""
         found: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in self.tensors.items():
             for theirs, ours in parts.items():
@@ -131,7 +131,7 @@ class _Source:
                     break
         if not found:
             raise PackageError(f"no tensors of {self.raw['peft_type']} are in it", where=self.where)
-        return found
+        return {path: found[path] for path in self._base if path in found}
 
     def in_base(self, path: str) -> str:
         """Return a module's path from the base model."""

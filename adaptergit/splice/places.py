@@ -136,19 +136,23 @@ class Host:
 
     model: nn.Module
     anatomy: Anatomy
+    named: frozenset[str] | None = None
+    """Keys of the sites that a card names: the others get no bottleneck. None: no card speaks."""
 
     def with_sites(self, sites: Iterable[Site]) -> Host:
         """Return the model with an adapter's own sites, where their modules are there; else with its own.
 
-        An adapter that was trained at other places than ours (docs/compatibility.md) goes on acting there.
+        An adapter that was trained at other places than ours, or at fewer (docs/compatibility.md), keeps to those.
         """
+        sites = tuple(sites)
         own = {site.key: site for site in self.anatomy.sites}
         modules = dict(self.base.named_modules())
         for site in sites:
             paths = [site.output, *(site.residual or "").split("+"), site.norm]
             if site.key in own and all(path in modules for path in paths if path):
                 own[site.key] = site
-        return Host(self.model, replace(self.anatomy, sites=tuple(own.values())))
+        named = frozenset(site.key for site in sites) if sites else None
+        return Host(self.model, replace(self.anatomy, sites=tuple(own.values())), named)
 
     @property
     def base(self) -> nn.Module:

@@ -182,6 +182,8 @@ class Bottleneck(MethodConfig):
         """Make the adapter of every site that the configuration names, and the invertible one at the embedding."""
         parts = Parts()
         for site in host.sites:
+            if host.named is not None and site.key not in host.named:
+                continue
             if site.block not in self.leave_out and getattr(self, _LOCATIONS[site.branch]):
                 if site.residual is None and (self.is_parallel or not self.original_ln_after):
                     raise ModelError(

@@ -1,0 +1,90 @@
+"""Checkpoints go from one format to another and back, and compute the same; what cannot is refused, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden import GOLDEN, base_model, inputs_of, read
+from safetensors.torch import load_file
+
+import adaptergit
+from adaptergit.errors import AdaptergitError, UsageError
+from adaptergit.splice import adapters
+
+
+def case_folder(name: str) -> Path:
+    folder = GOLDEN / "public" / name
+    if not folder.is_dir():
+        pytest.skip(f"{name} is not in this set of cases")
+    return folder
+
+
+def run(model: Any, case: str) -> torch.Tensor:
+    io = load_file(GOLDEN / "public" / case / "io.safetensors")
+    with torch.no_grad():
+        return model(**inputs_of(io))[0]
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def states(model: Any) -> dict[str, torch.Tensor]:
+    """Return what the adapter "a" and its head hold."""
+    panel = adapters(model)
+    found = dict(panel.spliced("a").parts.state_dict())
+    if "a" in panel.heads:
+        found |= {f"head.{key}": value for key, value in panel.head_module("a").state_dict().items()}
+    return {key: value.clone() for key, value in found.items()}
+
+
+def recorded(config: Any) -> Any:
+    return json.loads(json.dumps(config.to_dict(), default=vars))
+
+
+CHECKPOINTS = sorted(
+    (path.parent.parent.name if path.parent.name == "checkpoint" else path.parent.parent.parent.name, path.parent)
+    for path in (GOLDEN / "public").glob("*/checkpoint/**/adapter_config.json")
+)
+
+
+@pytest.mark.parametrize(("case", "source"), CHECKPOINTS, ids=[f"{case}-{path.name}" for case, path in CHECKPOINTS])
+def test_there_and_back_not_a_bit_is_lost(case: str, source: Path, tmp_path: Path) -> None:
+    """Golden checkpoints become packages that hold the same, and checkpoints again with the very same tensors."""
+    model = base_model(read(case))
+    try:
+        adaptergit.load(source, model, name="a")
+    except AdaptergitError:
+        pytest.skip("a checkpoint that is refused: see test_golden.py")
+    direct, config = states(model), adapters(model).config("a")
+    adapters(model).detach()
+    made = adaptergit.convert(source, tmp_path / "ours", to="adaptergit", base=model, name="a")
+    assert made.adapters == ("a",)
+    adapters(model).detach()
+    adaptergit.load(tmp_path / "ours", model, dtype=next(iter(direct.values())).dtype)
+    assert same(direct, states(model))
+    assert recorded(adapters(model).config("a")) == recorded(config)
+    adapters(model).detach()
+    format = "peft" if case.startswith("peft") else "adapterhub"
+    try:
+        adaptergit.convert(tmp_path / "ours", tmp_path / "theirs", to=format, base=model)
+    except UsageError as error:
+        reason = error
+    else:
+        reason = None
+    if reason is not None:  # that has no exact equivalent there
+        assert re.search("adapters|PEFT", reason.what), reason
+        assert {path.name for path in tmp_path.iterdir()} <= {"home", "ours"}
+        return
+    adapters(model).detach()
+    adaptergit.load(tmp_path / "theirs", model, name="a")
+    if "reft" in case and getattr(config, "orthogonality", True):
+        # adapters keeps the factors of a rotation, which are computed.
+        torch.testing.assert_close(states(model), direct, rtol=0, atol=1e-6)
+    else:
+        assert same(direct, states(model))
