@@ -6,6 +6,7 @@ PEFT (transformers 5); ``make test-peers`` makes both. What cannot be written ex
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from golden import GOLDEN
+from golden import GOLDEN, base_model, cases, own_labels, read
 from safetensors.torch import load_file, save_file
 
 import adaptergit
-from adaptergit.errors import UsageError
-from adaptergit.splice import ClassificationHead, adapters
+from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.splice import ClassificationHead, adapters, parse_composition
+from adaptergit.splice.setup import fused
 from adaptergit.trust.oms import sign_bundle, verify_bundle
 
 IDS = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
@@ -82,6 +84,14 @@ PEFT = [
     ("bert", "ia3"),
     ("bert", "vera[r=4, alpha=12]"),
     ("bert", "prompt_tuning[before_positions=True]"),
+    ("bert", "loha[r=4]"),
+    ("bert", "lokr[r=2, factor=4, decompose_both=True]"),
+    ("bert", "oft[block_size=8]"),
+    ("bert", "oft[block_size=0, r=4, neumann_terms=5, block_share=True]"),
+    ("bert", "boft[block_size=8]"),
+    ("bert", "hra[r=4]"),
+    ("bert", "fourierft[n_frequency=50]"),
+    ("llama", "miss[r=4]"),
     ("gpt2", "lora[r=4, attn_matrices=['q', 'v']]"),
     ("gpt2", "lora[output_lora=True, attn_matrices=['k']]"),
     ("llama", "lora[r=2, attn_matrices=['q', 'k', 'v']]"),
@@ -110,12 +120,12 @@ def ours(model: Any) -> torch.Tensor:
         return model(input_ids=IDS, **extra)[0]
 
 
-def theirs(to: str, base: str, folder: Path, tmp_path: Path) -> torch.Tensor:
+def theirs(to: str, base: str, folder: Path, tmp_path: Path, script: str = "") -> torch.Tensor:
     if not PYTHONS[to]:
         pytest.skip(f"ADAPTERGIT_{'ADAPTERS' if to == 'adapterhub' else 'PEFT'}_PYTHON is not set")
     out = tmp_path / "out.safetensors"
     save_file({"ids": IDS}, str(out) + ".in")
-    command = [*str(PYTHONS[to]).split(), "-c", RUN[to], str(GOLDEN / "bases" / base), str(folder), str(out)]
+    command = [*str(PYTHONS[to]).split(), "-c", script or RUN[to], str(GOLDEN / "bases" / base), str(folder), str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return load_file(out)["out"]
@@ -152,6 +162,104 @@ def test_peft_computes_the_same(base: str, config: str, tmp_path: Path) -> None:
     assert torch.allclose(ours(again), expected, atol=2e-5), "our own reader"
     found = theirs("peft", base, tmp_path / "a", tmp_path)
     assert torch.allclose(found, expected[:, -found.shape[1] :], atol=5e-5)
+
+
+THERE_AND_BACK = """
+import json, sys, torch, peft, transformers
+answers = {}
+for case, kind, options, base, *folders in json.load(sys.stdin):
+    ids = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
+    outs = []
+    for folder in folders:
+        torch.manual_seed(0)
+        model = getattr(transformers, kind).from_pretrained(base, attn_implementation="eager", **options)
+        model = peft.PeftModel.from_pretrained(model, folder).eval()
+        extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+        with torch.no_grad():
+            outs.append(model(input_ids=ids, **extra)[0])
+    answers[case] = (outs[0] - outs[1]).abs().max().item()
+print(json.dumps(answers))
+"""
+
+
+def test_peft_computes_the_same_with_what_came_back(tmp_path: Path) -> None:
+    """Golden checkpoints of PEFT's become packages and checkpoints of PEFT's again."""
+    asked = []
+    for case in map(read, cases("peft")):
+        if len(case["adapters"]) > 1 or "layer_replication" in str(case):
+            continue
+        (record,) = case["adapters"].values()
+        source, there, back = (
+            GOLDEN / "public" / case["id"] / record["checkpoint"]["path"],
+            tmp_path / case["id"] / "there",
+            tmp_path / case["id"] / "back",
+        )
+        model = base_model(case)
+        try:
+            adaptergit.convert(source, there, to="adaptergit", base=model)
+        except (PackageError, NotFoundError):
+            continue  # refused: see test_golden.py
+        adapters(model).detach()
+        adaptergit.convert(there, back, to="peft", base=model)
+        asked.append(
+            (
+                case["id"],
+                case["load_base_with"],
+                own_labels(case),
+                str(GOLDEN / "bases" / case["base"]),
+                str(source),
+                str(back),
+            )
+        )
+    assert len(asked) > 3
+    if not PYTHONS["peft"]:
+        pytest.skip("ADAPTERGIT_PEFT_PYTHON is not set")
+    command = [*str(PYTHONS["peft"]).split(), "-c", THERE_AND_BACK]
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert answers == {case: pytest.approx(0, abs=2e-5) for case, *_ in asked}
+
+
+SETUP = """
+import sys, torch, adapters
+from safetensors.torch import load_file, save_file
+base, folder, out = sys.argv[1:4]
+ids = load_file(out + ".in")["ids"]
+model = adapters.AutoAdapterModel.from_pretrained(base, attn_implementation="eager").eval()
+model.load_adapter_setup(folder, set_active=True, use_safetensors=True)
+model.active_head = None
+seen = []
+model.base_model.register_forward_hook(lambda m, a, output: seen.append(output[0].clone()))
+with torch.no_grad():
+    model(input_ids=ids)
+save_file({"out": seen[0].contiguous()}, out)
+"""
+
+
+@pytest.mark.parametrize(
+    "composition", ["Stack(a, b)", "Fuse(a, b)", "Stack(a, Fuse(b, c))", "Split(a, b, splits=[3, 4])"]
+)
+def test_adapters_reads_a_set_up(composition: str, tmp_path: Path) -> None:
+    model, panel = made("bert", "seq_bn[reduction_factor=4]")
+    for name in ("b", "c"):
+        panel.add(name, "seq_bn[reduction_factor=8]")
+        with torch.no_grad():
+            for parameter in panel.module(name).parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)) * 0.2)
+    wanted = parse_composition(composition)
+    for key in fused(wanted):
+        panel.add_fusion(key.split(","))
+    panel.activate(wanted)
+    expected = ours(model)
+    panel.save_setup(tmp_path / "package", name="my-setup")
+    again = transformers.AutoModel.from_pretrained(GOLDEN / "bases" / "bert", attn_implementation="eager").eval()
+    made_of = adaptergit.convert(tmp_path / "package", tmp_path / "theirs", to="adapterhub", base=again)
+    assert set(made_of.adapters) == set(wanted.names())
+    adapters(again).detach()
+    adaptergit.load(tmp_path / "theirs", again)
+    assert torch.allclose(ours(again), expected, atol=2e-5), "our own reader"
+    assert torch.allclose(theirs("adapterhub", "bert", tmp_path / "theirs", tmp_path, SETUP), expected, atol=5e-5)
 
 
 @pytest.mark.parametrize(

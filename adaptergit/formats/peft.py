@@ -45,7 +45,7 @@ _LORA_PARTS = {
     "lora_embedding_B": "lora_B",
     "lora_magnitude_vector": "m",
 }
-_FORM_PARTS = {
+FORM_PARTS = {
     "loha": ("hada_", ""),
     "lokr": ("lokr_", ""),
     "fourierft": ("fourierft_", ""),
@@ -90,7 +90,7 @@ def translate_peft(
         "PROMPT_TUNING": _prompt,
         "P_TUNING": _prompt,
         "LN_TUNING": _norms,
-        **dict.fromkeys((name.upper() for name in _FORM_PARTS), _form),
+        **dict.fromkeys((name.upper() for name in FORM_PARTS), _form),
     }
     if kind not in readers:
         raise PackageError(f"PEFT adapters of the type {kind} have no equivalent here", where=f"{where}/{CONFIG}")
@@ -238,7 +238,7 @@ def _kaiming(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor
 def _form(source: _Source) -> tuple[MethodConfig, Tensors]:
     raw = source.raw
     kind = str(raw["peft_type"]).lower()
-    prefix, suffix = _FORM_PARTS[kind]
+    prefix, suffix = FORM_PARTS[kind]
     names = {key.rpartition(f".{prefix}")[2].removesuffix(suffix) for key in source.tensors if f".{prefix}" in key}
     found = source.take({f"{prefix}{name}{suffix}": name for name in names})
     r = int(raw.get("r") or 0)

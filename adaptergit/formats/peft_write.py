@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,50 @@ from torch import nn
 
 from adaptergit.errors import UsageError
 from adaptergit.formats.adapterhub import CONFIG
-from adaptergit.formats.peft import WEIGHTS
+from adaptergit.formats.peft import FORM_PARTS, WEIGHTS
 from adaptergit.splice.anatomy import Projection
 from adaptergit.splice.config import MethodConfig
-from adaptergit.splice.methods import IA3, LoRA, PromptTuning, VeRA
+from adaptergit.splice.methods import (
+    IA3,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    TunedParameters,
+    Union,
+    VeRA,
+    WeightForm,
+)
 from adaptergit.splice.methods.lora import LoRASite
+from adaptergit.splice.methods.tuned import TiedRows, TokenRows, TunedSite
 from adaptergit.splice.panel import Panel
-from adaptergit.splice.places import Linear
+from adaptergit.splice.places import Linear, Parts, Place, Tuned
 
 Made = tuple[dict[str, Any], dict[str, torch.Tensor]]
+_STEM = "base_model.model."
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is written."""
+
+    panel: Panel
+    places: Mapping[Place, nn.Module]
+    shared: Any
+    """What modules of several places use, or None."""
+
+    def sites(self) -> dict[str, Any]:
+        """Return the modules at linear layers by the layers' paths from the whole model."""
+        prefix = _prefix_of(self.panel)
+        found = {}
+        for place, module in self.places.items():
+            if not isinstance(place, Projection | Linear):
+                raise UsageError(f"PEFT has nothing at {place.key}")
+            found[f"{prefix}{place.path}"] = module
+        return found
+
+    def transposed(self) -> bool:
+        """Tell whether the layers keep their matrices as GPT-2 does."""
+        return any(type(site._host[0]).__name__ == "Conv1D" for site in self.sites().values())
 
 
 def write_peft(panel: Panel, name: str, folder: Path) -> None:
@@ -33,16 +69,20 @@ def write_peft(panel: Panel, name: str, folder: Path) -> None:
     Raises:
         UsageError: It would not compute the same there; nothing is written.
     """
-    config = panel.config(name)
-    writers: Mapping[type[MethodConfig], Callable[[Panel, str, Any], Made]] = {
-        LoRA: _lora,
-        IA3: _ia3,
-        VeRA: _vera,
-        PromptTuning: _prompt,
-    }
-    if type(config) not in writers:
-        raise UsageError(f"PEFT has no exact equivalent of {config.method}")
-    fields, tensors = writers[type(config)](panel, name, config)
+    config, parts = panel.config(name), panel.spliced(name).parts
+    tuned = {place: module for place, module in parts.places.items() if isinstance(place, Tuned)}
+    if isinstance(config, Union) and len(config.configs) == 2 and isinstance(config.configs[1], TunedParameters):
+        first = parts.get_submodule("0")
+        assert isinstance(first, Parts)
+        fields, tensors = _adapter(config.configs[0], _Source(panel, first.places, first.common))
+        more, values = _beside(tuned, set(fields.get("target_modules", ())), panel)
+        fields, tensors = fields | more, tensors | values
+    elif isinstance(config, TunedParameters):
+        fields, tensors = _alone(tuned)
+    else:
+        fields, tensors = _adapter(config, _Source(panel, parts.places, parts.common))
+    if name in panel.heads and not fields.get("modules_to_save"):
+        raise UsageError("a head beside the model has no equivalent in PEFT", hint="load it with head=False")
     fields = {
         "base_model_name_or_path": str(getattr(panel.model.config, "_name_or_path", "")),
         "task_type": None,
@@ -55,26 +95,70 @@ def write_peft(panel: Panel, name: str, folder: Path) -> None:
     save_file(contiguous, str(folder / WEIGHTS), metadata={"format": "pt"})
 
 
-def _sites(panel: Panel, name: str) -> dict[str, Any]:
-    """Return an adapter's modules by their path from the whole model."""
-    prefix = next((f"{p}." for p, module in panel.model.named_modules() if module is panel.host.base and p), "")
-    found = {}
-    for place, module in panel.spliced(name).parts.places.items():
-        if not isinstance(place, Projection | Linear):
-            raise UsageError(f"PEFT has nothing at {place.key}")
-        found[f"{prefix}{place.path}"] = module
-    return found
+def _adapter(config: MethodConfig, source: _Source) -> Made:
+    writers: Mapping[type[MethodConfig], Callable[[Any, _Source], Made]] = {
+        LoRA: _lora,
+        IA3: _ia3,
+        VeRA: _vera,
+        PrefixTuning: _prefix,
+        PromptTuning: _prompt,
+        WeightForm: _form,
+    }
+    if type(config) not in writers:
+        raise UsageError(f"PEFT has no exact equivalent of {config.method}")
+    return writers[type(config)](config, source)
 
 
-def _lora(panel: Panel, name: str, config: LoRA) -> Made:
+def _prefix_of(panel: Panel) -> str:
+    return next((f"{p}." for p, module in panel.model.named_modules() if module is panel.host.base and p), "")
+
+
+def _alone(tuned: Mapping[Tuned, nn.Module]) -> Made:
+    """Parameters of the model's own and nothing else: PEFT copies the modules that have them."""
+    tensors: dict[str, torch.Tensor] = {}
+    for place, module in tuned.items():
+        if not isinstance(module, TunedSite):
+            raise UsageError("rows for tokens alone are not written for PEFT", hint="add them to a LoRA")
+        values = dict(module._host[0].named_parameters(recurse=False)) | dict(module.named_parameters())
+        tensors |= {f"{_STEM}{place.path}.ln_tuning_layers.{key}": value for key, value in values.items()}
+    return {"peft_type": "LN_TUNING", "target_modules": sorted(place.path for place in tuned)}, tensors
+
+
+def _beside(tuned: Mapping[Tuned, nn.Module], adapted: set[str], panel: Panel) -> Made:
+    """Parameters of the model's own beside an adapter: biases, rows for tokens, and whole modules."""
+    fields: dict[str, Any] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for place, module in tuned.items():
+        path = place.path
+        if isinstance(module, TiedRows):  # PEFT ties them as well
+            continue
+        if isinstance(module, TokenRows):
+            fields.setdefault("trainable_token_indices", {})[path] = list(module.tokens)
+            tensors[f"{_STEM}{path}.token_adapter.trainable_tokens_delta"] = module.rows
+            continue
+        assert isinstance(module, TunedSite)
+        values = dict(module.named_parameters())
+        if set(values) == {"bias"}:
+            fields["bias"] = "all"
+            tensors[f"{_STEM}{path}.{'base_layer.' if path in adapted else ''}bias"] = values["bias"]
+        elif path in adapted:
+            raise UsageError(f"PEFT has no adapter of {path} and values of its own for it at once")
+        else:
+            fields.setdefault("modules_to_save", []).append(path)
+            own = dict(panel.model.get_submodule(path).named_parameters(recurse=False))
+            tensors |= {f"{_STEM}{path}.{key}": value for key, value in (own | values).items()}
+    return fields, tensors
+
+
+def _lora(config: LoRA, source: _Source) -> Made:
     if config.use_gating:
         raise UsageError("PEFT has no gated LoRA")
     if config.use_dora and config.dora_norm != "paper":
         raise UsageError("PEFT computes DoRA as the paper does", hint="make it with dora_norm='paper'")
-    sites = _sites(panel, name)
+    sites = source.sites()
     tensors, ranks, alphas = {}, {}, {}
     for path, site in sites.items():
-        stem = f"base_model.model.{path}"
+        stem = f"{_STEM}{path}"
         a, b, r, alpha = _whole(site)
         embeds = isinstance(site._host[0], nn.Embedding)
         tensors[f"{stem}.{'lora_embedding_A' if embeds else 'lora_A.weight'}"] = a
@@ -84,7 +168,6 @@ def _lora(panel: Panel, name: str, config: LoRA) -> Made:
         if site.m is not None:
             tensors[f"{stem}.lora_magnitude_vector"] = site.m.view(-1)
         ranks[path], alphas[path] = r, alpha
-    fused = any(type(site._host[0]).__name__ == "Conv1D" for site in sites.values())
     common = next(iter(ranks.values())), next(iter(alphas.values()))
     return {
         "peft_type": "LORA",
@@ -96,7 +179,7 @@ def _lora(panel: Panel, name: str, config: LoRA) -> Made:
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
         "lora_bias": config.lora_bias,
-        "fan_in_fan_out": fused,
+        "fan_in_fan_out": source.transposed(),
         "rank_pattern": {path: r for path, r in ranks.items() if r != common[0]},
         "alpha_pattern": {path: alpha for path, alpha in alphas.items() if alpha != common[1]},
     }, tensors
@@ -118,30 +201,29 @@ def _whole(site: LoRASite) -> tuple[torch.Tensor, torch.Tensor, int, float]:
     return site.lora_A, b, site.r * n, alpha * n
 
 
-def _ia3(panel: Panel, name: str, config: IA3) -> Made:
-    sites = _sites(panel, name)
+def _ia3(config: IA3, source: _Source) -> Made:
+    sites = source.sites()
     if config.use_gating or any(site.target.fused for site in sites.values()):
         raise UsageError("PEFT has no gated IA3, and none of a part of a fused layer")
     tensors = {}
     for path, site in sites.items():
         shape = (1, -1) if site.scales_input else (-1, 1)
-        tensors[f"base_model.model.{path}.ia3_l"] = (site.factors * config.alpha).view(shape)
+        tensors[f"{_STEM}{path}.ia3_l"] = (site.factors * config.alpha).view(shape)
     return {
         "peft_type": "IA3",
         "target_modules": sorted(sites),
         "feedforward_modules": sorted(path for path, site in sites.items() if site.scales_input),
-        "fan_in_fan_out": any(type(site._host[0]).__name__ == "Conv1D" for site in sites.values()),
+        "fan_in_fan_out": source.transposed(),
     }, tensors
 
 
-def _vera(panel: Panel, name: str, config: VeRA) -> Made:
+def _vera(config: VeRA, source: _Source) -> Made:
     if config.full or config.use_dora:
         raise UsageError("PEFT has no VeRA with full matrices or magnitudes")
-    sites = _sites(panel, name)
-    shared = panel.spliced(name).parts.common
-    tensors = {"base_model.vera_A": shared.lora_A, "base_model.vera_B": shared.lora_B}
+    sites = source.sites()
+    tensors = {"base_model.vera_A": source.shared.lora_A, "base_model.vera_B": source.shared.lora_B}
     for path, site in sites.items():
-        stem = f"base_model.model.{path}.vera_lambda"
+        stem = f"{_STEM}{path}.vera_lambda"
         tensors[f"{stem}_b"] = site.vera_B * (config.alpha / config.r)  # PEFT has no other factor
         tensors[f"{stem}_d"] = site.vera_D
     return {
@@ -152,25 +234,99 @@ def _vera(panel: Panel, name: str, config: VeRA) -> Made:
         "save_projection": True,
         "projection_prng_key": 0,
         "bias": "none",
-        "fan_in_fan_out": any(type(site._host[0]).__name__ == "Conv1D" for site in sites.values()),
+        "fan_in_fan_out": source.transposed(),
     }, tensors
 
 
-def _prompt(panel: Panel, name: str, config: PromptTuning) -> Made:
+def _form(config: WeightForm, source: _Source) -> Made:
+    if config.rank_pattern or config.alpha_pattern:
+        raise UsageError(f"a {config.kind} with patterns of ranks is not written for PEFT")
+    sites = source.sites()
+    prefix, suffix = FORM_PARTS[config.kind]
+    kinds: Mapping[str, dict[str, Any]] = {
+        "loha": {"r": config.r, "alpha": config.alpha},
+        "lokr": {
+            "r": config.r,
+            "alpha": config.alpha,
+            "decompose_factor": config.factor,
+            "decompose_both": config.decompose_both,
+        },
+        "fourierft": {
+            "n_frequency": config.n_frequency,
+            "scaling": config.scaling,
+            "random_loc_seed": config.random_loc_seed,
+            "fan_in_fan_out": source.transposed(),
+        },
+        "miss": {"r": config.r},
+        "oft": {
+            "r": 0 if config.block_size else config.r,
+            "oft_block_size": config.block_size,
+            "block_share": config.block_share,
+            "use_cayley_neumann": config.neumann_terms > 0,
+            "num_cayley_neumann_terms": config.neumann_terms or 5,
+        },
+        "boft": {"boft_block_size": config.block_size, "boft_block_num": 0, "boft_n_butterfly_factor": 1},
+        "hra": {"r": config.r, "apply_GS": config.orthogonal},
+    }
+    return {"peft_type": config.kind.upper(), "target_modules": sorted(sites), **kinds[config.kind]}, {
+        f"{_STEM}{path}.{prefix}{key}{suffix}": value
+        for path, site in sites.items()
+        for key, value in site.named_parameters()
+    }
+
+
+def _prefix(config: PrefixTuning, source: _Source) -> Made:
+    networks = dict(source.shared.named_children())
+    if not config.flat or config.positions != "before" or config.use_gating or config.leave_out:
+        raise UsageError(
+            "PEFT has flat prefixes that take positions", hint="make it with flat=True and positions='before'"
+        )
+    if set(networks) != {"self_prefix"}:
+        raise UsageError("PEFT has prefixes of one attention to a block only")
+    network = networks["self_prefix"]
+    length, layers, heads, size = network.shape
+    embeddings = network.control_trans.view(length, -1)
+    fields = _virtual_tokens(source.panel, length)
+    if fields["num_transformer_submodules"] == 2:
+        # See formats/peft.py: of what PEFT stores there, the decoder uses these, some of them twice.
+        order = [(2 * layer + part) % layers for layer in range(0, layers, 2) for part in (0, 1)]
+        whole = torch.zeros(length, layers, heads * size, dtype=embeddings.dtype, device=embeddings.device)
+        whole[:, order] = embeddings.detach().view(length, layers, -1)
+        if not torch.equal(whole[:, order].view(length, -1), embeddings):
+            raise UsageError("PEFT gives blocks of a decoder the same prefixes, and these differ")
+        embeddings = whole.view(length, -1)
+    return {
+        **fields,
+        "peft_type": "PREFIX_TUNING",
+        "token_dim": heads * size,
+        "num_attention_heads": heads,
+        "num_layers": layers // 2,
+        "encoder_hidden_size": heads * size,
+        "prefix_projection": False,
+    }, {"prompt_embeddings": embeddings}
+
+
+def _prompt(config: PromptTuning, source: _Source) -> Made:
     if not config.before_positions or config.combine != "prefix":
         raise UsageError("PEFT puts prompts in front of the input embedding", hint="make it with before_positions=True")
-    base = panel.host.base.config
-    embedding = next(iter(panel.spliced(name).parts.places.values())).prompt_embedding
+    base = source.panel.host.base.config
+    embedding = next(iter(source.places.values())).prompt_embedding
     assert isinstance(embedding, torch.Tensor)
-    kinds = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
-    cls = type(panel.model).__name__
     return {
+        **_virtual_tokens(source.panel, config.prompt_length),
         "peft_type": "PROMPT_TUNING",
-        # PEFT only adds prompts in its classes for tasks.
-        "task_type": next((task for end, task in kinds.items() if cls.endswith(end)), "FEATURE_EXTRACTION"),
-        "num_virtual_tokens": config.prompt_length,
         "token_dim": embedding.shape[1],
-        "num_transformer_submodules": 2 if getattr(base, "is_encoder_decoder", False) else 1,
         "num_attention_heads": getattr(base, "num_attention_heads", None),
         "num_layers": getattr(base, "num_hidden_layers", None),
     }, {"prompt_embeddings": embedding}
+
+
+def _virtual_tokens(panel: Panel, count: int) -> dict[str, Any]:
+    kinds = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
+    cls = type(panel.model).__name__
+    return {
+        # PEFT only adds positions in its classes for tasks.
+        "task_type": next((task for end, task in kinds.items() if cls.endswith(end)), "FEATURE_EXTRACTION"),
+        "num_virtual_tokens": count,
+        "num_transformer_submodules": 2 if getattr(panel.host.base.config, "is_encoder_decoder", False) else 1,
+    }
