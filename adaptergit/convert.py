@@ -10,39 +10,35 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from adaptergit.errors import ModelError, NotFoundError, UsageError
+from adaptergit.bases import base_model, transformers
+from adaptergit.errors import ModelError, UsageError
 from adaptergit.export import WRITERS
-from adaptergit.formats import is_foreign, load_folder
-from adaptergit.formats.adapterhub import CONFIG
+from adaptergit.formats import Folder, foreign_format, is_single, load_folder
+from adaptergit.formats import model_class as model_class_of
 from adaptergit.formats.adapterhub_write import write_setup
-from adaptergit.formats.files import Folder
-from adaptergit.formats.folders import SETUP, foreign_format
+from adaptergit.formats.folders import SETUP
 from adaptergit.formats.unpack import unpacked
 from adaptergit.load import load
-from adaptergit.package import CARD, WEIGHTS, Card
+from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Card
+from adaptergit.package.folder import MODEL_SIGNATURE
 from adaptergit.package.local import local_card
-from adaptergit.reference import expand
-from adaptergit.settings import config_dir, load_settings
+from adaptergit.reference import expand, is_folder
+from adaptergit.resolve import fetch
+from adaptergit.settings import load_settings
 from adaptergit.splice.checkpoint import card_data, card_name
 from adaptergit.splice.composition import Composition
 from adaptergit.splice.panel import Panel, adapters
 from adaptergit.splice.setup import single
 
 FORMATS = ("adaptergit", *sorted(WRITERS))
-_TASK_CLASSES = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-}
+_CLASSES = {"vllm": "AutoModelForCausalLM"}
 
 
 @dataclass(frozen=True)
@@ -64,45 +60,84 @@ def convert(
     *,
     to: str,
     base: str | Path | nn.Module | None = None,
+    model_class: str | None = None,
     name: str | None = None,
     allow_pickle: bool = False,
     about: Mapping[str, Any] | None = None,
+    **fetching: Any,
 ) -> Converted:
-    """Write the adapter, fusion, head or set-up in a folder as another library, or adaptergit, reads it.
+    """Write an adapter, fusion, head or set-up as another library, or adaptergit, reads it.
 
     Args:
-        source: Package folder, folder of AdapterHub's or PEFT's, or a zip file that AdapterHub served.
+        source: Reference, package folder, folder of AdapterHub's or PEFT's, or a zip file that AdapterHub served.
         target: New or empty folder.
-        to: A name in :data:`FORMATS`.
+        to: A name in :data:`FORMATS`. What is in that format already is copied.
         base: Base model: its folder or id, or the model itself, which gets a panel; default: what the source names.
+        model_class: Class of transformers that makes the base model. PEFT's names of tensors are those of the class it
+            is used with; default: the causal language model for ``to="vllm"``, else what the source needs.
         name: Of the adapter; default: its own.
         allow_pickle: Read pickled weights, in a process of its own with limits and without secrets.
         about: Card fields, for ``to="adaptergit"``.
+        fetching: ``policy``, ``offline``, ``index``, ``lock``: see :func:`~adaptergit.resolve.fetch`.
 
     Raises:
         UsageError: A wrong argument, or what is in the source has no exact equivalent there.
-        NotFoundError: The source or its base model cannot be had.
-        PackageError: The source is damaged, or pickled.
+        NotFoundError, TransportError: The source or its base model cannot be had.
+        PackageError, TrustError: The source is damaged, pickled, or refused.
         ModelError: It does not fit the base model. Nothing is written, whatever was raised.
     """
-    source, target = expand(source), expand(target)
     if to not in FORMATS:
         raise UsageError(f"unknown format {to!r}", hint=", ".join(FORMATS))
+    source, target = _source(source, fetching), expand(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("there is something already", where=str(target), hint="name a new folder")
-    with unpacked(source, allow_pickle=allow_pickle) as folder:
-        panel, composition = _loaded(folder, base, name or _stem(source, folder))
-        with _staged(target) as staged:
-            if to == "adaptergit":
-                _save(panel, composition, staged, dict(about or {}), name)
-            elif len(panel.names) == 1 and not panel.fusions and set(panel.heads) <= set(panel.names):
-                WRITERS[to](panel, panel.names[0], staged)
-            elif to == "adapterhub":
-                write_setup(panel, composition, list(panel.heads), staged)
-            else:
-                raise UsageError(f"{to} has no folders with more than one adapter", hint="convert them one by one")
-    files = tuple(sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()))
-    return Converted(target, to, tuple(panel.names), tuple(panel.fusions), tuple(panel.heads), files)
+    with unpacked(source, allow_pickle=allow_pickle) as folder, _staged(target) as staged:
+        held = _held(folder)
+        if to == held and not isinstance(base, nn.Module) and name is None:
+            _copy(folder, staged)
+            return Converted(target, to, (), (), (), _files(staged))
+        model = base if isinstance(base, nn.Module) else _base_model(folder, base, model_class or _CLASSES.get(to))
+        panel, composition = _loaded(folder, model, name or _stem(source, folder), fetching)
+        if to == "adaptergit":
+            _save(panel, composition, staged, dict(about or {}), name)
+        elif len(panel.names) == 1 and not panel.fusions and set(panel.heads) <= set(panel.names):
+            WRITERS[to](panel, panel.names[0], staged)
+        elif to == "adapterhub":
+            write_setup(panel, composition, list(panel.heads), staged)
+        else:
+            raise UsageError(f"{to} has no folders with more than one adapter", hint="convert them one by one")
+        found = tuple(panel.names), tuple(panel.fusions), tuple(panel.heads)
+        return Converted(target, to, *found, _files(staged))
+
+
+def _source(source: str | Path, fetching: Mapping[str, Any]) -> Path:
+    """Return what is converted; a release is fetched and verified first."""
+    if is_folder(source) or expand(source).exists():
+        return expand(source)
+    return fetch(str(source), **fetching).path
+
+
+def _held(folder: Path) -> str | None:
+    """Return the format of what a folder holds."""
+    if (folder / WEIGHTS).is_file() and (folder / CARD).is_file():
+        return "adaptergit"
+    return foreign_format(Folder(folder))
+
+
+def _copy(folder: Path, staged: Path) -> None:
+    """Copy what is in the wanted format already: the very bytes, without what only adaptergit reads."""
+    if (folder / WEIGHTS).is_file() and (folder / CARD).is_file():
+        raise UsageError("it is a package already", where=str(folder))
+    ours = {CARD, MANIFEST, README, MODEL_SIGNATURE} if (folder / CARD).is_file() else set()
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and relative.parts[0] not in ours and not relative.name.startswith(MANIFEST):
+            (staged / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, staged / relative)
+
+
+def _files(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
 
 
 def describe(
@@ -127,11 +162,12 @@ def describe(
     folder = expand(folder)
     if (folder / CARD).exists():
         raise UsageError("there is a card already", where=str(folder / CARD))
-    if not is_foreign(folder) or (folder / SETUP).is_file() or not (folder / CONFIG).is_file():
+    if not is_single(Folder(folder)):
         raise UsageError(
             "this is no checkpoint of one adapter", where=str(folder), hint="a set-up is converted: adaptergit convert"
         )
-    panel, _ = _loaded(folder, base, name)
+    model = base if isinstance(base, nn.Module) else _base_model(folder, base, None)
+    panel, _ = _loaded(folder, model, name, {})
     chosen = panel.names[0]
     data = card_data(panel, single(panel, chosen), {"name": card_name(name or chosen), **about})
     data["adapter"] = {**data["adapter"], "format": foreign_format(Folder(folder))}
@@ -141,17 +177,17 @@ def describe(
     return card
 
 
-def _loaded(folder: Path, base: str | Path | nn.Module | None, name: str | None) -> tuple[Panel, Composition | None]:
+def _loaded(
+    folder: Path, model: nn.Module, name: str | None, fetching: Mapping[str, Any]
+) -> tuple[Panel, Composition | None]:
     """Return a panel that holds what a folder holds, and the composition it means."""
-    model = base if isinstance(base, nn.Module) else _base_model(folder, base)
-    if (folder / CARD).is_file():
-        # The name a package has is its card's, unless it was asked for by another.
-        load(folder, model, name=name if name != folder.name else None, dtype=_dtype(folder))
-        panel = adapters(model)
-        return panel, panel.active
     panel = adapters(model)
-    loaded = load_folder(panel, folder, name=None if (folder / SETUP).is_file() else name, dtype=_dtype(folder))
-    return panel, loaded.composition
+    if not (folder / CARD).is_file():
+        loaded = load_folder(panel, folder, name=None if (folder / SETUP).is_file() else name, dtype=_dtype(folder))
+        return panel, loaded.composition
+    # A fetched package was verified where it lies; what a person has in a folder is the person's own.
+    load(folder, model, name=name, dtype=_dtype(folder), policy=fetching.get("policy"))
+    return panel, panel.active
 
 
 def _stem(source: Path, folder: Path) -> str | None:
@@ -190,37 +226,31 @@ def _staged(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _base_model(folder: Path, base: str | Path | None) -> nn.Module:
-    """Load the model that a checkpoint was trained in, with a head of the model's own where it holds one."""
-    import transformers
+@dataclass(frozen=True)
+class _Base:
+    """A base model as a checkpoint of others names it."""
 
+    id: str
+    revision: str | None = None
+
+
+def _base_model(folder: Path, base: str | Path | None, kind: str | None) -> nn.Module:
+    """Load the model that a checkpoint was trained in, with a head of the model's own where it holds one."""
     settings = load_settings()
-    raw: dict[str, Any] = {}
+    needed, options = model_class_of(Folder(folder))
+    made_by = getattr(transformers(), kind or needed, None)
+    if not hasattr(made_by, "from_pretrained"):
+        raise UsageError(f"transformers has no model class {kind!r}", hint="AutoModel, AutoModelForCausalLM …")
+    if base is not None and (is_path := expand(base)).is_dir():
+        settings = replace(settings, base_models={str(base): str(is_path)})
+        return base_model(_Base(str(base)), (made_by, options), settings)
+    if base is not None:
+        return base_model(_Base(str(base)), (made_by, options), settings)
     if (folder / CARD).is_file():
-        named = local_card(folder, settings.limits).base_model.id
-    else:
-        raw = _configuration(folder)
-        named = str(raw.get("base_model_name_or_path") or raw.get("model_name") or "")
-    chosen = str(expand(base)) if base is not None else settings.base_model_path(named)
-    hint = f"name it with --base, or map {named!r} under [base_models] in {config_dir() / 'config.toml'}"
-    if not chosen or (base is not None and str(base).startswith((".", "/", "~")) and not Path(chosen).is_dir()):
-        raise NotFoundError("the base model is not there", where=chosen or str(folder), hint=hint)
-    kind, options = "AutoModel", {}
-    if raw.get("modules_to_save") and raw.get("task_type") in _TASK_CLASSES:
-        kind = _TASK_CLASSES[raw["task_type"]]
-        rows = [
-            tensor.shape[0]
-            for key, tensor in Folder(folder).tensors("adapter_model.safetensors", "adapter_model.bin").items()
-            if key.endswith((".classifier.weight", ".score.weight", ".out_proj.weight"))
-        ]
-        options = {"num_labels": rows[0]} if rows else {}
-    try:
-        model: nn.Module = getattr(transformers, kind).from_pretrained(chosen, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise NotFoundError(f"the base model cannot be loaded: {reason[0]}", where=chosen, hint=hint) from error
-    model.eval()
-    return model
+        return base_model(local_card(folder, settings.limits).base_model, (made_by, options), settings)
+    raw = _configuration(folder)
+    named = str(raw.get("base_model_name_or_path") or raw.get("model_name") or "")
+    return base_model(_Base(named, raw.get("revision")), (made_by, options), settings)
 
 
 def _configuration(folder: Path) -> dict[str, Any]:

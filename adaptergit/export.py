@@ -8,9 +8,10 @@ from typing import Any
 from adaptergit.errors import UsageError
 from adaptergit.formats.adapterhub_write import write_adapterhub
 from adaptergit.formats.peft_write import write_peft
+from adaptergit.formats.vllm import write_vllm
 from adaptergit.splice.panel import adapters
 
-WRITERS = {"adapterhub": write_adapterhub, "peft": write_peft}
+WRITERS = {"adapterhub": write_adapterhub, "peft": write_peft, "vllm": write_vllm}
 
 
 def export(model: Any, name: str, folder: str | Path, *, to: str) -> None:
@@ -20,7 +21,7 @@ def export(model: Any, name: str, folder: str | Path, *, to: str) -> None:
         model: With the adapter in its panel.
         name: Of the adapter; its head of the same name goes with it where the format has heads.
         folder: Created if missing.
-        to: "adapterhub" (AdapterHub's ``adapters`` 1.3) or "peft".
+        to: "adapterhub" (AdapterHub's ``adapters`` 1.3), "peft", or "vllm" (PEFT's, if vLLM and LoRAX serve it).
 
     Raises:
         UsageError: No such adapter or format, or it has no exact equivalent there; nothing is written.

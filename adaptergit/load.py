@@ -6,24 +6,24 @@ anything that changes the model.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from adaptergit.errors import AdaptergitError, NotFoundError, PackageError, UsageError
-from adaptergit.formats import is_foreign, load_folder
+from adaptergit.bases import base_model, transformers
+from adaptergit.errors import AdaptergitError, PackageError, UsageError
+from adaptergit.formats import Folder, foreign_format, is_foreign, is_single, load_folder, model_class
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
 from adaptergit.package.local import local_card
 from adaptergit.reference import expand, is_folder
 from adaptergit.resolve import fetch, verify
-from adaptergit.settings import Settings, config_dir, load_settings
+from adaptergit.settings import Settings, load_settings
 from adaptergit.splice.anatomy import Site
 from adaptergit.splice.checkpoint import read_into, read_tokenizer
 from adaptergit.splice.fingerprint import Fingerprint, compare
@@ -44,14 +44,19 @@ class About:
     from_store: bool
     """True when no network was touched."""
 
-    @property
-    def weights_sha256(self) -> str | None:
-        """What the weights must be, byte for byte, when they are read; None for a folder without a manifest."""
+    @cached_property
+    def digests(self) -> dict[str, str] | None:
+        """What the files must be, byte for byte, when they are read; None for a folder without a manifest."""
         manifest = self.path / MANIFEST
         if self.verdict is None and not manifest.exists():
             return None
         parsed = self.verdict.manifest if self.verdict else Manifest.from_bytes(read_package(self.path).manifest_bytes)
-        return next((f.sha256 for f in parsed.files if f.path == WEIGHTS), "")
+        return {file.path: file.sha256 for file in parsed.files}
+
+    @property
+    def format(self) -> str:
+        """Whose files they are: "adaptergit", "adapterhub" or "peft"."""
+        return str(self.card.data["adapter"]["format"])
 
 
 def load(
@@ -91,17 +96,27 @@ def load(
     """
     settings = load_settings()
     _check_arguments(ref, model, dtype)
+    target = torch.device(device) if device is not None else None
     if is_folder(ref) and not (expand(ref) / CARD).exists() and is_foreign(expand(ref)):
-        return _load_foreign(expand(ref), model, name, head, activate, device, dtype)
+        if model is None:
+            hint = "pass model=, or write a card: adaptergit card make"
+            raise UsageError("this checkpoint does not say which weights it was trained in", where=str(ref), hint=hint)
+        return _load_foreign(expand(ref), model, name, head, activate, target, dtype, None)
     about = _obtain(ref, policy, offline, index, lock, settings)
+    offline = offline or settings.offline
+    if about.format != "adaptergit":
+        if model is None:
+            kind, options = model_class(Folder(about.path, about.digests))
+            model = base_model(
+                about.card.base_model, (getattr(transformers(), kind), options), settings, offline, target
+            )
+        return _load_foreign(about.path, model, name or about.card.name, head, activate, target, dtype, about)
     setup = _setup(about, name)
     if model is None:
-        heads = setup.heads.values() if head else ()
-        model = _base_model(about.card, settings, offline or settings.offline, heads)
-        if device is not None:
-            model.to(device)
+        kinds = _auto_class(setup.heads.values() if head else ())
+        model = base_model(about.card.base_model, kinds, settings, offline, target)
     with _all_or_nothing(model) as panel:
-        setup = _splice(panel, setup, head, device, dtype, about)
+        setup = _splice(panel, setup, head, target, dtype, about)
         missing = [n for fusion in setup.fusions.values() for n in fusion.children if n not in panel]
         if activate and not missing:
             panel.activate(
@@ -164,22 +179,28 @@ def _obtain(
 
 def _load_foreign(
     path: Path,
-    model: nn.Module | None,
+    model: nn.Module,
     name: str | None,
     with_head: bool,
     activate: bool,
-    device: str | torch.device | None,
+    device: torch.device | None,
     dtype: torch.dtype | None,
+    about: About | None,
 ) -> nn.Module:
-    """Load a local folder in a format of others: it names no weights that could be compared, so the caller brings a
-    model."""
-    if model is None:
-        raise UsageError(
-            "this checkpoint does not say which weights it was trained in", where=str(path), hint="pass model="
-        )
+    """Load files in a format of others. Without a card, nothing says which weights they were trained in."""
+    digests = about.digests if about is not None else None
+    folder = Folder(path, digests)
+    if about is not None and (foreign_format(folder) != about.format or not is_single(folder)):
+        raise PackageError(f"the files are not one adapter in the format {about.format!r}", where=str(path / CARD))
     with _all_or_nothing(model) as panel:
-        target = torch.device(device) if device is not None else None
-        loaded = load_folder(panel, path, name=name, head=with_head, device=target, dtype=dtype)
+        if about is not None:
+            base = about.card.base_model
+            compare(Fingerprint.parse(base.fingerprint), panel.model, panel.anatomy, name=base.id)
+        options: Any = {"digests": digests, "about": about, "device": device, "dtype": dtype, "head": with_head}
+        loaded = load_folder(panel, path, name=name, **options)
+        if about is not None and (found := panel.config(str(loaded.composition)).method) != about.card.method:
+            where = str(path / CARD)
+            raise PackageError(f"adapter.method is {about.card.method!r}, but the files hold {found!r}", where=where)
         if activate and (loaded.composition is not None or loaded.head is not None):
             chosen = loaded.composition if loaded.composition is not None else panel.active
             panel.activate(chosen, loaded.head)
@@ -188,13 +209,10 @@ def _load_foreign(
 
 def _setup(about: About, name: str | None) -> Setup:
     """Read what the card says the package holds."""
-    where, adapter = str(about.path / CARD), about.card.data["adapter"]
-    if adapter["format"] != "adaptergit":
-        raise PackageError(f"adapters in the format {adapter['format']!r} cannot be loaded yet", where=where)
     try:
         setup = from_card(about.card.data, name)
     except (UsageError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise PackageError(f"adapter.config or head: {error}", where=where) from error
+        raise PackageError(f"adapter.config or head: {error}", where=str(about.path / CARD)) from error
     if name is not None and not setup.single and name not in setup.heads:
         raise UsageError(f"the members of a {setup.method} keep their names", hint="load it without name=")
     return setup
@@ -204,7 +222,7 @@ def _splice(
     panel: Panel,
     whole: Setup,
     with_head: bool,
-    device: str | torch.device | None,
+    device: torch.device | None,
     dtype: torch.dtype | None,
     about: About,
 ) -> Setup:
@@ -230,53 +248,21 @@ def _splice(
     ) as error:  # of values that no configuration has
         raise PackageError(f"adapter.config or head: {error}", where=str(about.path / CARD)) from error
     holder = {prefix: modules[kind, member] for kind, member, prefix in setup.prefixes()}
-    read_into(about.path / WEIGHTS, holder, digest=about.weights_sha256, ignore=skipped)
+    digest = None if about.digests is None else about.digests.get(WEIGHTS, "")
+    read_into(about.path / WEIGHTS, holder, digest=digest, ignore=skipped)
     tokenizer = read_tokenizer(about.path) if setup.embeddings else None
-    target = torch.device(device) if device is not None else None
-    inserted(panel, setup, modules, tokenizer=tokenizer, dtype=dtype, device=target, about=about)
+    inserted(panel, setup, modules, tokenizer=tokenizer, dtype=dtype, device=device, about=about)
     return setup
-
-
-def _base_model(card: Card, settings: Settings, offline: bool, heads: Iterable[HeadConfig]) -> nn.Module:
-    """Load the model the card names: from the folder the settings map it to, or from the hub, never a pickle."""
-    model_id = card.base_model.id
-    source = settings.base_model_path(model_id)
-    hint = f"pass model= (or --base), or map it under [base_models] in {config_dir() / 'config.toml'}"
-    mapped = source != model_id
-    if mapped and not expand(source).is_dir():
-        raise NotFoundError(f"base_models maps {model_id} to a folder that is not there", where=source, hint=hint)
-    if not mapped and (
-        not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?", model_id)
-        or Path(model_id).exists()
-    ):
-        # A card may not choose a folder of this machine.
-        raise NotFoundError(f"the base model {model_id!r} is not mapped to a folder", hint=hint)
-    model_class, options = _auto_class(heads)
-    try:
-        model: nn.Module = model_class.from_pretrained(
-            str(expand(source)) if mapped else model_id,
-            revision=None if mapped else card.base_model.revision,
-            local_files_only=offline or mapped,
-            trust_remote_code=False,
-            **({} if mapped else {"use_safetensors": True}),
-            **options,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise NotFoundError(f"the base model {model_id} cannot be loaded: {reason[0]}", hint=hint) from error
-    model.eval()
-    return model
 
 
 def _auto_class(heads: Iterable[HeadConfig]) -> tuple[Any, dict[str, Any]]:
     """Return the class whose own head there is a copy of, else the plain base model's; and options."""
-    import transformers
-
+    library = transformers()
     head = next((head for head in heads if isinstance(head, StaticHead)), None)
     if head is None:
-        return transformers.AutoModel, {}
-    found = getattr(transformers, head.model_class, None)
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        return library.AutoModel, {}
+    found = getattr(library, head.model_class, None)
+    if not (isinstance(found, type) and issubclass(found, library.PreTrainedModel)):
         raise PackageError(f"head.config.model_class: transformers has no model {head.model_class!r}")
     if head.num_labels is None:
         return found, {}

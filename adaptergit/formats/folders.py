@@ -20,6 +20,7 @@ from adaptergit.formats.adapterhub import (
 )
 from adaptergit.formats.adapterhub_heads import HEAD_CONFIG, HEAD_WEIGHTS, translate_head
 from adaptergit.formats.files import Folder
+from adaptergit.formats.peft import WEIGHTS as PEFT_WEIGHTS
 from adaptergit.formats.peft import is_peft, read_peft
 from adaptergit.splice.checkpoint import fill
 from adaptergit.splice.composition import BLOCKS, Composition
@@ -28,6 +29,15 @@ from adaptergit.splice.panel import Panel
 from adaptergit.splice.places import Place
 
 SETUP = "adapter_setup.json"
+_MARKS = (CONFIG, HEAD_CONFIG, FUSION_CONFIG, SETUP)
+_TASKS = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+}
+"""PEFT's names of tasks."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +50,32 @@ class Loaded:
 
 def is_foreign(folder: Path) -> bool:
     """Tell whether a folder holds something in a format of others."""
-    files = (CONFIG, HEAD_CONFIG, FUSION_CONFIG, SETUP)
-    return folder.is_dir() and any((folder / name).is_file() for name in files)
+    return folder.is_dir() and any((folder / name).is_file() for name in _MARKS)
 
 
 def foreign_format(folder: Folder) -> str | None:
     """Return "adapterhub", "peft", or None: whose files a folder holds."""
     if is_peft(folder):
         return "peft"
-    return "adapterhub" if is_foreign(folder.path) else None
+    return "adapterhub" if any(name in folder for name in _MARKS) else None
+
+
+def is_single(folder: Folder) -> bool:
+    """Tell whether a folder holds one adapter and nothing beside it but its head."""
+    return CONFIG in folder and SETUP not in folder and FUSION_CONFIG not in folder
+
+
+def model_class(folder: Folder) -> tuple[str, dict[str, Any]]:
+    """Return the class of transformers that makes the model a checkpoint fits, and options: where PEFT saved modules of
+    a task's head, the model has one."""
+    raw = folder.json(CONFIG) if is_peft(folder) else {}
+    saved, kind = raw.get("modules_to_save"), _TASKS.get(str(raw.get("task_type")))
+    if kind is None or not saved:
+        return "AutoModel", {}
+    tensors = folder.tensors(PEFT_WEIGHTS, "adapter_model.bin")
+    ends = (".classifier.weight", ".score.weight", ".out_proj.weight")
+    rows = [tensor.shape[0] for key, tensor in tensors.items() if key.endswith(ends)]
+    return kind, {"num_labels": rows[0]} if rows else {}
 
 
 def load_folder(

@@ -1,0 +1,41 @@
+"""Write a LoRA as vLLM and LoRAX serve it: PEFT's files, of what their kernels compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adaptergit.errors import UsageError
+from adaptergit.formats.peft_write import write_peft
+from adaptergit.splice.methods import LoRA
+from adaptergit.splice.panel import Panel
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What ``--max-lora-rank`` may be, <https://docs.vllm.ai/en/latest/features/lora.html>."""
+
+
+def write_vllm(panel: Panel, name: str, folder: Path) -> None:
+    """Write a LoRA adapter of a causal language model.
+
+    They read one rank and one alpha for all layers and ignore patterns, and refuse DoRA, biases and whole modules.
+
+    Raises:
+        UsageError: It would not be served, or would compute something else; nothing is written.
+    """
+    config = panel.config(name)
+    if type(config) is not LoRA:
+        raise UsageError(f"vLLM serves LoRA adapters, and this is {config.method}")
+    if config.use_dora or config.use_gating or config.lora_bias:
+        raise UsageError("vLLM serves LoRA without DoRA, gates or biases")
+    if config.rank_pattern or config.alpha_pattern:
+        raise UsageError("vLLM reads one rank and one alpha for all layers", hint="this one has patterns of them")
+    if not hasattr(panel.model, "lm_head"):
+        kind = type(panel.model).__name__
+        raise UsageError(f"vLLM serves adapters of causal language models, and this is a {kind}")
+    if config.r > RANKS[-1]:
+        raise UsageError(f"vLLM serves ranks up to {RANKS[-1]}, and this is {config.r}")
+    write_peft(panel, name, folder)
+
+
+def served_rank(r: int) -> int:
+    """Return the least ``--max-lora-rank`` that serves a rank."""
+    return next(rank for rank in RANKS if rank >= r)
