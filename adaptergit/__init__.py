@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         TrustError,
         UsageError,
     )
+    from adaptergit.evaluation import evaluate
     from adaptergit.export import export
     from adaptergit.housekeeping import prune, stored, verify_store
     from adaptergit.load import load
@@ -76,6 +77,7 @@ _HOMES = {
         "TrustError",
         "UsageError",
     ),
+    "adaptergit.evaluation": ("evaluate",),
     "adaptergit.export": ("export",),
     "adaptergit.housekeeping": ("prune", "stored", "verify_store"),
     "adaptergit.load": ("load",),
@@ -146,6 +148,7 @@ __all__ = [
     "check_lock",
     "convert",
     "describe",
+    "evaluate",
     "export",
     "export_bundle",
     "fetch",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from adaptergit.load import load
 from adaptergit.reference import expand
 from adaptergit.settings import load_settings
 from adaptergit.splice.panel import adapters
+from adaptergit.training.base import load_base
 from adaptergit.training.data import read_examples
-from adaptergit.training.evaluate import Metrics, predict_logits, score
-from adaptergit.training.train import load_base
+from adaptergit.training.evaluate import predict_logits, score
+from adaptergit.training.measures import Metrics
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Predictions:
             {"label": label, "probability": round(probability, 6), "logits": logits}
             for label, probability, logits in zip(self.labels, self.probabilities, self.logits.tolist(), strict=True)
         ]
-        return {"predictions": rows, "metrics": asdict(self.metrics) if self.metrics else None}
+        return {"predictions": rows, "metrics": self.metrics.to_json() if self.metrics else None}
 
 
 def predict(

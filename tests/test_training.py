@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import random
 from pathlib import Path
@@ -45,7 +46,7 @@ def make_spec(files: tuple[Path, Path], output: Path, **changes: Any) -> TrainSp
         "learning_rate": 2e-3,
         "batch_size": 8,
         "max_length": 16,
-        "text_column": "sentence",
+        "columns": {"text": "sentence"},
         "base_id": "acme/minilm",
     }
     return TrainSpec(output=output, **{**options, **changes})
@@ -68,12 +69,16 @@ def test_an_adapter_is_trained_saved_and_loaded(files: tuple[Path, Path], tmp_pa
     assert card["training"]["seed"] == 42
     assert card["training"]["hyperparameters"]["learning_rate"] == 2e-3
     assert {"torch", "transformers", "adaptergit"} <= set(card["training"]["frameworks"])
-    assert card["evaluation"][0] == {
+    first = card["evaluation"][0]
+    low, high = first.pop("interval")
+    assert low <= result.metrics.accuracy <= high
+    assert first == {
         "dataset": "eval.tsv",
         "split": "eval",
         "metric": "accuracy",
         "value": result.metrics.accuracy,
         "samples": 20,
+        "data_sha256": hashlib.sha256(files[1].read_bytes()).hexdigest(),
     }
 
     from transformers import AutoModel, AutoTokenizer
@@ -81,16 +86,16 @@ def test_an_adapter_is_trained_saved_and_loaded(files: tuple[Path, Path], tmp_pa
     model = adaptergit.load(result.output, AutoModel.from_pretrained(BASE).eval())
     texts = read_examples(files[1], text_column="sentence", label_column=None).texts
     logits = predict_logits(model, AutoTokenizer.from_pretrained(BASE), texts, batch_size=8, max_length=16)
-    assert torch.allclose(logits, result.logits, atol=1e-5)
+    assert torch.allclose(logits, torch.stack(result.answers), atol=1e-5)
 
 
 @needs_model
 def test_the_same_seed_gives_the_same_adapter(files: tuple[Path, Path], tmp_path: Path) -> None:
     outputs = [train(make_spec(files, tmp_path / name, name="mood", epochs=1)) for name in ("x", "y")]
-    assert torch.equal(outputs[0].logits, outputs[1].logits)
+    assert torch.equal(torch.stack(outputs[0].answers), torch.stack(outputs[1].answers))
     assert (tmp_path / "x/adapter.safetensors").read_bytes() == (tmp_path / "y/adapter.safetensors").read_bytes()
     other = train(make_spec(files, tmp_path / "z", name="mood", epochs=1, seed=1))
-    assert not torch.equal(outputs[0].logits, other.logits)
+    assert not torch.equal(torch.stack(outputs[0].answers), torch.stack(other.answers))
 
 
 class StopError(Exception):
@@ -115,7 +120,7 @@ def test_an_interrupted_training_goes_on_where_it_was(files: tuple[Path, Path], 
         lambda p: steps.append(p.done) if p.stage == "training" else None,
     )
     assert min(steps) > 8
-    assert torch.allclose(resumed.logits, whole.logits, atol=1e-5)
+    assert torch.allclose(torch.stack(resumed.answers), torch.stack(whole.answers), atol=1e-5)
     with pytest.raises(NotFoundError, match="resume"):
         train(make_spec(files, tmp_path / "new", resume=True))
 
@@ -131,9 +136,9 @@ def test_an_interrupted_training_goes_on_where_it_was(files: tuple[Path, Path], 
         ({"learning_rate": float("nan")}, UsageError, "learning_rate"),
         ({"adapter": "seq_bn[rf=1]"}, UsageError, "rf"),
         ({"name": "My Adapter"}, UsageError, "name"),
-        ({"text_column": "text"}, DataError, "no column 'text'"),
-        ({"label_column": "gold"}, DataError, "no column 'gold'"),
-        ({"label_column": "sentence"}, DataError, "different labels"),
+        ({"columns": {"text": "text"}}, DataError, "no column 'text'"),
+        ({"columns": {"text": "sentence", "label": "gold"}}, DataError, "no column 'gold'"),
+        ({"columns": {"text": "sentence", "label": "sentence"}}, DataError, "different labels"),
         ({"train": Path("/nowhere.tsv")}, NotFoundError, "no such file"),
         ({"about": {"license": "my own"}}, AdaptergitError, "license"),
     ],

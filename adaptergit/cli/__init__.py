@@ -19,6 +19,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "keygen": ("publish", "Make an ed25519 key to sign adapters with."),
     "init": ("publish", "Prepare a git clone for publishing adapters."),
     "train": ("train", "Train an adapter on a file and write a package folder."),
+    "eval": ("train", "Score an adapter on a file, and check its card's numbers."),
     "publish": ("publish", "Sign adapters and push them as releases."),
     "yank": ("publish", "Withdraw a release."),
     "rotate": ("publish", "Sign with another key from now on."),
@@ -47,7 +48,7 @@ class _Lazy(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"adaptergit.cli.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, {"eval": "evaluate"}.get(cmd_name, cmd_name))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

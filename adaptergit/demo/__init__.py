@@ -227,6 +227,7 @@ def _set_up_user(user: Person, base: Path, public_key: str) -> None:
 def _baselines(base: Path, files: Mapping[str, Path]) -> dict[str, float]:
     from transformers.utils import logging
 
+    from adaptergit.splice import ClassificationHead
     from adaptergit.training import predict_logits, read_examples, score
     from adaptergit.training.train import load_base, prepare
 
@@ -236,7 +237,7 @@ def _baselines(base: Path, files: Mapping[str, Path]) -> dict[str, float]:
     labels = held_out.label_names()
     gold = [labels.index(label) for label in held_out.labels or ()]
     model, tokenizer = load_base(str(base))
-    prepare(model, "sentiment", "seq_bn", labels, seed=SEED)
+    prepare(model, "sentiment", "seq_bn", ClassificationHead(num_labels=len(labels), labels=labels), seed=SEED)
     logits = predict_logits(model, tokenizer, held_out.texts, max_length=int(_HYPER["max-length"]))
     return {
         "untrained": score(logits, gold).accuracy,

@@ -1,24 +1,77 @@
-"""Running a model with an active head over texts, and scoring what it says."""
+"""Running a model over features, on one process or shared out among several, and scoring what it says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from adaptergit.errors import ModelError
+from adaptergit.training.measures import Metrics, classification, measured
+from adaptergit.training.rows import Data
+from adaptergit.training.tasks.base import Collate, Feature, Read, Task, Tools
+
+Report = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """Scores of a classification."""
+def _silent(_done: int, _total: int) -> None:
+    """Report to nobody."""
 
-    accuracy: float
-    f1_macro: float
-    samples: int
+
+def answers_of(
+    task: Task, model: nn.Module, data: Data, tools: Tools, *, batch_size: int = 32, report: Report = _silent
+) -> list[Any]:
+    """Return what a model says to every row, in evaluation mode.
+
+    In a distributed run every process gives the same data and gets all answers.
+
+    Raises:
+        ModelError: No head is active that could answer.
+    """
+
+    def run(features: Sequence[Feature], collate: Collate, read: Read) -> list[Any]:
+        return run_features(model, features, collate, read, batch_size=batch_size, report=report)
+
+    def generate(features: Sequence[Feature], collate: Collate, **options: Any) -> list[Any]:
+        several = _world()[1] > 1
+
+        def write(batch: Mapping[str, torch.Tensor]) -> list[list[int]]:
+            made: Any = model.generate(**batch, do_sample=False, num_beams=1, synced_gpus=several, **options)  # type: ignore[operator]
+            return list(made.tolist())
+
+        return _shared_out(model, features, collate, write, batch_size, report)
+
+    with _evaluating(model):
+        return task.answers(data, tools, run, generate)
+
+
+def run_features(
+    model: nn.Module,
+    features: Sequence[Feature],
+    collate: Collate,
+    read: Read,
+    *,
+    batch_size: int,
+    report: Report = _silent,
+) -> list[Any]:
+    """Give every feature to the model and return what was read of its output, in order.
+
+    Raises:
+        ModelError: The model gives no logits.
+    """
+
+    def forward(batch: Mapping[str, torch.Tensor]) -> Sequence[Any]:
+        output = model(**{key: value for key, value in batch.items() if key not in ("labels", "special_tokens_mask")})
+        if not any(hasattr(output, name) for name in ("logits", "start_logits")):
+            raise ModelError(
+                "the model gives no logits: no head is active", hint="load an adapter that was published with its head"
+            )
+        return read(output, batch)
+
+    return _shared_out(model, features, collate, forward, batch_size, report)
 
 
 def predict_logits(
@@ -28,7 +81,7 @@ def predict_logits(
     *,
     batch_size: int = 32,
     max_length: int = 128,
-    report: Callable[[int, int], None] = lambda _done, _total: None,
+    report: Report = _silent,
 ) -> torch.Tensor:
     """Return the logits of every text, shape (texts, labels), float32, on the CPU.
 
@@ -43,46 +96,72 @@ def predict_logits(
     Raises:
         ModelError: The model has no active head.
     """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    # Texts of similar length together: little padding, most of the time saved.
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    parts: list[torch.Tensor] = []
-    try:
-        for start in range(0, len(texts), batch_size):
-            batch = tokenizer(
-                [texts[i] for i in order[start : start + batch_size]],
-                truncation=True,
-                max_length=max_length,
-                padding=True,
-                return_tensors="pt",
-            )
-            with torch.inference_mode():
-                output = model(**{key: value.to(device) for key, value in batch.items()})
-            if not hasattr(output, "logits"):
-                raise ModelError(
-                    "the model gives no logits: no head is active",
-                    hint="load an adapter that was published with its head",
-                )
-            parts.append(output.logits.float().cpu())
-            report(min(start + batch_size, len(texts)), len(texts))
-    finally:
-        model.train(was_training)
-    if not parts:
-        return torch.empty(0, 0)
-    logits = torch.cat(parts)
-    return torch.empty_like(logits).index_copy_(0, torch.tensor(order), logits)
+    from adaptergit.training.tasks.base import padding
+
+    found = tokenizer(list(texts), truncation=True, max_length=max_length) if texts else {}
+    features = [{key: found[key][i] for key in found} for i in range(len(texts))]
+    with _evaluating(model):
+        logits = run_features(
+            model,
+            features,
+            padding(Tools(tokenizer, max_length)),
+            lambda output, _: output.logits.float().cpu().unbind(),
+            batch_size=batch_size,
+            report=report,
+        )
+    return torch.stack(logits) if logits else torch.empty(0, 0)
 
 
 def score(logits: torch.Tensor, gold: Sequence[int]) -> Metrics:
     """Score logits (samples, labels) against the indices of the right labels."""
-    truth = torch.tensor(list(gold))
-    found = logits.argmax(dim=1)
-    classes = [int(c) for c in torch.unique(torch.cat([truth, found]))]
-    f1s = []
-    for c in classes:
-        hit = int(((found == c) & (truth == c)).sum())
-        f1s.append(2 * hit / (int((found == c).sum()) + int((truth == c).sum())))
-    accuracy = float((found == truth).float().mean())
-    return Metrics(accuracy=round(accuracy, 6), f1_macro=round(sum(f1s) / len(f1s), 6), samples=len(truth))
+    found = logits.argmax(dim=1).tolist()
+    return measured(classification(found, gold, logits.shape[1]), len(found))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _shared_out(
+    model: nn.Module,
+    features: Sequence[Feature],
+    collate: Collate,
+    forward: Callable[[Mapping[str, torch.Tensor]], Sequence[Any]],
+    batch_size: int,
+    report: Report,
+) -> list[Any]:
+    """Run batches of similar lengths, every n-th on this process, and put the results in order."""
+    lengths = [len(one["input_ids"]) for one in features] if features and "input_ids" in features[0] else None
+    order = sorted(range(len(features)), key=lengths.__getitem__) if lengths else list(range(len(features)))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    device = next(model.parameters()).device
+    rank, world = _world()
+    results: dict[int, Any] = {}
+    done = 0
+    for first in range(0, len(batches), world):
+        # All processes run as often as each other, as sharded models must: the last batch may be run by several.
+        indices = batches[min(first + rank, len(batches) - 1)]
+        batch = collate([features[i] for i in indices])
+        read = forward({key: value.to(device) for key, value in batch.items()})
+        results.update(zip(indices, read, strict=True))
+        done = min(done + world * batch_size, len(features))
+        report(done, len(features))
+    if world > 1:
+        gathered: list[dict[int, Any]] = [{} for _ in range(world)]
+        torch.distributed.all_gather_object(gathered, results)
+        results = {index: value for part in gathered for index, value in part.items()}
+    return [results[i] for i in range(len(features))]
+
+
+def _world() -> tuple[int, int]:
+    """Return this process's rank and how many there are."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()

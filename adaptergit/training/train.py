@@ -1,14 +1,19 @@
-"""Training an adapter on a text classification file, from base model to package folder."""
+"""Training an adapter on a file, from base model to package folder.
+
+read → load the base → add and freeze → ``transformers.Trainer`` → answer the held-out file → score → write. Under
+``torchrun`` or ``accelerate launch`` every process runs this: they share steps and held-out batches, the first writes.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,82 +22,18 @@ from torch import nn
 
 from adaptergit.errors import DataError, NotFoundError, UsageError
 from adaptergit.package import Card
-from adaptergit.reference import check_adapter_name, expand
 from adaptergit.splice.checkpoint import card_data, frameworks
 from adaptergit.splice.config import parse_config
-from adaptergit.splice.heads import ClassificationHead
+from adaptergit.splice.heads import HeadConfig
 from adaptergit.splice.panel import Panel, adapters
 from adaptergit.splice.setup import single
-from adaptergit.training.data import Examples, read_examples
-from adaptergit.training.evaluate import Metrics, predict_logits, score
-
-TASKS = ("text-classification",)
-
-
-@dataclass(frozen=True)
-class TrainSpec:
-    """Everything that decides the result."""
-
-    base: str
-    """Folder or Hugging Face id of the base model."""
-    train: Path
-    eval: Path
-    output: Path
-    """Package folder to write; must be new, or an earlier output."""
-    task: str = "text-classification"
-    text_column: str = "text"
-    label_column: str = "label"
-    adapter: str = "seq_bn"
-    """Config string."""
-    name: str | None = None
-    """Default: the output folder's name."""
-    base_id: str | None = None
-    """What the card calls the base model, where ``base`` is a folder."""
-    epochs: float = 3.0
-    learning_rate: float = 5e-4
-    batch_size: int = 32
-    max_length: int = 128
-    """Tokens."""
-    seed: int = 42
-    resume: bool = False
-    overwrite: bool = False
-    """Replace an adapter that is in the output folder."""
-    about: Mapping[str, Any] = field(default_factory=dict)
-    """Card fields: license, description, authors, languages …"""
-
-    def check(self) -> None:
-        """Refuse what cannot be trained.
-
-        Raises:
-            UsageError: Naming the field.
-        """
-        if self.task not in TASKS:
-            raise UsageError(f"unknown task {self.task!r}", hint=f"known: {', '.join(TASKS)}")
-        for name in ("epochs", "learning_rate", "batch_size", "max_length"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} must be positive, not {getattr(self, name)!r}")
-        check_adapter_name(self.adapter_name)
-        parse_config(self.adapter)
-        if (self.output / "card.yaml").exists() and not self.overwrite:
-            raise UsageError(
-                "the output folder holds an adapter already",
-                where=str(self.output),
-                hint="choose another folder, or --overwrite",
-            )
-        if self.output.exists() and (
-            not self.output.is_dir() or ({p.name for p in self.output.iterdir()} - {"card.yaml", "adapter.safetensors"})
-        ):
-            raise UsageError("the output folder holds other files", where=str(self.output), hint="choose a new folder")
-
-    @property
-    def adapter_name(self) -> str:
-        """Name of the adapter and of the card."""
-        return self.name or self.output.resolve().name
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the Trainer keeps what it needs to resume; beside the package, which is flat."""
-        return self.output.with_name(f"{self.output.name}.checkpoints")
+from adaptergit.training.base import load_base, load_for, words_tokenizer
+from adaptergit.training.evaluate import answers_of
+from adaptergit.training.measures import Metrics, measured
+from adaptergit.training.readers import read_rows
+from adaptergit.training.rows import Data
+from adaptergit.training.spec import TrainSpec
+from adaptergit.training.tasks import Task, Tools
 
 
 @dataclass(frozen=True)
@@ -111,20 +52,41 @@ class TrainResult:
 
     output: Path
     name: str
+    task: str
     method: str
     labels: tuple[str, ...]
     metrics: Metrics
+    learning_rate: float
+    seed: int
     adapter_parameters: int
     base_parameters: int
     adapter_bytes: int
     seconds: float
-    logits: torch.Tensor
-    """(evaluation samples, labels)."""
+    losses: tuple[float, ...]
+    """Mean training loss of every logging interval."""
+    answers: tuple[Any, ...]
+    """What the model says to every held-out example: logits (labels,), tags, texts …"""
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the logits as plain data; the last key holds the evaluation metrics."""
-        plain = {key: value for key, value in asdict(self).items() if key not in ("logits", "metrics")}
-        return {**plain, "output": str(self.output), "labels": list(self.labels), "metrics": asdict(self.metrics)}
+        """Return everything but the answers as plain data; the last key holds the evaluation metrics."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("answers", "metrics")}
+        lists = {key: list(value) for key, value in plain.items() if isinstance(value, tuple)}
+        return {**plain, **lists, "output": str(self.output), "metrics": self.metrics.to_json()}
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """All that a training needs."""
+
+    spec: TrainSpec
+    task: Task
+    panel: Panel
+    tools: Tools
+    data: Data
+    held_out: Data
+    validation: Data | None
+    report: Callable[[Progress], None]
 
 
 def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) -> TrainResult:
@@ -135,175 +97,212 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
         ModelError: The base model cannot take the adapter.
     """
     spec.check()
-    data = read_examples(spec.train, text_column=spec.text_column, label_column=spec.label_column)
-    held_out = read_examples(spec.eval, text_column=spec.text_column, label_column=spec.label_column)
-    labels = _labels(data, held_out)
-    _needs_accelerate()
+    kind = spec.task_class
+    columns = kind.with_columns(spec.columns)
+    data, held_out = (read_rows(path, list(columns.values())) for path in (spec.train, spec.eval))
+    task = kind.learn(columns, data)
+    task.check(held_out)
+    data, validation = _validation(spec, task, data)
+    _needs("accelerate")
     report(Progress("loading the base model", 0, 1))
-    model, tokenizer = load_base(spec.base)
+    model, inputs, fresh = load_for(spec.base, kind)
     report(Progress("loading the base model", 1, 1))
     longest = getattr(model.config, "max_position_embeddings", None)
     if isinstance(longest, int) and spec.max_length > longest:
         raise UsageError(f"max_length is {spec.max_length}, the base model reads at most {longest} tokens")
-    panel = prepare(model, spec.adapter_name, spec.adapter, labels, seed=spec.seed)
-    # A card field that is not valid is better known before the training than after it.
-    Card(
-        card_data(
-            panel,
-            single(panel, spec.adapter_name),
-            _card_fields(spec, data, held_out, Metrics(0.0, 0.0, len(held_out)), 0.0),
-        )
-    )
+    if spec.task == "token-classification":
+        inputs = words_tokenizer(inputs, spec.base)
+    panel = prepare(model, spec.adapter_name, spec.adapter, task.head(), seed=spec.seed)
+    for name in fresh:
+        model.get_parameter(name).requires_grad_(True)
+    ready = _Ready(spec, task, panel, Tools(inputs, spec.max_length), data, held_out, validation, report)
+    # What the card would refuse is refused now, not after an hour.
+    blank = Metrics({"score": 0.0}, {}, len(held_out), "score")
+    Card(card_data(panel, single(panel, spec.adapter_name), _card_fields(ready, blank, 0.0, published=True)))
     started = time.monotonic()
-    _run_trainer(spec, panel, tokenizer, data, labels, report)
+    losses = _run_trainer(ready)
     seconds = time.monotonic() - started
-    logits = predict_logits(
-        model,
-        tokenizer,
-        held_out.texts,
-        batch_size=spec.batch_size,
-        max_length=spec.max_length,
-        report=lambda done, total: report(Progress("evaluating", done, total)),
-    )
-    metrics = score(logits, [labels.index(label) for label in held_out.labels or ()])
-    card = _card_fields(spec, data, held_out, metrics, seconds)
-    _write(panel, spec, card)
-    shutil.rmtree(spec.checkpoints, ignore_errors=True)
+    answers = _answers(ready, held_out, "evaluating")
+    metrics = measured(task.measures(answers, held_out), len(held_out))
+    _gather(panel, spec.adapter_name)
     mine = spec.adapter_name
+    if _first():
+        _write(panel, spec, _card_fields(ready, metrics, seconds, published=not fresh))
+        shutil.rmtree(spec.checkpoints, ignore_errors=True)
+    _wait()
+    note = "the base model has no output layer for this task: one was trained along, scored with, and left behind"
     return TrainResult(
         output=spec.output,
         name=mine,
+        task=spec.task,
         method=panel.config(mine).method,
-        labels=labels,
+        labels=task.labels,
         metrics=metrics,
+        learning_rate=spec.rate,
+        seed=spec.seed,
         adapter_parameters=panel.parameters_of(mine),
         base_parameters=sum(p.numel() for p in model.base_model.parameters() if not p.requires_grad),
         adapter_bytes=sum(p.stat().st_size for p in spec.output.iterdir()),
         seconds=round(seconds, 3),
-        logits=logits,
+        losses=losses,
+        answers=tuple(answers),
+        notes=(note,) if fresh else (),
     )
 
 
-def load_base(base: str) -> tuple[Any, Any]:
-    """Load a base model and its tokenizer.
-
-    Raises:
-        NotFoundError: Neither a folder with a model nor an id that can be had.
-    """
-    from transformers import AutoModel, AutoTokenizer
-
-    if base.startswith((".", "/", "~")) and not expand(base).is_dir():
-        raise NotFoundError(
-            "there is no such folder", where=base, hint="name a folder with config.json and model.safetensors"
-        )
-    base = str(expand(base))
-    try:
-        return AutoModel.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        raise NotFoundError(
-            f"the base model cannot be loaded: {str(error).splitlines()[0]}",
-            where=base,
-            hint="name a folder with config.json and model.safetensors, or a Hugging Face id",
-        ) from error
-
-
-def prepare(model: nn.Module, name: str, adapter: str, labels: tuple[str, ...], *, seed: int) -> Panel:
+def prepare(model: nn.Module, name: str, adapter: str, head: HeadConfig | None, *, seed: int) -> Panel:
     """Add a fresh adapter and head, reproducibly, and make them all that is trained."""
     from transformers import set_seed
 
     set_seed(seed)
     panel = adapters(model)
     panel.add(name, adapter)
-    panel.add_head(name, ClassificationHead(num_labels=len(labels), labels=labels))
+    if head is not None:
+        panel.add_head(name, head)
     panel.train(name)
     return panel
 
 
-def _run_trainer(
-    spec: TrainSpec,
-    panel: Panel,
-    tokenizer: Any,
-    data: Examples,
-    labels: tuple[str, ...],
-    report: Callable[[Progress], None],
-) -> None:
-    from transformers import DataCollatorWithPadding, PrinterCallback, TrainingArguments
+def _validation(spec: TrainSpec, task: Task, data: Data) -> tuple[Data, Data | None]:
+    """Return what is trained on, and what early stopping looks at."""
+    if spec.patience is None:
+        return data, None
+    if spec.validation is not None:
+        apart = read_rows(spec.validation, list(task.columns.values()))
+        task.check(apart)
+        return data, apart
+    order = list(range(len(data)))
+    random.Random(0).shuffle(order)  # noqa: S311 - a reproducible split, no secret
+    size = len(data) // 10
+    if not size:
+        raise DataError("too few examples to set a tenth aside", where=str(data.path), hint="--validation FILE")
+    chosen = set(order[:size])
+    kept, apart_rows = ([row for i, row in enumerate(data) if (i in chosen) is other] for other in (False, True))
+    return replace(data, rows=tuple(kept)), replace(data, rows=tuple(apart_rows))
+
+
+def _answers(ready: _Ready, data: Data, stage: str) -> list[Any]:
+    report = (lambda done, total: ready.report(Progress(stage, done, total))) if _first() else (lambda *_: None)
+    size = ready.spec.batch_size
+    return answers_of(ready.task, ready.panel.model, data, ready.tools, batch_size=size, report=report)
+
+
+def _run_trainer(ready: _Ready) -> tuple[float, ...]:
+    from transformers import EarlyStoppingCallback, PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
 
+    from adaptergit.training.order import Order
     from adaptergit.training.trainer import AdapterTrainer, Reporter
 
-    encoded = tokenizer(data.texts, truncation=True, max_length=spec.max_length)
-    rows = [
-        {**{key: encoded[key][i] for key in encoded}, "labels": labels.index(label)}
-        for i, label in enumerate(data.labels or ())
-    ]
+    spec, task = ready.spec, ready.task
     resume_from = get_last_checkpoint(str(spec.checkpoints)) if spec.resume and spec.checkpoints.is_dir() else None
     if spec.resume and resume_from is None:
         raise NotFoundError(
             "there is no checkpoint to resume from", where=str(spec.checkpoints), hint="train without --resume"
         )
-    if not spec.resume:
+    arguments = _arguments(ready)
+    if not spec.resume and _first():
         shutil.rmtree(spec.checkpoints, ignore_errors=True)
-    arguments = TrainingArguments(
-        output_dir=str(spec.checkpoints),
-        num_train_epochs=spec.epochs,
-        learning_rate=spec.learning_rate,
-        per_device_train_batch_size=spec.batch_size,
-        seed=spec.seed,
-        save_strategy="epoch",
-        save_total_limit=1,
-        logging_steps=20,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        **_group_by_length(TrainingArguments),
-    )
-    trainer = AdapterTrainer(
-        model=panel.model,
+
+    features = task.features(ready.data, ready.tools)
+
+    class Scored(AdapterTrainer):
+        """Evaluates with the task's own measures, and deals out batches so that more processes change nothing."""
+
+        def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+            assert ready.validation is not None
+            answers = _answers(ready, ready.validation, "validating")
+            found = measured(task.measures(answers, ready.validation), len(ready.validation), resamples=1)
+            metrics = {f"eval_{found.main}": found.first if found.higher_is_better else -found.first}
+            metrics["eval_score"] = metrics[f"eval_{found.main}"]
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return Order(features, spec.batch_size, spec.seed, lambda: int(self.state.epoch or 0))
+
+    callbacks: list[Any] = []
+    if _first():
+        callbacks.append(Reporter(lambda done, total, loss: ready.report(Progress("training", done, total, loss))))
+    if spec.patience is not None:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=spec.patience))
+    trainer = Scored(
+        model=ready.panel.model,
         args=arguments,
-        train_dataset=rows,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[Reporter(lambda done, total, loss: report(Progress("training", done, total, loss)))],
+        train_dataset=features,
+        eval_dataset=[] if ready.validation is not None else None,
+        data_collator=task.collate(ready.tools),
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume_from)
+    return tuple(round(float(log["loss"]), 6) for log in trainer.state.log_history if "loss" in log)
 
 
-def _group_by_length(arguments: type[Any]) -> dict[str, Any]:
-    """Batches of similar lengths waste little on padding. transformers 5 renamed the option."""
-    if "train_sampling_strategy" in {f.name for f in fields(arguments)}:
-        return {"train_sampling_strategy": "group_by_length"}
-    return {"group_by_length": True}
+def _arguments(ready: _Ready) -> Any:
+    from transformers import TrainingArguments
+
+    spec = ready.spec
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if spec.batch_size % world:
+        raise UsageError(f"batch_size is {spec.batch_size}, which {world} processes cannot share")
+    stopping = spec.patience is not None
+    best: dict[str, Any] = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_score",
+        "greater_is_better": True,
+    }
+    sharding: dict[str, Any] = {"fsdp": True, "fsdp_config": {"version": 2}} if spec.fsdp else {}
+    return TrainingArguments(
+        output_dir=str(spec.checkpoints),
+        num_train_epochs=spec.epochs,
+        learning_rate=spec.rate,
+        per_device_train_batch_size=spec.batch_size // world,
+        seed=spec.seed,
+        save_strategy="epoch",
+        eval_strategy="epoch" if stopping else "no",
+        save_total_limit=1,
+        save_only_model=spec.fsdp,
+        logging_steps=20 if len(ready.data) > 20 * spec.batch_size else 1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=list(ready.task.label_names),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        bf16=spec.precision == "bf16",
+        fp16=spec.precision == "fp16",
+        use_cpu=not torch.cuda.is_available(),
+        deepspeed=str(spec.deepspeed) if spec.deepspeed is not None else None,
+        **(best if stopping else {}),
+        **sharding,
+    )
 
 
-def _labels(data: Examples, held_out: Examples) -> tuple[str, ...]:
-    labels = data.label_names()
-    if len(labels) < 2:
-        raise DataError(f"all labels are {labels[0]!r}: there is nothing to learn", where=str(data.path))
-    if len(labels) > max(20, len(data) // 2):
-        raise DataError(
-            f"{len(labels)} different labels in {len(data)} lines",
-            where=str(data.path),
-            hint="is --label-column right?",
-        )
-    for line, label in enumerate(held_out.labels or (), 2):
-        if label not in labels:
-            raise DataError(
-                f"example {line - 1} has the label {label!r}, which the training file does not have",
-                where=str(held_out.path),
-                hint=f"known labels: {', '.join(labels[:20])}",
-            )
-    return labels
+def _card_fields(ready: _Ready, metrics: Metrics, seconds: float, *, published: bool) -> dict[str, Any]:
+    """Return what the card says of training and evaluation.
 
-
-def _card_fields(
-    spec: TrainSpec, data: Examples, held_out: Examples, metrics: Metrics, seconds: float
-) -> dict[str, Any]:
+    Args:
+        published: All that was scored is in the package.
+    """
+    spec, data, held_out = ready.spec, ready.data, ready.held_out
     about = dict(spec.about)
-    task = {"type": spec.task, "dataset": data.path.name, "metric": "accuracy", **about.pop("task", {})}
+    task = {"type": spec.task, "dataset": spec.train.name, "metric": metrics.main, **about.pop("task", {})}
     base = {"id": spec.base_id} if spec.base_id else {}
+    precision = {"precision": spec.precision} if spec.precision != "fp32" else {}
+    stopping = {"early_stopping_patience": spec.patience} if spec.patience is not None else {}
+    scores = [
+        {
+            "dataset": held_out.path.name,
+            "split": "eval",
+            "metric": metric,
+            "value": value,
+            "samples": metrics.samples,
+            "data_sha256": held_out.sha256,
+            "interval": list(metrics.intervals.get(metric, (value, value))),
+        }
+        for metric, value in metrics.values.items()
+    ]
     return {
         "name": spec.adapter_name,
         "description": f"{parse_config(spec.adapter).method} adapter for {spec.task}, trained on {data.path.name}.",
@@ -315,27 +314,21 @@ def _card_fields(
             "samples": len(data),
             "hyperparameters": {
                 "epochs": spec.epochs,
-                "learning_rate": spec.learning_rate,
+                "learning_rate": spec.rate,
                 "lr_schedule": "linear",
                 "optimizer": "adamw",
                 "batch_size": spec.batch_size,
                 "max_length": spec.max_length,
+                "columns": dict(ready.task.columns),
+                **precision,
+                **stopping,
             },
             "seed": spec.seed,
             "hardware": _hardware(),
             "duration_seconds": round(seconds, 1),
             "frameworks": frameworks(),
         },
-        "evaluation": [
-            {
-                "dataset": held_out.path.name,
-                "split": "eval",
-                "metric": metric,
-                "value": value,
-                "samples": metrics.samples,
-            }
-            for metric, value in (("accuracy", metrics.accuracy), ("f1_macro", metrics.f1_macro))
-        ],
+        **({"evaluation": scores} if published else {}),
         **about,
     }
 
@@ -351,14 +344,39 @@ def _write(panel: Panel, spec: TrainSpec, card: dict[str, Any]) -> None:
             path.replace(spec.output / path.name)
 
 
+def _gather(panel: Panel, name: str) -> None:
+    """Put what was sharded together again, in every process, so that it can be written as always."""
+    modules = [panel.module(name), *((panel.head_module(name),) if name in panel.heads else ())]
+    for module in (inner for outer in modules for inner in outer.modules()):
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if hasattr(parameter, "full_tensor"):
+                whole = nn.Parameter(parameter.full_tensor().detach(), requires_grad=parameter.requires_grad)
+                setattr(module, key, whole)
+
+
+def _first() -> bool:
+    """Tell whether this process writes and reports."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _wait() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 def _hardware() -> str:
+    several = int(os.environ.get("WORLD_SIZE", "1"))
+    shared = f"{several} processes, " if several > 1 else ""
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores, {platform.machine()}"
+        return f"{shared}{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{shared}CPU, {torch.get_num_threads()} of {os.cpu_count()} cores, {platform.machine()}"
 
 
-def _needs_accelerate() -> None:
+def _needs(package: str) -> None:
     import importlib.util
 
-    if importlib.util.find_spec("accelerate") is None:
-        raise UsageError("training needs accelerate", hint="pip install 'adaptergit[train]'")
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(f"training needs {package}", hint="pip install 'adaptergit[train]'")
+
+
+__all__: Sequence[str] = ["Progress", "TrainResult", "load_base", "prepare", "train"]

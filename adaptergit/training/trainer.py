@@ -1,4 +1,7 @@
-"""``transformers.Trainer`` for adapters: its checkpoints hold the adapter and its head, never the base model."""
+"""``transformers.Trainer`` for adapters: its checkpoints hold the adapter and its head, never the base model.
+
+:class:`AdapterTrainer` takes Trainer's place; :class:`AdapterCallback` goes beside any other Trainer.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from adaptergit.errors import DataError
-from adaptergit.splice.panel import adapters
+from adaptergit.splice.fusion import regularisation
+from adaptergit.splice.panel import Panel, adapters
 
 _FILE = "adapter_state.safetensors"
 _LABELS = {
@@ -20,39 +25,113 @@ _LABELS = {
 }
 
 
-class AdapterTrainer(Trainer):
-    """A Trainer whose model carries a panel with something to train; resuming and the best checkpoint work as usual."""
+class _Adapters:
+    """What is different for adapters; put in front of a Trainer's class."""
+
+    model: Any
+    args: Any
+    state: Any
 
     def __init__(self, model: Any = None, args: Any = None, **options: Any) -> None:
-        panel = getattr(getattr(model, "adaptergit", None), "panel", None)
+        panel = _panel(model)
         if args is not None and panel is not None and panel.active_head is not None and args.label_names is None:
             # The head beside the model takes the labels: the model's own forward does not name them.
             kind = panel.head_config(panel.active_head).type
             args.label_names = _LABELS.get(kind, ["labels"])
-        super().__init__(model, args, **options)
+        super().__init__(model, args, **options)  # type: ignore[call-arg]
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Add the regulariser of a fusion that is trained (Pfeiffer et al. 2021, §3.2)."""
+        found: Any = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        panel = _panel(self.model)
+        extra = fusion_regularisation(panel) if panel is not None and model.training else None
+        if extra is None:
+            return found
+        return (found[0] + extra, *found[1:]) if isinstance(found, tuple) else found + extra
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({n: p.detach().cpu().contiguous() for n, p in _trained(self.model)}, str(folder / _FILE))
+        save_adapters(self.model, Path(output_dir or str(self.args.output_dir)))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter; of a sharded model, without putting the base together first."""
+        if _sharded(self.model):
+            self._save(output_dir)
+        else:
+            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        path = Path(resume_from_checkpoint) / _FILE
-        parameters = dict(_trained(model if model is not None else self.model))
-        stored = load_file(str(path)) if path.is_file() else {}
-        if stored.keys() != parameters.keys() or any(stored[n].shape != p.shape for n, p in parameters.items()):
-            raise DataError(
-                "the checkpoint to resume from is of another adapter",
-                where=str(path),
-                hint="resume with the same --adapter, or remove the folder",
-            )
-        for name, parameter in parameters.items():
-            parameter.data.copy_(stored[name])
+        load_adapters(model if model is not None else self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
         if best is not None:
             self._load_from_checkpoint(best)
+
+
+class AdapterTrainer(_Adapters, Trainer):
+    """A Trainer whose model carries a panel with something to train; resuming and the best checkpoint work as usual."""
+
+
+class AdapterSeq2SeqTrainer(_Adapters, Seq2SeqTrainer):
+    """The same for models that write: evaluation may generate."""
+
+
+class AdapterCallback(TrainerCallback):
+    """Beside a Trainer of one's own: every checkpoint gets the adapter too, and the best one is taken at the end.
+
+    ``Trainer(model, …, callbacks=[AdapterCallback()])``; :class:`AdapterTrainer` also leaves the base model out of
+    checkpoints, resumes, and adds the regulariser of a fusion.
+    """
+
+    def __init__(self) -> None:
+        self._best: str | None = None
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Write the adapter into the checkpoint that was just written."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            save_adapters(model, folder)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Take the best checkpoint's adapter, where the Trainer was asked for the best model."""
+        best = state.best_model_checkpoint
+        if args.load_best_model_at_end and best is not None and (Path(best) / _FILE).is_file():
+            load_adapters(model, Path(best))
+
+
+def fusion_regularisation(panel: Panel) -> torch.Tensor | None:
+    """Return the sum of the regularisers of all fusions that are trained, or None."""
+    modules = [panel.fusion_module(name) for name in panel.fusions]
+    trained = [module for module in modules if any(parameter.requires_grad for parameter in module.parameters())]
+    return torch.stack([regularisation(module) for module in trained]).sum() if trained else None
+
+
+def save_adapters(model: Any, folder: Path) -> None:
+    """Write all that is trained into a folder; of a sharded model, every process must call this."""
+    whole = {name: _whole(parameter.detach()).cpu().contiguous() for name, parameter in _trained(model)}
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(whole, str(folder / _FILE))
+
+
+def load_adapters(model: Any, folder: Path) -> None:
+    """Read what :func:`save_adapters` wrote.
+
+    Raises:
+        DataError: It is not there, or of another adapter.
+    """
+    path = folder / _FILE
+    parameters = dict(_trained(model))
+    stored = load_file(str(path)) if path.is_file() else {}
+    if stored.keys() != parameters.keys() or any(stored[n].shape != p.shape for n, p in parameters.items()):
+        raise DataError(
+            "the checkpoint to resume from is of another adapter",
+            where=str(path),
+            hint="resume with the same --adapter, or remove the folder",
+        )
+    for name, parameter in parameters.items():
+        with torch.no_grad():
+            parameter.copy_(_like(stored[name], parameter))
 
 
 class Reporter(TrainerCallback):
@@ -71,8 +150,33 @@ class Reporter(TrainerCallback):
             self._report(int(state.global_step), int(state.max_steps), float(logs["loss"]))
 
 
-def _trained(model: nn.Module | None) -> list[tuple[str, nn.Parameter]]:
+def _panel(model: Any) -> Panel | None:
+    found: Panel | None = getattr(getattr(model, "adaptergit", None), "panel", None)
+    return found
+
+
+def _trained(model: Any) -> list[tuple[str, nn.Parameter]]:
     """What the optimiser trains, under names that start with the panel's."""
     assert model is not None
-    adapters(model)  # a model without a panel is a mistake of the caller, reported as such
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    inner = getattr(model, "module", model)  # out of DistributedDataParallel
+    adapters(inner)  # a model without a panel is a mistake of the caller, reported as such
+    return [(name, parameter) for name, parameter in inner.named_parameters() if parameter.requires_grad]
+
+
+def _sharded(model: Any) -> bool:
+    return any(hasattr(parameter, "full_tensor") for _, parameter in _trained(model))
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Put a sharded tensor together; all processes must ask."""
+    found: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found
+
+
+def _like(tensor: torch.Tensor, parameter: Any) -> torch.Tensor:
+    """Shard a tensor as a parameter is."""
+    if not hasattr(parameter, "device_mesh"):
+        return tensor.to(parameter.dtype)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(parameter), parameter.device_mesh, parameter.placements)

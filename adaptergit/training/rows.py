@@ -1,0 +1,95 @@
+"""Rows of a data file; every problem names file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptergit.errors import DataError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example as its file gives it."""
+
+    values: Mapping[str, Any]
+    where: str
+    """``file:line``, for messages."""
+
+    def __contains__(self, column: str) -> bool:
+        return column in self.values
+
+    def value(self, column: str) -> Any:
+        """Return what a column holds.
+
+        Raises:
+            DataError: There is no such column, as for all other methods.
+        """
+        if column not in self.values:
+            known = ", ".join(map(str, self.values)) or "none"
+            raise DataError(f"there is no column {column!r}", where=self.where, hint=f"columns: {known}")
+        return self.values[column]
+
+    def text(self, column: str) -> str:
+        """Return a text; numbers are written out."""
+        value = self.value(column)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            self._refuse(column, value, "text")
+        return str(value)
+
+    def label(self, column: str) -> str:
+        """Return a text that is not empty, without spaces around it."""
+        label = self.text(column).strip()
+        if not label:
+            raise DataError(f"the label in column {column!r} is empty", where=self.where)
+        return label
+
+    def number(self, column: str) -> float:
+        """Return a finite number."""
+        text = self.text(column)
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if number != number or number in (float("inf"), float("-inf")):
+            raise DataError(f"column {column!r} holds {text!r}, expected a number", where=self.where)
+        return number
+
+    def texts(self, column: str, separator: str | None = None) -> list[str]:
+        """Return a list of texts; where a file has no lists, one text with separators."""
+        value = self.value(column)
+        if isinstance(value, str) and separator is not None:
+            return [part.strip() for part in value.split(separator) if part.strip()]
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            self._refuse(column, value, "a list")
+        if not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in value):
+            raise DataError(f"column {column!r} holds a list of something else than texts", where=self.where)
+        return [str(item) for item in value]
+
+    def _refuse(self, column: str, value: Any, wanted: str) -> None:
+        raise DataError(f"column {column!r} holds {type(value).__name__}, expected {wanted}", where=self.where)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows in the order of their file."""
+
+    path: Path
+    rows: tuple[Row, ...]
+    sha256: str
+    """Of the file; of a folder, of its files' names and digests."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+
+def label_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the distinct labels: by number if all are whole numbers, else alphabetically."""
+    names = set(labels)
+    numeric = all(name.lstrip("-").isdigit() for name in names)
+    return tuple(sorted(names, key=int if numeric else str))

@@ -1,0 +1,154 @@
+"""What every task has: columns, a head, features for the model, answers read from it, and measures of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+
+from adaptergit.errors import DataError, UsageError
+from adaptergit.splice.heads import HeadConfig
+from adaptergit.training.measures import Measure
+from adaptergit.training.rows import Data, Row, label_names
+
+Feature = dict[str, Any]
+"""One input of the model, as lists, before it is padded into a batch."""
+Collate = Callable[[list[Feature]], dict[str, Any]]
+Read = Callable[[Any, Mapping[str, torch.Tensor]], Sequence[Any]]
+"""What to keep of an output and its batch: one thing for every feature."""
+Run = Callable[[Sequence[Feature], Collate, Read], list[Any]]
+"""Give every feature to the model and return what was read, in their order."""
+Generate = Callable[..., list[Any]]
+"""Let the model write: (features, collate, options) to lists of tokens."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What turns data into inputs."""
+
+    tokenizer: Any
+    """Of images, their processor."""
+    max_length: int
+    """Tokens; what is longer is cut, or comes in several pieces."""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A kind of thing to learn. Instances know the columns of their files and the labels that were seen."""
+
+    columns: Mapping[str, str]
+    """Column by role."""
+    labels: tuple[str, ...] = ()
+
+    name: ClassVar[str]
+    """As on the Hugging Face Hub, where it has a name there."""
+    roles: ClassVar[Mapping[str, str | None]]
+    """Columns a file has, and what they are called if nobody says; None: there need not be one."""
+    model_class: ClassVar[str] = "AutoModel"
+    """Class of transformers that makes the model."""
+    inputs: ClassVar[str] = "AutoTokenizer"
+    """Class of transformers that makes the model's inputs."""
+    label_names: ClassVar[tuple[str, ...]] = ("labels",)
+    """What of a batch is no input of the model."""
+
+    @classmethod
+    def with_columns(cls, chosen: Mapping[str, str]) -> dict[str, str]:
+        """Return the columns of all roles.
+
+        Raises:
+            UsageError: The task has no such role.
+        """
+        if unknown := sorted(set(chosen) - set(cls.roles)):
+            known = ", ".join(cls.roles)
+            raise UsageError(f"{cls.name} has no column for {unknown[0]!r}", hint=f"it has {known}")
+        named = {role: chosen.get(role, default) for role, default in cls.roles.items()}
+        return {role: column for role, column in named.items() if column is not None}
+
+    @classmethod
+    @abstractmethod
+    def learn(cls, columns: Mapping[str, str], data: Data) -> Self:
+        """Look at the training data: which labels are there?
+
+        Raises:
+            DataError: There is nothing to learn, or the data is of another kind.
+        """
+
+    @abstractmethod
+    def check(self, data: Data) -> None:
+        """Refuse held-out data that the task cannot be scored on.
+
+        Raises:
+            DataError: Naming file and line.
+        """
+
+    @abstractmethod
+    def head(self) -> HeadConfig | None:
+        """Return the head; None where the model's own class answers."""
+
+    @classmethod
+    def of(cls, columns: Mapping[str, str], head: HeadConfig | None) -> Self:
+        """Return the task that a trained head was for."""
+        return cls(columns, () if head is None else head.labels)
+
+    @abstractmethod
+    def features(self, data: Data, tools: Tools) -> Sequence[Feature]:
+        """Turn training data into inputs with labels; a row may give several."""
+
+    @abstractmethod
+    def collate(self, tools: Tools) -> Collate:
+        """Return what pads features into batches."""
+
+    @abstractmethod
+    def answers(self, data: Data, tools: Tools, run: Run, generate: Generate) -> list[Any]:
+        """Return what the model says to every row."""
+
+    @abstractmethod
+    def measures(self, answers: Sequence[Any], data: Data) -> list[Measure]:
+        """Compare answers with what the rows say; the first measure is the one to look at."""
+
+    def plain(self, answer: Any) -> dict[str, Any]:
+        """Return an answer as plain data."""
+        return {"logits": answer.tolist()}
+
+
+def padding(tools: Tools) -> Collate:
+    """Pad tokens to the longest of a batch."""
+    from transformers import DataCollatorWithPadding
+
+    return DataCollatorWithPadding(tools.tokenizer)
+
+
+def known_label(label: str, labels: Sequence[str], row: Row) -> int:
+    """Return a label's number.
+
+    Raises:
+        DataError: It was not seen in training.
+    """
+    if label not in labels:
+        raise DataError(
+            f"the label {label!r} is not in the training file",
+            where=row.where,
+            hint=f"known labels: {', '.join(labels[:20])}",
+        )
+    return labels.index(label)
+
+
+def learnt_labels(labels: Sequence[str], data: Data) -> tuple[str, ...]:
+    """Return the labels of a training file in their order.
+
+    Raises:
+        DataError: One label, or nearly one for each row.
+    """
+    names = label_names(labels)
+    if len(names) < 2:
+        raise DataError(f"all labels are {names[0]!r}: there is nothing to learn", where=str(data.path))
+    if len(names) > max(20, len(labels) // 2):
+        raise DataError(
+            f"{len(names)} different labels in {len(labels)} lines",
+            where=str(data.path),
+            hint="is --label-column right?",
+        )
+    return names
