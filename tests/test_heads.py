@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,8 +28,10 @@ from adaptergit.splice import (
     Seq2SeqLMHead,
     TaggingHead,
     adapters,
+    parse_composition,
     register_head,
 )
+from adaptergit.splice.composition import copies_of, ends_of, for_row
 from adaptergit.splice.heads import HeadCall, HeadModule
 
 IDS = torch.randint(5, 60, (4, 7), generator=torch.Generator().manual_seed(1))
@@ -157,3 +160,110 @@ def test_a_head_of_ones_own_is_saved_and_loaded(tmp_path: Path) -> None:
     adaptergit.load(tmp_path / "a", other, policy="unsigned")
     with torch.no_grad():
         assert torch.allclose(other(input_ids=IDS).logits, expected, atol=1e-6)
+
+
+def two_headed(head: Any = None) -> Any:
+    """A model with adapters a and b, a head of each one's own, and c without."""
+    torch.manual_seed(0)
+    model = tiny_model("bert", "AutoModel" if head is not None else "AutoModelForSequenceClassification")
+    panel = adapters(model)
+    for name in ("a", "b"):
+        panel.add(name, "lora[init_weights=bert]")
+        if head is not None:
+            panel.add_head(name, head)
+        else:
+            panel.train(name)
+            with torch.no_grad():
+                for parameter in panel.head_module(name).parameters():
+                    parameter.normal_()
+    panel.add("c")
+    model.eval()
+    return panel
+
+
+@pytest.mark.parametrize("head", [ClassificationHead(num_labels=3), None], ids=["beside", "own class"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Parallel(a, b)",
+        "BatchSplit(a, b, batch_sizes=[1, 3])",
+        "Route(a, b, b, a)",
+        "MultiTask(a, b)",
+        "Stack(c, Parallel(a, Stack(c, b)))",
+        "BatchSplit(Stack(b, a), Stack(c, a), batch_sizes=[2, 2])",
+    ],
+)
+def test_every_row_is_answered_by_the_head_of_its_own_adapter(text: str, head: Any) -> None:
+    panel = two_headed(head)
+    tasks = [1, 0, 0, 1] if "MultiTask" in text else None
+    panel.activate(text, task_ids=tasks)
+    with torch.no_grad():
+        output = panel.model(input_ids=IDS)
+    answers = output.get("head_outputs") or [output]
+    tree = parse_composition(text)
+    rows = len(IDS) * copies_of(tree)
+    logits: dict[str, list[torch.Tensor]] = {}
+    for row in range(rows):
+        own = for_row(tree, row, rows, tasks)
+        with panel.using(own), torch.no_grad():
+            alone = panel.model(input_ids=IDS[row % len(IDS)][None]).logits
+        logits.setdefault("all" if head is None else str(ends_of(own)[0]), []).append(alone)
+    assert len(answers) == len(logits)
+    for answer, expected in zip(answers, logits.values(), strict=True):
+        assert torch.allclose(answer.logits, torch.cat(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["Parallel(a, c)", "Route(a, None)", "MultiTask(b, c)"])
+def test_rows_of_which_some_have_a_head_need_to_be_told(text: str) -> None:
+    panel = two_headed(ClassificationHead(num_labels=3))
+    panel.active = "b"
+    for choose in (panel.activate, lambda tree: panel.using(tree).__enter__()):
+        with pytest.raises(UsageError, match=r"c would be answered|without an adapter"):
+            choose(text)
+    assert (panel.active, panel.active_head) == ("b", "b")
+    panel.activate(text, head="a", task_ids=[0, 1, 0, 1])
+    assert panel.model(input_ids=IDS).logits.shape[1] == 3
+    panel.activate(text, head=[], task_ids=[0, 1, 0, 1])
+    assert not hasattr(panel.model(input_ids=IDS), "logits")
+
+
+def test_using_answers_with_its_own_head() -> None:
+    panel = two_headed(ClassificationHead(num_labels=3))
+    expected = {}
+    for name, head in (("a", None), ("b", None), ("a", "b"), (None, "a")):
+        panel.activate(name, head)
+        expected[name, head] = panel.model(input_ids=IDS).logits
+    panel.active = "a"
+    for (name, head), logits in expected.items():
+        with panel.using(name, head=head):
+            assert torch.equal(panel.model(input_ids=IDS).logits, logits)
+    with panel.using("a", head=[]):
+        assert not hasattr(panel.model(input_ids=IDS), "logits")
+    panel.active = None
+    with panel.using("b"):
+        assert torch.equal(panel.model(input_ids=IDS).logits, expected["b", None])
+    assert not hasattr(panel.model(input_ids=IDS), "logits")
+
+
+@pytest.mark.parametrize("head", [ClassificationHead(num_labels=3), None], ids=["beside", "own class"])
+def test_threads_have_heads_of_their_own(head: Any) -> None:
+    panel = two_headed(head)
+    expected = {}
+    for name in ("a", "b", None):
+        panel.active = name
+        with torch.no_grad():
+            expected[name] = panel.model(input_ids=IDS)[0]
+    failures: list[str | None] = []
+
+    def work(name: str | None) -> None:
+        for _ in range(10):
+            with panel.using(name), torch.no_grad():
+                if not torch.equal(panel.model(input_ids=IDS)[0], expected[name]):
+                    failures.append(name)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b", None, "a")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []

@@ -278,19 +278,36 @@ class _Parser:
         return UsageError(f"{what}\n  {self.text}\n  {' ' * self.at}^", hint='write "qa" or "Stack(de, Fuse(a, b))"')
 
 
+_SHARING = (BatchSplit, Parallel, MultiTask, Route)
+
+
 def partitions_rows(tree: Composition | None) -> bool:
     """Tell whether rows of one batch may be treated differently."""
     if not isinstance(tree, Block):
         return False
-    return isinstance(tree, BatchSplit | Parallel | MultiTask | Route) or any(map(partitions_rows, tree.children))
+    return isinstance(tree, _SHARING) or any(map(partitions_rows, tree.children))
 
 
 def on_every_row(tree: Composition | None, name: str) -> bool:
     """Tell whether an adapter acts on every row, however the rows are shared out."""
     if not isinstance(tree, Block):
         return tree == name
-    shared = isinstance(tree, BatchSplit | Parallel | MultiTask | Route)
-    return (all if shared else any)(on_every_row(child, name) for child in tree.children)
+    return (all if isinstance(tree, _SHARING) else any)(on_every_row(child, name) for child in tree.children)
+
+
+def ends_of(tree: Composition | None) -> tuple[str | None, ...]:
+    """Return the last adapter that acts on each share of the rows; None where none acts."""
+    if not isinstance(tree, Block):
+        return (tree,)
+    if isinstance(tree, _SHARING):
+        return tuple(dict.fromkeys(end for child in tree.children for end in ends_of(child)))
+    found: list[str | None] = []
+    for child in reversed(tree.children):
+        ends = ends_of(child)
+        found += [end for end in ends if end is not None]
+        if None not in ends:
+            return tuple(found)
+    return (*found, None)
 
 
 def copies_of(tree: Composition | None) -> int:

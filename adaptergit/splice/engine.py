@@ -22,6 +22,8 @@ from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Projection, Site, base_of
 from adaptergit.splice.attention import Binding, bind
 from adaptergit.splice.embeddings import hook_embeddings
+from adaptergit.splice.head_hooks import hook_copies, hook_heads
+from adaptergit.splice.heads import Pooling
 from adaptergit.splice.hooks import Undo, after, before
 from adaptergit.splice.interpret import (
     BranchState,
@@ -29,6 +31,7 @@ from adaptergit.splice.interpret import (
     HiddenState,
     PrefixState,
     ProjectionState,
+    Rows,
     State,
     run,
     run_rows,
@@ -60,8 +63,8 @@ class Call:
 class Engine:
     """Runs plans inside one model."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._base = model, base_of(model)
+    def __init__(self, model: nn.Module, pooling: Pooling = "first") -> None:
+        self._model, self._base, self.pooling = model, base_of(model), pooling
         self._plan = EMPTY
         self._overriding: list[Plan] = []
         self._installed: dict[Any, list[Undo]] = {}
@@ -127,10 +130,6 @@ class Engine:
         plan = self.current()
         return place in plan.leaves if plan.by_row else place in plan.nodes
 
-    def answers_with_head(self) -> bool:
-        """Tell whether this call is answered by the active head."""
-        return self.current().head
-
     def unfold(self, tensor: torch.Tensor) -> torch.Tensor:
         """Give a tensor whose rows were flattened (tokens of a mixture of experts, windows) the batch's rows again."""
         if not self.current().by_row or not tensor.is_floating_point():
@@ -144,12 +143,12 @@ class Engine:
         """Tell whether a prompt stands in front of this call's tokens."""
         return any(isinstance(place, Prompt) for place in self.current().places) and self.call.prompted
 
-    def unembed(self, hidden: torch.Tensor, rows: slice = slice(None), *, own: bool = False) -> torch.Tensor:
+    def unembed(self, hidden: torch.Tensor, rows: Rows | None = None, *, own: bool = False) -> torch.Tensor:
         """Undo what invertible adapters did to the embedding, in front of an output embedding.
 
         Args:
             hidden: (batch, seq, hidden).
-            rows: Of the call's batch.
+            rows: Of the call's batch; default: all.
             own: The output embedding is the model's own class's.
         """
         plan = self.current()
@@ -158,7 +157,7 @@ class Engine:
             return hidden
         if not plan.by_row:
             return _undo(plan.node(place), hidden, own)
-        whole = torch.arange(self.call.batch)[rows].tolist()
+        whole = torch.arange(self.call.batch)[slice(None) if rows is None else rows].tolist()
         out = hidden.clone()
         for index, node in plan.groups(place, self.call.batch):
             members = set(torch.arange(self.call.batch)[index].tolist())
@@ -220,6 +219,8 @@ class Engine:
         # The call's own hook comes first: the others read what it saw.
         needed: list[Any] = ["call"] if any(plan.needs_call for plan in plans) else []
         needed += ["embeddings"] if any(plan.embeddings is not None for plan in plans) else []
+        heads = [head for plan in plans if plan.answer is not None for head in plan.answer.heads.values()]
+        needed += dict.fromkeys(hooked for head in heads for hooked in getattr(head, "copies", ("answer",)))
         needed += sorted(
             {place for plan in plans for place in plan.places}, key=lambda place: (isinstance(place, Tuned), place.key)
         )
@@ -249,6 +250,10 @@ class Engine:
             return undo
         if place == "embeddings":
             return hook_embeddings(self._model, self)
+        if place == "answer":
+            return hook_heads(self._model, self._base, self.pooling, self)
+        if isinstance(place, str):
+            return hook_copies(self._model, place, self)
         if isinstance(place, Site):
             return self._hook_site(place)
         if isinstance(place, Tuned):
@@ -304,7 +309,7 @@ class Engine:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold no lock and no running call; overrides end with their ``with`` block."""
-        kept = ("_model", "_base", "_plan", "_installed")
+        kept = ("_model", "_base", "pooling", "_plan", "_installed")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

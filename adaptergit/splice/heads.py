@@ -6,7 +6,6 @@ weights for the head the model's own class has.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -29,6 +28,7 @@ from transformers.utils.generic import ModelOutput
 
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import base_of
+from adaptergit.splice.hooks import bare_copy
 from adaptergit.splice.layers import activation
 
 Pooling = Literal["first", "last", "eos"]
@@ -553,7 +553,7 @@ class StaticModule(nn.Module):
         self.paths = static_paths(model)
         if not self.paths:
             raise ModelError(f"{type(model).__name__} has no head of its own")
-        self.copies = nn.ModuleDict({path: copy.deepcopy(model.get_submodule(path)) for path in self.paths})
+        self.copies = nn.ModuleDict({path: bare_copy(model.get_submodule(path)) for path in self.paths})
 
     def reset_parameters(self) -> None:
         """Keep the values copied from the model."""

@@ -7,15 +7,18 @@ found again, and whoever compiles nothing pays nothing.
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 Undo = Callable[[], None]
 _COUNT = "_adaptergit_hooks"
+M = TypeVar("M", bound=nn.Module)
 
 
 def before(module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = True, prepend: bool = False) -> Undo:
@@ -26,6 +29,16 @@ def before(module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = T
 def after(module: nn.Module, hook: Callable[..., Any], **options: bool) -> Undo:
     """Run a hook after a module; return what takes it away."""
     return _Undo(module, module.register_forward_hook(hook, **options))
+
+
+def bare_copy(module: M) -> M:
+    """Return a deep copy that nobody's hooks act on."""
+    hooks = [(name, d) for part in module.modules() for name, d in vars(part).items() if isinstance(d, dict)]
+    made = copy.deepcopy(module, {id(d): OrderedDict() for name, d in hooks if "forward" in name and "hooks" in name})
+    for part in made.modules():
+        if vars(part).pop(_COUNT, 0):
+            vars(part).pop("forward", None)
+    return made
 
 
 class _Undo:

@@ -144,12 +144,14 @@ def run(node: Node | None, state: S) -> S:
 
 def run_rows(groups: Sequence[tuple[Rows, Node | None]], state: S) -> S:
     """Run every group of rows on its own and put the rows back where they were."""
-    parts = [run(node, state.rows(index)) for index, node in groups]
-    indices = [index for index, _ in groups]
+    return state.join([run(node, state.rows(index)) for index, node in groups], 0, order_of([i for i, _ in groups]))
+
+
+def order_of(indices: Sequence[Rows]) -> torch.Tensor | None:
+    """Return what puts rows that were taken out with these indices, one after another, back where they were."""
     if all(isinstance(index, slice) for index in indices):
-        return state.join(parts, 0, None)
-    listed = [torch.arange(i.start, i.stop) if isinstance(i, slice) else i for i in indices]
-    return state.join(parts, 0, torch.argsort(torch.cat(listed)))
+        return None
+    return torch.argsort(torch.cat([torch.arange(i.start, i.stop) if isinstance(i, slice) else i for i in indices]))
 
 
 @dataclass(frozen=True)

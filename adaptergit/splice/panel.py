@@ -17,18 +17,25 @@ from torch import nn
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Site, anatomy_of
 from adaptergit.splice.checkpoint import card_name, save
-from adaptergit.splice.composition import Block, Composition, Fuse, Route, Stack, on_every_row, parse_composition
+from adaptergit.splice.composition import (
+    Block,
+    Composition,
+    Fuse,
+    Route,
+    Stack,
+    ends_of,
+    on_every_row,
+    parse_composition,
+)
 from adaptergit.splice.config import MethodConfig, parse_config
 from adaptergit.splice.embeddings import Embeddings, config_for, input_paths
 from adaptergit.splice.engine import EMPTY, Engine
 from adaptergit.splice.fusion import Fusion, FusionConfig, fusion_config
-from adaptergit.splice.head_hooks import hook_head
-from adaptergit.splice.heads import HeadConfig, build_head, static_head_of, static_paths
-from adaptergit.splice.hooks import Undo
+from adaptergit.splice.heads import HeadConfig, StaticModule, build_head, static_head_of, static_paths
 from adaptergit.splice.inventory import ATTRIBUTE, Inventory, check_new, panel_of
 from adaptergit.splice.merging import average, average_states, combine, eject_prefix, merge_into
 from adaptergit.splice.places import BlockOutput, Linear, Place
-from adaptergit.splice.plan import Plan
+from adaptergit.splice.plan import Answer, Plan
 from adaptergit.splice.setup import fused, several, single
 
 
@@ -64,10 +71,8 @@ class Panel(Inventory):
         if hasattr(model, ATTRIBUTE):
             raise ModelError(f"the model has an attribute {ATTRIBUTE!r} that is not a panel")
         super().__init__(model, anatomy_of(model, sites, inputs))
-        self._engine = Engine(model)
+        self._engine = Engine(model, self.anatomy.pooling)
         self._active: Composition | None = None
-        self._active_heads: tuple[str, ...] = ()
-        self._head_hooks: list[Undo] = []
         self._merged: dict[str, Callable[[], None]] = {}
         self._trainable: dict[str, bool] | None = None
 
@@ -207,7 +212,12 @@ class Panel(Inventory):
     @property
     def active_head(self) -> str | None:
         """The active head, or None: the model answers as its own class does. Of several, the first."""
-        return self._active_heads[0] if self._active_heads else None
+        return next(iter(self._active_heads), None)
+
+    @property
+    def _active_heads(self) -> list[str]:
+        answer = self._engine.plan.answer
+        return [] if answer is None else list(answer.heads)
 
     @property
     def active_embeddings(self) -> str | None:
@@ -228,47 +238,43 @@ class Panel(Inventory):
 
         Args:
             composition: A name, a block, a composition string, or None.
-            head: Default: the head named like the last adapter, if there is one. Several answer together; in Parallel
-                and BatchSplit with as many children, each for its child's rows.
+            head: Default: the head named like the last adapter, if there is one; where rows have adapters of their
+                own, each row's. Several that are named answer together; in Parallel and BatchSplit with as many
+                children, each for its child's rows. An empty list: the model answers as its own class does.
             skip_layers: Blocks in which adapters do nothing (AdapterDrop, Rücklé et al. 2021).
             task_ids: For MultiTask: which child each row goes to.
             embeddings: Added embeddings; default: those named like an adapter, if there are any.
 
         Raises:
-            UsageError: An adapter, head or embeddings that are not there; nothing changes.
+            UsageError: An adapter, head or embeddings that are not there, or rows of which some have a head; nothing
+                changes.
         """
         parsed = self._parse(composition)
-        plan = self._compile(parsed, frozenset(skip_layers), task_ids, embeddings)
-        heads = self._head_of(parsed) if head is None else [head] if isinstance(head, str) else list(head)
-        for one in heads:
-            self.head_config(one)
-        self._engine.plan = plan
+        self._engine.plan = self._compile(parsed, head, frozenset(skip_layers), task_ids, embeddings)
         self._active = parsed
-        self._set_head(heads)
 
-    def route(self, rows: Sequence[str | None]) -> None:
+    def route(self, rows: Sequence[str | None], head: str | Sequence[str] | None = None) -> None:
         """Give every row of the batch an adapter of its own, or none: ``route(["a", "b", None])``.
 
         Raises:
-            UsageError: An adapter that is not there.
+            UsageError: An adapter that is not there, or rows of which some have a head.
         """
-        self.activate(Route(*rows))
+        self.activate(Route(*rows), head)
 
     @contextmanager
     def using(
         self,
         composition: Composition | None,
+        head: str | Sequence[str] | None = None,
         skip_layers: Iterable[int] = (),
         *,
         task_ids: Sequence[int] | torch.Tensor | None = None,
         embeddings: str | None = None,
     ) -> Iterator[None]:
-        """Use other adapters inside the block, in this thread or task only.
-
-        The active head stays; with None it is switched off too, and the model answers as its own class does.
+        """Use other adapters and heads inside the block, in this thread or task only; see :meth:`activate`.
 
         Raises:
-            UsageError: An adapter that is not there.
+            UsageError: An adapter, head or embeddings that are not there, or rows of which some have a head.
         """
         # Its name in transformers, today's and before.
         names = ("is_activation_checkpointing", "is_gradient_checkpointing")
@@ -278,9 +284,9 @@ class Panel(Inventory):
                 "gradient checkpointing runs blocks again after the with block, with other adapters",
                 hint="panel.activate(…) instead of using(…), or torch.no_grad() around it",
             )
-        parsed = self._parse(composition)
-        plan = replace(self._compile(parsed, frozenset(skip_layers), task_ids, embeddings), head=parsed is not None)
-        with self._engine.override(plan):
+        with self._engine.override(
+            self._compile(self._parse(composition), head, frozenset(skip_layers), task_ids, embeddings)
+        ):
             yield
 
     def train(self, *names: str, train_embeddings: bool = False) -> None:
@@ -497,7 +503,7 @@ class Panel(Inventory):
         if self._active is not None and name in _names(self._active):
             self.activate(None)
         if name in self._active_heads:
-            self._set_head(())
+            self._engine.plan = replace(self._engine.plan, answer=None)
         for fusion in [key for key in self.fusions if name in self.fused(key).children]:
             self.remove_fusion(fusion)
         self.drop(name)
@@ -505,12 +511,11 @@ class Panel(Inventory):
     def snapshot(self) -> Callable[[], None]:
         """Return a function that takes back everything added or activated since."""
         taken_back = super().snapshot()
-        plan, active, heads = self._engine.plan, self._active, self._active_heads
+        plan, active = self._engine.plan, self._active
 
         def restore() -> None:
             self._engine.plan, self._active = plan, active
             taken_back()
-            self._set_head(heads)
 
         return restore
 
@@ -519,7 +524,6 @@ class Panel(Inventory):
         for name in self.merged[:1]:
             self.unmerge(name)
         self._engine.plan = EMPTY
-        self._set_head(())
         if self._trainable is not None:
             for name, parameter in self._model.named_parameters():
                 if name in self._trainable:
@@ -567,7 +571,7 @@ class Panel(Inventory):
         """
         parsed = self._active if composition is None else self._parse(composition)
         as_it_is = composition is None or str(parsed) == str(self._active)
-        chosen = list(heads) if heads is not None else self._active_heads if as_it_is else self._head_of(parsed)
+        chosen = list(heads) if heads is not None else self._active_heads if as_it_is else self._heads_of(parsed)
         if embeddings is None:
             acting = self.active_embeddings if as_it_is else self._embeddings_of(parsed)
             embeddings = [] if acting is None else [acting]
@@ -593,14 +597,16 @@ class Panel(Inventory):
     def _compile(
         self,
         composition: Composition | None,
+        head: str | Sequence[str] | None,
         skip: frozenset[int],
-        task_ids: Sequence[int] | torch.Tensor | None = None,
-        embeddings: str | None = None,
+        task_ids: Sequence[int] | torch.Tensor | None,
+        embeddings: str | None,
     ) -> Plan:
         chosen = embeddings or self._embeddings_of(composition)
         acting = None if chosen is None else self.embeddings_module(chosen)
+        answer = self._answer(composition, head)
         if composition is None:
-            return EMPTY if acting is None else Plan(embeddings=acting)
+            return EMPTY if acting is None and answer is None else Plan(answer=answer, embeddings=acting)
         leaves: dict[Place, dict[str, nn.Module]] = {}
         for name in dict.fromkeys(_names(composition)):
             if name in self._merged:
@@ -621,12 +627,30 @@ class Panel(Inventory):
             for place, fusion in self.fused(key).modules.items():
                 fusions.setdefault(place, {})[key] = fusion
         tasks = task_ids.tolist() if isinstance(task_ids, torch.Tensor) else task_ids
-        return Plan(composition, leaves, fusions, tasks, embeddings=acting)
+        return Plan(composition, leaves, fusions, tasks, answer, acting)
 
-    def _head_of(self, composition: Composition | None) -> list[str]:
-        """Return the head named like the last adapter, if there is one."""
-        last = [] if composition is None else _names(composition)[-1:]
-        return [name for name in last if name in self._heads]
+    def _answer(self, composition: Composition | None, head: str | Sequence[str] | None) -> Answer | None:
+        names = self._heads_of(composition) if head is None else [head] if isinstance(head, str) else list(head)
+        modules = {name: self.head_module(name) for name in names}
+        own = set(names) == set(ends_of(composition))
+        if len(names) > 1 and any(isinstance(module, StaticModule) for module in modules.values()):
+            if not all(isinstance(module, StaticModule) for module in modules.values()):
+                raise UsageError("the head of the model's own class cannot answer together with others")
+            if not own:
+                raise UsageError(f"each of {', '.join(names)} is the whole head of the model's class: name one")
+        return Answer(modules, own) if modules else None
+
+    def _heads_of(self, composition: Composition | None) -> list[str]:
+        """Return the heads named like the last adapter of every row."""
+        ends = ends_of(composition)
+        own = [str(end) for end in ends if end in self._heads]
+        if own and len(own) < len(ends):
+            without = ", ".join("rows without an adapter" if end is None else end for end in ends if end not in own)
+            raise UsageError(
+                f"in {composition}, {', '.join(own)} and not {without} would be answered by a head of that name",
+                hint=f"head={own[0]!r} for all rows, or head=[] for what the model's own class answers",
+            )
+        return own
 
     def _embeddings_of(self, composition: Composition | None) -> str | None:
         """Return the embeddings named like an adapter that acts on all rows."""
@@ -640,15 +664,6 @@ class Panel(Inventory):
                 f"the adapters of {composition} read different embeddings", hint=f"choose: embeddings={own[0]!r}"
             )
         return own[0]
-
-    def _set_head(self, names: Sequence[str]) -> None:
-        for undo in self._head_hooks:
-            undo()
-        self._head_hooks = []
-        self._active_heads = tuple(names)
-        if names:
-            modules = [self.head_module(name) for name in names]
-            self._head_hooks = hook_head(self._model, self._base, modules, self.anatomy.pooling, self._engine)
 
     @staticmethod
     def _is_ours(parameter_name: str) -> bool:

@@ -10,15 +10,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.splice.composition import Composition, copies_of, for_row, partitions_rows
+from adaptergit.splice.composition import (
+    BatchSplit,
+    Composition,
+    Parallel,
+    copies_of,
+    ends_of,
+    for_row,
+    partitions_rows,
+)
 from adaptergit.splice.embeddings import Embeddings
 from adaptergit.splice.interpret import Chain, Node, Rows, compile_at
 from adaptergit.splice.places import BlockOutput, Place, Prompt
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The heads that answer for the model."""
+
+    heads: Mapping[str, nn.Module]
+    own: bool = False
+    """Every row is answered by the head of the last adapter that acts on it, which has that adapter's name."""
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What happens at every place.
+    """What happens at every place, and which heads answer.
 
     ``leaves`` and ``fusions`` hold the modules by place and name. ``tasks`` are the rows' task ids for MultiTask.
     """
@@ -27,13 +44,14 @@ class Plan:
     leaves: Mapping[Place, Mapping[str, nn.Module]] = field(default_factory=dict)
     fusions: Mapping[Place, Mapping[str, nn.Module]] = field(default_factory=dict)
     tasks: Sequence[int] | None = None
-    head: bool = True
-    """Whether the active head answers."""
+    answer: Answer | None = None
+    """None: the model answers as its own class does."""
     embeddings: Embeddings | None = None
     """Added embeddings that stand in for the model's own."""
     nodes: dict[Place, Node] = field(default_factory=dict, init=False)
     """Where all rows are treated alike."""
     _groups: dict[tuple[Place, int], list[tuple[Rows, Node | None]]] = field(default_factory=dict, init=False)
+    _answers: dict[int, list[tuple[Any, Rows | None]]] = field(default_factory=dict, init=False)
     by_row: bool = field(init=False)
     copies: int = field(init=False)
 
@@ -98,6 +116,31 @@ class Plan:
             members.setdefault(id(node), []).append(row)
             by_id[id(node)] = node
         return [(_rows(listed), by_id[key]) for key, listed in members.items()]
+
+    def answers(self, rows: int) -> list[tuple[Any, Rows | None]]:
+        """Return the heads that answer for a batch of a size, with their rows; None: all rows.
+
+        Heads that are as many as the children of a Parallel or a BatchSplit answer for their child's rows.
+        """
+        found = self._answers.get(rows)
+        if found is None:
+            found = self._answers[rows] = self._answer(rows)
+        return found
+
+    def _answer(self, rows: int) -> list[tuple[Any, Rows | None]]:
+        assert self.answer is not None
+        heads, tree = self.answer.heads, self.tree
+        if len(heads) > 1 and self.answer.own:
+            ends = [ends_of(for_row(tree, row, rows, self.tasks))[0] for row in range(rows)]
+        elif len(heads) > 1 and isinstance(tree, Parallel | BatchSplit) and len(tree.children) == len(heads):
+            shares = tree.batch_sizes if isinstance(tree, BatchSplit) else (1,) * len(heads)
+            ends = [name for name, share in zip(heads, shares, strict=True) for _ in range(share * rows // sum(shares))]
+        else:
+            return [(head, None) for head in heads.values()]
+        members: dict[str | None, list[int]] = {}
+        for row, name in enumerate(ends):
+            members.setdefault(name, []).append(row)
+        return [(heads[str(name)], _rows(listed)) for name, listed in members.items()]
 
     def _compile(self, place: Place, tree: Composition | None) -> Node | None:
         leaves, fusions = self.leaves.get(place, {}), self.fusions.get(place, {})
