@@ -112,7 +112,8 @@ def splice_fusion(panel: Any, folder: Path) -> None:
         own = {k.removeprefix(f"{site.key}."): v for k, v in renamed.items() if k.startswith(f"{site.key}.")}
         if own or any(site in panel.spliced(child).parts.places for child in raw["adapter_names"]):
             module = Fusion(config, panel.host.width(site))
-            module.load_state_dict(own)
+            fresh = {"temperature": module.temperature} if config.temperature else {}
+            module.load_state_dict(own | fresh)
             modules[site] = module
     panel.insert_fusion(name, config, modules, raw["adapter_names"])
 

@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 
 import adaptergit
 from adaptergit.errors import AdaptergitError, PackageError, UsageError
-from adaptergit.splice import ClassificationHead, TaggingHead, adapters
+from adaptergit.formats.adapterhub_write import write_setup
+from adaptergit.splice import ClassificationHead, Fuse, FusionConfig, TaggingHead, adapters
 from adaptergit.splice.fusion import regularisation
 
 IDS = torch.randint(5, 60, (2, 8), generator=torch.Generator().manual_seed(3))
@@ -181,3 +182,49 @@ def test_a_package_error_names_the_card(model: Any, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("family: bottleneck", "family: nonsense"))
     with pytest.raises(PackageError, match=r"card\.yaml.*nonsense"):
         adaptergit.load(tmp_path / "setup", bert())
+
+
+def test_a_fusions_temperature_is_saved_where_it_has_come_to(tmp_path: Path) -> None:
+    model = bert()
+    panel = adapters(model)
+    for name in ("a", "b"):
+        panel.add(name, "seq_bn")
+    panel.add_fusion("Fuse(a, b)", FusionConfig(temperature=True))
+    noisy(panel.module("a"), panel.module("b"), panel.fusion_module("a,b"))
+    panel.train_fusion("Fuse(a, b)")
+    for _ in range(200):
+        model(IDS)[0].sum().backward()
+    model.eval()
+    (temperature,) = {float(fusion.temperature) for fusion in panel.fused("a,b").modules.values()}
+    assert temperature == pytest.approx(40, rel=1e-4)
+    panel.save_setup(tmp_path / "setup", name="fused")
+    panel.save_fusion("a,b", tmp_path / "fusion", name="fusion-alone")
+    wanted = model(IDS)[0]
+    for folders in (["setup"], ["fusion"]):
+        other = bert()
+        if folders == ["fusion"]:
+            adapters(other).add("a", "seq_bn")
+            adapters(other).add("b", "seq_bn")
+            for name in ("a", "b"):
+                adapters(other).module(name).load_state_dict(panel.module(name).state_dict())
+        adaptergit.load(tmp_path / folders[0], other)
+        assert torch.equal(other(IDS)[0], wanted)
+    half = bert().to(torch.bfloat16)
+    adaptergit.load(tmp_path / "setup", half)
+    assert {float(f.temperature) for f in adapters(half).fused("a,b").modules.values()} == {temperature}
+    with pytest.raises(UsageError, match="temperature"):
+        write_setup(panel, Fuse("a", "b"), [], tmp_path / "hub")
+
+
+def test_a_fusion_of_adapters_starts_at_its_temperature(tmp_path: Path) -> None:
+    model = bert()
+    panel = adapters(model)
+    for name in ("a", "b"):
+        panel.add(name, "seq_bn")
+    panel.add_fusion("Fuse(a, b)", FusionConfig(temperature=True))
+    noisy(panel.module("a"), panel.module("b"), panel.fusion_module("a,b"))
+    panel.active = "Fuse(a, b)"
+    write_setup(panel, Fuse("a", "b"), [], tmp_path / "hub")
+    other = bert()
+    adaptergit.load(tmp_path / "hub", other)
+    assert torch.equal(other(IDS)[0], model(IDS)[0])

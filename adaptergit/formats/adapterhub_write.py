@@ -24,6 +24,7 @@ from adaptergit.formats.folders import SETUP
 from adaptergit.splice.anatomy import Projection, Site
 from adaptergit.splice.composition import Average, Composition, Fuse
 from adaptergit.splice.config import MethodConfig
+from adaptergit.splice.fusion import HOTTEST
 from adaptergit.splice.heads import DependencyParsingHead, LanguageModelHead, LayersHead
 from adaptergit.splice.methods import IA3, Bottleneck, LoRA, MTLLoRA, PrefixTuning, PromptTuning, ReFT, Union, VeRA
 from adaptergit.splice.panel import Panel
@@ -159,7 +160,13 @@ def _fusion(panel: Panel, key: str) -> dict[str, Any]:
         for place, module in found.modules.items()
         if isinstance(place, Site)
         for part, tensor in module.state_dict().items()
+        if part != "temperature"
     }
+    if any(m.temperature is not None and m.temperature < HOTTEST for m in found.modules.values()):
+        raise UsageError(
+            f"the fusion {key!r} has come to another temperature than {HOTTEST:g}, where adapters starts every one",
+            hint="save_fusion writes it in our own format",
+        )
     about = {"adapter_names": list(found.children), "config": found.config.to_dict(), "name": key, **envelope}
     return {FUSION_CONFIG: about, FUSION_WEIGHTS: tensors}
 

@@ -24,7 +24,7 @@ from adaptergit.formats.peft import WEIGHTS as PEFT_WEIGHTS
 from adaptergit.formats.peft import is_peft, read_peft
 from adaptergit.splice.checkpoint import fill
 from adaptergit.splice.composition import BLOCKS, Composition
-from adaptergit.splice.fusion import Fusion
+from adaptergit.splice.fusion import HOTTEST, Fusion
 from adaptergit.splice.panel import Panel
 from adaptergit.splice.places import Place
 
@@ -157,6 +157,8 @@ def _fusion(panel: Panel, folder: Folder, name: str | None) -> Loaded:
             for site in panel.anatomy.sites
             if any(site in places for places in acting)
         }
+    if config.temperature:  # it is not stored there: it starts again
+        renamed |= {f"{site.key}.temperature": torch.tensor(HOTTEST) for site in modules}
     fill({f"{site.key}.": module for site, module in modules.items()}, renamed, where=str(folder))
     panel.insert_fusion(name or own, config, modules, children)
     missing = [child for child in children if child not in panel]

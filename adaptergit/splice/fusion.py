@@ -6,6 +6,7 @@ Pfeiffer et al. 2021 (arXiv:2005.00247). With query ``q`` (batch, seq, hidden) a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -52,6 +53,7 @@ class FusionConfig:
         return asdict(self)
 
 
+HOTTEST = 50.0
 FUSIONS = {
     "dynamic": FusionConfig(),
     "static": FusionConfig(value=False, regularization=False, value_initialized=False),
@@ -81,6 +83,9 @@ def fusion_config(config: str | FusionConfig | dict[str, Any]) -> FusionConfig:
 class Fusion(nn.Module):
     """The weights of a fusion at one site."""
 
+    temperature: torch.Tensor | None
+    """Where it has come from 50 in training, (); None: the configuration has none."""
+
     def __init__(self, config: FusionConfig, hidden_size: int) -> None:
         super().__init__()
         self.config = config
@@ -88,7 +93,7 @@ class Fusion(nn.Module):
         self.key = nn.Linear(hidden_size, hidden_size) if config.key else None
         self.value = nn.Linear(hidden_size, hidden_size, bias=False) if config.value else None
         self.dropout = nn.Dropout(config.dropout_prob or 0.0)
-        self.temperature = 50.0 if config.temperature else 1.0
+        self.register_buffer("temperature", torch.tensor(HOTTEST) if config.temperature else None)
         self.attention: torch.Tensor | None = None
         """Of the last call, (batch, seq, adapters), where it was asked for."""
         self.keep_attention = False
@@ -106,6 +111,13 @@ class Fusion(nn.Module):
             else:
                 nn.init.normal_(self.value.weight, std=0.02)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Fusion:
+        exact = self.temperature
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's own is not typed
+        if exact is not None and self.temperature is not None:  # half precision knows no steps of 0.05
+            self.temperature = self.temperature.to(exact.dtype) if exact.is_meta else exact.to(self.temperature.device)
+        return self
+
     def forward(self, query: torch.Tensor, outputs: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Return (batch, seq, hidden) for a query and residual like that and outputs (batch, seq, adapters, hidden)."""
         config = self.config
@@ -118,11 +130,13 @@ class Fusion(nn.Module):
         early = self.value is not None and config.value_before_softmax
         v = self.value(outputs) if early and self.value is not None else outputs
         scores = self.dropout((k @ q[..., None]).squeeze(-1))
-        attention = torch.softmax(scores / self.temperature, dim=-1)
+        if self.temperature is not None:
+            scores = scores / self.temperature
+        attention = torch.softmax(scores, dim=-1)
         if self.keep_attention:
             self.attention = attention.detach()
-        if self.training and config.temperature:
-            self.temperature = max(self.temperature - 0.05, 1.0)
+        if self.training and self.temperature is not None:
+            self.temperature = (self.temperature - 0.05).clamp(min=1.0)
         out: torch.Tensor = (attention[..., None, :] @ v).squeeze(-2)
         if self.value is not None and not early:
             out = self.value(out)
