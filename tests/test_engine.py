@@ -247,6 +247,32 @@ def test_beams_keep_their_rows() -> None:
     assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
+def test_parallel_is_refused_where_tokens_are_generated(name: str) -> None:
+    model = seq2seq() if name == "t5" else causal(name)
+    attributes = set(vars(model))
+    panel = adapters(model)
+    for seed, adapter in enumerate(("a", "b")):
+        panel.add(adapter, "seq_bn[reduction_factor=4]")
+        noisy(panel, adapter, seed)
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 1}
+    expected = []
+    for adapter in ("a", "b"):
+        panel.active = adapter
+        expected.append(model.generate(IDS, **options))
+    panel.active = "Parallel(a, b)"
+    for more in ({}, {"num_beams": 2}, {"use_cache": False}):
+        with pytest.raises(UsageError, match="Parallel") as caught:
+            model.generate(IDS, **options, **more)
+        assert "BatchSplit" in str(caught.value.hint)
+    with panel.using("a"):
+        assert torch.equal(model.generate(IDS, **options), expected[0])
+    panel.active = "BatchSplit(a, b, batch_sizes=[2, 2])"  # what the hint says
+    assert torch.equal(model.generate(IDS.repeat(2, 1), **options), torch.cat(expected))
+    panel.detach()
+    assert set(vars(model)) == attributes
+
+
 def test_merging_inside_using_is_refused() -> None:
     panel = adapters(tiny_model())
     panel.add("a", "lora")
@@ -306,11 +332,28 @@ def test_a_compiled_model_sees_what_is_activated_later(name: str, config: str) -
     assert len(graphs) <= 4, "what was compiled is found again"
 
 
-@pytest.mark.parametrize("text", ["a", "Stack(a, b)", "Parallel(a, b)", "BatchSplit(a, l, batch_sizes=[1, 1])", "l"])
+@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForSequenceClassification"])
+def test_a_head_compiles_to_one_graph(auto: str) -> None:
+    model = tiny_model(auto=auto)
+    panel = adapters(model)
+    panel.add("a")
+    panel.add_head("a", ClassificationHead(num_labels=3))
+    panel.active = "a"
+    labels = torch.tensor([0, 2])
+    with torch.no_grad():
+        expected = model(IDS, labels=labels)
+        found = torch.compile(model, backend="eager", fullgraph=True)(IDS, labels=labels)
+    assert torch.allclose(found.logits, expected.logits, atol=1e-5)
+    assert torch.allclose(found.loss, expected.loss, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "Stack(a, b)", "Parallel(a, b)", "BatchSplit(a, l, batch_sizes=[1, 1])", "l", "d", "v"]
+)
 def test_every_composition_compiles_to_one_graph(text: str) -> None:
     model = tiny_model()
     panel = adapters(model)
-    for name, config in (("a", "seq_bn"), ("b", "double_seq_bn"), ("l", "lora")):
+    for name, config in (("a", "seq_bn"), ("b", "double_seq_bn"), ("l", "lora"), ("d", "dora"), ("v", "dvora")):
         panel.add(name, config)
         noisy(panel, name)
     panel.active = text
@@ -397,6 +440,13 @@ def test_a_value_of_another_type_is_refused(config: str) -> None:
         lambda p: p.activate("Average(a, b, weights=['x', 1])"),
         lambda p: p.activate("Average(a, b, weights=[1, 1], weights=[2, 2])"),
         lambda p: p.activate("Average(a, b, weights=3)"),
+        lambda p: p.average("c", ["a", "b"], [float("nan"), 1]),
+        lambda p: p.average("c", ["a", "b"], [float("inf"), 1], normalize_weights=False),
+        lambda p: p.average("c", ["a", "b"], ["x", 1]),
+        lambda p: p.activate("a", skip_layers=["0"]),
+        lambda p: p.activate("a", skip_layers=[99]),
+        lambda p: p.activate("a", skip_layers=[-1]),
+        lambda p: p.using("a", skip_layers=[2]).__enter__(),
     ],
 )
 def test_wrong_arguments_change_nothing(bad: Any) -> None:

@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from adaptergit.errors import UsageError
-from adaptergit.splice import adapters
+from adaptergit.splice import ClassificationHead, adapters
+from adaptergit.splice.merging import COMBINATIONS
 
+IDS = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
 EVERY = [*cases("adapters"), *cases("peft")]
 MERGED = [name for name in EVERY if read(name).get("merged")]
 AVERAGED = [name for name in EVERY if read(name).get("average")]
@@ -172,6 +174,133 @@ def test_detach_takes_merged_adapters_out(tiny: Any) -> None:
         panel.merge(name)
     panel.detach()
     assert all(torch.equal(value, weights[key]) for key, value in tiny.state_dict().items())
+
+
+def noisy(panel: Any, *names: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in names:
+            for parameter in panel.module(name).parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def hidden(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS)[0]
+
+
+@pytest.mark.parametrize("config", ["lora[{}]", "dora[{}]"])
+def test_an_adapter_of_an_embedding_is_merged(tiny: Any, config: str) -> None:
+    panel = adapters(tiny)
+    before = hidden(tiny)
+    panel.add("a", config.format("target_modules=['embeddings.word_embeddings']"))
+    noisy(panel, "a")
+    panel.active = "a"
+    active = hidden(tiny)
+    assert not torch.allclose(active, before, atol=1e-3)
+    panel.merge("a")
+    assert torch.allclose(hidden(tiny), active, atol=1e-5)
+    panel.unmerge("a")
+    assert torch.equal(hidden(tiny), before)
+
+
+def test_weights_that_another_module_shares_are_not_merged_into() -> None:
+    from conftest import tiny_model
+
+    model = tiny_model("gpt2", "AutoModelForCausalLM")
+    panel = adapters(model)
+    panel.add("a", "lora[target_modules=['wte']]")
+    with pytest.raises(UsageError, match="shares its weights"):
+        panel.merge("a")
+
+
+def test_what_else_is_active_stays_when_an_adapter_is_merged(tiny: Any) -> None:
+    panel = adapters(tiny)
+    panel.add("a", "lora")
+    panel.add("s", "seq_bn")
+    panel.add_head("s", ClassificationHead(num_labels=3))
+    noisy(panel, "a", "s")
+    panel.activate("Stack(a, s)", skip_layers=[1])
+    expected = hidden(tiny)
+    panel.merge("a")
+    assert (panel.active, panel.active_head) == ("s", "s")
+    merged = hidden(tiny)
+    panel.unmerge("a")
+    panel.activate("Stack(a, s)", skip_layers=[1])
+    panel.merge("a")
+    assert torch.equal(hidden(tiny), merged)
+    panel.detach()
+    panel = adapters(tiny)
+    for name in ("a", "b"):
+        panel.add(name, "lora")
+    for text in ("Average(a, b)", "Parallel(a, b)"):
+        panel.active = text
+        with pytest.raises(UsageError, match="is active in"):
+            panel.merge("a")
+        assert str(panel.active) == text
+    panel.active = "a"
+    panel.merge("a")
+    assert panel.active is None
+    assert expected.shape == merged.shape
+
+
+@pytest.mark.parametrize("strategy", COMBINATIONS)
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_loras_with_biases_and_in_fused_layers_are_combined(name: str, strategy: str) -> None:
+    """In GPT-2, queries, keys and values are one layer; the LoRAs adapt two of them."""
+    from conftest import tiny_model
+
+    model = tiny_model(name)
+    panel = adapters(model)
+    configs = ("lora[r=2, alpha=4, lora_bias=True]", "lora[r=2, alpha=1, lora_bias=True]")
+    for one, config in zip("ab", configs, strict=True):
+        panel.add(one, config)
+        panel.add_head(one, ClassificationHead(num_labels=3))
+    noisy(panel, "a", "b")
+    panel.combine("c", ["a", "b"], [0.7, -0.4], strategy=strategy, rank=4 if "svd" in strategy else None)
+    if strategy in ("cat", "svd", "ties_svd", "dare_linear_svd", "magnitude_prune_svd"):  # nothing is pruned or cut
+        exact = strategy != "ties_svd"
+        for place, leaf in panel.module("c").places.items():
+            a, b = (panel.module(one).places[place] for one in "ab")
+            assert torch.allclose(leaf.delta(), 0.7 * a.delta() - 0.4 * b.delta(), atol=1e-5) == exact
+            bias = 0.7 * a.scale * a.lora_bias - 0.4 * b.scale * b.lora_bias
+            assert torch.allclose(leaf.scale * leaf.lora_bias, bias, atol=1e-5) == exact
+    panel.active = "c"
+    assert torch.isfinite(hidden(model)).all()
+    assert panel.active_head == "c", "heads are averaged"
+    mean = (0.7 * head_of(panel, "a") - 0.4 * head_of(panel, "b")) / 0.3
+    assert torch.allclose(head_of(panel, "c"), mean, atol=1e-5)
+
+
+def head_of(panel: Any, name: str) -> torch.Tensor:
+    return panel.head_module(name).linears[0].weight
+
+
+def test_heads_that_differ_are_left_alone(tiny: Any) -> None:
+    panel = adapters(tiny)
+    for name, count in (("a", 2), ("b", 5)):
+        panel.add(name, "lora")
+        panel.add_head(name, ClassificationHead(num_labels=count))
+    panel.average("c", ["a", "b"])
+    panel.combine("d", ["a", "b"])
+    assert panel.heads == ["a", "b"]
+
+
+@pytest.mark.parametrize("config", ["prefix_tuning[prefix_length=3]|par_bn", "unipelt"])
+def test_prefixes_in_a_union_are_ejected(tiny: Any, config: str) -> None:
+    panel = adapters(tiny)
+    panel.add("a", config)
+    noisy(panel, "a")
+    panel.active = "a"
+    expected, before = hidden(tiny), panel.parameters_of("a")
+    panel.active = None
+    panel.eject_prefix("a")
+    assert panel.parameters_of("a") < before
+    panel.active = "a"
+    assert torch.allclose(hidden(tiny), expected, atol=1e-6)
+    panel.add("b", "seq_bn|lora")
+    with pytest.raises(UsageError, match="prefix"):
+        panel.eject_prefix("b")
 
 
 @pytest.fixture

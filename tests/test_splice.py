@@ -19,6 +19,7 @@ from adaptergit.errors import ModelError, PackageError, UsageError
 from adaptergit.splice import (
     Bottleneck,
     ClassificationHead,
+    Parallel,
     Stack,
     adapters,
     anatomy_of,
@@ -305,7 +306,7 @@ def test_threads_use_adapters_of_their_own(two: tuple[Any, Any], ids: torch.Tens
 def test_adapterdrop_skips_blocks(two: tuple[Any, Any], ids: torch.Tensor) -> None:
     model, panel = two
     plain = hidden(model, ids)
-    panel.activate("a", skip_layers=range(8))
+    panel.activate("a", skip_layers=range(2))
     assert torch.equal(hidden(model, ids), plain)
     panel.activate("a", skip_layers=[0])
     assert not torch.equal(hidden(model, ids), plain)
@@ -576,6 +577,91 @@ def test_a_name_is_taken_once(saved: Path) -> None:
     assert str(adapters(model).active) == "a"
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    panel = adapters(tiny_model())
+    panel.add("a")
+    with torch.no_grad():
+        next(panel.module("a").parameters()).view(-1)[0] = float("nan")
+    with pytest.raises(PackageError, match="not finite"):
+        panel.save("a", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_weights_that_half_precision_cannot_hold_are_refused(tmp_path: Path, ids: torch.Tensor) -> None:
+    panel = adapters(tiny_model())
+    panel.add("a")
+    with torch.no_grad():
+        next(panel.module("a").parameters()).view(-1)[0] = 1e6
+    panel.save("a", tmp_path / "a")
+    model = tiny_model().to(torch.float16)
+    with pytest.raises(ModelError, match="too large for float16"):
+        adaptergit.load(tmp_path / "a", model)
+    assert untouched(model)
+    adaptergit.load(tmp_path / "a", model, dtype=torch.float32)
+    assert adapters(model).names == ["a"]
+
+
+NAMES = ["a:b", "a:head", "a\\b", "two\nlines", "x" * 255, "a\"b'c", "Stack(a, b)", "None", " ", "ä ö", "a.b", "-"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_can_be_anything_a_file_name_can(name: str, tmp_path: Path, ids: torch.Tensor) -> None:
+    model = tiny_model()
+    panel = adapters(model)
+    for one in ("a", name):
+        panel.add(one, "seq_bn")
+        panel.add_head(one, ClassificationHead(num_labels=3))
+    noisy(panel, name)
+    panel.active = name
+    expected = model(ids).logits
+    assert panel.active_head == name
+    composition = Stack(name, Parallel("a", name))
+    assert parse_composition(str(composition)) == composition
+    assert len(dict(model.named_parameters())) == len(list(model.parameters()))
+    panel.save_setup(tmp_path / "setup", name="named")
+    other = tiny_model()
+    adaptergit.load(tmp_path / "setup", other)
+    assert adapters(other).names == [name]
+    assert torch.equal(other(ids).logits, expected)
+    panel.remove(name)
+    assert (panel.names, panel.heads) == (["a"], ["a"])
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\0b", "x" * 256, "ä" * 128, "\ud800", 7, None])
+def test_what_no_file_can_be_called_names_no_adapter(name: Any) -> None:
+    panel = adapters(tiny_model())
+    with pytest.raises(UsageError):
+        panel.add(name)
+    assert panel.names == []
+
+
+@pytest.mark.parametrize(
+    "config", ["seq_bn[leave_out=[7]]", "lora[leave_out=[-1]]", "loreft[layers=[2]]", "seq_bn|lora[leave_out=[9]]"]
+)
+def test_a_block_that_is_not_there_is_named(config: str) -> None:
+    panel = adapters(tiny_model())
+    with pytest.raises(ModelError, match="block"):
+        panel.add("a", config)
+    assert panel.names == []
+
+
+def test_a_prompt_needs_tokens() -> None:
+    whisper = transformers.WhisperConfig(
+        vocab_size=70, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_mel_bins=8, max_source_positions=8,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    vit = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4
+    )
+    with pytest.raises(ModelError, match="no tokens"):
+        adapters(transformers.AutoModel.from_config(whisper)).add("a", "prompt_tuning")
+    panel = adapters(transformers.AutoModel.from_config(vit))
+    with pytest.raises(ModelError, match="embeds tokens"):
+        panel.add("a", "prompt_tuning[prompt_init=from_string, prompt_init_ids=[1, 2]]")
+    panel.add("a", "prompt_tuning")
+
+
 def test_an_invalid_card_field_writes_nothing(tmp_path: Path) -> None:
     panel = adapters(tiny_model())
     panel.add("a")
@@ -721,11 +807,40 @@ def test_a_malformed_config_string_is_refused(text: str) -> None:
         parse_config(text)
 
 
-def test_the_error_points_into_the_string() -> None:
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("seq_bn[dropout=0.1, rf=2]", "rf=2"),
+        ("seq_bn[reduction_factor=0]", "0]"),
+        ("seq_bn[non_linearity=nope, dropout=0.5]", "nope"),
+        ("seq_bn[dropout=0.5, scaling = loud]", "loud"),
+        ("seq_bn[inv_adapter=nice, inv_adapter_reduction_factor=2, dropout=9]", "9]"),
+        ("seq_bn[mh_adapter=1]", "1]"),
+        ("lora[r=2, alpha=x, dropout=7]", "x, drop"),
+        ("seq_bn[reduction_factor=big]", "big"),
+        ("seq_bn[leave_out=[1, 'x']]", "[1, 'x']"),
+        ("lora|foo", "foo"),
+        ("lora | seq_bn[rf=2] | ia3", "rf=2"),
+        ("lora|seq_bn[dropout=2]", "2]"),
+        ("lora||ia3", "|ia3"),
+        ("seq_bn|", ""),
+        ("", ""),
+        ("seq_bn[dropout=0.1", "[drop"),
+        ("seq_bn[non_linearity='gelu]", "[non"),
+        ("seq_bn[dropout=0.1]x", "x"),
+        ("seq_bn dropout", "dropout"),
+        ("seq_bn[dropout=0.1,, scaling=2]", ", scaling"),
+        ("seq_bn[dropout=]", "dropout=]"),
+        ("seq_bn[dropout=0.1, dropout=0.2]", "dropout=0.2"),
+        ("seq_bn[dropout=open('x')]", "open"),
+    ],
+)
+def test_the_error_points_into_the_string(text: str, where: str) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_config("seq_bn[dropout=0.1, rf=2]")
-    _, text, pointer = caught.value.what.splitlines()
-    assert text[pointer.index("^")] in " r"
+        parse_config(text)
+    *_, shown, pointer = caught.value.what.split("\n")
+    assert shown == f"  {text}"
+    assert shown[pointer.index("^") :].startswith(where) if where else pointer.index("^") == len(shown)
 
 
 @pytest.mark.parametrize(

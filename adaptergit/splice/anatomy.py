@@ -12,17 +12,19 @@ from __future__ import annotations
 import inspect as pysource
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
 
-from adaptergit.errors import ModelError
+from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.families import Branch, family_of
-from adaptergit.splice.trace import Found, group_blocks, trace
+from adaptergit.splice.trace import Found, faults, group_blocks, trace
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -107,18 +109,19 @@ def anatomy_of(
 
     Args:
         model: A transformers model, with or without head.
-        sites: Sites that are known, from a card or by hand: they are used as they are.
-        inputs: Keyword arguments of one small forward of ``model``, to watch models that are not in the table of
-            families; default: made up from the model's configuration.
+        sites: Sites by hand; one small forward shows whether they are what they say.
+        inputs: Keyword arguments of that forward, which models that are not in the table of families are watched in
+            too; default: made up from the model's configuration.
 
     Raises:
-        ModelError: A module is missing, or nothing that looks like residual blocks was seen.
+        UsageError: A record is not that of a site.
+        ModelError: A module is missing, a site is no branch, or nothing that looks like residual blocks was seen.
     """
     base = base_of(model)
     model_type = str(getattr(getattr(base, "config", None), "model_type", type(base).__name__))
     family = family_of(model_type)
     if sites is not None:
-        found = tuple(site if isinstance(site, Site) else Site(**site) for site in sites)
+        found = by_hand(sites)
     elif family is not None:
         blocks = _module(base, family.blocks, model_type)
         if not isinstance(blocks, nn.ModuleList) or not len(blocks):
@@ -132,8 +135,9 @@ def anatomy_of(
                 norm=f"{family.blocks}.{index}.{row.norm}" if row.norm else None,
                 hidden_size=_hidden_size(base),
             )
-            for index in range(len(blocks))
+            for index, block in enumerate(blocks)
             for row in family.branches
+            if row.branch != "cross_attention" or hasattr(block, row.output.partition(".")[0])
         )
     else:
         found = introspect(model, inputs)
@@ -141,6 +145,8 @@ def anatomy_of(
         for path in (site.output, *(site.residual or "").split("+"), site.norm):
             if path:
                 _module(base, path, model_type)
+    if sites is not None:
+        _check(model, found, inputs)
     encoder_decoder = bool(getattr(getattr(base, "config", None), "is_encoder_decoder", False))
     decoder = family.pooling == "last" if family else _is_decoder(base)
     pooling: Literal["first", "last", "eos"] = "eos" if encoder_decoder else "last" if decoder else "first"
@@ -153,19 +159,9 @@ def introspect(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> tup
     Raises:
         ModelError: No inputs could be made up, the forward failed, or no residual blocks were seen.
     """
-    from adaptergit.splice.inputs import tiny_inputs
-
     base = base_of(model)
-    given = tiny_inputs(model) if inputs is None else inputs
-    try:
-        found = trace(model, given)
-    except Exception as error:  # whatever a model's own code raises
-        raise ModelError(
-            f"{type(model).__name__} could not be watched: its forward failed with {type(error).__name__}: {error}",
-            hint="pass inputs= for one small forward, or sites= by hand",
-        ) from error
-    prefix = next((f"{path}." for path, module in model.named_modules() if module is base and path), "")
-    found = [one for one in found if one.output.startswith(prefix)]
+    prefix = _prefix(model)
+    found = [one for one in _watch(model, inputs, trace) if one.output.startswith(prefix)]
     if not found:
         raise ModelError(f"no residual blocks were found in {type(base).__name__}", hint=tree(base))
     blocks: dict[str, int] = {}
@@ -178,10 +174,79 @@ def introspect(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> tup
     return tuple(sites)
 
 
+def _watch(model: nn.Module, inputs: Mapping[str, Any] | None, watch: Callable[[nn.Module, Mapping[str, Any]], T]) -> T:
+    from adaptergit.splice.inputs import tiny_inputs
+
+    given = tiny_inputs(model) if inputs is None else inputs
+    try:
+        return watch(model, given)
+    except Exception as error:  # whatever a model's own code raises
+        raise ModelError(
+            f"{type(model).__name__} could not be watched: its forward failed with {type(error).__name__}: {error}",
+            hint=f"pass inputs= for one small forward\n{tree(base_of(model))}",
+        ) from error
+
+
+def _prefix(model: nn.Module) -> str:
+    base = base_of(model)
+    return next((f"{path}." for path, module in model.named_modules() if module is base and path), "")
+
+
 def _site(one: Found, block: int, ordinal: int, skip: int) -> Site:
     residual = one.residual[skip:] if one.residual is not None else None
     norm = one.norm[skip:] if one.norm is not None else None
     return Site(block, one.branch, one.output[skip:], residual, norm, one.hidden_size, ordinal, one.channels_first)
+
+
+def by_hand(sites: Iterable[Site | Mapping[str, Any]]) -> tuple[Site, ...]:
+    """Read sites that somebody gives.
+
+    Raises:
+        UsageError: A record is not that of a site, or the blocks have gaps.
+    """
+    known = [field.name for field in fields(Site)]
+    found: list[Site] = []
+    for given in sites:
+        record = asdict(given) if isinstance(given, Site) else dict(given)
+        if not set(known[:5]) <= set(record) <= set(known):  # the others have defaults
+            raise UsageError(f"{record!r} is no site", hint=f"fields: {', '.join(known)}")
+        site = Site(**record)
+        if site.branch not in get_args(Branch):
+            raise UsageError(f"{site.branch!r} is no kind of branch", hint=", ".join(get_args(Branch)))
+        if any(site.key == other.key for other in found):
+            raise UsageError(f"two sites are {site.key}", hint="the second of a block's branches has ordinal=2")
+        found.append(site)
+    blocks = sorted({site.block for site in found})
+    if not found or blocks != list(range(len(blocks))):
+        raise UsageError(
+            f"sites by hand are of blocks {blocks}, and blocks are counted from 0 on without gaps",
+            hint="name the sites of every block, and leave blocks out in configurations: leave_out=[…]",
+        )
+    return tuple(found)
+
+
+def _check(model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Any] | None) -> None:
+    """Compare sites by hand with what the model does in one small forward."""
+    prefix, base = _prefix(model), base_of(model)
+
+    def whole(path: str | None) -> str | None:
+        return "+".join(prefix + part for part in path.split("+")) if path else None
+
+    given = [
+        Found(
+            site.branch,
+            prefix + site.output,
+            whole(site.residual),
+            whole(site.norm),
+            site.hidden_size or _hidden_size(base),
+            site.channels_first,
+        )
+        for site in sites
+    ]
+    wrong = _watch(model, inputs, lambda watched, tiny: faults(watched, tiny, given))
+    found = [f"{site.key}: {why}" for site, why in zip(sites, wrong, strict=True) if why is not None]
+    if found:
+        raise ModelError(f"these are no branches of {type(base).__name__}: " + "; ".join(found[:3]), hint=tree(base))
 
 
 def as_records(sites: Iterable[Site]) -> list[dict[str, Any]]:
@@ -262,7 +327,9 @@ def branch_and_role(inner: str) -> tuple[Branch, str | None]:
     role = _role(inner.split("."), in_attention)
     if not in_attention or role in ("up", "gate", "down"):
         return "ffn", role if role in ("up", "gate", "down") else None
-    return ("cross_attention" if _INSIDE_CROSS.search(inner) else "attention"), role
+    if _INSIDE_CROSS.search(inner):
+        return "cross_attention", None if role == "qkv" else role  # in GPT-2's, keys and values alone
+    return "attention", role
 
 
 def _role(names: list[str], in_attention: bool) -> str | None:
@@ -322,11 +389,11 @@ def _is_decoder(base: nn.Module) -> bool:
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def tree(base: nn.Module, depth: int = 3) -> str:
+def tree(base: nn.Module, depth: int = 6) -> str:
     """Print the module tree, with runs of numbered children shown once."""
     lines = ["the model's modules are:"]
     for name, module in base.named_modules():
         parts = name.split(".")
         if name and len(parts) <= depth and not any(part.isdigit() and part != "0" for part in parts):
             lines.append(f"    {name}: {type(module).__name__}")
-    return "\n".join(lines[:60])
+    return "\n".join(lines[:80])

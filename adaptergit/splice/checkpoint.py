@@ -54,8 +54,11 @@ def save(panel: Panel, setup: Setup, folder: str | Path, about: Mapping[str, Any
         raise UsageError("a package holds one tokenizer", hint="save the adapters one by one")
     card = Card(card_data(panel, setup, about))
     tensors = tensors_of(panel, setup)
-    folder.mkdir(parents=True, exist_ok=True)
     contiguous = {key: tensors[key].detach().cpu().contiguous().clone() for key in sorted(tensors)}
+    for key, tensor in contiguous.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise PackageError(f"the tensor {key} holds values that are not finite", hint="training has diverged")
+    folder.mkdir(parents=True, exist_ok=True)
     for tokenizer in tokenizers:
         _save_tokenizer(tokenizer, folder)
     _replace(folder / WEIGHTS, lambda path: save_file(contiguous, str(path), metadata={"format": "pt"}))

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 from adaptergit.errors import UsageError
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_VALUE = re.compile(r"""\[[^\]]*\]|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,()\s]+""")
 
 
 @dataclass(frozen=True, init=False)
@@ -257,7 +258,7 @@ class _Parser:
 
     def literal(self) -> Any:
         self.space()
-        match = re.compile(r"\[[^\]]*\]|'[^']*'|\"[^\"]*\"|[^,()\s]+").match(self.text, self.at)
+        match = _VALUE.match(self.text, self.at)
         try:
             value = ast.literal_eval(match[0]) if match else None
         except (ValueError, SyntaxError):
@@ -308,6 +309,22 @@ def ends_of(tree: Composition | None) -> tuple[str | None, ...]:
         if None not in ends:
             return tuple(found)
     return (*found, None)
+
+
+def without(tree: Composition | None, name: str) -> Composition | None:
+    """Return what is left of a composition when one adapter acts otherwise.
+
+    Raises:
+        UsageError: It is part of something else than a Stack.
+    """
+    if not isinstance(tree, Block):
+        return None if tree == name else tree
+    if name not in tree.names():
+        return tree
+    if not isinstance(tree, Stack):
+        raise UsageError(f"{name!r} is active in {tree}", hint="switch it off first: panel.active = None")
+    left = [rest for child in tree.children if (rest := without(child, name)) is not None]
+    return Stack(*left) if len(left) > 1 else left[0] if left else None
 
 
 def copies_of(tree: Composition | None) -> int:

@@ -15,8 +15,9 @@ import ast
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 from typing import Union as TypingUnion
@@ -45,9 +46,9 @@ class MethodConfig(ABC):
         """Fill all parameters with their initial values."""
 
     @property
-    @abstractmethod
     def method(self) -> str:
         """The best-known name of this configuration, for cards and search."""
+        return self.family
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field as plain data."""
@@ -90,42 +91,83 @@ def parse_config(text: str | MethodConfig) -> MethodConfig:
         return text
     if not isinstance(text, str):
         raise UsageError(f"{text!r} is no configuration", hint='write "seq_bn" or Bottleneck(…)')
-    pieces = _split(text, 0, "|")
-    if len(pieces) > 1:
-        from adaptergit.splice.methods.union import Union
+    pieces = _split(text, 0, "|") or [("", 0)]
+    parsed = [_part(text, start, start + len(piece)) for piece, start in pieces]
+    if len(parsed) == 1:
+        return parsed[0]
+    from adaptergit.splice.methods.union import Union
 
-        return Union(tuple(parse_config(piece) for piece, _ in pieces))
-    match = re.fullmatch(r"\s*(?P<name>[A-Za-z0-9_+-]+)\s*(?:\[(?P<fields>.*)\])?\s*", text, re.DOTALL)
+    return Union(tuple(parsed))
+
+
+_NAME = re.compile(r"\s*([A-Za-z0-9_+-]+)\s*")
+
+
+def _part(text: str, start: int, stop: int) -> MethodConfig:
+    match = _NAME.match(text, start, stop)
     if match is None:
-        raise UsageError(f"{text!r} is not a config string", hint="write it like seq_bn or seq_bn[reduction_factor=64]")
-    name = _ALIASES.get(match["name"], match["name"])
+        raise _at(text, start, "expected the name of a method", "write it like seq_bn or seq_bn[reduction_factor=64]")
+    name, opening = _ALIASES.get(match[1], match[1]), match.end()
     if name not in _PRESETS:
-        raise _at(
-            text, match.start("name"), f"{match['name']!r} is not a method", f"known: {', '.join(sorted(_PRESETS))}"
-        )
+        raise _at(text, match.start(1), f"{match[1]!r} is not a method", f"known: {', '.join(sorted(_PRESETS))}")
     preset = _PRESETS[name]
     changes: dict[str, Any] = {}
-    known = {f.name for f in fields(preset)}
-    for field_text, offset in _split(match["fields"] or "", match.start("fields")):
+    places: dict[str, int] = {}
+    for field_text, offset in _fields(text, opening, stop):
         key, equals, value_text = field_text.partition("=")
-        key = key.strip()
+        where, key = offset + len(field_text) - len(field_text.lstrip()), key.strip()
         if not equals or not value_text.strip():
-            raise _at(
-                text, offset, f"expected field=value, found {field_text.strip()!r}", "for example reduction_factor=64"
-            )
-        if key not in known:
-            raise _at(text, offset, f"{name} has no field {key!r}", f"fields: {', '.join(sorted(known))}")
+            found = f"expected field=value, found {field_text.strip()!r}"
+            raise _at(text, where, found, "for example reduction_factor=64")
+        if key not in {f.name for f in fields(preset)}:
+            known = ", ".join(sorted(f.name for f in fields(preset)))
+            raise _at(text, where, f"{name} has no field {key!r}", f"fields: {known}")
         if key in changes:
-            raise _at(text, offset, f"the field {key!r} appears twice", "name each field once")
-        changes[key] = _literal(text, value_text, offset + len(key) + 1)
+            raise _at(text, where, f"the field {key!r} appears twice", "name each field once")
+        places[key] = offset + field_text.index("=") + 1 + len(value_text) - len(value_text.lstrip())
+        changes[key] = _literal(text, value_text, places[key])
+    try:
+        return _changed(preset, changes)
+    except UsageError as error:
+        raise _at(text, places.get(_culprit(preset, changes), match.start(1)), error.what, error.hint) from error
+
+
+def _fields(text: str, opening: int, stop: int) -> list[tuple[str, int]]:
+    """Split what is in the brackets behind a method's name."""
+    if opening >= stop:
+        return []
+    if text[opening] != "[":
+        raise _at(text, opening, "expected '[', '|' or the end", "write it like seq_bn[reduction_factor=64]")
+    length = next((at for at, _, depth in _outside_quotes(text[opening:stop]) if depth == 0), None)
+    if length is None:
+        raise _at(text, opening, "this bracket, or a quote behind it, is not closed", "close it with ']'")
+    rest = text[opening + length + 1 : stop]
+    if rest.strip():
+        raise _at(text, stop - len(rest.lstrip()), "expected '|' or the end", "join methods with '|'")
+    return _split(text[opening + 1 : opening + length], opening + 1)
+
+
+def _changed(preset: MethodConfig, changes: Mapping[str, Any]) -> MethodConfig:
     try:
         made = replace(preset, **changes)
         check_types(made)
         return made
     except TypeError as error:
-        raise UsageError(f"{text!r}: a value is of the wrong type: {error}") from error
-    except UsageError as error:
-        raise UsageError(f"{text!r}: {error.what}", hint=error.hint) from error
+        raise UsageError(f"a value is of the wrong type: {error}") from error
+
+
+def _culprit(preset: MethodConfig, changes: Mapping[str, Any]) -> str:
+    """Name the field whose value is not allowed: without it all is well, or it alone is not."""
+
+    def works(some: Mapping[str, Any]) -> bool:
+        try:
+            return _changed(preset, some) is not None
+        except UsageError:
+            return False
+
+    without = (key for key in changes if works({k: v for k, v in changes.items() if k != key}))
+    alone = (key for key, value in changes.items() if not works({key: value}))
+    return next(without, next(alone, ""))
 
 
 def config_from_dict(family: str, raw: Mapping[str, Any]) -> MethodConfig:
@@ -195,21 +237,22 @@ def _plain(value: Any) -> Any:
 
 def _split(text: str, offset: int, separator: str = ",") -> list[tuple[str, int]]:
     """Split at separators outside brackets and quotes, keeping positions."""
-    parts, depth, quote, start = [], 0, "", 0
+    cuts = [at for at, char, depth in _outside_quotes(text) if char == separator and depth == 0]
+    bounds = pairwise([-1, *cuts, len(text)])
+    return [(text[a + 1 : b], offset + a + 1) for a, b in bounds] if cuts or text.strip() else []
+
+
+def _outside_quotes(text: str) -> Iterator[tuple[int, str, int]]:
+    """Yield index, character and depth of brackets behind it."""
+    depth, quote = 0, ""
     for at, char in enumerate(text):
         if quote:
             quote = "" if char == quote else quote
         elif char in "'\"":
             quote = char
-        elif char in "[{(":
-            depth += 1
-        elif char in ")}]":
-            depth -= 1
-        elif char == separator and depth == 0:
-            parts.append((text[start:at], offset + start))
-            start = at + 1
-    tail = text[start:]
-    return [*parts, (tail, offset + start)] if parts or tail.strip() else []
+        else:
+            depth += (char in "[{(") - (char in ")}]")
+            yield at, char, depth
 
 
 def _literal(whole: str, text: str, offset: int) -> Any:
@@ -225,5 +268,5 @@ def _literal(whole: str, text: str, offset: int) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _at(text: str, position: int, what: str, hint: str) -> UsageError:
+def _at(text: str, position: int, what: str, hint: str | None) -> UsageError:
     return UsageError(f"{what}\n  {text}\n  {' ' * position}^", hint=hint)

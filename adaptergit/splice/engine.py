@@ -220,6 +220,7 @@ class Engine:
         needed: list[Any] = ["call"] if any(plan.needs_call for plan in plans) else []
         needed += ["embeddings"] if any(plan.embeddings is not None for plan in plans) else []
         heads = [head for plan in plans if plan.answer is not None for head in plan.answer.heads.values()]
+        needed += ["generate"] if any(plan.copies > 1 for plan in plans) and hasattr(self._model, "generate") else []
         needed += dict.fromkeys(hooked for head in heads for hooked in getattr(head, "copies", ("answer",)))
         needed += sorted(
             {place for plan in plans for place in plan.places}, key=lambda place: (isinstance(place, Tuned), place.key)
@@ -250,6 +251,8 @@ class Engine:
             return undo
         if place == "embeddings":
             return hook_embeddings(self._model, self)
+        if place == "generate":
+            return [_Generate(self._model, self).undo]
         if place == "answer":
             return hook_heads(self._model, self._base, self.pooling, self)
         if isinstance(place, str):
@@ -405,7 +408,7 @@ class _BeginEncoder:
             return None
         plan = self.engine.current()
         if plan.copies > 1:
-            raise ModelError("Parallel does not work with generate() of an encoder-decoder model")
+            raise UsageError("Parallel repeats the rows of a whole model, and here its encoder runs alone")
         first = first_tensors(args, kwargs)
         call = Call(first[0].shape[0] if first else 1, _mask(kwargs.get("attention_mask")))
         prompt = next((place for place in plan.places if isinstance(place, Prompt)), None)
@@ -562,6 +565,28 @@ class _Unembed:
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> Any:
         return (self.engine.unembed(args[0], own=True), *args[1:]) if self.engine.acts(self.place) else None
+
+
+class _Generate:
+    """Stands before ``generate``, which goes on with as many rows as it was given: Parallel makes more."""
+
+    def __init__(self, model: Any, engine: Engine) -> None:
+        self.model, self.engine, self.own = model, engine, model.__dict__.get("generate")
+        model.generate = self
+
+    def undo(self) -> None:
+        """Take it away."""
+        del self.model.generate
+        if self.own is not None:
+            self.model.generate = self.own
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.engine.current().copies > 1:
+            raise UsageError(
+                "generate() does not work with Parallel, which makes more rows than it is given",
+                hint="repeat the inputs yourself, with BatchSplit(a, b, batch_sizes=[n, n])",
+            )
+        return self.own(*args, **kwargs) if self.own else type(self.model).generate(self.model, *args, **kwargs)
 
 
 def _undo(node: Any, hidden: torch.Tensor, own: bool) -> torch.Tensor:

@@ -33,6 +33,7 @@ class Family:
     blocks: str
     """Path of the ``ModuleList`` of blocks, from the base model."""
     branches: tuple[BranchRow, ...]
+    """Cross-attention counts where a block has it."""
     model_types: tuple[str, ...]
     pooling: Literal["first", "last"]
     """Which position a classification head reads: the first (``[CLS]``), or the last that is no padding."""
@@ -43,6 +44,9 @@ FAMILIES: tuple[Family, ...] = (
         blocks="encoder.layer",
         branches=(
             BranchRow("attention", "attention.output.dropout", "attention", "attention.output.LayerNorm"),
+            BranchRow(
+                "cross_attention", "crossattention.output.dropout", "crossattention", "crossattention.output.LayerNorm"
+            ),
             BranchRow("ffn", "output.dropout", "intermediate", "output.LayerNorm"),
         ),
         model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"),
@@ -50,7 +54,11 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         blocks="h",
-        branches=(BranchRow("attention", "attn", "ln_1"), BranchRow("ffn", "mlp", "ln_2")),
+        branches=(
+            BranchRow("attention", "attn", "ln_1"),
+            BranchRow("cross_attention", "crossattention", "ln_cross_attn"),
+            BranchRow("ffn", "mlp", "ln_2"),
+        ),
         model_types=("gpt2",),
         pooling="last",
     ),

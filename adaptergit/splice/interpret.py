@@ -6,9 +6,10 @@ put together again, so that a leaf sees exactly what it sees when it is alone on
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
@@ -17,34 +18,6 @@ from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.composition import Average, Block, Composition, Fuse, Split, Stack
 
 Rows = slice | torch.Tensor
-
-
-class State(Protocol):
-    """What adapters change at one place. Dimension 0 is the batch, dimension 1 the sequence."""
-
-    def apply(self, leaf: Any) -> Self:
-        """Run one adapter."""
-        ...
-
-    def rows(self, index: Rows) -> Self:
-        """Return some rows of the batch."""
-        ...
-
-    def span(self, start: int, stop: int) -> Self:
-        """Return some positions of the sequence."""
-        ...
-
-    def join(self, parts: Sequence[Self], dim: int, order: torch.Tensor | None) -> Self:
-        """Put parts together along a dimension, then into ``order``."""
-        ...
-
-    def mean(self, parts: Sequence[Self], weights: Sequence[float]) -> Self:
-        """Return the weighted sum of whole results."""
-        ...
-
-    def fuse(self, leaf: Any, parts: Sequence[tuple[Self, Any]]) -> Self:
-        """Run AdapterFusion over (state before, last adapter) of every child."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -154,8 +127,40 @@ def order_of(indices: Sequence[Rows]) -> torch.Tensor | None:
     return torch.argsort(torch.cat([torch.arange(i.start, i.stop) if isinstance(i, slice) else i for i in indices]))
 
 
+class State(ABC):
+    """What adapters change at one place. Dimension 0 is the batch, dimension 1 the sequence."""
+
+    @abstractmethod
+    def apply(self, leaf: Any) -> Self:
+        """Run one adapter."""
+
+    @abstractmethod
+    def cut(self, part: Callable[[Any], Any]) -> Self:
+        """Take the same part of every tensor, nothing done yet."""
+
+    def rows(self, index: Rows) -> Self:
+        """Return some rows of the batch."""
+        return self.cut(lambda tensor: _rows(tensor, index))
+
+    def span(self, start: int, stop: int) -> Self:
+        """Return some positions of the sequence."""
+        return self.cut(lambda tensor: None if tensor is None else tensor[:, start:stop])
+
+    @abstractmethod
+    def join(self, parts: Sequence[Self], dim: int, order: torch.Tensor | None) -> Self:
+        """Put parts together along a dimension, then into ``order``."""
+
+    @abstractmethod
+    def mean(self, parts: Sequence[Self], weights: Sequence[float]) -> Self:
+        """Return the weighted sum of whole results."""
+
+    def fuse(self, leaf: Any, parts: Sequence[tuple[Self, Any]]) -> Self:
+        """Run AdapterFusion over (state before, last adapter) of every child."""
+        raise UsageError("AdapterFusion is defined for bottleneck adapters")
+
+
 @dataclass(frozen=True)
-class BranchState:
+class BranchState(State):
     """A residual branch ``h`` and the stream ``x`` it is added to, both (batch, seq, hidden)."""
 
     h: torch.Tensor
@@ -168,13 +173,9 @@ class BranchState:
         """Run one adapter."""
         return replace(self, h=leaf(self.h, self.x, self.norm), whole=leaf.replaces_sum)
 
-    def rows(self, index: Rows) -> BranchState:
-        """Return some rows."""
-        return replace(self, h=_rows(self.h, index), x=_rows(self.x, index))
-
-    def span(self, start: int, stop: int) -> BranchState:
-        """Return some positions."""
-        return replace(self, h=_span(self.h, start, stop), x=None if self.x is None else _span(self.x, start, stop))
+    def cut(self, part: Callable[[Any], Any]) -> BranchState:
+        """Take a part."""
+        return replace(self, h=part(self.h), x=part(self.x))
 
     def join(self, parts: Sequence[BranchState], dim: int, order: torch.Tensor | None) -> BranchState:
         """Put parts together."""
@@ -189,7 +190,7 @@ class BranchState:
     def fuse(self, leaf: Any, parts: Sequence[tuple[BranchState, Any]]) -> BranchState:
         """Run AdapterFusion; the last child gives the query and the residual."""
         if not all(hasattr(last, "before_residual") for _, last in parts):
-            raise UsageError("AdapterFusion is defined for bottleneck adapters")
+            return super().fuse(leaf, parts)
         found = [last.before_residual(state.h, state.x, state.norm) for state, last in parts]
         query, _, residual = found[-1]
         query = parts[-1][0].h if leaf.config.query_before_ln else query
@@ -206,7 +207,7 @@ class BranchState:
 
 
 @dataclass(frozen=True)
-class ProjectionState:
+class ProjectionState(State):
     """Output ``y`` (batch, seq, out) of a linear layer for ``inputs`` (batch, seq, in)."""
 
     y: torch.Tensor
@@ -219,13 +220,9 @@ class ProjectionState:
         """Run one adapter: on the input, or on the update of the one before it."""
         return replace(self, update=leaf.update(self.update, self.inputs), last=leaf)
 
-    def rows(self, index: Rows) -> ProjectionState:
-        """Return some rows."""
-        return ProjectionState(_rows(self.y, index), _rows(self.inputs, index))
-
-    def span(self, start: int, stop: int) -> ProjectionState:
-        """Return some positions."""
-        return ProjectionState(_span(self.y, start, stop), _span(self.inputs, start, stop))
+    def cut(self, part: Callable[[Any], Any]) -> ProjectionState:
+        """Take a part."""
+        return ProjectionState(part(self.y), part(self.inputs))
 
     def join(self, parts: Sequence[ProjectionState], dim: int, order: torch.Tensor | None) -> ProjectionState:
         """Put parts together."""
@@ -239,10 +236,6 @@ class ProjectionState:
         change = _mean([part.result() - self.y for part in parts], weights)
         return ProjectionState(self.y + change, self.inputs)
 
-    def fuse(self, leaf: Any, parts: Sequence[tuple[ProjectionState, Any]]) -> ProjectionState:
-        """Refuse."""
-        raise UsageError("AdapterFusion is defined for bottleneck adapters")
-
     def result(self) -> torch.Tensor:
         """Return what takes the place of ``y``."""
         if self.last is None:
@@ -252,7 +245,7 @@ class ProjectionState:
 
 
 @dataclass(frozen=True)
-class HiddenState:
+class HiddenState(State):
     """Hidden states (batch, seq, hidden) between modules, and the mask (batch, seq) of real tokens, if there is one."""
 
     hidden: torch.Tensor
@@ -262,15 +255,9 @@ class HiddenState:
         """Run one adapter."""
         return replace(self, hidden=leaf(self.hidden, self.mask))
 
-    def rows(self, index: Rows) -> HiddenState:
-        """Return some rows."""
-        return HiddenState(_rows(self.hidden, index), None if self.mask is None else _rows(self.mask, index))
-
-    def span(self, start: int, stop: int) -> HiddenState:
-        """Return some positions."""
-        return HiddenState(
-            _span(self.hidden, start, stop), None if self.mask is None else _span(self.mask, start, stop)
-        )
+    def cut(self, part: Callable[[Any], Any]) -> HiddenState:
+        """Take a part."""
+        return HiddenState(part(self.hidden), part(self.mask))
 
     def join(self, parts: Sequence[HiddenState], dim: int, order: torch.Tensor | None) -> HiddenState:
         """Put parts together."""
@@ -280,13 +267,9 @@ class HiddenState:
         """Return the weighted sum."""
         return replace(self, hidden=_mean([part.hidden for part in parts], weights))
 
-    def fuse(self, leaf: Any, parts: Sequence[tuple[HiddenState, Any]]) -> HiddenState:
-        """Refuse."""
-        raise UsageError("AdapterFusion is defined for bottleneck adapters")
-
 
 @dataclass(frozen=True)
-class PrefixState:
+class PrefixState(State):
     """Keys and values (batch, heads, length, size) in front of an attention's own, and which of them count."""
 
     hidden: torch.Tensor
@@ -303,9 +286,9 @@ class PrefixState:
             return replace(self, keys=keys, values=values)
         return replace(self, keys=torch.cat([keys, self.keys], 2), values=torch.cat([values, self.values], 2))
 
-    def rows(self, index: Rows) -> PrefixState:
-        """Return some rows."""
-        return PrefixState(_rows(self.hidden, index))
+    def cut(self, part: Callable[[Any], Any]) -> PrefixState:
+        """Take some rows."""
+        return PrefixState(part(self.hidden))
 
     def span(self, start: int, stop: int) -> PrefixState:
         """Refuse."""
@@ -314,33 +297,22 @@ class PrefixState:
     def join(self, parts: Sequence[PrefixState], dim: int, order: torch.Tensor | None) -> PrefixState:
         """Put rows together; shorter prefixes are filled up with positions that do not count."""
         length = max(part.length for part in parts)
-        some = next((part for part in parts if part.keys is not None), None)
-        if some is None or some.keys is None:
+        some = next((part.keys for part in parts if part.keys is not None), None)
+        if some is None:
             return self
-        keys, values, counts = [], [], []
+        found: list[list[torch.Tensor]] = [[], [], []]
         for part in parts:
-            size = part.hidden.shape[0]
             missing = length - part.length
-            empty = some.keys.new_zeros(size, some.keys.shape[1], missing, some.keys.shape[3])
-            keys.append(empty if part.keys is None else torch.cat([empty, part.keys], 2))
-            values.append(empty if part.values is None else torch.cat([empty, part.values], 2))
-            real = torch.ones(size, length, dtype=torch.bool, device=empty.device)
-            real[:, :missing] = False
-            counts.append(real)
-        return replace(
-            self,
-            keys=_join(keys, 0, order, None),
-            values=_join(values, 0, order, None),
-            counts=_join(counts, 0, order, None),
-        )
+            empty = some.new_zeros(part.hidden.shape[0], some.shape[1], missing, some.shape[3])
+            for listed, own in zip(found, (part.keys, part.values), strict=False):
+                listed.append(empty if own is None else torch.cat([empty, own], 2))
+            found[2].append((torch.arange(length, device=empty.device) >= missing).expand(len(empty), -1))
+        keys, values, counts = (_join(listed, 0, order, None) for listed in found)
+        return replace(self, keys=keys, values=values, counts=counts)
 
     def mean(self, parts: Sequence[PrefixState], weights: Sequence[float]) -> PrefixState:
         """Refuse."""
         raise UsageError("an Average of prefixes is not defined", hint="average their weights: panel.average(…)")
-
-    def fuse(self, leaf: Any, parts: Sequence[tuple[PrefixState, Any]]) -> PrefixState:
-        """Refuse."""
-        raise UsageError("AdapterFusion is defined for bottleneck adapters")
 
     @property
     def length(self) -> int:
@@ -352,10 +324,6 @@ def _rows(tensor: Any, index: Rows) -> Any:
     if tensor is None:
         return None
     return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index.to(tensor.device))
-
-
-def _span(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    return tensor[:, start:stop]
 
 
 def _join(

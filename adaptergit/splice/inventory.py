@@ -148,7 +148,7 @@ class Inventory:
             UsageError: No head of that name.
         """
         self.head_config(name)
-        return self._sidecar.passengers[head_key(name)]
+        return self._sidecar.passengers[_key(name, ":head")]
 
     def fusion_module(self, name: str) -> nn.Module:
         """Return a fusion's weights.
@@ -157,7 +157,7 @@ class Inventory:
             UsageError: No fusion of that name.
         """
         self.fused(name)
-        return self._sidecar.passengers[_fusion_key(name)]
+        return self._sidecar.passengers[_key(name, ":fusion")]
 
     def tokenizer(self, name: str) -> Any:
         """Return the tokenizer that added embeddings belong to, or None.
@@ -174,7 +174,7 @@ class Inventory:
             UsageError: No embeddings of that name.
         """
         self.tokenizer(name)
-        module = self._sidecar.passengers[_embeddings_key(name)]
+        module = self._sidecar.passengers[_key(name, ":embeddings")]
         assert isinstance(module, Embeddings)
         return module
 
@@ -189,11 +189,23 @@ class Inventory:
             ModelError: No place of this model takes the configuration.
         """
         check_types(config)
+        self._check_blocks(config)
         with torch.device("meta"):
             parts = config.build(host or self.host)
         if not parts.places:
             raise ModelError(f"{config.method} has no place in this model: its places are left out or not there")
         return parts
+
+    def _check_blocks(self, config: MethodConfig) -> None:
+        for part in getattr(config, "configs", ()):
+            self._check_blocks(part)
+        layers = getattr(config, "layers", ())
+        for index in (*getattr(config, "leave_out", ()), *(layers if isinstance(layers, tuple) else ())):
+            if not 0 <= index < self.anatomy.blocks:
+                raise ModelError(
+                    f"{config.method} speaks of block {index}, which is not there",
+                    hint=f"blocks: 0 to {self.anatomy.blocks - 1}",
+                )
 
     def build_head(self, config: HeadConfig) -> nn.Module:
         """Make a head's modules without storage.
@@ -231,7 +243,7 @@ class Inventory:
             self._settle(place, module, wanted, device)
         frozen = frozenset(key for key, parameter in parts.named_parameters() if not parameter.requires_grad)
         self._adapters[name] = Spliced(config, parts, about, frozen)
-        self._sidecar.passengers[name] = parts
+        self._sidecar.passengers[_key(name)] = parts
 
     def insert_head(
         self,
@@ -247,7 +259,7 @@ class Inventory:
         host = parameter_of(self._base, self.anatomy.sites[-1].output)
         self._place(module, host, dtype, device)
         self._heads[name] = config
-        self._sidecar.passengers[head_key(name)] = module
+        self._sidecar.passengers[_key(name, ":head")] = module
 
     def insert_fusion(
         self,
@@ -267,7 +279,7 @@ class Inventory:
             self._settle(place, module, dtype, device)
             holder.put(place, module)
         self._fusions[name] = Fused(config, tuple(children), dict(modules))
-        self._sidecar.passengers[_fusion_key(name)] = holder
+        self._sidecar.passengers[_key(name, ":fusion")] = holder
 
     def insert_embeddings(
         self,
@@ -282,21 +294,21 @@ class Inventory:
         check_new(name, self._tokenizers)
         self._place(module, module.host(self._model).weight, dtype, device)
         self._tokenizers[name] = tokenizer
-        self._sidecar.passengers[_embeddings_key(name)] = module
+        self._sidecar.passengers[_key(name, ":embeddings")] = module
 
     def drop(self, name: str) -> None:
         """Forget an adapter and its head."""
-        del self._adapters[name], self._sidecar.passengers[name]
+        del self._adapters[name], self._sidecar.passengers[_key(name)]
         if self._heads.pop(name, None) is not None:
-            del self._sidecar.passengers[head_key(name)]
+            del self._sidecar.passengers[_key(name, ":head")]
 
     def drop_fusion(self, name: str) -> None:
         """Forget a fusion."""
-        del self._fusions[name], self._sidecar.passengers[_fusion_key(name)]
+        del self._fusions[name], self._sidecar.passengers[_key(name, ":fusion")]
 
     def drop_embeddings(self, name: str) -> None:
         """Forget embeddings and their tokenizer."""
-        del self._tokenizers[name], self._sidecar.passengers[_embeddings_key(name)]
+        del self._tokenizers[name], self._sidecar.passengers[_key(name, ":embeddings")]
 
     def snapshot(self) -> Callable[[], None]:
         """Return a function that takes back everything added since."""
@@ -326,6 +338,12 @@ class Inventory:
     ) -> None:
         module.to(device=device or host.device, dtype=dtype or host.dtype)
         module.train(self._model.training)
+        if (dtype or host.dtype) == torch.float16:  # the only dtype with a smaller range
+            for key, tensor in module.state_dict().items():
+                if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+                    raise ModelError(
+                        f"{key} holds values too large for float16", hint="dtype=torch.float32, or bfloat16"
+                    )
 
 
 def _offloaded_to(root: nn.Module, path: str) -> torch.device | None:
@@ -360,10 +378,17 @@ def check_new(name: str, existing: Iterable[str]) -> None:
     Raises:
         UsageError: It is taken, or no file could have it.
     """
-    if not isinstance(name, str) or not name or len(name) > 200 or set(name) & set("/\\\0\n:"):
+    if not isinstance(name, str) or not _names_a_file(name):
         raise UsageError(f"{name!r} cannot name an adapter", hint="use what a file name can hold")
     if name in existing:
         raise UsageError(f"{name!r} is there already", hint="choose another name, or panel.remove() it first")
+
+
+def _names_a_file(name: str) -> bool:
+    try:
+        return 0 < len(name.encode()) < 256 and name not in (".", "..") and not set(name) & set("/\0")
+    except UnicodeEncodeError:
+        return False
 
 
 def _look_up(table: Mapping[str, T], name: str, what: str) -> T:
@@ -376,14 +401,6 @@ def _look_up(table: Mapping[str, T], name: str, what: str) -> T:
     return table[name]
 
 
-def head_key(name: str) -> str:
-    """Name of a head among the passengers."""
-    return f"{name}:head"
-
-
-def _fusion_key(name: str) -> str:
-    return f"{name}:fusion"
-
-
-def _embeddings_key(name: str) -> str:
-    return f"{name}:embeddings"
+def _key(name: str, kind: str = "") -> str:
+    """Name of something among the passengers: colons of its own are doubled."""
+    return name.replace(":", "::") + kind

@@ -53,3 +53,25 @@ def require(condition: bool, what: str) -> None:
     """Raise a :class:`UsageError` unless the condition holds."""
     if not condition:
         raise UsageError(what)
+
+
+def require_counts(config: Any, *names: str, least: int = 1) -> None:
+    """Raise a :class:`UsageError` unless these fields are whole numbers, and not too small."""
+    for name in names:
+        value = getattr(config, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        require(whole and value >= least, f"{name} must be a whole number from {least} on, not {value!r}")
+
+
+def require_shares(config: Any, *names: str) -> None:
+    """Raise a :class:`UsageError` unless these fields are numbers in [0, 1)."""
+    for name in names:
+        value = getattr(config, name)
+        require(is_number(value) and 0 <= value < 1, f"{name} must be in [0, 1), not {value!r}")
+
+
+def require_one_of(config: Any, **choices: tuple[Any, ...]) -> None:
+    """Raise a :class:`UsageError` unless these fields have one of the values."""
+    for name, allowed in choices.items():
+        value = getattr(config, name)
+        require(value in allowed, f"{name} must be {', '.join(map(repr, allowed))}, not {value!r}")

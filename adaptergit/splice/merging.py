@@ -8,6 +8,7 @@ and DARE (Yu et al. 2024, arXiv:2311.03099). The numbers are those of ``adapters
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,11 +20,11 @@ from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Projection
 from adaptergit.splice.config import MethodConfig
 from adaptergit.splice.layers import is_number
-from adaptergit.splice.methods import LoRA
+from adaptergit.splice.methods import LoRA, Union
 from adaptergit.splice.methods.lora import LoRASite
 from adaptergit.splice.methods.prefix_tuning import PrefixNetwork, PrefixTuning
-from adaptergit.splice.methods.projections import is_quantised, weight_of
-from adaptergit.splice.places import Host, Linear, Parts
+from adaptergit.splice.methods.projections import is_quantised, stands_upright, weight_of
+from adaptergit.splice.places import Host, Linear, Parts, Place
 
 AVERAGES = ("linear", "lora_linear_only_negate_b", "lora_delta_w_svd")
 COMBINATIONS = (
@@ -40,6 +41,7 @@ def merge_into(host: Host, parts: Parts) -> Callable[[], None]:
         ModelError: The host is quantised.
     """
     changes: list[tuple[nn.Parameter, torch.Tensor]] = []
+    owners = Counter(id(own) for module in host.model.modules() for own in module.parameters(recurse=False))
     leaf: Any
     for place, leaf in parts.places.items():
         if not isinstance(place, Projection | Linear) or not hasattr(leaf, "merged"):
@@ -50,9 +52,14 @@ def merge_into(host: Host, parts: Parts) -> Callable[[], None]:
                 f"{place.path} is quantised: what is merged into it would be rounded away",
                 hint="merge into the model in its own precision, and quantise it then",
             )
+        if owners[id(module.weight)] > 1:
+            raise UsageError(
+                f"{place.path} shares its weights with another module, where the adapter does not act",
+                hint="leave it active: what is merged would act there too",
+            )
         with torch.no_grad():
             merged = leaf.merged(weight_of(module))
-            changes.append((module.weight, merged.T if type(module).__name__ == "Conv1D" else merged))
+            changes.append((module.weight, merged.T if stands_upright(module) else merged))
             bias: Any = getattr(module, "bias", None)
             if hasattr(leaf, "merged_bias"):
                 new = leaf.merged_bias(bias)
@@ -122,46 +129,46 @@ def combine(
     Raises:
         UsageError: Not LoRAs, or an option that does not fit.
     """
-    if not all(math.isfinite(weight) for weight in weights):
-        raise UsageError(f"weights must be finite numbers, not {list(weights)}")
     if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
         raise UsageError(f"rank must be a positive whole number, not {rank!r}")
     if strategy not in COMBINATIONS:
         raise UsageError(f"unknown strategy {strategy!r}", hint=", ".join(COMBINATIONS))
     if not all(isinstance(config, LoRA) and not config.use_dora and not config.use_gating for config in configs):
         raise UsageError("combine() is for LoRAs without gates and magnitudes")
-    places = [parts.places.keys() for parts in adapters]
-    if any(set(own) != set(places[0]) for own in places):
+    sites: list[dict[Place, Any]] = [dict(parts.places) for parts in adapters]
+    if any(
+        {p: leaf.target for p, leaf in own.items()} != {p: leaf.target for p, leaf in sites[0].items()} for own in sites
+    ):
         raise UsageError("the LoRAs act at different places")
     merge = _rule(strategy.removesuffix("_svd"), density, majority)
-    made: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    for place in places[0]:
-        leaves = [leaf for leaf in (parts.places[place] for parts in adapters) if isinstance(leaf, LoRASite)]
-        if any(leaf.target.fused for leaf in leaves):
-            raise UsageError("LoRAs of a part of a fused layer cannot be combined")
+    state: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
+    for place in sites[0]:
+        leaves: list[LoRASite] = [own[place] for own in sites]
         with torch.no_grad():
-            made[place.key] = _combine_at(leaves, weights, strategy, merge, rank)
-    ranks = {a.shape[0] for a, _ in made.values()}
+            slots = zip(*(leaf.factors() for leaf in leaves), strict=True)
+            made = [_combine_at(leaves, pairs, weights, strategy, merge, rank) for pairs in slots]
+            state[f"{place.key}.lora_A"] = torch.cat([a for a, _ in made])
+            state[f"{place.key}.lora_B"] = torch.cat([b for _, b in made])
+            ranks[leaves[0].target.place.path] = made[0][0].shape[0]
+            biases = [leaf.scale * leaf.lora_bias for leaf in leaves if leaf.lora_bias is not None]
+            own = [weight for weight, leaf in zip(weights, leaves, strict=True) if leaf.lora_bias is not None]
+            if biases:
+                state[f"{place.key}.lora_bias"] = merge(biases, own)
     first = configs[0]
     assert isinstance(first, LoRA)
-    r = max(ranks)
-    patterns = {
-        place.path: made[place.key][0].shape[0] for place in places[0] if isinstance(place, Projection | Linear)
-    }
+    r = max(ranks.values())
+    patterns = ranks if len(set(ranks.values())) > 1 else None
     config = replace(
         first,
         r=r,
         alpha=r,
         use_rslora=False,
-        rank_pattern=patterns if len(ranks) > 1 else None,
-        alpha_pattern=patterns if len(ranks) > 1 else None,
+        rank_pattern=patterns,
+        alpha_pattern=patterns,
+        lora_bias=any(isinstance(config, LoRA) and config.lora_bias for config in configs),
     )
     parts = build(config)
-    state = {
-        f"{key}.{name}": tensor
-        for key, pair in made.items()
-        for name, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
-    }
     parts.load_state_dict(state, assign=True)
     return config, parts
 
@@ -171,15 +178,20 @@ Rule = Callable[[Sequence[torch.Tensor], Sequence[float]], torch.Tensor]
 
 
 def _combine_at(
-    leaves: Sequence[LoRASite], weights: Sequence[float], strategy: str, merge: Rule, rank: int | None
+    leaves: Sequence[LoRASite],
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    weights: Sequence[float],
+    strategy: str,
+    merge: Rule,
+    rank: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return A (r, inputs) and B (outputs, r) of one layer, for a factor of 1."""
+    """Return A (r, inputs) and B (outputs, r) of one slot of a layer, for a factor of 1."""
     factors = [w * leaf.scale for w, leaf in zip(weights, leaves, strict=True)]
     if strategy == "cat":
-        a = torch.cat([leaf.lora_A * factor for leaf, factor in zip(leaves, factors, strict=True)], dim=0)
-        return a, torch.cat([leaf.lora_B for leaf in leaves], dim=1)
+        a = torch.cat([a * factor for (a, _), factor in zip(pairs, factors, strict=True)], dim=0)
+        return a, torch.cat([b for _, b in pairs], dim=1)
     if strategy.endswith("svd"):
-        delta = merge([leaf.delta() for leaf in leaves], weights)
+        delta = merge([leaf.scale * (b @ a) for leaf, (a, b) in zip(leaves, pairs, strict=True)], weights)
         u, s, vh = torch.linalg.svd(delta.float())
         r = rank or max(leaf.r for leaf in leaves)
         return vh[:r].to(delta.dtype), (u[:, :r] * s[:r]).to(delta.dtype)
@@ -187,7 +199,7 @@ def _combine_at(
         raise UsageError(f"{strategy} needs LoRAs of one rank", hint="use cat or svd")
     roots = [math.sqrt(abs(factor)) for factor in factors]
     signed = [math.copysign(root, factor) for root, factor in zip(roots, factors, strict=True)]
-    return merge([leaf.lora_A for leaf in leaves], signed), merge([leaf.lora_B for leaf in leaves], roots)
+    return merge([a for a, _ in pairs], signed), merge([b for _, b in pairs], roots)
 
 
 def _rule(strategy: str, density: float, majority: str) -> Rule:
@@ -228,20 +240,27 @@ def eject_prefix(config: MethodConfig, parts: Parts, build: Build) -> tuple[Meth
     Raises:
         UsageError: Not prefix tuning.
     """
-    if not isinstance(config, PrefixTuning):
+    flat = _flat(config)
+    if flat is None:
         raise UsageError("only prefix tuning has a network to eject")
-    if config.flat:
-        return config, parts
-    flat = replace(config, flat=True)
-    new = build(flat)
-    state = {key: value for key, value in parts.state_dict().items() if not key.startswith("shared.")}
-    with torch.no_grad():
-        for name, network in parts.common.named_children():
-            assert isinstance(network, PrefixNetwork)
-            made = network.control_trans(network.wte.weight)
-            state[f"shared.{name}.control_trans"] = made.reshape(-1)
+    new, state = build(flat), parts.state_dict()
+    for path, network in parts.named_modules():
+        if isinstance(network, PrefixNetwork) and not network.config.flat:
+            state = {key: value for key, value in state.items() if not key.startswith(f"{path}.")}
+            with torch.no_grad():
+                state[f"{path}.control_trans"] = network.control_trans(network.wte.weight).reshape(-1)
     new.load_state_dict(state, assign=True)
     return flat, new
+
+
+def _flat(config: MethodConfig) -> MethodConfig | None:
+    """Return a configuration with plain prefixes, alone or in a union; None: it has none."""
+    if isinstance(config, PrefixTuning):
+        return replace(config, flat=True)
+    if not isinstance(config, Union):
+        return None
+    parts = [(part, _flat(part)) for part in config.configs]
+    return Union(tuple(flat or part for part, flat in parts)) if any(flat for _, flat in parts) else None
 
 
 def average_states(states: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float]) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ The model stays its own class and its ``state_dict`` stays the base model's; ``d
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from adaptergit.errors import ModelError, UsageError
-from adaptergit.splice.anatomy import Site, anatomy_of
+from adaptergit.splice.anatomy import Site, anatomy_of, by_hand
 from adaptergit.splice.checkpoint import card_name, save
 from adaptergit.splice.composition import (
     Block,
@@ -26,6 +27,7 @@ from adaptergit.splice.composition import (
     ends_of,
     on_every_row,
     parse_composition,
+    without,
 )
 from adaptergit.splice.config import MethodConfig, parse_config
 from adaptergit.splice.embeddings import Embeddings, config_for, input_paths
@@ -33,8 +35,9 @@ from adaptergit.splice.engine import EMPTY, Engine
 from adaptergit.splice.fusion import Fusion, FusionConfig, fusion_config
 from adaptergit.splice.heads import HeadConfig, StaticModule, build_head, static_head_of, static_paths
 from adaptergit.splice.inventory import ATTRIBUTE, Inventory, check_new, panel_of
+from adaptergit.splice.layers import is_number
 from adaptergit.splice.merging import average, average_states, combine, eject_prefix, merge_into
-from adaptergit.splice.places import BlockOutput, Linear, Place
+from adaptergit.splice.places import BlockOutput, Linear, Parts, Place
 from adaptergit.splice.plan import Answer, Plan
 from adaptergit.splice.setup import fused, several, single
 
@@ -53,10 +56,15 @@ def adapters(
         inputs: For a model that must be watched: keyword arguments of one small forward.
 
     Raises:
+        UsageError: The model has a panel, with other sites.
         ModelError: The model's architecture is not understood.
     """
     found: Panel | None = panel_of(model)
-    return Panel(model, sites, inputs) if found is None else found
+    if found is None:
+        return Panel(model, sites, inputs)
+    if sites is not None and by_hand(sites) != found.anatomy.sites:
+        raise UsageError("the model has a panel with other sites", hint="panel.detach() first")
+    return found
 
 
 class Panel(Inventory):
@@ -347,8 +355,10 @@ class Panel(Inventory):
     def merge(self, name: str) -> None:
         """Write an adapter's updates into the model's weights (LoRA and its relatives, IA3); it acts at no cost.
 
+        If it is active, alone or in a Stack, what else is active stays so.
+
         Raises:
-            UsageError: The method cannot be merged, or the adapter is merged already.
+            UsageError: The method cannot be merged, the adapter is merged already, or it is active in another block.
             ModelError: The weights are quantised.
         """
         spliced = self.spliced(name)
@@ -356,9 +366,15 @@ class Panel(Inventory):
             raise UsageError(f"{name!r} is merged already")
         if self._engine.overridden:
             raise UsageError("weights cannot be merged while using() is in use", hint="leave the with block first")
+        rest = without(self._active, name)
         restore = merge_into(self.host, spliced.parts)
-        if self._active is not None and name in _names(self._active):
+        if rest is None:
             self.activate(None)
+        elif rest != self._active:
+            plan = self._engine.plan
+            left = {place: {n: leaf for n, leaf in own.items() if n != name} for place, own in plan.leaves.items()}
+            self._engine.plan = replace(plan, tree=rest, leaves={place: own for place, own in left.items() if own})
+            self._active = rest
         self._merged[name] = restore
 
     def unmerge(self, name: str) -> None:
@@ -392,7 +408,7 @@ class Panel(Inventory):
 
         Args:
             name: Of the new adapter.
-            names: What is averaged; heads of these names too, if all have one.
+            names: What is averaged; heads of these names too, if all have one of one configuration.
             weights: Default: equal.
             strategy: "linear"; for LoRA also "lora_linear_only_negate_b" (negative weights change the sign of B only)
                 and "lora_delta_w_svd" (the weighted sum of ΔW, cut to ``rank``).
@@ -409,9 +425,7 @@ class Panel(Inventory):
             made = combine(configs, parts, own, "svd", self.build, rank=rank, density=1.0, majority="total")
         else:
             made = average(configs, parts, own, strategy, self.build)
-        self.insert(name, *made)
-        if all(n in self._heads for n in names) and name not in self._heads:
-            self.average_head(name, names, own, normalize_weights=False)
+        self._insert_with_head(name, made, names, own)
 
     def combine(
         self,
@@ -428,7 +442,7 @@ class Panel(Inventory):
 
         Args:
             name: Of the new adapter.
-            names: LoRAs at the same places.
+            names: LoRAs at the same places; of heads of these names, if all have one of one configuration, the mean.
             weights: Default: all 1.
             strategy: "cat" (exact, ranks add up), "svd" (cut to ``rank``), "linear" (of the factors), "ties",
                 "dare_linear", "dare_ties", "magnitude_prune", and these with "_svd" (on ΔW, not on the factors).
@@ -451,7 +465,16 @@ class Panel(Inventory):
             density=density,
             majority=majority,
         )
+        self._insert_with_head(name, made, names, own)
+
+    def _insert_with_head(
+        self, name: str, made: tuple[MethodConfig, Parts], names: Sequence[str], weights: Sequence[float]
+    ) -> None:
+        heads = [self._heads.get(one) for one in names]
+        alike = heads[0] is not None and all(head == heads[0] for head in heads)
         self.insert(name, *made)
+        if alike and name not in self._heads and abs(sum(weights)) > 0:
+            self.average_head(name, names, weights)
 
     def average_head(
         self, name: str, names: Sequence[str], weights: Sequence[float] | None = None, *, normalize_weights: bool = True
@@ -484,9 +507,11 @@ class Panel(Inventory):
 
     @staticmethod
     def _weights(names: Sequence[str], weights: Sequence[float] | None, normalise: bool) -> list[float]:
-        own = [1.0] * len(names) if weights is None else [float(w) for w in weights]
+        own = [1.0] * len(names) if weights is None else list(weights)
         if not names or len(own) != len(names):
             raise UsageError(f"{len(names)} adapters and {len(own)} weights")
+        if not all(is_number(weight) and math.isfinite(weight) for weight in own):
+            raise UsageError(f"weights must be finite numbers, not {own}")
         if normalise and not sum(own):
             raise UsageError("the weights sum to zero", hint="set normalize_weights=False")
         return [w / sum(own) for w in own] if normalise else own
@@ -602,6 +627,11 @@ class Panel(Inventory):
         task_ids: Sequence[int] | torch.Tensor | None,
         embeddings: str | None,
     ) -> Plan:
+        strange = [index for index in skip if type(index) is not int or not 0 <= index < self.anatomy.blocks]
+        if strange:
+            raise UsageError(
+                f"there is no block {strange[0]!r} to skip", hint=f"blocks: 0 to {self.anatomy.blocks - 1}"
+            )
         chosen = embeddings or self._embeddings_of(composition)
         acting = None if chosen is None else self.embeddings_module(chosen)
         answer = self._answer(composition, head)

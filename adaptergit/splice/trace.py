@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -100,6 +101,10 @@ class _Recorder(TorchFunctionMode):
                 self._remember(tensor, name, tuple(dict.fromkeys(parents)))
         return result
 
+    def tensor(self, node: _Node) -> torch.Tensor:
+        tensor: torch.Tensor = self._alive[node.index]
+        return tensor
+
     def node(self, tensor: torch.Tensor) -> _Node:
         return self._by_id.get(id(tensor)) or self._remember(tensor, "", ())
 
@@ -143,69 +148,145 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> list[Found]:
     Raises:
         Exception: Whatever the forward raises.
     """
+    branches = [one.found for one in _record(model, inputs)]
+    # A stream from outside the block is no residual stream.
+    likely = [
+        one
+        for one, block in zip(branches, group_blocks(branches), strict=True)
+        if one.residual is None or _in_block(one.residual, block)
+    ]
+    rehearsed = zip(likely, _rehearse(model, inputs, likely), strict=True)
+    return [one if seen.summed else replace(one, norm=None) for one, seen in rehearsed if seen.fault(one) is None]
+
+
+def faults(model: nn.Module, inputs: Mapping[str, Any], given: Sequence[Found]) -> list[str | None]:
+    """Say what is wrong with branches that somebody names, or None: how they run, and what the model does with them.
+
+    Raises:
+        Exception: Whatever the forward raises.
+    """
+    recorded = _record(model, inputs)
+    rehearsed = zip(given, _rehearse(model, inputs, given), strict=True)
+    return [seen.fault(one) or _misplaced(one, seen, recorded) for one, seen in rehearsed]
+
+
+def _misplaced(one: Found, seen: _Rehearsal, recorded: Sequence[_Branch]) -> str | None:
+    sums = [branch for branch in recorded if one.output in branch.makers]
+    if not sums:
+        return f"nothing adds the output of {one.output} to a stream"
+    if not any(one.residual in (None, *branch.readers) or seen.reads(branch) for branch in sums):
+        return f"{one.residual} is not called with the stream that the output of {one.output} is added to"
+    norms = {branch.found.norm for branch in sums}
+    if one.norm not in norms:
+        return f"what takes over the sum is {' or '.join(sorted(map(str, norms)))}, not {one.norm}"
+    return None if seen.summed else f"{one.norm} is not given the sum of the branch and its stream as they are"
+
+
+def _record(model: nn.Module, inputs: Mapping[str, Any]) -> list[_Branch]:
+    """Watch one forward and return its residual branches."""
     recorder = _Recorder()
     with _evaluating(model), _watched(model, recorder), torch.no_grad(), recorder:
         model(**inputs)
     modules = dict(model.named_modules())
     # A module that its parent calls twice (a shared dropout) cannot stand for one of the two places.
     once = {p for p, n in recorder.calls.items() if n == recorder.calls.get(p.rpartition(".")[0], n)}
-    found: dict[tuple[str, str | None], Found] = {}
+    found: dict[tuple[str, str | None], _Branch] = {}
     for node in recorder.nodes:
-        for one in _branches(node, modules, once):
-            found.setdefault((one.output, one.residual), one)
-    branches = [one for one, block in zip(found.values(), group_blocks(list(found.values())), strict=True) if block]
-    # A norm outside the block is the final norm of a pre-norm model; a stream from outside is no residual stream.
-    likely = [
-        one if one.norm is None or _in_block(one.norm, block) else replace(one, norm=None)
-        for one, block in zip(branches, group_blocks(branches), strict=True)
-        if one.residual is None or _in_block(one.residual, block)
+        for one in _branches(node, modules, once, recorder):
+            found.setdefault((one.found.output, one.found.residual), one)
+    named = zip(found.values(), group_blocks([one.found for one in found.values()]), strict=True)
+    branches = [one for one, block in named if block]
+    named = zip(branches, group_blocks([one.found for one in branches]), strict=True)
+    # A norm outside the block is the final norm of a pre-norm model.
+    return [
+        one
+        if one.found.norm is None or _in_block(one.found.norm, block)
+        else replace(one, found=replace(one.found, norm=None))
+        for one, block in named
     ]
 
-    return _verified(model, inputs, likely)
+
+@dataclass
+class _Rehearsal:
+    """How a branch ran in one forward, read as it will be when something is spliced in."""
+
+    read: int = 0
+    fired: int = 0
+    width: int = 0
+    misfit: str | None = None
+    streams: list[torch.Tensor] = field(default_factory=list)
+    summed: bool = True
+    """The norm was given exactly the sum."""
+
+    def fault(self, one: Found) -> str | None:
+        """Say what is wrong: it must fire once after each reading of the stream, in its shape."""
+        if not self.fired:
+            early = "" if one.residual is None else f" after {one.residual}"
+            return f"{one.output} does not run{early}"
+        if one.residual is not None and self.fired != self.read:
+            return f"{one.residual} runs {self.read} times, and {one.output} after it {self.fired} times"
+        if self.misfit is None and one.hidden_size not in (0, self.width):
+            return f"the output of {one.output} is {self.width} wide, not {one.hidden_size}"
+        return self.misfit
+
+    def reads(self, branch: _Branch) -> bool:
+        """Tell whether what was read is a branch's stream."""
+        return any(_close(x, branch.stream) for x in self.streams)
 
 
-def _verified(model: nn.Module, inputs: Mapping[str, Any], found: Sequence[Found]) -> list[Found]:
-    """Keep the branches that fire as they will be spliced: once after each reading of the stream, in its shape."""
+def _rehearse(model: nn.Module, inputs: Mapping[str, Any], found: Sequence[Found]) -> list[_Rehearsal]:
+    seen = [_Rehearsal() for _ in found]
     pending: dict[int, torch.Tensor] = {}
-    fired, failed, read = Counter[int](), set[int](), Counter[int]()
+    sums: dict[int, torch.Tensor] = {}
 
-    def reads(index: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        read[index] += 1
-        pending[index] = first_tensors(args, kwargs)[0]
+    def reads(index: int, _module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        seen[index].read += 1
+        pending.update((index, x) for x in first_tensors(args, kwargs))
 
-    def gives(index: int, output: Any) -> None:
-        if found[index].residual is None:
-            fired[index] += 1
-        elif index in pending:
-            x, h = pending.pop(index), next(_tensors(output))
-            fired[index] += 1
-            if x.numel() != h.numel() or x.shape[-1] != h.shape[-1]:
-                failed.add(index)
+    def adds(index: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        if index in pending:
+            pending[index] = pending[index] + next(_tensors(output))
+
+    def gives(index: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        one, record, h = found[index], seen[index], next(_tensors(output))
+        x = pending.pop(index, None)
+        if one.residual is not None and x is None:
+            return
+        record.fired += 1
+        record.width = h.shape[1 if one.channels_first else -1]
+        if x is not None and (x.numel() != h.numel() or x.shape[-1] != h.shape[-1]):
+            record.misfit = f"{one.output} gives {tuple(h.shape)}, and its stream is {tuple(x.shape)}"
+        elif x is not None:
+            record.streams.append(x.clone())
+            sums[index] = h + x.reshape(h.shape)
+
+    def norms(index: int, _module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        total = sums.pop(index, None)
+        if total is not None:
+            seen[index].summed &= any(_close(total, given) for given in first_tensors(args, kwargs))
 
     handles = []
     try:
         for index, one in enumerate(found):
-            if one.residual is not None:
-                handles.append(
-                    model.get_submodule(one.residual).register_forward_pre_hook(
-                        lambda _m, args, kwargs, index=index: reads(index, args, kwargs), with_kwargs=True
-                    )
-                )
-            handles.append(
-                model.get_submodule(one.output).register_forward_hook(
-                    lambda _m, _a, output, index=index: gives(index, output)
-                )
-            )
+            reader, *added = (one.residual or "").split("+")
+            for path, before in ((reader, reads), (one.norm, norms)):
+                if path:
+                    module = model.get_submodule(path)
+                    handles.append(module.register_forward_pre_hook(partial(before, index), with_kwargs=True))
+            for path, after in (*((path, adds) for path in added), (one.output, gives)):
+                handles.append(model.get_submodule(path).register_forward_hook(partial(after, index)))
         with _evaluating(model), torch.no_grad():
             model(**inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return [
-        one
-        for index, one in enumerate(found)
-        if index not in failed and fired[index] and (one.residual is None or fired[index] == read[index])
-    ]
+    return seen
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.numel() == other.numel() and torch.allclose(
+        one.float().view(-1), other.float().reshape(-1), rtol=1e-2, atol=1e-2 * float(one.abs().max())
+    )
 
 
 def _in_block(path: str, block: str) -> bool:
@@ -242,7 +323,19 @@ def _watched(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
             handle.remove()
 
 
-def _branches(total: _Node, modules: Mapping[str, nn.Module], once: set[str]) -> Iterator[Found]:
+@dataclass(frozen=True)
+class _Branch:
+    """One branch of one residual sum."""
+
+    found: Found
+    makers: Sequence[str]
+    """Modules that stand for it: they gave it, the last of them is the largest."""
+    readers: Sequence[str]
+    """Modules that are called with its stream."""
+    stream: torch.Tensor
+
+
+def _branches(total: _Node, modules: Mapping[str, nn.Module], once: set[str], recorder: _Recorder) -> Iterator[_Branch]:
     """Yield the branches that a residual sum adds, if the node is one."""
     if total.operation not in _ADDITIONS or len(total.shape) < 2 or _is_part_of_sum(total):
         return
@@ -254,16 +347,17 @@ def _branches(total: _Node, modules: Mapping[str, nn.Module], once: set[str]) ->
     for h in addends:
         if h is streams[0]:
             continue
-        output, aligned = _output(h, x, total, once, len(addends) == 2)
-        if output is None:
+        makers, aligned = _makers(h, x, total, once, len(addends) == 2)
+        if not makers:
             continue
-        between = _between(h, x)
+        output, between = makers[-1], _between(h, x)
         attention = next((n.module for n in between if _is_attention(n, modules)), None)
         kind = _kind(output, {node.module for node in between}, attention, modules)
         residual = _reader(x, total, output, once) if aligned else None
         first = len(x.shape) == 4 and any(node.operation in _ON_IMAGES and len(node.shape) == 4 for node in between)
         size = x.shape[1] if first else x.shape[-1]
-        yield Found(kind, output, residual, _post_norm(total, modules), size, first)
+        found = Found(kind, output, residual, _post_norm(total, modules), size, first)
+        yield _Branch(found, makers, x.readers if aligned else [], recorder.tensor(x))
 
 
 def _stream(node: _Node) -> _Node:
@@ -324,8 +418,8 @@ def _between(node: _Node, ancestor: _Node) -> list[_Node]:
     return sorted(nodes, key=lambda n: n.index)
 
 
-def _output(h: _Node, x: _Node, total: _Node, once: set[str], between: bool) -> tuple[str | None, bool]:
-    """Return the last module that made the branch, and whether its positions are still those of the stream.
+def _makers(h: _Node, x: _Node, total: _Node, once: set[str], between: bool) -> tuple[list[str], bool]:
+    """Return the modules that made the branch, and whether its positions are still those of the stream.
 
     ``between``: no other branch reads its stream between this one's reading and its output.
     """
@@ -337,13 +431,13 @@ def _output(h: _Node, x: _Node, total: _Node, once: set[str], between: bool) -> 
         # A module that is called for several branches (a shared dropout) serves each, if x is read just before.
         makers = [path for path in makers if path in once] or (makers if between else [])
         if makers and len(node.shape) >= 2:
-            return (makers[-1], aligned and _size(node) == _size(x)) if node.shape[-1] == x.shape[-1] else (None, False)
+            return (makers, aligned and _size(node) == _size(x)) if node.shape[-1] == x.shape[-1] else ([], False)
         if node.operation not in _TRANSPARENT and not (node.operation in _ADDITIONS and len(node.parents) == 1):
-            return None, False
+            return [], False
         aligned = aligned and node.operation not in _MIX_POSITIONS
         same = [p for p in node.parents if _size(p) == _size(x) or p.makers]
         node = max(same or node.parents, key=lambda p: p.index, default=None)
-    return None, False
+    return [], False
 
 
 def _size(node: _Node) -> int:

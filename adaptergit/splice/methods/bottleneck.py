@@ -25,9 +25,17 @@ from torch import nn
 
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.config import MethodConfig, presets, register, register_preset
-from adaptergit.splice.layers import activation, initialise_linear, is_number, require
+from adaptergit.splice.layers import (
+    activation,
+    initialise_linear,
+    is_number,
+    require,
+    require_counts,
+    require_one_of,
+    require_shares,
+)
 from adaptergit.splice.methods.invertible import Coupling, embedding_of
-from adaptergit.splice.methods.phm import PHMLinear, check_phm
+from adaptergit.splice.methods.phm import PHMLinear
 from adaptergit.splice.places import Parts
 
 if TYPE_CHECKING:
@@ -127,8 +135,6 @@ class Bottleneck(MethodConfig):
     """Probability of skipping the adapter for a whole row, in training."""
 
     def __post_init__(self) -> None:
-        for name in sorted(set(_LOCATIONS.values())):
-            require(isinstance(getattr(self, name), bool), f"{name} must be True or False")
         require(
             self.mh_adapter or self.output_adapter or self.cross_adapter,
             "a bottleneck needs at least one place: mh_adapter, output_adapter or cross_adapter",
@@ -138,35 +144,20 @@ class Bottleneck(MethodConfig):
         )
         for factor in factors:
             require(is_number(factor) and factor >= 0.01, f"reduction_factor must be at least 0.01, not {factor!r}")
-        require(
-            is_number(self.scaling) or self.scaling in ("learned", "channel"),
-            f"scaling must be a number, 'learned' or 'channel', not {self.scaling!r}",
+        require_one_of(
+            self,
+            scaling=("learned", "channel") if isinstance(self.scaling, str) else (self.scaling,),
+            init_weights=("bert", "mam_adapter", "houlsby"),
+            residual_before_ln=(True, False, "post_add"),
+            inv_adapter=(None, "nice", "glow"),
+            phm_c_init=("normal", "uniform"),
+            hypercomplex_nonlinearity=("glorot-uniform", "glorot-normal", "normal"),
         )
-        require(
-            self.init_weights in ("bert", "mam_adapter", "houlsby"),
-            f"unknown init_weights {self.init_weights!r}: bert, mam_adapter or houlsby",
-        )
-        require(
-            self.residual_before_ln in (True, False, "post_add"),
-            f"residual_before_ln must be True, False or 'post_add', not {self.residual_before_ln!r}",
-        )
-        for name in ("dropout", "stochastic_depth"):
-            value = getattr(self, name)
-            require(is_number(value) and 0 <= value < 1, f"{name} must be in [0, 1), not {value!r}")
-        require(
-            isinstance(self.leave_out, tuple) and all(isinstance(i, int) for i in self.leave_out),
-            "leave_out must be a list of block indices",
-        )
-        require(
-            self.inv_adapter in (None, "nice", "glow"),
-            f"inv_adapter must be 'nice', 'glow' or None, not {self.inv_adapter!r}",
-        )
-        require(
-            self.inv_adapter is None
-            or (is_number(self.inv_adapter_reduction_factor) and (self.inv_adapter_reduction_factor or 0) > 0),
-            "an invertible adapter needs inv_adapter_reduction_factor",
-        )
-        check_phm(self)
+        require_shares(self, "dropout", "stochastic_depth")
+        require_counts(self, "phm_dim", "phm_rank")
+        inner = self.inv_adapter_reduction_factor
+        invertible = is_number(inner) and (inner or 0) > 0
+        require(self.inv_adapter is None or invertible, "an invertible adapter needs inv_adapter_reduction_factor")
         activation(self.non_linearity)
 
     def bottleneck_size(self, hidden_size: int, block: int) -> int:

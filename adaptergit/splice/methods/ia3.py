@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from adaptergit.errors import UsageError
-from adaptergit.splice.config import MethodConfig, register, register_preset
-from adaptergit.splice.layers import is_number, require
-from adaptergit.splice.methods.projections import Target, check_targets, targets
+from adaptergit.splice.config import register, register_preset
+from adaptergit.splice.layers import require
+from adaptergit.splice.methods.projections import LowRank, Target, opened, reset_gate
 from adaptergit.splice.places import Parts
 
 if TYPE_CHECKING:
@@ -25,51 +25,37 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True)
-class IA3(MethodConfig):
+class IA3(LowRank):
     """Configuration of IA3; fields and defaults are those of ``adapters``' ``IA3Config``."""
 
     family: ClassVar[str] = "ia3"
+    starts: ClassVar[tuple[str, ...]] = ("ia3",)
+    gated: ClassVar[bool] = True
 
-    selfattn_lora: bool = True
     intermediate_lora: bool = True
-    output_lora: bool = False
-    leave_out: tuple[int, ...] = ()
+    r: int = 1
     alpha: float = 1
     """A factor for the factors."""
     attn_matrices: tuple[str, ...] = ("k", "v")
-    use_gating: bool = False
-    init_weights_seed: int | None = None
-    target_modules: tuple[str, ...] | str | None = None
-    """Paths of linear layers, as in PEFT; None: by role."""
+    composition_mode: str = "scale"
+    init_weights: str = "ia3"
     feedforward_modules: tuple[str, ...] = ()
-    """Of those, the ones whose input is scaled."""
+    """Of ``target_modules``, the ones whose input is scaled."""
 
     def __post_init__(self) -> None:
-        check_targets(self)
-        require(is_number(self.alpha), f"alpha must be a number, not {self.alpha!r}")
-
-    @property
-    def method(self) -> str:
-        """``ia3``."""
-        return self.family
+        super().__post_init__()
+        require(self.r == 1 and self.dropout == 0, "IA3 has one factor for each output and no dropout: r=1, dropout=0")
 
     def build(self, host: Host) -> Parts:
         """Make the factors of every linear layer that the configuration names."""
-        parts = Parts()
-        for target in targets(self, host):
-            path = target.place.path
-            scales_input = any(path == end or path.endswith(f".{end}") for end in self.feedforward_modules)
-            parts.put(target.place, IA3Site(self, target, scales_input, host.module(path)))
-        return parts
+        return self.put(host, lambda target, layer: IA3Site(self, target, layer), fused=True)
 
     def initialise(self, parts: Parts, host: Host, generator: torch.Generator | None) -> None:
         """Start from ones."""
         for module in parts.places.values():
             assert isinstance(module, IA3Site)
             nn.init.ones_(module.factors)
-            if module.gate is not None:
-                nn.init.normal_(module.gate.weight, std=0.02, generator=generator)
-                nn.init.zeros_(module.gate.bias)
+            reset_gate(module.gate, generator)
 
 
 class IA3Site(nn.Module):
@@ -77,11 +63,13 @@ class IA3Site(nn.Module):
 
     additive = False
 
-    def __init__(self, config: IA3, target: Target, scales_input: bool, host: nn.Module) -> None:
+    def __init__(self, config: IA3, target: Target, host: nn.Module) -> None:
         super().__init__()
-        self.config, self.target, self.scales_input = config, target, scales_input
+        path = target.place.path
+        self.config, self.target = config, target
+        self.scales_input = any(path == end or path.endswith(f".{end}") for end in config.feedforward_modules)
         self._host = [host]
-        size = target.inputs if scales_input else sum(stop - start for start, stop in target.slots)
+        size = target.inputs if self.scales_input else sum(stop - start for start, stop in target.slots)
         self.factors = nn.Parameter(torch.empty(size))
         self.gate = nn.Linear(target.inputs, len(target.slots)) if config.use_gating else None
 
@@ -96,7 +84,7 @@ class IA3Site(nn.Module):
         sizes = [stop - start for start, stop in self.target.slots]
         parts = [part.view(1, 1, -1) for part in torch.split(self.factors, sizes)]
         if self.gate is not None:
-            gate = torch.sigmoid(self.gate(inputs.to(self.gate.weight.dtype))).mean(dim=1, keepdim=True)
+            gate = opened(self.gate, inputs)
             parts = [part * gate[..., i : i + 1] for i, part in enumerate(parts)]
         elif self.config.alpha != 1:
             parts = [part * self.config.alpha for part in parts]

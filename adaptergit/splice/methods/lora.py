@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
 from adaptergit.errors import UsageError
-from adaptergit.splice.config import MethodConfig, register, register_preset
-from adaptergit.splice.layers import is_number, require
-from adaptergit.splice.methods.projections import Target, check_targets, spread, targets, weight_of
+from adaptergit.splice.config import register, register_preset
+from adaptergit.splice.layers import require, require_one_of
+from adaptergit.splice.methods.projections import LowRank, LowRankSite, Target, spread
 from adaptergit.splice.places import Parts
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True)
-class LoRA(MethodConfig):
+class LoRA(LowRank):
     """Configuration of LoRA; fields and defaults are those of ``adapters``' ``LoRAConfig``, with some of PEFT's.
 
     >>> LoRA(r=4, alpha=16).scaling(4)
@@ -37,45 +37,28 @@ class LoRA(MethodConfig):
     """
 
     family: ClassVar[str] = "lora"
-
-    selfattn_lora: bool = True
-    """In every attention: the matrices of ``attn_matrices``."""
-    intermediate_lora: bool = False
-    """In the first layer of the feed-forward (role ``up``)."""
-    output_lora: bool = False
-    """In the last layer of the feed-forward (role ``down``)."""
-    leave_out: tuple[int, ...] = ()
-    """Blocks without adapter."""
-    r: int = 8
-    alpha: float = 8
-    dropout: float = 0.0
-    attn_matrices: tuple[str, ...] = ("q", "v")
-    init_weights: str = "lora"
+    starts: ClassVar[tuple[str, ...]] = ("lora", "bert")
     """"lora" (A kaiming, B zero) or "bert" (both N(0, 0.02))."""
-    init_weights_seed: int | None = None
-    use_gating: bool = False
+    gated: ClassVar[bool] = True
+
     use_dora: bool = False
+    vera_d: float | None = None
+    """Of VeRA, which is a method of its own here."""
+    vera_b: float | None = None
     dora_norm: str = "paper"
     """"paper", or "adapters": that library leaves alpha/r out of the norm and scales the bias too."""
     use_rslora: bool = False
-    target_modules: tuple[str, ...] | str | None = None
-    """Paths of linear layers, as in PEFT; None: by role."""
     rank_pattern: Mapping[str, int] | None = None
     """Other ranks for some paths."""
     alpha_pattern: Mapping[str, float] | None = None
     """Other alphas for some paths."""
     lora_bias: bool = False
     """A bias beside B."""
-    dtype: str | None = None
-    """Of the parameters, like "float16"; None: the host's."""
 
     def __post_init__(self) -> None:
-        check_targets(self)
-        require(isinstance(self.r, int) and self.r > 0, f"r must be a positive whole number, not {self.r!r}")
-        require(is_number(self.alpha), f"alpha must be a number, not {self.alpha!r}")
-        require(is_number(self.dropout) and 0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout!r}")
-        require(self.init_weights in ("lora", "bert"), f"unknown init_weights {self.init_weights!r}: lora or bert")
-        require(self.dora_norm in ("paper", "adapters"), "dora_norm must be 'paper' or 'adapters'")
+        super().__post_init__()
+        require(self.vera_d is None and self.vera_b is None, "vera_d and vera_b are fields of vera")
+        require_one_of(self, dora_norm=("paper", "adapters"))
         require(not (self.use_gating and self.use_dora), "gating and DoRA do not go together")
 
     @property
@@ -89,10 +72,7 @@ class LoRA(MethodConfig):
 
     def build(self, host: Host) -> Parts:
         """Make the matrices of every linear layer that the configuration names."""
-        parts = Parts()
-        for target in targets(self, host):
-            parts.put(target.place, LoRASite(self, target, host.module(target.place.path)))
-        return parts
+        return self.put(host, lambda target, layer: LoRASite(self, target, layer), fused=not self.use_dora)
 
     def initialise(self, parts: Parts, host: Host, generator: torch.Generator | None) -> None:
         """Fill A and B; DoRA's magnitudes are the norms of the host's weights."""
@@ -101,34 +81,40 @@ class LoRA(MethodConfig):
             module.reset_parameters(generator)
 
 
-class LoRASite(nn.Module):
+class LoRASite(LowRankSite):
     """The matrices at one linear layer.
 
     ``lora_A`` (r·n, inputs) and ``lora_B`` (outputs of n slots, r): n is 1, or the number of matrices adapted in a
     fused layer.
     """
 
-    additive = True
+    config: LoRA
 
     def __init__(self, config: LoRA, target: Target, host: nn.Module) -> None:
-        super().__init__()
         path = target.place.path
-        self.config, self.target = config, target
-        self.r = int((config.rank_pattern or {}).get(path, config.r))
-        self.scale = config.scaling(self.r, (config.alpha_pattern or {}).get(path))
-        self._host = [host]  # in a list: not a part of this module
-        n, outputs = len(target.slots), sum(stop - start for start, stop in target.slots)
-        self.lora_A = nn.Parameter(torch.empty(self.r * n, target.inputs))
-        self.lora_B = nn.Parameter(torch.empty(outputs, self.r))
+        r = int((config.rank_pattern or {}).get(path, config.r))
+        scale = config.scaling(r, (config.alpha_pattern or {}).get(path))
+        super().__init__(config, target, host, scale=scale, dora=config.use_dora)
+        self.r = r
+        outputs = sum(self.sizes)
+        self.lora_A = nn.Parameter(torch.empty(r * len(target.slots), target.inputs))
+        self.lora_B = nn.Parameter(torch.empty(outputs, r))
         self.lora_bias = nn.Parameter(torch.empty(outputs)) if config.lora_bias else None
-        self.dropout = nn.Dropout(config.dropout)
-        self.gate = nn.Linear(target.inputs, n) if config.use_gating else None
-        self.m = nn.Parameter(torch.empty(target.outputs, 1)) if config.use_dora else None
-        if config.use_dora and target.fused:
-            raise UsageError(
-                "DoRA is not defined for a part of a fused layer", hint=f"name all of {path}: target_modules"
-            )
-        self.additive = self.m is None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Outputs of the slots."""
+        return [stop - start for start, stop in self.target.slots]
+
+    def factors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return A (r, inputs) and B (outputs of the slot, r) of every slot."""
+        slots = zip(self.lora_A.chunk(len(self.target.slots)), torch.split(self.lora_B, self.sizes), strict=True)
+        return list(slots)
+
+    @property
+    def scales_bias(self) -> bool:
+        """As the configuration says."""
+        return self.config.dora_norm == "adapters"
 
     def reset_parameters(self, generator: torch.Generator | None) -> None:
         """Fill with initial values."""
@@ -140,12 +126,7 @@ class LoRASite(nn.Module):
             nn.init.normal_(self.lora_B, std=0.02, generator=generator)
         if self.lora_bias is not None:
             nn.init.zeros_(self.lora_bias)
-        if self.gate is not None:
-            nn.init.normal_(self.gate.weight, std=0.02, generator=generator)
-            nn.init.zeros_(self.gate.bias)
-        if self.m is not None:
-            with torch.no_grad():
-                self.m.copy_(weight_of(self._host[0]).float().norm(dim=1, keepdim=True))
+        super().reset_parameters(generator)
 
     def update(self, before: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
         """Return ``s · B A x``, (batch, seq, outputs); ``x`` is the update before it in a Stack."""
@@ -159,68 +140,28 @@ class LoRASite(nn.Module):
             inner = self.dropout(x).to(self.lora_A.dtype) @ self.lora_A.T
         else:  # an embedding: tokens pick columns of A
             inner = F.embedding(x, self.lora_A.T)
-        n = len(self.target.slots)
-        sizes = [stop - start for start, stop in self.target.slots]
-        parts = [a @ b.T for a, b in zip(inner.chunk(n, -1), torch.split(self.lora_B, sizes), strict=True)]
+        slots = zip(inner.chunk(len(self.target.slots), -1), torch.split(self.lora_B, self.sizes), strict=True)
+        parts = [a @ b.T for a, b in slots]
         if self.lora_bias is not None:
-            parts = [part + bias for part, bias in zip(parts, torch.split(self.lora_bias, sizes), strict=True)]
-        if self.gate is not None:
-            gate = torch.sigmoid(self.gate(inputs.to(self.gate.weight.dtype))).mean(dim=1, keepdim=True)
-            parts = [part * gate[..., i : i + 1] for i, part in enumerate(parts)]
-        elif self.scale != 1.0:
-            parts = [part * self.scale for part in parts]
-        return spread(parts, self.target)
+            parts = [part + bias for part, bias in zip(parts, torch.split(self.lora_bias, self.sizes), strict=True)]
+        return self.scaled(parts, inputs)
 
-    def combine(self, y: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        """Return the layer's new output, (batch, seq, outputs)."""
-        if self.m is None:
-            return y + update
-        host = self._host[0]
-        weight = weight_of(host)
-        factor = (self.m / self.norm(weight.to(self.lora_B.dtype))).view(-1)
-        bias = getattr(host, "bias", None)
-        if self.config.dora_norm == "adapters" or bias is None:
-            whole: torch.Tensor = factor * (y + update)
-            return whole
-        scaled: torch.Tensor = bias + factor * (y - bias + update)
-        return scaled
-
-    def norm(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return DoRA's row norms for a weight (outputs, inputs); a constant for the gradient (paper, §4.3)."""
-        factor = 1.0 if self.config.dora_norm == "adapters" else self.scale
-        norm: torch.Tensor = (weight + factor * (self.lora_B @ self.lora_A)).norm(dim=1, keepdim=True)
-        return norm.detach()
-
-    def delta(self) -> torch.Tensor:
-        """Return what is added to the layer's matrix, (outputs, inputs)."""
-        if self.gate is not None:
-            raise UsageError("a gated LoRA depends on its input: it cannot be merged")
-        n = len(self.target.slots)
-        sizes = [stop - start for start, stop in self.target.slots]
-        delta = self.lora_A.new_zeros(self.target.outputs, self.target.inputs)
-        for (start, stop), a, b in zip(
-            self.target.slots, self.lora_A.chunk(n), torch.split(self.lora_B, sizes), strict=True
-        ):
-            delta[start:stop] = self.scale * (b @ a)
-        return delta
-
-    def merged(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the matrix with the update in it, (outputs, inputs)."""
-        total = weight + self.delta().to(weight.dtype)
-        if self.m is None:
-            return total
-        return (self.m / self.norm(weight.to(self.lora_B.dtype))).to(weight.dtype) * total
+    def product(self) -> torch.Tensor:
+        """Return ``B A``, (outputs, inputs)."""
+        made = [b @ a for a, b in self.factors()]
+        if not self.target.fused:
+            return made[0]
+        whole = made[0].new_zeros(self.target.outputs, self.target.inputs)
+        for (start, stop), one in zip(self.target.slots, made, strict=True):
+            whole[start:stop] = one
+        return whole
 
     def merged_bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
         """Return the bias that goes with :meth:`merged`, or None if it stays."""
-        if self.lora_bias is not None:
-            sizes = [stop - start for start, stop in self.target.slots]
-            own = spread(list(torch.split(self.lora_bias * self.scale, sizes)), self.target)
-            return own if bias is None else bias + own.to(bias.dtype)
-        if self.m is None or self.config.dora_norm != "adapters" or bias is None:
-            return None
-        norm = self.norm(weight_of(self._host[0]).to(self.lora_B.dtype))
-        return bias * (self.m / norm).to(bias.dtype).view(-1)
+        if self.lora_bias is None:
+            return super().merged_bias(bias)
+        own = spread(list(torch.split(self.lora_bias * self.scale, self.sizes)), self.target)
+        return own if bias is None else bias + own.to(bias.dtype)
 
 
 register_preset("lora", LoRA())

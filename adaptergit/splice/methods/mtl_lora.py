@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from adaptergit.errors import UsageError
-from adaptergit.splice.config import MethodConfig, register, register_preset
-from adaptergit.splice.layers import is_number, require
-from adaptergit.splice.methods.projections import Target, check_targets, targets
+from adaptergit.splice.config import register, register_preset
+from adaptergit.splice.layers import is_number, require, require_counts, require_one_of
+from adaptergit.splice.methods.projections import LowRank, LowRankSite, Target
 from adaptergit.splice.places import Parts
 
 if TYPE_CHECKING:
@@ -24,51 +23,26 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True)
-class MTLLoRA(MethodConfig):
+class MTLLoRA(LowRank):
     """Configuration of MTL-LoRA; fields and defaults are those of ``adapters``' ``MTLLoRAConfig``."""
 
     family: ClassVar[str] = "mtl_lora"
 
-    selfattn_lora: bool = True
-    intermediate_lora: bool = False
-    output_lora: bool = False
-    leave_out: tuple[int, ...] = ()
-    r: int = 8
-    alpha: float = 8
-    dropout: float = 0.0
-    attn_matrices: tuple[str, ...] = ("q", "v")
     n_up_projection: int = 1
     task_specific_matrix_type: str = "singular_values"
     """"singular_values" (a diagonal) or "linear" (r × r)."""
     weights_sharpness: float = 0.05
     """Temperature of the mixture."""
-    init_weights_seed: int | None = None
-    target_modules: tuple[str, ...] | str | None = None
 
     def __post_init__(self) -> None:
-        check_targets(self)
-        for name in ("r", "n_up_projection"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value > 0, f"{name} must be a positive whole number, not {value!r}")
+        super().__post_init__()
+        require_counts(self, "n_up_projection")
         require(is_number(self.weights_sharpness) and self.weights_sharpness > 0, "weights_sharpness must be positive")
-        require(
-            self.task_specific_matrix_type in ("singular_values", "linear"),
-            "task_specific_matrix_type must be 'singular_values' or 'linear'",
-        )
-
-    @property
-    def method(self) -> str:
-        """``mtl_lora``."""
-        return self.family
+        require_one_of(self, task_specific_matrix_type=("singular_values", "linear"))
 
     def build(self, host: Host) -> Parts:
         """Make the matrices of every linear layer that the configuration names."""
-        parts = Parts()
-        for target in targets(self, host):
-            if target.fused:
-                raise UsageError("MTL-LoRA is not defined for a part of a fused layer")
-            parts.put(target.place, MTLSite(self, target))
-        return parts
+        return self.put(host, lambda target, layer: MTLSite(self, target, layer))
 
     def initialise(self, parts: Parts, host: Host, generator: torch.Generator | None) -> None:
         """A kaiming, B zero, the task's transformation the identity, the mixture random."""
@@ -83,41 +57,30 @@ class MTLLoRA(MethodConfig):
             nn.init.uniform_(module.weights, generator=generator)
 
 
-class MTLSite(nn.Module):
+class MTLSite(LowRankSite):
     """``lora_A`` (r, inputs), ``task`` (r,) or (r, r), ``lora_B`` (n, outputs, r), ``weights`` (n,)."""
 
-    additive = True
+    config: MTLLoRA
 
-    def __init__(self, config: MTLLoRA, target: Target) -> None:
-        super().__init__()
-        self.config, self.target = config, target
+    def __init__(self, config: MTLLoRA, target: Target, host: nn.Module) -> None:
+        super().__init__(config, target, host, scale=config.alpha / config.r)
         n, r = config.n_up_projection, config.r
         self.lora_A = nn.Parameter(torch.empty(r, target.inputs))
         self.task = nn.Parameter(torch.empty((r, r) if config.task_specific_matrix_type == "linear" else (r,)))
         self.lora_B = nn.Parameter(torch.empty(n, target.outputs, r))
         self.weights = nn.Parameter(torch.empty(n))
-        self.dropout = nn.Dropout(config.dropout)
 
     def update(self, before: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
         """Return the update, (batch, seq, outputs)."""
         x = inputs if before is None else before
         inner = self.dropout(x).to(self.lora_A.dtype) @ self.lora_A.T
         inner = inner @ self.task.T if self.task.dim() == 2 else inner * self.task
-        out: torch.Tensor = inner @ self._b().T * (self.config.alpha / self.config.r)
-        return out
+        return self.scaled([inner @ self._b().T], inputs)
 
-    def combine(self, y: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        """Return the layer's new output."""
-        return y + update
-
-    def delta(self) -> torch.Tensor:
-        """Return what is added to the layer's matrix, (outputs, inputs)."""
+    def product(self) -> torch.Tensor:
+        """Return ``(Σ_i w_i B_i) Λ_t A``, (outputs, inputs)."""
         middle = self.task @ self.lora_A if self.task.dim() == 2 else self.task[:, None] * self.lora_A
-        return self._b() @ middle * (self.config.alpha / self.config.r)
-
-    def merged(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the matrix with the update in it."""
-        return weight + self.delta().to(weight.dtype)
+        return self._b() @ middle
 
     def _b(self) -> torch.Tensor:
         mixture = torch.softmax(self.weights / self.config.weights_sharpness, dim=0)

@@ -12,26 +12,10 @@ import torch
 from torch import nn
 
 from adaptergit.errors import ModelError
-from adaptergit.splice.layers import require
 
 if TYPE_CHECKING:
     from adaptergit.splice.methods.bottleneck import Bottleneck
     from adaptergit.splice.places import Parts
-
-
-def check_phm(config: Bottleneck) -> None:
-    """Check the options of a configuration.
-
-    Raises:
-        UsageError: A value is not allowed.
-    """
-    require(config.phm_c_init in ("normal", "uniform"), "phm_c_init must be 'normal' or 'uniform'")
-    require(
-        config.hypercomplex_nonlinearity in ("glorot-uniform", "glorot-normal", "normal"),
-        "hypercomplex_nonlinearity must be 'glorot-uniform', 'glorot-normal' or 'normal'",
-    )
-    for name in ("phm_dim", "phm_rank"):
-        require(isinstance(getattr(config, name), int) and getattr(config, name) > 0, f"{name} must be positive")
 
 
 class PHMShared(nn.Module):

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 from adaptergit.errors import ModelError
 from adaptergit.splice.attention import projected_by_itself
 from adaptergit.splice.config import MethodConfig, register, register_preset
-from adaptergit.splice.layers import activation, is_number, require
+from adaptergit.splice.layers import activation, require_counts, require_one_of, require_shares
 from adaptergit.splice.places import Attention, Parts
 
 if TYPE_CHECKING:
@@ -53,11 +53,9 @@ class PrefixTuning(MethodConfig):
     init_weights_seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prefix_length", "bottleneck_size"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value > 0, f"{name} must be a positive whole number, not {value!r}")
-        require(is_number(self.dropout) and 0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout!r}")
-        require(self.positions in ("none", "before"), "positions must be 'none' or 'before'")
+        require_counts(self, "prefix_length", "bottleneck_size")
+        require_shares(self, "dropout")
+        require_one_of(self, positions=("none", "before"))
         activation(self.non_linearity)
 
     @property

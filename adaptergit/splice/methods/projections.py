@@ -1,18 +1,20 @@
-"""What LoRA and its relatives share: which linear layers of the model they act on, and how fused ones are cut."""
+"""What LoRA and its relatives share: the linear layers they act on, how fused ones are cut, gates and magnitudes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import nn
 
-from adaptergit.errors import ModelError
+from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Projection, is_linear
-from adaptergit.splice.layers import require
-from adaptergit.splice.places import Linear
+from adaptergit.splice.config import MethodConfig
+from adaptergit.splice.layers import is_number, require, require_counts, require_one_of, require_shares
+from adaptergit.splice.places import Linear, Parts
 
 if TYPE_CHECKING:
     from adaptergit.splice.places import Host
@@ -20,21 +22,72 @@ if TYPE_CHECKING:
 _ORDER = ("q", "k", "v")
 
 
-class Targeting(Protocol):
-    """Fields that say where a method acts."""
+@dataclass(frozen=True)
+class OnLinears(MethodConfig):
+    """Fields that say which linear layers a method acts on."""
 
-    @property
-    def selfattn_lora(self) -> bool: ...  # noqa: D102
-    @property
-    def intermediate_lora(self) -> bool: ...  # noqa: D102
-    @property
-    def output_lora(self) -> bool: ...  # noqa: D102
-    @property
-    def attn_matrices(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def leave_out(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def target_modules(self) -> tuple[str, ...] | str | None: ...  # noqa: D102
+    selfattn_lora: bool = True
+    """In every attention: the matrices of ``attn_matrices``."""
+    intermediate_lora: bool = False
+    """In the first layer of the feed-forward (role ``up``)."""
+    output_lora: bool = False
+    """In the last layer of the feed-forward (role ``down``)."""
+    leave_out: tuple[int, ...] = ()
+    """Blocks without adapter."""
+    attn_matrices: tuple[str, ...] = ("q", "v")
+    target_modules: tuple[str, ...] | str | None = None
+    """Paths of linear layers, as in PEFT; None: by role."""
+    init_weights_seed: int | None = None
+    dtype: str | None = None
+    """Of the parameters, like "float16"; None: the host's."""
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.attn_matrices, tuple) and set(self.attn_matrices) <= set(_ORDER),
+            f"attn_matrices holds 'q', 'k' and 'v', not {self.attn_matrices!r}",
+        )
+
+    def put(self, host: Host, make: Callable[[Target, nn.Module], nn.Module], *, fused: bool = False) -> Parts:
+        """Put what ``make`` makes at every layer.
+
+        Raises:
+            UsageError: A layer is fused with others, and the method is not defined for a part of it.
+        """
+        parts = Parts()
+        for target in targets(self, host):
+            if target.fused and not fused:
+                raise UsageError(
+                    f"{self.method} is not defined for a part of a fused layer",
+                    hint=f"name all of {target.place.path}: target_modules",
+                )
+            parts.put(target.place, make(target, host.module(target.place.path)))
+        return parts
+
+
+@dataclass(frozen=True)
+class LowRank(OnLinears):
+    """Fields of ``adapters``' ``LoRAConfig``, which its relatives have too."""
+
+    starts: ClassVar[tuple[str, ...]] = ("lora",)
+    """Values of ``init_weights``."""
+    gated: ClassVar[bool] = False
+    """Whether there are gates."""
+
+    r: int = 8
+    alpha: float = 8
+    dropout: float = 0.0
+    composition_mode: str = "add"
+    """What is done with the layer's output: "add", or "scale" in IA3."""
+    init_weights: str = "lora"
+    use_gating: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts(self, "r")
+        require_shares(self, "dropout")
+        require(is_number(self.alpha), f"alpha must be a number, not {self.alpha!r}")
+        require_one_of(self, composition_mode=(type(self).composition_mode,), init_weights=self.starts)
+        require(not self.use_gating or self.gated, f"{self.family} has no gates")
 
 
 @dataclass(frozen=True)
@@ -53,7 +106,7 @@ class Target:
         return self.slots != ((0, self.outputs),)
 
 
-def targets(config: Targeting, host: Host) -> Iterator[Target]:
+def targets(config: OnLinears, host: Host) -> Iterator[Target]:
     """Yield the linear layers a configuration names.
 
     ``target_modules`` are paths from the base model, or the ends of paths; a string is a regular expression for whole
@@ -77,7 +130,7 @@ def targets(config: Targeting, host: Host) -> Iterator[Target]:
             yield Target(projection, inputs, outputs, ((0, outputs),))
 
 
-def _by_path(config: Targeting, host: Host) -> Iterator[Target]:
+def _by_path(config: OnLinears, host: Host) -> Iterator[Target]:
     known = {projection.path: projection for projection in host.projections}
     wanted = config.target_modules
     if isinstance(wanted, str):
@@ -122,22 +175,6 @@ def fused_ranges(host: Host, projection: Projection) -> Mapping[str, tuple[int, 
     return {"q": (0, q), "k": (q, q + k), "v": (q + k, q + 2 * k)}
 
 
-def check_targets(config: Any) -> None:
-    """Check the fields that say where a method acts.
-
-    Raises:
-        UsageError: A value is not allowed.
-    """
-    require(
-        isinstance(config.attn_matrices, tuple) and set(config.attn_matrices) <= set(_ORDER),
-        f"attn_matrices holds 'q', 'k' and 'v', not {config.attn_matrices!r}",
-    )
-    require(
-        isinstance(config.leave_out, tuple) and all(isinstance(i, int) for i in config.leave_out),
-        "leave_out must be a list of block indices",
-    )
-
-
 def spread(parts: list[torch.Tensor], target: Target) -> torch.Tensor:
     """Put the slots' updates where they belong in the layer's output, zeros elsewhere."""
     if not target.fused:
@@ -146,6 +183,97 @@ def spread(parts: list[torch.Tensor], target: Target) -> torch.Tensor:
     for (start, stop), part in zip(target.slots, parts, strict=True):
         out[..., start:stop] = part
     return out
+
+
+class LowRankSite(nn.Module):
+    """What acts at one linear layer by adding to its output; with a gate in place of the factor, and with magnitudes.
+
+    A method gives ``update`` and ``product``.
+    """
+
+    def __init__(self, config: LowRank, target: Target, host: nn.Module, *, scale: float, dora: bool = False) -> None:
+        super().__init__()
+        self.config, self.target, self.scale = config, target, scale
+        self._host: list[Any] = [host]  # in a list: not a part of this module
+        self.dropout = nn.Dropout(config.dropout)
+        self.gate = nn.Linear(target.inputs, len(target.slots)) if config.use_gating else None
+        self.m = nn.Parameter(torch.empty(target.outputs, 1)) if dora else None
+        self.additive = self.m is None
+
+    def product(self) -> torch.Tensor:
+        """Return the change of the layer's matrix (outputs, inputs) before the factor."""
+        raise NotImplementedError
+
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
+        """Fill gate and magnitudes, which are the norms of the host's weights."""
+        reset_gate(self.gate, generator)
+        if self.m is not None:
+            with torch.no_grad():
+                self.m.copy_(weight_of(self._host[0]).float().norm(dim=1, keepdim=True))
+
+    def scaled(self, parts: list[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+        """Return the slots' updates times the gate or the factor, where they belong in the layer's output."""
+        if self.gate is not None:
+            gate = opened(self.gate, inputs)
+            parts = [part * gate[..., i : i + 1] for i, part in enumerate(parts)]
+        elif self.scale != 1.0:
+            parts = [part * self.scale for part in parts]
+        return spread(parts, self.target)
+
+    def combine(self, y: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        """Return the layer's new output, (batch, seq, outputs)."""
+        if self.m is None:
+            return y + update
+        factor, bias = self._factor(weight_of(self._host[0])).view(-1), getattr(self._host[0], "bias", None)
+        if self.scales_bias or bias is None:
+            whole: torch.Tensor = factor * (y + update)
+            return whole
+        scaled: torch.Tensor = bias + factor * (y - bias + update)
+        return scaled
+
+    @property
+    def scales_bias(self) -> bool:
+        """Whether magnitudes are those of ``adapters``, which scale the bias too and leave the factor out of the norm.
+
+        The paper's do neither.
+        """
+        return True
+
+    def delta(self) -> torch.Tensor:
+        """Return what is added to the layer's matrix, (outputs, inputs)."""
+        if self.gate is not None:
+            raise UsageError("what is gated depends on its input: it cannot be merged")
+        return self.scale * self.product()
+
+    def merged(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the matrix with the update in it, (outputs, inputs)."""
+        total = weight + self.delta().to(weight.dtype)
+        return total if self.m is None else self._factor(weight).to(weight.dtype) * total
+
+    def merged_bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the bias that goes with :meth:`merged`, or None if it stays."""
+        if self.m is None or bias is None or not self.scales_bias:
+            return None
+        return bias * self._factor(weight_of(self._host[0])).to(bias.dtype).view(-1)
+
+    def _factor(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return magnitudes over row norms; those are constants for the gradient (DoRA, §4.3)."""
+        assert self.m is not None
+        factor = 1.0 if self.scales_bias else self.scale
+        norm: torch.Tensor = (weight.to(self.m.dtype) + factor * self.product()).norm(dim=1, keepdim=True)
+        return self.m / norm.detach()
+
+
+def opened(gate: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+    """Return how far gates are open, (batch, 1, gates): the mean over the sequence."""
+    return torch.sigmoid(gate(inputs.to(gate.weight.dtype))).mean(dim=1, keepdim=True)
+
+
+def reset_gate(gate: nn.Linear | None, generator: torch.Generator | None) -> None:
+    """Fill a gate: N(0, 0.02), no bias."""
+    if gate is not None:
+        nn.init.normal_(gate.weight, std=0.02, generator=generator)
+        nn.init.zeros_(gate.bias)
 
 
 def weight_of(linear: Any) -> torch.Tensor:
@@ -164,24 +292,30 @@ def weight_of(linear: Any) -> torch.Tensor:
         weight = _dequantised(linear)
     if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
         raise ModelError(f"the weights of this {type(linear).__name__} are quantised: its matrix cannot be read")
-    return weight.T if type(linear).__name__ == "Conv1D" else weight
+    return weight.T if stands_upright(linear) else weight
+
+
+def stands_upright(layer: Any) -> bool:
+    """Tell whether a layer keeps its matrix as (inputs, outputs)."""
+    return type(layer).__name__ in ("Conv1D", "Embedding")
 
 
 def is_quantised(linear: Any) -> bool:
     """Tell whether a linear layer's weight holds something else than its matrix."""
     weight = linear.weight
-    return (
-        not isinstance(weight, torch.Tensor)
-        or not weight.is_floating_point()
-        or type(weight).__module__.startswith("torchao.")
-    )
+    return not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or _made_by("torchao", weight)
 
 
 def _dequantised(linear: Any) -> Any:
     weight = linear.weight
-    if type(weight).__module__.startswith("bitsandbytes."):
+    if _made_by("bitsandbytes", weight):
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
         return dequantize_bnb_weight(weight, getattr(linear, "state", None))
     # A plain tensor of integers has a dequantize() too, which knows no scales.
-    return weight.dequantize() if type(weight).__module__.startswith("torchao.") else weight
+    return weight.dequantize() if _made_by("torchao", weight) else weight
+
+
+def _made_by(package: str, weight: Any) -> bool:
+    # The first is what torch.compile understands, and what nearly all weights are.
+    return type(weight) not in (torch.Tensor, nn.Parameter) and type(weight).__module__.startswith(f"{package}.")

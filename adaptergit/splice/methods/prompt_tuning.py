@@ -5,14 +5,16 @@ Lester et al. 2021 (arXiv:2104.08691).
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
 
+from adaptergit.errors import ModelError
 from adaptergit.splice.config import MethodConfig, register, register_preset
-from adaptergit.splice.layers import is_number, require
+from adaptergit.splice.layers import is_number, require, require_counts, require_one_of
 from adaptergit.splice.places import Parts, Prompt
 
 if TYPE_CHECKING:
@@ -40,18 +42,9 @@ class PromptTuning(MethodConfig):
     the model's embedding layer."""
 
     def __post_init__(self) -> None:
-        require(isinstance(self.prompt_length, int) and self.prompt_length > 0, "prompt_length must be positive")
-        require(self.combine in ("prefix", "prefix_after_bos"), "combine must be 'prefix' or 'prefix_after_bos'")
-        require(
-            self.prompt_init in ("random_uniform", "from_string"),
-            "prompt_init must be 'random_uniform' or 'from_string'",
-        )
+        require_counts(self, "prompt_length")
+        require_one_of(self, combine=("prefix", "prefix_after_bos"), prompt_init=("random_uniform", "from_string"))
         require(is_number(self.random_uniform_scale), "random_uniform_scale must be a number")
-
-    @property
-    def method(self) -> str:
-        """``prompt_tuning``."""
-        return self.family
 
     def build(self, host: Host) -> Parts:
         """Make the prompt."""
@@ -59,6 +52,8 @@ class PromptTuning(MethodConfig):
         embeddings = getattr(host.base, "embeddings", None)
         lookup = host.base.get_input_embeddings()  # type: ignore[operator]
         behind = isinstance(embeddings, nn.Module) and not self.before_positions and embeddings is not lookup
+        if not behind and not {"input_ids", "inputs_embeds"} & set(inspect.signature(host.base.forward).parameters):
+            raise ModelError(f"{type(host.base).__name__} is given no tokens: there is no place for a prompt")
         width = getattr(lookup, "embedding_dim", host.hidden_size)
         parts.put(Prompt("embeddings" if behind else ""), PromptSite(self, host.hidden_size if behind else width))
         return parts
@@ -73,7 +68,9 @@ class PromptTuning(MethodConfig):
                 require(
                     bool(self.prompt_init_ids), "prompt_init='from_string' needs prompt_init_ids, the text's tokens"
                 )
-                table = host.base.get_input_embeddings().weight  # type: ignore[operator]
+                table = getattr(host.base.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+                if table is None or table.dim() != 2:
+                    raise ModelError("prompt_init='from_string' needs a model that embeds tokens")
                 times = -(-self.prompt_length // len(self.prompt_init_ids))
                 ids = torch.tensor((self.prompt_init_ids * times)[: self.prompt_length], device=table.device)
                 with torch.no_grad():

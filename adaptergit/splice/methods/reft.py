@@ -14,7 +14,14 @@ import torch
 from torch import nn
 
 from adaptergit.splice.config import MethodConfig, register, register_preset
-from adaptergit.splice.layers import activation, initialise_linear, is_number, require
+from adaptergit.splice.layers import (
+    activation,
+    initialise_linear,
+    require,
+    require_counts,
+    require_one_of,
+    require_shares,
+)
 from adaptergit.splice.places import Parts
 
 if TYPE_CHECKING:
@@ -39,18 +46,18 @@ class ReFT(MethodConfig):
     subtract_projection: bool = True
     dropout: float = 0.05
     non_linearity: str | None = None
+    dtype: str | None = None
+    """Of the parameters, like "float16"; None: the host's."""
+    output_reft: bool = True
+    """Behind blocks; False: nowhere."""
     init_weights_seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prefix_positions", "suffix_positions"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value >= 0, f"{name} must be zero or more, not {value!r}")
+        require_counts(self, "prefix_positions", "suffix_positions", least=0)
         require(self.prefix_positions + self.suffix_positions > 0, "ReFT needs prefix_positions or suffix_positions")
-        require(isinstance(self.r, int) and self.r > 0, f"r must be a positive whole number, not {self.r!r}")
-        require(
-            self.layers == "all" or isinstance(self.layers, tuple), "layers must be 'all' or a list of block indices"
-        )
-        require(is_number(self.dropout) and 0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout!r}")
+        require_counts(self, "r")
+        require_one_of(self, layers=("all",) if isinstance(self.layers, str) else (self.layers,))
+        require_shares(self, "dropout")
         if self.non_linearity is not None:
             activation(self.non_linearity)
 
@@ -65,7 +72,7 @@ class ReFT(MethodConfig):
         """Make the interventions behind every block."""
         parts = Parts()
         for place in host.blocks():
-            if self.layers == "all" or place.block in self.layers:
+            if self.output_reft and (self.layers == "all" or place.block in self.layers):
                 width = next(host.width(site) for site in host.sites if site.block == place.block)
                 parts.put(place, ReFTSite(self, width))
         return parts

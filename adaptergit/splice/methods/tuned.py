@@ -43,11 +43,6 @@ class TunedParameters(MethodConfig):
     def __post_init__(self) -> None:
         require(bool(self.parameters or self.tokens), "name the parameters or tokens that are tuned")
 
-    @property
-    def method(self) -> str:
-        """``tuned``."""
-        return self.family
-
     def build(self, host: Host) -> Parts:
         """Make the values."""
         parts = Parts()
@@ -88,14 +83,33 @@ def run_with(module: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: 
     return out
 
 
-class TunedSite(nn.Module):
-    """Values for some parameters of one module."""
+class _Replacing(nn.Module):
+    """Runs a module with other parameters in its place."""
 
     additive = False
 
-    def __init__(self, host: nn.Module, names: list[str]) -> None:
+    def __init__(self, host: Any) -> None:
         super().__init__()
-        self._host = [host]
+        self._host = [host]  # in a list: not a part of this module
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """Return the other parameters."""
+        raise NotImplementedError
+
+    def update(self, before: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the module's output with these values."""
+        return run_with(self._host[0], self.values(), inputs)
+
+    def combine(self, y: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        """Return it."""
+        return update
+
+
+class TunedSite(_Replacing):
+    """Values for some parameters of one module."""
+
+    def __init__(self, host: nn.Module, names: list[str]) -> None:
+        super().__init__(host)
         own = dict(host.named_parameters(recurse=False))
         for name in names:
             if name not in own:
@@ -109,23 +123,17 @@ class TunedSite(nn.Module):
             for name, parameter in self.named_parameters():
                 parameter.copy_(own[name])
 
-    def update(self, before: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the module's output with these values."""
-        return run_with(self._host[0], dict(self.named_parameters()), inputs)
-
-    def combine(self, y: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        """Return it."""
-        return update
+    def values(self) -> dict[str, torch.Tensor]:
+        """Return the adapter's."""
+        return dict(self.named_parameters())
 
 
-class TokenRows(nn.Module):
+class TokenRows(_Replacing):
     """Rows of an embedding, (tokens, width)."""
 
-    additive = False
-
     def __init__(self, host: Any, tokens: tuple[int, ...]) -> None:
-        super().__init__()
-        self._host, self.tokens = [host], tokens
+        super().__init__(host)
+        self.tokens = tokens
         self.rows = nn.Parameter(torch.empty(len(tokens), host.weight.shape[1]))
 
     def reset_parameters(self) -> None:
@@ -133,34 +141,20 @@ class TokenRows(nn.Module):
         with torch.no_grad():
             self.rows.copy_(self._host[0].weight[list(self.tokens)])
 
-    def table(self) -> torch.Tensor:
+    def values(self) -> dict[str, torch.Tensor]:
         """Return the embedding with the rows in it, (vocabulary, width)."""
         weight: torch.Tensor = self._host[0].weight
         index = torch.tensor(self.tokens, device=weight.device)
-        return weight.index_copy(0, index, self.rows.to(weight.dtype))
-
-    def update(self, before: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the module's output with these rows."""
-        return run_with(self._host[0], {"weight": self.table()}, inputs)
-
-    def combine(self, y: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        """Return it."""
-        return update
+        return {"weight": weight.index_copy(0, index, self.rows.to(weight.dtype))}
 
 
-class TiedRows(nn.Module):
+class TiedRows(_Replacing):
     """The same rows in an output embedding that is tied to the input's."""
 
-    additive = False
-
     def __init__(self, rows: TokenRows, host: nn.Module) -> None:
-        super().__init__()
-        self._rows, self._host = [rows], [host]
+        super().__init__(host)
+        self._rows = [rows]
 
-    def update(self, before: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the module's output with these rows."""
-        return run_with(self._host[0], {"weight": self._rows[0].table()}, inputs)
-
-    def combine(self, y: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        """Return it."""
-        return update
+    def values(self) -> dict[str, torch.Tensor]:
+        """Return the embedding's."""
+        return self._rows[0].values()

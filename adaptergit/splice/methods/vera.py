@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from adaptergit.errors import ModelError, UsageError
-from adaptergit.splice.config import MethodConfig, register, register_preset
+from adaptergit.errors import ModelError
+from adaptergit.splice.config import register, register_preset
 from adaptergit.splice.layers import is_number, require
-from adaptergit.splice.methods.projections import Target, check_targets, targets, weight_of
+from adaptergit.splice.methods.projections import LowRank, LowRankSite, Target, targets
 from adaptergit.splice.places import Parts
 
 if TYPE_CHECKING:
@@ -24,19 +24,17 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True)
-class VeRA(MethodConfig):
-    """Configuration of VeRA; 18.6 k trained parameters on BERT-base with the defaults."""
+class VeRA(LowRank):
+    """Configuration of VeRA; 18.6 k trained parameters on BERT-base with the defaults.
+
+    The random matrices are stored with the adapter, whatever ``init_weights_seed`` they were made from.
+    """
 
     family: ClassVar[str] = "vera"
+    starts: ClassVar[tuple[str, ...]] = ("vera",)
+    gated: ClassVar[bool] = True
 
-    selfattn_lora: bool = True
-    intermediate_lora: bool = False
-    output_lora: bool = False
-    leave_out: tuple[int, ...] = ()
-    r: int = 8
-    alpha: float = 8
-    dropout: float = 0.0
-    attn_matrices: tuple[str, ...] = ("q", "v")
+    init_weights: str = "vera"
     vera_d: float = 0.1
     """Initial value of λ_d."""
     vera_b: float = 0.0
@@ -45,15 +43,12 @@ class VeRA(MethodConfig):
     """Full matrices in place of the vectors, as in ``adapters``."""
     use_dora: bool = False
     """DVoRA: with DoRA's magnitudes, in the way of ``adapters``."""
-    init_weights_seed: int | None = None
-    """Of the random matrices; they are stored with the adapter all the same."""
-    target_modules: tuple[str, ...] | str | None = None
 
     def __post_init__(self) -> None:
-        check_targets(self)
-        require(isinstance(self.r, int) and self.r > 0, f"r must be a positive whole number, not {self.r!r}")
-        for name in ("alpha", "vera_d", "vera_b"):
+        super().__post_init__()
+        for name in ("vera_d", "vera_b"):
             require(is_number(getattr(self, name)), f"{name} must be a number")
+        require(not (self.use_gating and self.use_dora), "gating and DoRA do not go together")
 
     @property
     def method(self) -> str:
@@ -62,17 +57,12 @@ class VeRA(MethodConfig):
 
     def build(self, host: Host) -> Parts:
         """Make the vectors of every linear layer that the configuration names, and the shared matrices."""
-        parts = Parts()
-        found = list(targets(self, host))
-        if not found:
-            return parts
-        if self.full and len({(t.inputs, t.outputs) for t in found}) > 1:
+        sizes = {(target.inputs, target.outputs) for target in targets(self, host)} or {(0, 0)}
+        if self.full and len(sizes) > 1:
             raise ModelError("full VeRA needs layers of one size")
-        shared = parts.share(_Shared(self.r, max(t.inputs for t in found), max(t.outputs for t in found)))
-        for target in found:
-            if target.fused:
-                raise UsageError("VeRA is not defined for a part of a fused layer")
-            parts.put(target.place, VeRASite(self, target, shared, host.module(target.place.path)))
+        shared = _Shared(self.r, max(size for size, _ in sizes), max(size for _, size in sizes))
+        parts = self.put(host, lambda target, layer: VeRASite(self, target, shared, layer))
+        parts.share(shared)
         return parts
 
     def initialise(self, parts: Parts, host: Host, generator: torch.Generator | None) -> None:
@@ -83,9 +73,7 @@ class VeRA(MethodConfig):
             assert isinstance(module, VeRASite)
             nn.init.constant_(module.vera_D, self.vera_d)
             nn.init.constant_(module.vera_B, self.vera_b)
-            if module.m is not None:
-                with torch.no_grad():
-                    module.m.copy_(weight_of(module._host[0]).float().norm(dim=1, keepdim=True))
+            module.reset_parameters(generator)
 
 
 class _Shared(nn.Module):
@@ -95,20 +83,17 @@ class _Shared(nn.Module):
         self.lora_B = nn.Parameter(torch.empty(outputs, r), requires_grad=False)
 
 
-class VeRASite(nn.Module):
+class VeRASite(LowRankSite):
     """``vera_D`` (r,) and ``vera_B`` (outputs,), or square matrices of these sizes."""
 
+    config: VeRA
+
     def __init__(self, config: VeRA, target: Target, shared: nn.Module, host: nn.Module) -> None:
-        super().__init__()
-        self.config, self.target = config, target
+        super().__init__(config, target, host, scale=config.alpha / config.r, dora=config.use_dora)
         self._shared: list[Any] = [shared]
-        self._host: list[Any] = [host]
         times = 2 if config.full else 1
         self.vera_D = nn.Parameter(torch.empty((config.r,) * times))
         self.vera_B = nn.Parameter(torch.empty((target.outputs,) * times))
-        self.dropout = nn.Dropout(config.dropout)
-        self.m = nn.Parameter(torch.empty(target.outputs, 1)) if config.use_dora else None
-        self.additive = self.m is None
 
     def update(self, before: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
         """Return the update, (batch, seq, outputs)."""
@@ -117,42 +102,14 @@ class VeRASite(nn.Module):
         inner = self.dropout(x).to(a.dtype) @ a.T
         inner = inner @ self.vera_D.T if self.config.full else inner * self.vera_D
         out = inner @ b.T
-        out = out @ self.vera_B.T if self.config.full else out * self.vera_B
-        update: torch.Tensor = out * (self.config.alpha / self.config.r)
-        return update
+        return self.scaled([out @ self.vera_B.T if self.config.full else out * self.vera_B], inputs)
 
-    def combine(self, y: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        """Return the layer's new output."""
-        if self.m is None:
-            return y + update
-        return self._factor(weight_of(self._host[0])) * (y + update)
-
-    def delta(self) -> torch.Tensor:
-        """Return what is added to the layer's matrix, (outputs, inputs)."""
+    def product(self) -> torch.Tensor:
+        """Return ``diag(λ_b) B diag(λ_d) A``, (outputs, inputs)."""
         a, b = self._matrices()
         if self.config.full:
-            delta = self.vera_B @ b @ self.vera_D @ a
-        else:
-            delta = (self.vera_B[:, None] * b) @ (self.vera_D[:, None] * a)
-        scaled: torch.Tensor = delta * (self.config.alpha / self.config.r)
-        return scaled
-
-    def merged(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the matrix with the update in it, (outputs, inputs)."""
-        total = weight + self.delta().to(weight.dtype)
-        return total if self.m is None else self._factor(weight).to(weight.dtype)[:, None] * total
-
-    def merged_bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
-        """Return the bias that goes with :meth:`merged`, or None if it stays."""
-        if self.m is None or bias is None:
-            return None
-        return bias * self._factor(weight_of(self._host[0])).to(bias.dtype)
-
-    def _factor(self, weight: torch.Tensor) -> torch.Tensor:
-        assert self.m is not None
-        total = weight.to(self.vera_B.dtype) + self.delta() / (self.config.alpha / self.config.r)
-        factor: torch.Tensor = (self.m / total.norm(dim=1, keepdim=True).detach()).view(-1)
-        return factor
+            return self.vera_B @ b @ self.vera_D @ a
+        return (self.vera_B[:, None] * b) @ (self.vera_D[:, None] * a)
 
     def _matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
         shared = self._shared[0]

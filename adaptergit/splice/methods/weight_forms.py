@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
-from adaptergit.errors import ModelError, UsageError
-from adaptergit.splice.config import MethodConfig, register, register_preset
-from adaptergit.splice.layers import require
-from adaptergit.splice.methods.projections import Target, targets
+from adaptergit.errors import ModelError
+from adaptergit.splice.config import register, register_preset
+from adaptergit.splice.layers import require_counts, require_one_of
+from adaptergit.splice.methods.projections import OnLinears, Target
 from adaptergit.splice.places import Parts
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ ROTATIONS = ("oft", "boft", "hra")
 
 @register
 @dataclass(frozen=True)
-class WeightForm(MethodConfig):
+class WeightForm(OnLinears):
     """Configuration of one of the forms. Fields that a form does not name mean nothing to it."""
 
     family: ClassVar[str] = "weight_form"
@@ -58,19 +58,13 @@ class WeightForm(MethodConfig):
     """OFT: terms of the series that stands for Cayley's inverse; 0: the inverse itself."""
     orthogonal: bool = False
     """HRA: make the reflections' vectors orthogonal."""
-    selfattn_lora: bool = True
-    intermediate_lora: bool = False
-    output_lora: bool = False
-    leave_out: tuple[int, ...] = ()
-    attn_matrices: tuple[str, ...] = ("q", "v")
-    target_modules: tuple[str, ...] | str | None = None
     alpha_pattern: Mapping[str, float] | None = None
     rank_pattern: Mapping[str, int] | None = None
-    init_weights_seed: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.kind in UPDATES + ROTATIONS, f"unknown kind {self.kind!r}: {', '.join(UPDATES + ROTATIONS)}")
-        require(isinstance(self.r, int) and self.r >= 0, f"r must be a whole number, not {self.r!r}")
+        super().__post_init__()
+        require_one_of(self, kind=UPDATES + ROTATIONS)
+        require_counts(self, "r", least=0)
 
     @property
     def method(self) -> str:
@@ -79,12 +73,7 @@ class WeightForm(MethodConfig):
 
     def build(self, host: Host) -> Parts:
         """Make the tensors of every linear layer that the configuration names."""
-        parts = Parts()
-        for target in targets(self, host):
-            if target.fused:
-                raise UsageError(f"{self.kind} is not defined for a part of a fused layer")
-            parts.put(target.place, FormSite(self, target, host.module(target.place.path)))
-        return parts
+        return self.put(host, lambda target, layer: FormSite(self, target, layer))
 
     def initialise(self, parts: Parts, host: Host, generator: torch.Generator | None) -> None:
         """Start from no change."""
