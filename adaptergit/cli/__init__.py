@@ -26,6 +26,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("predict", "Run a published adapter over texts."),
     "verify": ("load", "Verify a package folder, step by step."),
     "info": ("load", "Show an adapter's card."),
+    "convert": ("convert", "Bring a checkpoint from one library's format to another's."),
+    "export": ("convert", "Write a published adapter for vLLM, PEFT or adapters."),
     "search": ("search", "Search the indexes you have added."),
     "show": ("search", "Show what your indexes know of an adapter."),
     "inspect": ("inspect", "Show where adapters go in a model."),
