@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from adaptergit.load import load
     from adaptergit.lock import check_lock, lock, sync
     from adaptergit.mirror import export_bundle, import_bundle, mirror
+    from adaptergit.package.editing import edit_card, render_card
     from adaptergit.publish import publish, publish_all, yank
     from adaptergit.reference import Reference
     from adaptergit.resolve import fetch, resolve, verify
@@ -81,6 +82,7 @@ _HOMES = {
     "adaptergit.load": ("load",),
     "adaptergit.lock": ("check_lock", "lock", "sync"),
     "adaptergit.mirror": ("export_bundle", "import_bundle", "mirror"),
+    "adaptergit.package.editing": ("edit_card", "render_card"),
     "adaptergit.publish": ("publish", "publish_all", "yank"),
     "adaptergit.reference": ("Reference",),
     "adaptergit.resolve": ("fetch", "resolve", "verify"),
@@ -146,6 +148,7 @@ __all__ = [
     "check_lock",
     "convert",
     "describe",
+    "edit_card",
     "export",
     "export_bundle",
     "fetch",
@@ -157,6 +160,7 @@ __all__ = [
     "prune",
     "publish",
     "publish_all",
+    "render_card",
     "resolve",
     "rotate",
     "search",

@@ -56,10 +56,15 @@ def _report(error: AdaptergitError) -> None:
             detail["passed"] = list(error.steps)
         click.echo(json.dumps({"error": detail}, ensure_ascii=False))
     else:
-        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo("\n".join(clean(line) for line in str(error).split("\n")), err=True)
-        for note in getattr(error, "__notes__", ()):
-            click.echo(f"  {clean(note)}", err=True)
+        show_error(error)
+
+
+def show_error(error: AdaptergitError) -> None:
+    """Print an error as people read it: what happened, where, and what to do."""
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo("\n".join(clean(line) for line in str(error).split("\n")), err=True)
+    for note in getattr(error, "__notes__", ()):
+        click.echo(f"  {clean(note)}", err=True)
 
 
 def print_json(value: Any) -> None:
