@@ -17,6 +17,7 @@ from adaptergit._version import __version__
 
 if TYPE_CHECKING:
     from adaptergit.convert import convert, describe
+    from adaptergit.diff import diff
     from adaptergit.errors import (
         AdaptergitError,
         AdaptergitWarning,
@@ -61,10 +62,12 @@ if TYPE_CHECKING:
         adapters,
         inspect,
     )
+    from adaptergit.summary import summary
     from adaptergit.trust import Verdict
 
 _HOMES = {
     "adaptergit.convert": ("convert", "describe"),
+    "adaptergit.diff": ("diff",),
     "adaptergit.errors": (
         "AdaptergitError",
         "AdaptergitWarning",
@@ -109,6 +112,7 @@ _HOMES = {
         "adapters",
         "inspect",
     ),
+    "adaptergit.summary": ("summary",),
     "adaptergit.trust": ("Verdict",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -148,6 +152,7 @@ __all__ = [
     "check_lock",
     "convert",
     "describe",
+    "diff",
     "edit_card",
     "export",
     "export_bundle",
@@ -166,6 +171,7 @@ __all__ = [
     "search",
     "show",
     "stored",
+    "summary",
     "sync",
     "verify",
     "verify_store",

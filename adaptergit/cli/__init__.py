@@ -26,6 +26,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("predict", "Run a published adapter over texts."),
     "verify": ("load", "Verify a package folder, step by step."),
     "info": ("load", "Show an adapter's card."),
+    "summary": ("compare", "Say what an adapter is: parameters, placement, sizes."),
+    "diff": ("compare", "Show what differs between two adapters."),
     "convert": ("convert", "Bring a checkpoint from one library's format to another's."),
     "export": ("convert", "Write a published adapter for vLLM, PEFT or adapters."),
     "card": ("card", "Make, change, check and show the card of an adapter."),
