@@ -18,6 +18,7 @@ from adaptergit._version import __version__
 if TYPE_CHECKING:
     from adaptergit.convert import convert, describe
     from adaptergit.diff import diff
+    from adaptergit.doctor import doctor
     from adaptergit.errors import (
         AdaptergitError,
         AdaptergitWarning,
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "adaptergit.convert": ("convert", "describe"),
     "adaptergit.diff": ("diff",),
+    "adaptergit.doctor": ("doctor",),
     "adaptergit.errors": (
         "AdaptergitError",
         "AdaptergitWarning",
@@ -153,6 +155,7 @@ __all__ = [
     "convert",
     "describe",
     "diff",
+    "doctor",
     "edit_card",
     "export",
     "export_bundle",

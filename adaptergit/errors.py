@@ -109,7 +109,7 @@ class ReleaseError(AdaptergitError):
     exit_code = 9
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+def did_you_mean(word: object, known: Iterable[str]) -> str | None:
     """Return a hint that names what a person may have meant, or None.
 
     >>> did_you_mean("publsh", ["publish", "predict"])
@@ -118,7 +118,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     from difflib import get_close_matches
 
     by_folded = {name.casefold(): name for name in known}
-    near = [by_folded[name] for name in get_close_matches(word.casefold(), by_folded, n=3, cutoff=0.6)]
+    near = [by_folded[name] for name in get_close_matches(str(word).casefold(), by_folded, n=3, cutoff=0.6)]
     if not near:
         return None
     return f"did you mean {' or '.join(repr(name) for name in near)}?"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from adaptergit.cli.groups import Group
 from adaptergit.cli.output import clean, json_option, print_json, quiet_transformers, show_error, step, waiting
 from adaptergit.errors import AdaptergitError, PackageError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _path = click.argument("path", type=click.Path(path_type=Path))
 
 
-@click.group()
+@click.group(cls=Group)
 def card() -> None:
     """Make, change, check and show the card of an adapter.
 
