@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,9 +11,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from adaptergit.errors import NotFoundError
+from adaptergit.errors import NotFoundError, PackageError
 from adaptergit.reference import expand
 from adaptergit.settings import Settings, config_dir
+from adaptergit.splice.heads import HeadConfig, StaticHead
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 
 
 class Named(Protocol):
@@ -49,13 +53,10 @@ def base_model(
     model_id, (made_by, options) = named.id, kind
     source = settings.base_model_path(model_id)
     hint = f"pass model= (or --base), or map it under [base_models] in {config_dir() / 'config.toml'}"
-    mapped = source != model_id
+    mapped = model_id in settings.base_models
     if mapped and not expand(source).is_dir():
         raise NotFoundError(f"base_models maps {model_id} to a folder that is not there", where=source, hint=hint)
-    if not mapped and (
-        not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?", model_id)
-        or Path(model_id).exists()
-    ):
+    if not mapped and not is_hub_id(model_id):
         # A card may not choose a folder of this machine.
         raise NotFoundError(f"the base model {model_id!r} is not mapped to a folder", hint=hint)
     try:
@@ -74,6 +75,35 @@ def base_model(
     if device is not None:
         model.to(device)
     return model
+
+
+def class_for(heads: Iterable[HeadConfig]) -> tuple[Any, dict[str, Any]]:
+    """Return the class whose own head there is a copy of, else the plain base model's; and options.
+
+    Raises:
+        PackageError: A head is of a class that is not there.
+    """
+    library = transformers()
+    head = next((head for head in heads if isinstance(head, StaticHead)), None)
+    if head is None:
+        return library.AutoModel, {}
+    found = getattr(library, head.model_class, None)
+    if not (isinstance(found, type) and issubclass(found, library.PreTrainedModel)):
+        raise PackageError(f"head.config.model_class: transformers has no model {head.model_class!r}")
+    if head.num_labels is None:
+        return found, {}
+    if len(head.labels) != head.num_labels:
+        return found, {"num_labels": head.num_labels}
+    # What a pipeline shows.
+    return found, {
+        "id2label": dict(enumerate(head.labels)),
+        "label2id": {label: index for index, label in enumerate(head.labels)},
+    }
+
+
+def is_hub_id(text: str) -> bool:
+    """Tell whether a text names a model on a hub, and nothing that lies here."""
+    return _HUB_ID.fullmatch(text) is not None and not Path(text).exists()
 
 
 def transformers() -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.bases import base_model, transformers
-from adaptergit.errors import ModelError, UsageError
+from adaptergit.bases import Named, base_model, class_for, is_hub_id, transformers
+from adaptergit.errors import ModelError, NotFoundError, UsageError
 from adaptergit.export import WRITERS
-from adaptergit.formats import Folder, foreign_format, is_single, load_folder
-from adaptergit.formats import model_class as model_class_of
+from adaptergit.formats import Folder, foreign_format, is_single, load_folder, model_class
 from adaptergit.formats.adapterhub_write import write_setup
 from adaptergit.formats.folders import SETUP
 from adaptergit.formats.unpack import unpacked
 from adaptergit.load import load
-from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Card
-from adaptergit.package.folder import MODEL_SIGNATURE
+from adaptergit.package import CARD, WEIGHTS, Card, is_generated
 from adaptergit.package.local import local_card
 from adaptergit.reference import expand, is_folder
 from adaptergit.resolve import fetch
@@ -35,7 +33,7 @@ from adaptergit.settings import load_settings
 from adaptergit.splice.checkpoint import card_data, card_name
 from adaptergit.splice.composition import Composition
 from adaptergit.splice.panel import Panel, adapters
-from adaptergit.splice.setup import single
+from adaptergit.splice.setup import from_card, single
 
 FORMATS = ("adaptergit", *sorted(WRITERS))
 _CLASSES = {"vllm": "AutoModelForCausalLM"}
@@ -88,16 +86,22 @@ def convert(
     """
     if to not in FORMATS:
         raise UsageError(f"unknown format {to!r}", hint=", ".join(FORMATS))
-    source, target = _source(source, fetching), expand(target)
+    if about and to != "adaptergit":
+        raise UsageError(f"{to} has no card for {', '.join(about)}", hint="card fields are for to='adaptergit'")
+    target = expand(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("there is something already", where=str(target), hint="name a new folder")
+    source, policy = _source(source, fetching)
     with unpacked(source, allow_pickle=allow_pickle) as folder, _staged(target) as staged:
-        held = _held(folder)
-        if to == held and not isinstance(base, nn.Module) and name is None:
-            _copy(folder, staged)
+        held = _held(folder, source)
+        if to == held.format and not isinstance(base, nn.Module) and name is None:
+            _copy(held, staged)
             return Converted(target, to, (), (), (), _files(staged))
-        model = base if isinstance(base, nn.Module) else _base_model(folder, base, model_class or _CLASSES.get(to))
-        panel, composition = _loaded(folder, model, name or _stem(source, folder), fetching)
+        offline = bool(fetching.get("offline"))
+        model = (
+            base if isinstance(base, nn.Module) else _base_model(held, base, model_class or _CLASSES.get(to), offline)
+        )
+        panel, composition = _loaded(held, model, name or _stem(source, held), policy)
         if to == "adaptergit":
             _save(panel, composition, staged, dict(about or {}), name)
         elif len(panel.names) == 1 and not panel.fusions and set(panel.heads) <= set(panel.names):
@@ -110,30 +114,44 @@ def convert(
         return Converted(target, to, *found, _files(staged))
 
 
-def _source(source: str | Path, fetching: Mapping[str, Any]) -> Path:
-    """Return what is converted; a release is fetched and verified first."""
+def _source(source: str | Path, fetching: Mapping[str, Any]) -> tuple[Path, str | None]:
+    """Return what is converted and the policy it must still pass; a release is fetched and verified first."""
     if is_folder(source) or expand(source).exists():
-        return expand(source)
-    return fetch(str(source), **fetching).path
+        return expand(source), fetching.get("policy")
+    return fetch(str(source), **fetching).path, None
 
 
-def _held(folder: Path) -> str | None:
-    """Return the format of what a folder holds."""
-    if (folder / WEIGHTS).is_file() and (folder / CARD).is_file():
-        return "adaptergit"
-    return foreign_format(Folder(folder))
+@dataclass(frozen=True)
+class _Held:
+    """What is converted."""
+
+    folder: Path
+    card: Card | None
+    format: str
 
 
-def _copy(folder: Path, staged: Path) -> None:
+def _held(folder: Path, source: Path) -> _Held:
+    """Find out what a folder holds."""
+    if (folder / CARD).is_file():
+        card = local_card(folder, load_settings().limits)
+        return _Held(folder, card, str(card.data["adapter"]["format"]))
+    if (found := foreign_format(Folder(folder))) is None:
+        hint = "name a package folder, or the folder with adapter_config.json"
+        raise NotFoundError(
+            "neither a package nor a checkpoint of AdapterHub's or PEFT's", where=str(source), hint=hint
+        )
+    return _Held(folder, None, found)
+
+
+def _copy(held: _Held, staged: Path) -> None:
     """Copy what is in the wanted format already: the very bytes, without what only adaptergit reads."""
-    if (folder / WEIGHTS).is_file() and (folder / CARD).is_file():
-        raise UsageError("it is a package already", where=str(folder))
-    ours = {CARD, MANIFEST, README, MODEL_SIGNATURE} if (folder / CARD).is_file() else set()
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_file() and relative.parts[0] not in ours and not relative.name.startswith(MANIFEST):
-            (staged / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, staged / relative)
+    if held.format == "adaptergit":
+        raise UsageError("it is a package already", where=str(held.folder))
+    for path in sorted(held.folder.rglob("*")):
+        if path.is_file() and not (held.card and path.parent == held.folder and is_generated(path)):
+            copy = staged / path.relative_to(held.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def _files(folder: Path) -> tuple[str, ...]:
@@ -166,33 +184,31 @@ def describe(
         raise UsageError(
             "this is no checkpoint of one adapter", where=str(folder), hint="a set-up is converted: adaptergit convert"
         )
-    model = base if isinstance(base, nn.Module) else _base_model(folder, base, None)
-    panel, _ = _loaded(folder, model, name, {})
+    held = _held(folder, folder)
+    model = base if isinstance(base, nn.Module) else _base_model(held, base, None)
+    panel, _ = _loaded(held, model, name, None)
     chosen = panel.names[0]
     data = card_data(panel, single(panel, chosen), {"name": card_name(name or chosen), **about})
-    data["adapter"] = {**data["adapter"], "format": foreign_format(Folder(folder))}
+    data["adapter"] = {**data["adapter"], "format": held.format}
     data["adapter"].pop("sites")
     card = Card(data)
     (folder / CARD).write_bytes(card.to_yaml())
     return card
 
 
-def _loaded(
-    folder: Path, model: nn.Module, name: str | None, fetching: Mapping[str, Any]
-) -> tuple[Panel, Composition | None]:
+def _loaded(held: _Held, model: nn.Module, name: str | None, policy: str | None) -> tuple[Panel, Composition | None]:
     """Return a panel that holds what a folder holds, and the composition it means."""
-    panel = adapters(model)
-    if not (folder / CARD).is_file():
+    panel, folder = adapters(model), held.folder
+    if held.card is None:
         loaded = load_folder(panel, folder, name=None if (folder / SETUP).is_file() else name, dtype=_dtype(folder))
         return panel, loaded.composition
-    # A fetched package was verified where it lies; what a person has in a folder is the person's own.
-    load(folder, model, name=name, dtype=_dtype(folder), policy=fetching.get("policy"))
+    load(folder, model, name=name, dtype=_dtype(folder), policy=policy)
     return panel, panel.active
 
 
-def _stem(source: Path, folder: Path) -> str | None:
+def _stem(source: Path, held: _Held) -> str | None:
     """PEFT's checkpoints have no name of their own: a folder's or a zip file's does."""
-    return source.stem if source.is_file() and foreign_format(Folder(folder)) == "peft" else None
+    return source.stem if source.is_file() and held.format == "peft" else None
 
 
 def _save(panel: Panel, composition: Composition | None, folder: Path, about: dict[str, Any], name: str | None) -> None:
@@ -211,6 +227,7 @@ def _save(panel: Panel, composition: Composition | None, folder: Path, about: di
 @contextmanager
 def _staged(target: Path) -> Iterator[Path]:
     """Give a folder that takes the target's place at the end, or is gone."""
+    made = [path for path in target.parents if not path.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")
@@ -224,6 +241,9 @@ def _staged(target: Path) -> Iterator[Path]:
         staged.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for path in made:
+            with suppress(OSError):  # what was written is in it
+                path.rmdir()
 
 
 @dataclass(frozen=True)
@@ -234,23 +254,38 @@ class _Base:
     revision: str | None = None
 
 
-def _base_model(folder: Path, base: str | Path | None, kind: str | None) -> nn.Module:
+def _base_model(held: _Held, base: str | Path | None, kind: str | None, offline: bool = False) -> nn.Module:
     """Load the model that a checkpoint was trained in, with a head of the model's own where it holds one."""
     settings = load_settings()
-    needed, options = model_class_of(Folder(folder))
-    made_by = getattr(transformers(), kind or needed, None)
+    made_by, options = _class_of(held)
+    made_by = made_by if kind is None else getattr(transformers(), kind, None)
     if not hasattr(made_by, "from_pretrained"):
         raise UsageError(f"transformers has no model class {kind!r}", hint="AutoModel, AutoModelForCausalLM …")
-    if base is not None and (is_path := expand(base)).is_dir():
-        settings = replace(settings, base_models={str(base): str(is_path)})
-        return base_model(_Base(str(base)), (made_by, options), settings)
-    if base is not None:
-        return base_model(_Base(str(base)), (made_by, options), settings)
-    if (folder / CARD).is_file():
-        return base_model(local_card(folder, settings.limits).base_model, (made_by, options), settings)
-    raw = _configuration(folder)
-    named = str(raw.get("base_model_name_or_path") or raw.get("model_name") or "")
-    return base_model(_Base(named, raw.get("revision")), (made_by, options), settings)
+    named = _named(held)
+    chosen = named if base is None else _Base(str(base))
+    if base is not None and expand(base).is_dir():
+        settings = replace(settings, base_models={str(base): str(expand(base))})
+    model = base_model(chosen, (made_by, options), settings, offline or settings.offline)
+    if is_hub_id(known := named.id if base is None or expand(base).is_dir() else chosen.id):
+        # What is written names the model as everybody does, not the folder that it came from here.
+        setattr(model.config, "_name_or_path", known)  # noqa: B010 - to the type checker it may be a module
+    return model
+
+
+def _class_of(held: _Held) -> tuple[Any, dict[str, Any]]:
+    """Return the class of transformers that makes the model, and options."""
+    if held.card is not None and held.format == "adaptergit":
+        return class_for(from_card(held.card.data, None).heads.values())
+    name, options = model_class(Folder(held.folder))
+    return getattr(transformers(), name), options
+
+
+def _named(held: _Held) -> Named:
+    """Return what the files say of their base model."""
+    if held.card is not None:
+        return held.card.base_model
+    raw = _configuration(held.folder)
+    return _Base(str(raw.get("base_model_name_or_path") or raw.get("model_name") or ""), raw.get("revision"))
 
 
 def _configuration(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ anything that changes the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.bases import base_model, transformers
+from adaptergit.bases import base_model, class_for, transformers
 from adaptergit.dependencies import DEPTH, dependencies_of
 from adaptergit.errors import AdaptergitError, PackageError, UsageError
 from adaptergit.formats import Folder, foreign_format, is_foreign, is_single, load_folder, model_class
@@ -29,7 +29,6 @@ from adaptergit.splice.anatomy import Site
 from adaptergit.splice.checkpoint import read_into, read_tokenizer
 from adaptergit.splice.composition import Stack
 from adaptergit.splice.fingerprint import Fingerprint, compare
-from adaptergit.splice.heads import HeadConfig, StaticHead
 from adaptergit.splice.panel import Panel, adapters
 from adaptergit.splice.setup import Setup, built, from_card, inserted, without_output
 from adaptergit.trust import Verdict
@@ -186,7 +185,7 @@ def _model_class(about: About, head: bool) -> tuple[Any, dict[str, Any]]:
     if about.format != "adaptergit":
         kind, options = model_class(Folder(about.path, about.digests))
         return getattr(transformers(), kind), options
-    return _auto_class(_setup(about, None).heads.values() if head else ())
+    return class_for(_setup(about, None).heads.values() if head else ())
 
 
 @contextmanager
@@ -297,23 +296,3 @@ def _splice(panel: Panel, whole: Setup, wanted: _Wanted, about: About) -> Setup:
     tokenizer = read_tokenizer(about.path) if setup.embeddings else None
     inserted(panel, setup, modules, tokenizer=tokenizer, dtype=wanted.dtype, device=wanted.device, about=about)
     return setup
-
-
-def _auto_class(heads: Iterable[HeadConfig]) -> tuple[Any, dict[str, Any]]:
-    """Return the class whose own head there is a copy of, else the plain base model's; and options."""
-    library = transformers()
-    head = next((head for head in heads if isinstance(head, StaticHead)), None)
-    if head is None:
-        return library.AutoModel, {}
-    found = getattr(library, head.model_class, None)
-    if not (isinstance(found, type) and issubclass(found, library.PreTrainedModel)):
-        raise PackageError(f"head.config.model_class: transformers has no model {head.model_class!r}")
-    if head.num_labels is None:
-        return found, {}
-    if len(head.labels) != head.num_labels:
-        return found, {"num_labels": head.num_labels}
-    # What a pipeline shows.
-    return found, {
-        "id2label": dict(enumerate(head.labels)),
-        "label2id": {label: index for index, label in enumerate(head.labels)},
-    }

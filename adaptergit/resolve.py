@@ -26,6 +26,7 @@ from adaptergit.errors import (
     TransportError,
     TrustError,
     UsageError,
+    did_you_mean,
 )
 from adaptergit.index.local import find_release
 from adaptergit.indexes import Word, revoked, word_on
@@ -456,7 +457,7 @@ def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> 
     versions = tuple(version for version in listing.versions if version not in yanked)
     known = replace(store.known(who, adapter), released=versions, asked=time.time(), yanked=tuple(yanked))
     store.remember(who, adapter, known)
-    chosen = _choose(reference, versions, yanked)
+    chosen = _choose(reference, versions, yanked, lambda: _others(reference, settings))
     # What is still here, with a manifest that says so: a damaged record shall not stand in the way.
     here = [past.version for past in _history(reference) if past.chained]
     had = _newest(reference, [version for version in here if version not in yanked])
@@ -602,14 +603,33 @@ def _exact(reference: Reference) -> str | None:
     return None
 
 
-def _choose(reference: Reference, versions: Collection[str], yanked: Collection[str]) -> str:
+def _others(reference: Reference, settings: Settings) -> list[str]:
+    """Name the adapters that a repository has, for a person who misspelt one; where it cannot be asked, none."""
+    from adaptergit.git import Remote, list_all
+
+    try:
+        return sorted(list_all(Remote.of(reference.source, allow_http=settings.allow_http))[0])
+    except (TransportError, UsageError):
+        return []
+
+
+def _choose(
+    reference: Reference,
+    versions: Collection[str],
+    yanked: Collection[str],
+    others: Callable[[], list[str]],
+) -> str:
     exact = _exact(reference)
     if exact is not None and (named := _newest(reference, yanked)) is not None:
         return named  # who names a yanked version gets it
     if not versions and not yanked:
+        there = others()
+        listed = f"it has {', '.join(there[:20])}{' …' if len(there) > 20 else ''}" if there else None
         raise NotFoundError(
             f"{reference.source.url} has no adapter {reference.adapter!r}",
-            hint="check the spelling; releases are tags named adapters/<name>/<version>",
+            hint=did_you_mean(reference.adapter, there)
+            or listed
+            or "check the spelling; releases are tags named adapters/<name>/<version>",
         )
     version = _newest(reference, versions)
     if version is None:

@@ -35,7 +35,7 @@ from typing import Any
 
 import platformdirs
 
-from adaptergit.errors import UsageError
+from adaptergit.errors import UsageError, did_you_mean
 from adaptergit.reference import DEFAULT_HOST, Source, expand
 
 POLICY_LEVELS = ("enforce", "tofu", "digest", "unsigned")
@@ -162,7 +162,8 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         raw = {**raw, "policy": [{"match": "*", "level": raw["policy"]}]}
     for key, value in raw.items():
         if key not in known:
-            raise UsageError(f"unknown setting {key!r}", where=str(path), hint=f"known: {', '.join(sorted(known))}")
+            hint = did_you_mean(key, known) or f"known: {', '.join(sorted(known))}"
+            raise UsageError(f"unknown setting {key!r}", where=str(path), hint=hint)
         if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
             raise UsageError(f"{key} must be a {_KINDS[key].__name__}", where=str(path))
     checked = dict(raw)

@@ -232,7 +232,7 @@ BOMB = b"a: &a [x]\n" + b"".join(b"b%d: &b%d [*a, *a]\n" % (i, i) for i in range
         "card-of-a-hundred-kilobytes": (r"card\.yaml: more than 65536 bytes", lambda c: c + b"#" * 100_000),
         "card-that-is-empty": (r"the file is empty", lambda c: b""),
         "card-that-is-a-list": (r"card: .*is not of type 'object'", lambda c: b"- name\n"),
-        "card-with-an-unknown-key": (r"card: 'colour' does not match", lambda c: c + b"colour: red\n"),
+        "card-with-an-unknown-key": (r"colour: 'colour' was unexpected", lambda c: c + b"colour: red\n"),
         "card-without-a-base-model": (r"'base_model' is a required property", lambda c: c.replace(b"base_model:", b"x-base:")),
         "card-with-a-licence-that-is-code": (r"license: ", lambda c: c.replace(b"Apache-2.0", b"__import__('os')")),
         "card-with-a-licence-of-brackets": (r"license: .*is not an SPDX expression", lambda c: c.replace(b"Apache-2.0", b"(" * 190)),

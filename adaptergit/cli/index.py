@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from adaptergit.cli.groups import Group
 from adaptergit.cli.load import policy_option
 from adaptergit.cli.output import clean, json_option, print_json, step, waiting
 
@@ -19,7 +20,7 @@ _keys = click.option(
 _now = click.option("--now", type=click.DateTime(), hidden=True, help="Instead of the clock (UTC).")
 
 
-@click.group()
+@click.group(cls=Group)
 def index() -> None:
     """Add, update and maintain indexes.
 

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 
 import click
 
+from adaptergit.cli.groups import Group
 from adaptergit.cli.output import json_option, print_json
 
 
-@click.group()
+@click.group(cls=Group)
 def trust() -> None:
     """See and change whose signatures count.
 

@@ -54,6 +54,8 @@ _CONFIG = (
 _PASSED_THROUGH = (
     r"^(http\.(.*\.)?(proxy|sslcainfo|sslcapath)|credential\.(.*\.)?(helper|username|usehttppath)|core\.sshcommand)$"
 )
+MINIMUM = (2, 30)
+"""The oldest git that is supported."""
 _TIMEOUT = 120.0
 _MAX_OUTPUT = 64 * 2**20
 _MAX_MEMORY_KB = 4 * 2**20
@@ -198,7 +200,7 @@ def init_bare(directory: Path, *, object_format: str = "sha1") -> Git:
 def _git_class() -> Any:
     """Import GitPython on first use: it starts ``git version`` when imported, which a cached load must not."""
     if shutil.which("git") is None:
-        raise TransportError("git is not installed", hint="install git 2.30 or newer")
+        raise TransportError("git is not installed", hint=f"install git {MINIMUM[0]}.{MINIMUM[1]} or newer")
     import git
 
     return git.Git

@@ -228,7 +228,8 @@ def pack(
         raise PackageError("there are no weights (*.safetensors)", where=str(source))
     _write(target / CARD, card.to_yaml())
     if README not in names:  # a README of the publisher's own is published as it is
-        _write(target / README, render_readme(card, address or repository).encode("utf-8"))
+        size = sum((source / name).stat().st_size for name in names if name.endswith(".safetensors"))
+        _write(target / README, render_readme(card, address or repository, size=size).encode("utf-8"))
     for name in sorted(names):
         _copy(source / name, target / name)
     manifest = Manifest(

@@ -21,7 +21,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 from typing import Union as TypingUnion
 
-from adaptergit.errors import UsageError
+from adaptergit.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +101,10 @@ def parse_config(text: str | MethodConfig) -> MethodConfig:
     name = _ALIASES.get(match["name"], match["name"])
     if name not in _PRESETS:
         raise _at(
-            text, match.start("name"), f"{match['name']!r} is not a method", f"known: {', '.join(sorted(_PRESETS))}"
+            text,
+            match.start("name"),
+            f"{match['name']!r} is not a method",
+            did_you_mean(match["name"], _PRESETS) or f"known: {', '.join(sorted(_PRESETS))}",
         )
     preset = _PRESETS[name]
     changes: dict[str, Any] = {}
@@ -114,7 +117,8 @@ def parse_config(text: str | MethodConfig) -> MethodConfig:
                 text, offset, f"expected field=value, found {field_text.strip()!r}", "for example reduction_factor=64"
             )
         if key not in known:
-            raise _at(text, offset, f"{name} has no field {key!r}", f"fields: {', '.join(sorted(known))}")
+            near = did_you_mean(key, known)
+            raise _at(text, offset, f"{name} has no field {key!r}", near or f"fields: {', '.join(sorted(known))}")
         if key in changes:
             raise _at(text, offset, f"the field {key!r} appears twice", "name each field once")
         changes[key] = _literal(text, value_text, offset + len(key) + 1)
