@@ -23,19 +23,13 @@ from adaptergit.cli import main
 from adaptergit.errors import ReleaseError, TransportError, UsageError
 from adaptergit.index.entry import Entry
 from adaptergit.index.maintain import init_index, recover
+from adaptergit.index.names import distance
 from adaptergit.index.propose import check_change
+from adaptergit.index.release_rules import RELEASE_RULES, Release
 from adaptergit.index.repository import IndexPolicy, IndexRepository
 from adaptergit.index.repository import replace as write
-from adaptergit.index.rules import (
-    RELEASE_RULES,
-    SOURCE_RULES,
-    Proposal,
-    Release,
-    _distance,
-    broken_by,
-    comment,
-    documentation,
-)
+from adaptergit.index.rules import broken_by, comment, documentation
+from adaptergit.index.source_rules import SOURCE_RULES, Proposal
 from adaptergit.index.sources import SourceFile, SourceKey
 from adaptergit.publish import initialise
 from adaptergit.rotate import rotate
@@ -184,14 +178,14 @@ def test_a_release_that_breaks_a_rule_is_named(release: Release, rule: str, mess
 
 @given(st.text("abc", max_size=7), st.text("abc", max_size=7))
 def test_the_distance_of_names_is_one(a: str, b: str) -> None:
-    found = _distance(a, b, 9)
-    assert found == _distance(b, a, 9)
+    found = distance(a, b, 9)
+    assert found == distance(b, a, 9)
     assert (found == 0) == (a == b)
     assert abs(len(a) - len(b)) <= found <= max(len(a), len(b))
 
 
 def test_a_swap_of_letters_is_one_error() -> None:
-    assert [_distance("acme", other) for other in ("acme", "amce", "acm", "acmee", "abme", "xyzw")] == [
+    assert [distance("acme", other) for other in ("acme", "amce", "acm", "acmee", "abme", "xyzw")] == [
         0,
         1,
         1,

@@ -14,7 +14,8 @@ from adaptergit.index.documents import check_recovery
 from adaptergit.index.entry import check_document
 from adaptergit.index.local import MAX_BYTES as MAX_INDEX_BYTES
 from adaptergit.index.repository import IndexRepository
-from adaptergit.index.rules import Proposal, broken_by, comment
+from adaptergit.index.rules import broken_by, comment
+from adaptergit.index.source_rules import Proposal
 from adaptergit.index.sources import MAX_BYTES, SourceFile
 from adaptergit.reference import Source
 from adaptergit.settings import Settings

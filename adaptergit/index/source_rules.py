@@ -1,0 +1,182 @@
+"""The rules of sources: what somebody may add to an index, or change in it, by pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+
+from adaptergit.index.names import bare, distance, skeleton
+from adaptergit.index.repository import IndexPolicy
+from adaptergit.index.rule import Rule
+from adaptergit.index.sources import SourceFile
+from adaptergit.reference import Source
+from adaptergit.trust import PublicKey
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A source somebody wants to add or change."""
+
+    path: str
+    """Of the file, from the top of the index."""
+    data: bytes
+    """Its content; empty if it is to be removed."""
+    source: SourceFile | None
+    """None if it cannot be read."""
+    problem: str
+    """Why it cannot be read."""
+    before: SourceFile | None
+    """What the index has of it."""
+    others: frozenset[str]
+    """Principals of all other sources."""
+    policy: IndexPolicy
+    announced: frozenset[PublicKey] | None
+    """Keys in ``.adaptergit/allowed_signers`` of the repository itself; None if it cannot be reached."""
+    unreachable: str = ""
+    followed: frozenset[PublicKey] = frozenset()
+    """Keys that a rotation of the old ones, or a recovery, leads to."""
+    peers: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Fingerprints that other indexes list for the same repository, by their address."""
+    proposed: datetime | None = None
+    """When it was first proposed; None on a laptop."""
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+def _schema(one: Proposal) -> str | None:
+    if one.source is not None and one.source.legacy and (one.before is None or not one.before.legacy):
+        return "only maintainers add an archive that nobody signs (legacy)"
+    return one.problem or None
+
+
+def _place(one: Proposal) -> str | None:
+    if one.source is not None and one.path != one.source.path:
+        return f"the file of {one.source.repository} belongs at {one.source.path}"
+    return None
+
+
+def _host(one: Proposal) -> str | None:
+    if one.source is None:
+        return None
+    host = one.source.repository.partition("/")[0]
+    if one.policy.hosts and not any(fnmatchcase(host, glob) for glob in one.policy.hosts):
+        return f"this index takes repositories on {', '.join(one.policy.hosts)}, not on {host}"
+    return None
+
+
+def _address(one: Proposal) -> str | None:
+    if one.source is None:
+        return None
+    for url in (one.source.url, *one.source.mirrors):
+        parsed = Source.parse(url.rstrip("/"))
+        if parsed.kind in ("path",) or url.startswith("file:"):
+            return f"{url} is a place on somebody's own machine"
+    return None
+
+
+def _reachable(one: Proposal) -> str | None:
+    return one.unreachable or None
+
+
+def _proof(one: Proposal) -> str | None:
+    if one.source is None or one.announced is None:
+        return None
+    signing = [key for key in one.source.keys if key.valid_before is None or key.valid_before > one.now]
+    missing = [key.public.fingerprint for key in signing if key.public not in one.announced]
+    if missing:
+        return (
+            f"{one.source.repository} does not announce {', '.join(missing)} in .adaptergit/allowed_signers: only who "
+            "can push there may enrol a key (adaptergit init writes the file; commit and push it)"
+        )
+    return None
+
+
+def _rekeyed(one: Proposal) -> str | None:
+    if one.source is None or one.before is None:
+        return None
+    allowed = {key.public for key in one.before.keys} | one.followed
+    foreign = [key.public.fingerprint for key in one.source.keys if key.public not in allowed]
+    if foreign:
+        return (
+            f"{', '.join(foreign)}: a key of a source that is listed changes by a rotation that the old key signed "
+            "(adaptergit rotate), or by a recovery that the index's maintainers signed"
+        )
+    if one.source.threshold < one.before.threshold:
+        return f"the threshold may not go down from {one.before.threshold} to {one.source.threshold}"
+    return None
+
+
+def _reserved(one: Proposal) -> str | None:
+    if one.source is None or one.before is not None:
+        return None
+    hit = next((glob for glob in one.policy.reserved if fnmatchcase(one.source.repository, glob)), None)
+    return f"names like {hit} are reserved in this index" if hit else None
+
+
+def _alike(one: Proposal) -> str | None:
+    if one.source is None or one.before is not None:
+        return None
+    mine = one.source.repository
+    for other in sorted(one.others):
+        if mine != other and skeleton(mine) == skeleton(other):
+            return f"{mine} can be taken for {other}, which is listed: it differs in case or in letters that look alike"
+    for other in sorted(one.others):
+        same_owner = mine.rpartition("/")[0] == other.rpartition("/")[0]
+        if not same_owner and 0 < distance(bare(mine), bare(other)) <= (2 if len(bare(mine)) > 12 else 1):
+            return f"{mine} is hard to tell from {other}, which is listed and belongs to somebody else"
+    return None
+
+
+def _peers(one: Proposal) -> str | None:
+    if one.source is None:
+        return None
+    mine = {key.public.fingerprint for key in one.source.keys}
+    for peer, theirs in one.peers.items():
+        if theirs and not theirs & mine:
+            return f"the index {peer} lists {one.source.repository} with other keys: {', '.join(sorted(theirs))}"
+    return None
+
+
+def _waiting(one: Proposal) -> str | None:
+    if one.before is not None or one.proposed is None:
+        return None
+    until = one.proposed + timedelta(hours=one.policy.waiting_hours)
+    if one.now < until:
+        return f"a new source waits {one.policy.waiting_hours} hours for objections: until {until:%Y-%m-%d %H:%M} UTC"
+    return None
+
+
+def _removed(one: Proposal) -> str | None:
+    if not one.data and not one.problem and one.before is not None:
+        return "a source is not removed by pull request: maintainers revoke its keys, or yank its releases"
+    return None
+
+
+SCOPE = "A pull request of a publisher changes files below `sources/`, and nothing else."
+SOURCE_RULES: tuple[Rule[Proposal], ...] = (
+    Rule("schema", "The file is YAML as `schema/source.schema.json` describes it; unknown fields are errors.", _schema),
+    Rule("place", "The file lies at `sources/<repository>.yaml`, spelt as the repository is.", _place),
+    Rule("removed", "A pull request adds or changes sources; it never removes one.", _removed),
+    Rule("host", "The repository is on a host that the index takes (`hosts` in `policy.yaml`).", _host),
+    Rule("address", "`url` and `mirrors` are addresses that everybody can reach.", _address),
+    Rule("reachable", "The repository can be listed with git, without credentials.", _reachable),
+    Rule(
+        "proof",
+        "The repository announces every enrolled key in `.adaptergit/allowed_signers`: proof of control.",
+        _proof,
+    ),
+    Rule(
+        "rekeyed",
+        "Keys of a listed source change only by a rotation or a recovery; its threshold never goes down.",
+        _rekeyed,
+    ),
+    Rule("reserved", "The name is not reserved (`reserved` in `policy.yaml`).", _reserved),
+    Rule(
+        "alike",
+        "The name cannot be taken for one that is listed: by case, letters that look alike, or a typing error or two.",
+        _alike,
+    ),
+    Rule("peers", "Other indexes (`peers` in `policy.yaml`) do not list the repository with other keys.", _peers),
+    Rule("waiting", "A new source waits `waiting_hours` for objections.", _waiting),
+)
