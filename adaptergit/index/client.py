@@ -39,7 +39,7 @@ from adaptergit.index.documents import (
 from adaptergit.index.entry import Entry
 from adaptergit.index.repository import Proof
 from adaptergit.index.repository import replace as write
-from adaptergit.index.sources import SourceFile, SourceKey
+from adaptergit.index.sources import SourceFile, looser
 from adaptergit.locks import exclusively
 from adaptergit.package import canonical
 from adaptergit.reference import expand
@@ -601,17 +601,11 @@ def _rekeyed(
                 f"its keys were changed to {key.public.fingerprint}, and neither its old key nor the index's "
                 "maintainers signed that"
             )
-        if was is not None and key.public not in added and _looser(key, was):
+        if was is not None and key.public not in added and looser(key, was):
             return f"the key {key.public.fingerprint} would count for longer than it did"
     if source.threshold < old.threshold and not recovered:
         return f"{old.threshold} keys had to sign, now {source.threshold}"
     return None
-
-
-def _looser(key: SourceKey, was: SourceKey) -> bool:
-    before = was.valid_before is not None and (key.valid_before is None or key.valid_before > was.valid_before)
-    after = was.valid_after is not None and (key.valid_after is None or key.valid_after < was.valid_after)
-    return before or after
 
 
 def _parse_shard(index: str, data: bytes, principal: str) -> Known:

@@ -31,7 +31,7 @@ def comment(path: str, one: Proposal) -> str:
     rows = []
     for rule in SOURCE_RULES:
         unknown = one.source is None and rule.id not in ("schema", "removed")
-        unknown |= rule.id == "waiting" and one.before is None and one.proposed is None
+        unknown |= rule.id == "waiting" and one.proposed is None
         if rule.id in broken:
             rows.append(f"| ❌ | `{rule.id}` | {_cell(broken[rule.id])} |")
         else:

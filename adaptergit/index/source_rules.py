@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from adaptergit.index.names import bare, distance, skeleton
 from adaptergit.index.repository import IndexPolicy
 from adaptergit.index.rule import Rule
-from adaptergit.index.sources import SourceFile
+from adaptergit.index.sources import SourceFile, looser
 from adaptergit.reference import Source
 from adaptergit.trust import PublicKey
 
@@ -37,6 +37,10 @@ class Proposal:
     unreachable: str = ""
     followed: frozenset[PublicKey] = frozenset()
     """Keys that a rotation of the old ones, or a recovery, leads to."""
+    signed: frozenset[PublicKey] = frozenset()
+    """Keys of the listed source that count now and signed the change."""
+    listed: Mapping[str, datetime] = field(default_factory=dict)
+    """When the newest listed release that a key signed was first seen, by the key's fingerprint."""
     peers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Fingerprints that other indexes list for the same repository, by their address."""
     proposed: datetime | None = None
@@ -102,8 +106,43 @@ def _rekeyed(one: Proposal) -> str | None:
             f"{', '.join(foreign)}: a key of a source that is listed changes by a rotation that the old key signed "
             "(adaptergit rotate), or by a recovery that the index's maintainers signed"
         )
+    earlier = {key.public: key for key in one.before.keys}
+    for key in one.source.keys:
+        if key.public not in one.followed and key.public in earlier and looser(key, earlier[key.public]):
+            return f"the key {key.public.fingerprint} would count for longer than it did: its users refuse that"
     if one.source.threshold < one.before.threshold:
         return f"the threshold may not go down from {one.before.threshold} to {one.source.threshold}"
+    return None
+
+
+def _signed(one: Proposal) -> str | None:
+    if one.source is None or one.before is None or one.source == one.before:
+        return None
+    if not one.before.keys:
+        return "only maintainers change an archive that nobody signs (legacy)"
+    if len(one.signed) >= one.before.threshold:
+        return None
+    keys = ", ".join(key.public.fingerprint for key in one.before.keys)
+    return (
+        f"a change of a source that is listed is signed by {one.before.threshold} of its keys ({keys}, or what came "
+        f"after them by a rotation), this one by {len(one.signed)}: adaptergit index submit --sign-with KEY"
+    )
+
+
+def _retired(one: Proposal) -> str | None:
+    if one.source is None or one.source.legacy:
+        return None
+    left = one.source.counting(one.now)
+    if len(left) < one.source.threshold:
+        return f"{one.source.threshold} must sign a release, and {len(left)} of its keys count now: nobody could sign"
+    kept = {key.public: key for key in one.source.keys}
+    for fingerprint, seen in one.listed.items():
+        key = next((key for public, key in kept.items() if public.fingerprint == fingerprint), None)
+        was = one.before and next((key for key in one.before.keys if key.public.fingerprint == fingerprint), None)
+        if key is None and was is not None:
+            return f"a listed release is signed by {fingerprint}: keep it, with valid_before"
+        if key is not None and key.valid_before is not None and key.valid_before <= seen:
+            return f"{fingerprint} would stop counting before a release of {seen:%Y-%m-%d %H:%M} UTC that is listed"
     return None
 
 
@@ -139,11 +178,11 @@ def _peers(one: Proposal) -> str | None:
 
 
 def _waiting(one: Proposal) -> str | None:
-    if one.before is not None or one.proposed is None:
+    if one.source is None or one.source == one.before or one.proposed is None:
         return None
     until = one.proposed + timedelta(hours=one.policy.waiting_hours)
     if one.now < until:
-        return f"a new source waits {one.policy.waiting_hours} hours for objections: until {until:%Y-%m-%d %H:%M} UTC"
+        return f"it waits {one.policy.waiting_hours} hours for objections: until {until:%Y-%m-%d %H:%M} UTC"
     return None
 
 
@@ -171,6 +210,16 @@ SOURCE_RULES: tuple[Rule[Proposal], ...] = (
         "Keys of a listed source change only by a rotation or a recovery; its threshold never goes down.",
         _rekeyed,
     ),
+    Rule(
+        "signed",
+        "A change of a listed source is signed by as many keys as a release (`sources/<repository>.yaml.sig`).",
+        _signed,
+    ),
+    Rule(
+        "retired",
+        "As many keys as must sign count now, and a key that signed what is listed counts at least until then.",
+        _retired,
+    ),
     Rule("reserved", "The name is not reserved (`reserved` in `policy.yaml`).", _reserved),
     Rule(
         "alike",
@@ -178,5 +227,5 @@ SOURCE_RULES: tuple[Rule[Proposal], ...] = (
         _alike,
     ),
     Rule("peers", "Other indexes (`peers` in `policy.yaml`) do not list the repository with other keys.", _peers),
-    Rule("waiting", "A new source waits `waiting_hours` for objections.", _waiting),
+    Rule("waiting", "What is proposed waits `waiting_hours` for objections.", _waiting),
 )
