@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.bases import base_model, transformers
+from adaptergit.bases import NamedBase, base_model, transformers
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.export import WRITERS
 from adaptergit.formats import Folder, foreign_format, is_single, load_folder
@@ -25,6 +25,7 @@ from adaptergit.formats import model_class as model_class_of
 from adaptergit.formats.adapterhub_write import write_setup
 from adaptergit.formats.folders import SETUP
 from adaptergit.formats.unpack import unpacked
+from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.load import load
 from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Card
 from adaptergit.package.folder import MODEL_SIGNATURE
@@ -114,7 +115,11 @@ def _source(source: str | Path, fetching: Mapping[str, Any]) -> Path:
     """Return what is converted; a release is fetched and verified first."""
     if is_folder(source) or expand(source).exists():
         return expand(source)
-    return fetch(str(source), **fetching).path
+    try:
+        return fetch(str(source), **fetching).path
+    except LegacyError as error:
+        policy, offline = fetching.get("policy"), bool(fetching.get("offline"))
+        return legacy_file(error, policy=policy, offline=offline, settings=load_settings())[0]
 
 
 def _held(folder: Path) -> str | None:
@@ -226,14 +231,6 @@ def _staged(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class _Base:
-    """A base model as a checkpoint of others names it."""
-
-    id: str
-    revision: str | None = None
-
-
 def _base_model(folder: Path, base: str | Path | None, kind: str | None) -> nn.Module:
     """Load the model that a checkpoint was trained in, with a head of the model's own where it holds one."""
     settings = load_settings()
@@ -243,14 +240,14 @@ def _base_model(folder: Path, base: str | Path | None, kind: str | None) -> nn.M
         raise UsageError(f"transformers has no model class {kind!r}", hint="AutoModel, AutoModelForCausalLM …")
     if base is not None and (is_path := expand(base)).is_dir():
         settings = replace(settings, base_models={str(base): str(is_path)})
-        return base_model(_Base(str(base)), (made_by, options), settings)
+        return base_model(NamedBase(str(base)), (made_by, options), settings)
     if base is not None:
-        return base_model(_Base(str(base)), (made_by, options), settings)
+        return base_model(NamedBase(str(base)), (made_by, options), settings)
     if (folder / CARD).is_file():
         return base_model(local_card(folder, settings.limits).base_model, (made_by, options), settings)
     raw = _configuration(folder)
     named = str(raw.get("base_model_name_or_path") or raw.get("model_name") or "")
-    return base_model(_Base(named, raw.get("revision")), (made_by, options), settings)
+    return base_model(NamedBase(named, raw.get("revision")), (made_by, options), settings)
 
 
 def _configuration(folder: Path) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.bases import base_model, transformers
+from adaptergit.bases import NamedBase, base_model, transformers
 from adaptergit.errors import AdaptergitError, PackageError, UsageError
 from adaptergit.formats import Folder, foreign_format, is_foreign, is_single, load_folder, model_class
+from adaptergit.formats.unpack import unpacked
+from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
 from adaptergit.package.local import local_card
 from adaptergit.reference import expand, is_folder
@@ -83,7 +85,8 @@ def load(
         activate: Make it the active adapter.
         device: Where the adapter goes; default: where its block is. A model made here goes there too.
         dtype: Of the adapter; default: its block's.
-        policy: ``enforce``, ``tofu``, ``digest`` or ``unsigned``; default: what the settings say.
+        policy: ``enforce``, ``tofu``, ``digest`` or ``unsigned``; default: what the settings say. Files of an archive
+            that nobody signed, which an index lists, are loaded under ``digest`` only.
         offline: Touch no network.
         index: Index file that pins the release.
         lock: Lock file that names the release; with ``offline``, nothing is asked for and no process is started.
@@ -102,8 +105,18 @@ def load(
             hint = "pass model=, or write a card: adaptergit card make"
             raise UsageError("this checkpoint does not say which weights it was trained in", where=str(ref), hint=hint)
         return _load_foreign(expand(ref), model, name, head, activate, target, dtype, None)
-    about = _obtain(ref, policy, offline, index, lock, settings)
     offline = offline or settings.offline
+    try:
+        about = _obtain(ref, policy, offline, index, lock, settings)
+    except LegacyError as error:
+        file, entry = legacy_file(error, policy=policy, offline=offline, settings=settings)
+        # Whoever pins these very bytes has chosen to read the pickle in them, in a process of its own.
+        with unpacked(file, allow_pickle=True) as folder:
+            if model is None:
+                kind, options = model_class(Folder(folder))
+                named = NamedBase(entry.base_model)
+                model = base_model(named, (getattr(transformers(), kind), options), settings, offline, target)
+            return _load_foreign(folder, model, name, head, activate, target, dtype, None)
     if about.format != "adaptergit":
         if model is None:
             kind, options = model_class(Folder(about.path, about.digests))
