@@ -24,7 +24,7 @@ from adaptergit.errors import ReleaseError, TransportError, UsageError
 from adaptergit.index.changes import CHANGE_NAMESPACE, change_statement
 from adaptergit.index.entry import Entry
 from adaptergit.index.maintain import init_index, recover
-from adaptergit.index.names import distance
+from adaptergit.index.names import alike, distance
 from adaptergit.index.propose import check_change
 from adaptergit.index.release_rules import RELEASE_RULES, Release
 from adaptergit.index.repository import IndexPolicy, IndexRepository
@@ -63,7 +63,10 @@ def good(keys: list[SigningKey]) -> Proposal:
         source=source,
         problem="",
         before=None,
-        others=frozenset({"github.com/other/things", "codeberg.org/swahili-nlp/lexicon"}),
+        others=frozenset(
+            {"github.com/other/things", "codeberg.org/swahili-nlp/lexicon", "github.com/ucl-nlp/adapters"}
+        ),
+        kin=frozenset(),
         policy=IndexPolicy(waiting_hours=72),
         announced=frozenset({keys[0].public}),
         proposed=NOW - timedelta(hours=73),
@@ -104,8 +107,11 @@ BREAKING: list[tuple[str, str, Callable[[Proposal, list[SigningKey]], Proposal]]
     ("alike", "looks? alike|look alike", lambda p, k: renamed(p, "github.com/0ther/things")),
     ("alike", "look alike", lambda p, k: renamed(p, "github.com/Other/Things")),
     ("alike", "look alike", lambda p, k: renamed(p, "github.com/other/th1ngs")),
-    ("alike", "hard to tell", lambda p, k: renamed(p, "github.com/otherr/things")),
-    ("alike", "hard to tell", lambda p, k: renamed(p, "codeberg.org/swahili-npl/lexicon")),
+    ("alike", "typing error", lambda p, k: renamed(p, "github.com/otherr/things")),
+    ("alike", "typing error", lambda p, k: renamed(p, "codeberg.org/swahili-npl/lexicon")),
+    ("alike", "typing error", lambda p, k: renamed(p, "github.com/ucl-npl/adapters")),
+    ("alike", "same owner and name", lambda p, k: renamed(p, "gitlab.com/other/things")),
+    ("alike", "same owner and name", lambda p, k: renamed(p, "gitlab.com/ucl-nlp/adapters")),
     ("peers", "with other keys", lambda p, k: replace(p, peers={"https://x/": frozenset({"SHA256:x"})})),
     ("waiting", "waits 72 hours", lambda p, k: replace(p, proposed=NOW - timedelta(hours=71))),
     ("waiting", "waits 72 hours", lambda p, k: replace(p, before=replace(p.source, contact="b"), proposed=NOW - timedelta(hours=71))),
@@ -130,6 +136,29 @@ def test_a_rule_that_is_broken_is_named(
     assert rule in found
     assert pytest.importorskip("re").search(message, found[rule])
     assert f"❌ | `{rule}`" in comment(good.path, change(good, keys))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "github.com/uva-nlp/adapters", "github.com/mit-nlp/adapters", "github.com/other/thing",
+        "github.com/another/things", "codeberg.org/lexicon/swahili-nlp",
+    ],
+)  # fmt: skip
+def test_a_name_that_nobody_takes_for_another_passes(good: Proposal, name: str) -> None:
+    assert broken_by(renamed(good, name)) == []
+
+
+def test_names_that_are_numbered_or_short_are_not_alike() -> None:
+    for one, other in (("lab1", "lab2"), ("ukp", "uki"), ("eth", "epf"), ("team-10", "team-11")):
+        assert alike(f"github.com/{one}/adapters", f"github.com/{other}/adapters") is None
+    assert alike("github.com/roberta-sst-2/a", "github.com/roberta-sst2/a") is not None
+
+
+def test_a_publishers_own_and_what_maintainers_looked_at_may_be_alike(good: Proposal) -> None:
+    one = renamed(good, "gitlab.com/other/things")
+    assert broken_by(replace(one, kin=frozenset({"github.com/other/things"}))) == []
+    assert broken_by(replace(one, policy=IndexPolicy(distinct=("gitlab.com/other/*",)))) == []
 
 
 def test_every_rule_has_an_example_that_breaks_it() -> None:
@@ -330,6 +359,24 @@ def listed(index: IndexRepository, source: SourceFile) -> None:
     write(index.root / source.path, source.to_yaml())
     git(index.root, "add", "-A")
     git(index.root, "commit", "-qm", "list")
+
+
+def test_a_publisher_may_be_on_two_hosts_and_nobody_else_may(
+    index: IndexRepository, announced: Hub, other_key: SigningKey
+) -> None:
+    listed(index, source_of(announced))
+    moved = replace(
+        source_of(announced),
+        repository="localhost/acme/adapters",
+        url=announced.url.replace("127.0.0.1", "localhost"),
+    )
+    head = proposal(index, {moved.path: moved.to_yaml()}, "own")
+    checked = check_change(index, load_settings(), base="main", head=head)
+    assert checked.passed, checked.problems
+    theirs = replace(moved, keys=(SourceKey(other_key.public),))
+    head = proposal(index, {moved.path: theirs.to_yaml()}, "theirs")
+    (broken,) = check_change(index, load_settings(), base="main", head=head).problems.values()
+    assert "same owner and name on 127.0.0.1" in dict(broken)["alike"]
 
 
 def test_taking_a_source_away_or_over_is_refused(index: IndexRepository, announced: Hub, other_key: SigningKey) -> None:

@@ -14,6 +14,7 @@ from adaptergit.index.changes import change_signers, change_statement
 from adaptergit.index.documents import check_recovery, when
 from adaptergit.index.entry import check_document
 from adaptergit.index.local import MAX_BYTES as MAX_INDEX_BYTES
+from adaptergit.index.names import alike
 from adaptergit.index.repository import IndexRepository
 from adaptergit.index.rules import broken_by, comment
 from adaptergit.index.source_rules import Proposal
@@ -137,14 +138,17 @@ def _proposal(
         signed = change_signers(statement, signatures, asked.counting)
         listed = _last_seen(index, before.repository)
     listing = git.raw("ls-tree", "-r", "-z", "--name-only", "--full-tree", base, "--", "sources/").split(b"\0")
-    names = {name.decode().removeprefix("sources/").removesuffix(".yaml") for name in listing if name}
+    files = {name.decode() for name in listing if name.endswith(b".yaml")}
+    names = {name.removeprefix("sources/").removesuffix(".yaml") for name in files}
+    others = frozenset(names - {source.repository if source else ""})
     return Proposal(
         path=path,
         data=data,
         source=source,
         problem=problem,
         before=before,
-        others=frozenset(names - {source.repository if source else ""}),
+        others=others,
+        kin=_kin(git, base, source, others) if source is not None and before is None else frozenset(),
         policy=index.policy(),
         announced=asked.announced,
         unreachable=unreachable,
@@ -155,6 +159,17 @@ def _proposal(
         proposed=proposed,
         now=now,
     )
+
+
+def _kin(git: Git, base: str, source: SourceFile, others: Iterable[str]) -> frozenset[str]:
+    """Return the listed sources that are called alike and have a key in common with this one."""
+    mine, found = {key.public for key in source.keys}, set()
+    for other in others:
+        if alike(source.repository, other) is not None:
+            listed, _ = _parsed(_read(git, base, f"sources/{other}.yaml")[0], other)
+            if listed is not None and mine & {key.public for key in listed.keys}:
+                found.add(other)
+    return frozenset(found)
 
 
 def _last_seen(index: IndexRepository, principal: str) -> dict[str, datetime]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 
-from adaptergit.index.names import bare, distance, skeleton
+from adaptergit.index.names import alike
 from adaptergit.index.repository import IndexPolicy
 from adaptergit.index.rule import Rule
 from adaptergit.index.sources import SourceFile, looser
@@ -31,6 +31,8 @@ class Proposal:
     """What the index has of it."""
     others: frozenset[str]
     """Principals of all other sources."""
+    kin: frozenset[str]
+    """Those of them that are called alike and enrolled a key of this one: the same publisher."""
     policy: IndexPolicy
     announced: frozenset[PublicKey] | None
     """Keys in ``.adaptergit/allowed_signers`` of the repository itself; None if it cannot be reached."""
@@ -157,13 +159,11 @@ def _alike(one: Proposal) -> str | None:
     if one.source is None or one.before is not None:
         return None
     mine = one.source.repository
-    for other in sorted(one.others):
-        if mine != other and skeleton(mine) == skeleton(other):
-            return f"{mine} can be taken for {other}, which is listed: it differs in case or in letters that look alike"
-    for other in sorted(one.others):
-        same_owner = mine.rpartition("/")[0] == other.rpartition("/")[0]
-        if not same_owner and 0 < distance(bare(mine), bare(other)) <= (2 if len(bare(mine)) > 12 else 1):
-            return f"{mine} is hard to tell from {other}, which is listed and belongs to somebody else"
+    if any(fnmatchcase(mine, glob) for glob in one.policy.distinct):
+        return None
+    for other in sorted(one.others - one.kin):
+        if (why := alike(mine, other)) is not None and other != one.source.tracks:
+            return f"{mine} can be taken for {other}, which is listed and belongs to somebody else: {why}"
     return None
 
 
@@ -223,7 +223,8 @@ SOURCE_RULES: tuple[Rule[Proposal], ...] = (
     Rule("reserved", "The name is not reserved (`reserved` in `policy.yaml`).", _reserved),
     Rule(
         "alike",
-        "The name cannot be taken for one that is listed: by case, letters that look alike, or a typing error or two.",
+        "The name cannot be taken for another publisher's that is listed: by case, letters that look alike, a typing "
+        "error, or the host alone. A copy says so with `tracks`; `distinct` in `policy.yaml` lets names pass.",
         _alike,
     ),
     Rule("peers", "Other indexes (`peers` in `policy.yaml`) do not list the repository with other keys.", _peers),
