@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,14 @@ class Named(Protocol):
     @property
     def revision(self) -> str | None:
         """Commit on the hub."""
+
+
+@dataclass(frozen=True)
+class NamedBase:
+    """A base model as files of others name it."""
+
+    id: str
+    revision: str | None = None
 
 
 def base_model(

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.bases import Named, base_model, class_for, is_hub_id, transformers
+from adaptergit.bases import Named, NamedBase, base_model, class_for, is_hub_id, transformers
 from adaptergit.errors import ModelError, NotFoundError, UsageError
 from adaptergit.export import WRITERS
 from adaptergit.formats import Folder, foreign_format, is_single, load_folder, model_class
 from adaptergit.formats.adapterhub_write import write_setup
 from adaptergit.formats.folders import SETUP
 from adaptergit.formats.unpack import unpacked
+from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.load import load
 from adaptergit.package import CARD, WEIGHTS, Card, is_generated
 from adaptergit.package.local import local_card
@@ -118,7 +119,11 @@ def _source(source: str | Path, fetching: Mapping[str, Any]) -> tuple[Path, str 
     """Return what is converted and the policy it must still pass; a release is fetched and verified first."""
     if is_folder(source) or expand(source).exists():
         return expand(source), fetching.get("policy")
-    return fetch(str(source), **fetching).path, None
+    try:
+        return fetch(str(source), **fetching).path, None
+    except LegacyError as error:
+        policy, offline = fetching.get("policy"), bool(fetching.get("offline"))
+        return legacy_file(error, policy=policy, offline=offline, settings=load_settings())[0], None
 
 
 @dataclass(frozen=True)
@@ -246,14 +251,6 @@ def _staged(target: Path) -> Iterator[Path]:
                 path.rmdir()
 
 
-@dataclass(frozen=True)
-class _Base:
-    """A base model as a checkpoint of others names it."""
-
-    id: str
-    revision: str | None = None
-
-
 def _base_model(held: _Held, base: str | Path | None, kind: str | None, offline: bool = False) -> nn.Module:
     """Load the model that a checkpoint was trained in, with a head of the model's own where it holds one."""
     settings = load_settings()
@@ -262,7 +259,7 @@ def _base_model(held: _Held, base: str | Path | None, kind: str | None, offline:
     if not hasattr(made_by, "from_pretrained"):
         raise UsageError(f"transformers has no model class {kind!r}", hint="AutoModel, AutoModelForCausalLM …")
     named = _named(held)
-    chosen = named if base is None else _Base(str(base))
+    chosen = named if base is None else NamedBase(str(base))
     if base is not None and expand(base).is_dir():
         settings = replace(settings, base_models={str(base): str(expand(base))})
     model = base_model(chosen, (made_by, options), settings, offline or settings.offline)
@@ -285,7 +282,7 @@ def _named(held: _Held) -> Named:
     if held.card is not None:
         return held.card.base_model
     raw = _configuration(held.folder)
-    return _Base(str(raw.get("base_model_name_or_path") or raw.get("model_name") or ""), raw.get("revision"))
+    return NamedBase(str(raw.get("base_model_name_or_path") or raw.get("model_name") or ""), raw.get("revision"))
 
 
 def _configuration(folder: Path) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adaptergit.errors import NotFoundError, TrustError, UsageError
-from adaptergit.index.client import Client, Known
+from adaptergit.index.client import Client
 from adaptergit.index.entry import Entry
+from adaptergit.index.shards import Known
 from adaptergit.reference import Reference
 from adaptergit.settings import Settings, config_dir
 from adaptergit.trust import AllowedSigner, Revocation, SignedRotation

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.bases import base_model, class_for, transformers
+from adaptergit.bases import NamedBase, base_model, class_for, transformers
 from adaptergit.dependencies import DEPTH, dependencies_of
 from adaptergit.errors import AdaptergitError, PackageError, UsageError
 from adaptergit.formats import Folder, foreign_format, is_foreign, is_single, load_folder, model_class
+from adaptergit.formats.unpack import unpacked
+from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
 from adaptergit.package.local import local_card
 from adaptergit.reference import expand, is_folder
@@ -103,7 +105,8 @@ def load(
             under such a name is used, if it is the same release.
         device: Where the adapter goes; default: where its block is. A model made here goes there too.
         dtype: Of the adapter; default: its block's.
-        policy: ``enforce``, ``tofu``, ``digest`` or ``unsigned``; default: what the settings say.
+        policy: ``enforce``, ``tofu``, ``digest`` or ``unsigned``; default: what the settings say. Files of an archive
+            that nobody signed, which an index lists, are loaded under ``digest`` only.
         offline: Touch no network.
         index: Index file that pins the release.
         lock: Lock file that names the release; with ``offline``, nothing is asked for and no process is started.
@@ -124,7 +127,17 @@ def load(
             hint = "pass model=, or write a card: adaptergit card make"
             raise UsageError("this checkpoint does not say which weights it was trained in", where=str(ref), hint=hint)
         return _load_foreign(expand(ref), model, name, activate, wanted, None)
-    about = _obtain(ref, wanted)
+    try:
+        about = _obtain(ref, wanted)
+    except LegacyError as error:
+        file, entry = legacy_file(error, policy=policy, offline=offline, settings=settings)
+        # Whoever pins these very bytes has chosen to read the pickle in them, in a process of its own.
+        with unpacked(file, allow_pickle=True) as folder:
+            if model is None:
+                kind, options = model_class(Folder(folder))
+                made_by = (getattr(transformers(), kind), options)
+                model = base_model(NamedBase(entry.base_model), made_by, settings, offline, target)
+            return _load_foreign(folder, model, name, activate, wanted, None)
     if model is None:
         model = base_model(about.card.base_model, _model_class(about, head), settings, offline, target)
     with _all_or_nothing(model) as panel:

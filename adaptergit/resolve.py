@@ -30,6 +30,7 @@ from adaptergit.errors import (
 )
 from adaptergit.index.local import find_release
 from adaptergit.indexes import Word, revoked, word_on
+from adaptergit.legacy import refusal
 from adaptergit.package import Card, Manifest, canonical, check_files, read_package
 from adaptergit.package.version import is_version
 from adaptergit.pins import add_pin, add_revocation, known_revocations, known_signers
@@ -579,12 +580,7 @@ def _told(error: AdaptergitError, source: str, reference: Reference, version: st
 def _refuse_legacy(reference: Reference, word: Word) -> None:
     listed = [entry for entry, _ in word.releases(reference.adapter).values()]
     if listed and all(entry.legacy for entry in listed):
-        one = listed[-1]
-        raise NotFoundError(
-            f"{one.id} is a file of an archive that nobody signed, not a release",
-            where=one.legacy,
-            hint=f"its sha256 is {one.manifest_sha256}; compare it, and unpack what you trust",
-        )
+        raise refusal(reference, listed)
 
 
 def _refuse_offline(reference: Reference, store: Store, offline: bool) -> None:

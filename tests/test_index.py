@@ -344,6 +344,23 @@ def test_maintainers_recover_a_publisher(
     assert fetch(f"{hub.url}@sst2").version == "1.1.0"
 
 
+def test_a_key_that_was_retired_by_mistake_is_recovered(listed: Index, hub: Hub) -> None:
+    user = listed.user()
+    good = listed.repository.source(PRINCIPAL)
+    over = SourceKey(hub.key.public, valid_before=datetime(2020, 1, 1, tzinfo=UTC))
+    write(listed.repository.root / good.path, replace(good, keys=(over,)).to_yaml())
+    listed.publish()
+    assert user.update("community").refused == ()
+    write(listed.repository.root / good.path, good.to_yaml())
+    listed.publish()
+    (refused,) = user.update("community").refused
+    assert "count for longer" in refused
+    recover(listed.repository, PRINCIPAL, [hub.key.public], listed.maintainers[:2], reason="retired by mistake")
+    listed.publish()
+    assert user.update("community").refused == ()
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+
+
 def test_ones_own_word_goes_before_an_indexs(listed: Index, hub: Hub, other_key: SigningKey) -> None:
     listed.user()
     pin_key(PRINCIPAL, other_key.public.line)

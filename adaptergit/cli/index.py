@@ -220,9 +220,15 @@ def _refused(refused: tuple[str, ...]) -> None:
 @click.option(
     "--key", "keys", multiple=True, type=click.Path(path_type=Path), help="Default: those that are announced."
 )
-@click.option("--threshold", default=1, show_default=True, help="How many different keys sign each release.")
-@click.option("--mirror", "mirrors", multiple=True, help="Where else the releases are.")
-@click.option("--contact", help="Default: git's user.email.")
+@click.option(
+    "--sign-with",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Key that signs a change of what is listed already; default: --key, else your signing key.",
+)
+@click.option("--threshold", type=int, help="How many different keys sign each release; default: as listed, else 1.")
+@click.option("--mirror", "mirrors", multiple=True, help="Where else the releases are; default: as listed.")
+@click.option("--contact", help="Default: as listed, else git's user.email.")
 @click.option("--remote", default="origin", show_default=True, help="Git remote of your clone.")
 @click.option("--repository", help="Public name host/org/repo, where the remote's URL does not tell it.")
 @click.option("--url", help="What people fetch from, where it is not the remote's URL.")
@@ -234,7 +240,8 @@ def submit(
     to: str,
     clone: Path,
     keys: tuple[Path, ...],
-    threshold: int,
+    sign_with: tuple[Path, ...],
+    threshold: int | None,
     mirrors: tuple[str, ...],
     contact: str | None,
     remote: str,
@@ -249,10 +256,12 @@ def submit(
 
     Writes the source file, checks it with the rules the index's CI uses, pushes a branch, and opens the pull request
     (with a token in ADAPTERGIT_FORGE_TOKEN, ~/.netrc or git's credential helper) or prints the page that does.
+    A change of what is listed already (other keys, mirrors, threshold) is signed with keys that are enrolled.
 
     \b
     Example:
       adaptergit index submit --to https://github.com/community/index.git --dry-run
+      adaptergit index submit --to https://github.com/community/index.git --sign-with ~/.ssh/adapters_2027
     """
     from adaptergit.submit import submit as run
 
@@ -260,8 +269,9 @@ def submit(
         to,
         clone=clone,
         keys=keys,
+        sign_with=sign_with,
         threshold=threshold,
-        mirrors=mirrors,
+        mirrors=mirrors or None,
         contact=contact,
         remote=remote,
         repository=repository,
@@ -390,7 +400,7 @@ def check(
     from adaptergit.settings import load_settings
 
     if rules:
-        click.echo(documentation())
+        click.echo(documentation().rstrip())
         return
     repository = IndexRepository(folder.resolve())
     if base is None:

@@ -26,8 +26,9 @@ from packaging.version import Version
 from adaptergit.errors import AdaptergitError, PackageError, TrustError
 from adaptergit.git import Listing, Remote, fetch_release, fetch_rotations, list_all, yank_reason
 from adaptergit.index.entry import Entry, entry_of
+from adaptergit.index.release_rules import Release
 from adaptergit.index.repository import IndexPolicy, IndexRepository, Proof
-from adaptergit.index.rules import Release, broken_by
+from adaptergit.index.rules import broken_by
 from adaptergit.index.sources import SourceFile
 from adaptergit.package import check_files, read_package
 from adaptergit.reference import Source
