@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptergit.errors import AdaptergitError, NotFoundError, TransportError
-from adaptergit.git.fetch import Judge, Listing, Remote, fetch_release, list_versions, tree_in_branch
+from adaptergit.git.fetch import Judge, Listing, Remote, fetch_from_branch, fetch_release, list_versions
 from adaptergit.reference import Reference, Source, expand
 from adaptergit.settings import Settings
 from adaptergit.web import StaticMirror, archive_urls, fetch_archive
@@ -134,8 +134,7 @@ def _in_git(
         ).tree
 
     def branch(target: Path) -> str:
-        found = tree_in_branch(remote, adapter, settings.limits, beside=target.parent)
-        return fetch_release(remote, adapter, target, tree=found, limits=settings.limits).tree
+        return fetch_from_branch(remote, adapter, target, limits=settings.limits).tree
 
     if version is not None or tree is not None:
         yield Way(source.url, release)

@@ -328,6 +328,20 @@ def test_over_ssh(tmp_path: Path, source: Source, key: SigningKey, ssh_server: i
     assert fetch(f"{url}@sst2").verdict.digest == published.digest
 
 
+def test_a_large_adapter_over_ssh_from_a_server_that_filters(
+    tmp_path: Path, source: Source, key: SigningKey, ssh_server: int
+) -> None:
+    """A stock sshd speaks protocol v0, which filters, but gives no object that it did not advertise."""
+    bare, clone = tmp_path / "srv" / "adapters.git", tmp_path / "clone2"
+    git(tmp_path, "init", "-q", "--bare", str(bare))
+    git(bare, "config", "uploadpack.allowFilter", "true")
+    url = f"ssh://{getpass.getuser()}@127.0.0.1:{ssh_server}{bare}"
+    git(tmp_path, "clone", "-q", url, str(clone))
+    published = publish(source(os.urandom(400_000)), clone=clone, key=key.path)
+    pin_key(published.repository, key.public.line)
+    assert fetch(f"{url}@sst2").digest == published.digest
+
+
 def test_a_sha256_repository_over_ssh(tmp_path: Path, source: Source, key: SigningKey, ssh_server: int) -> None:
     """A stock sshd does not pass GIT_PROTOCOL on, so the server speaks protocol v0."""
     bare, clone = tmp_path / "srv" / "adapters.git", tmp_path / "clone2"

@@ -54,10 +54,12 @@ def wait_for(port: int) -> None:
 
 @dataclass
 class Nginx:
-    """One nginx with fcgiwrap, which can be killed and started again on its port."""
+    """One nginx with fcgiwrap, which can be killed and started again on its ports."""
 
     folder: Path
     port: int
+    old_port: int
+    """Here protocol v2 is not passed on."""
     running: list[subprocess.Popen[bytes]]
 
     def start(self) -> None:
@@ -87,6 +89,7 @@ http {{
     location ~ ^/private/ {{ auth_basic "git"; auth_basic_user_file {folder}/htpasswd; {fastcgi} }}
     location / {{ {rate} {fastcgi} }}
   }}
+  server {{ listen 127.0.0.1:{old_port}; location / {{ {old} }} }}
 }}
 """
 FASTCGI = (
@@ -101,15 +104,17 @@ FASTCGI = (
 
 @pytest.fixture
 def nginx(hub: Hub, tmp_path: Path) -> Iterator[Nginx]:
-    folder, port = tmp_path / "nginx", free_port()
+    folder, port, old_port = tmp_path / "nginx", free_port(), free_port()
     folder.mkdir()
     root = tmp_path / "server"
     fastcgi = FASTCGI.format(folder=folder, backend=BACKEND, root=root)
+    old = fastcgi.replace("GIT_PROTOCOL $http_git_protocol;", 'HTTP_GIT_PROTOCOL "";')
     user = "user root;" if os.geteuid() == 0 else ""
-    config = CONFIG.format(folder=folder, port=port, fastcgi=fastcgi, rate="limit_rate 2m;", user=user)
+    ports = {"port": port, "old_port": old_port}
+    config = CONFIG.format(folder=folder, **ports, fastcgi=fastcgi, old=old, rate="limit_rate 2m;", user=user)
     (folder / "nginx.conf").write_text(config)
     (folder / "htpasswd").write_text("me:{PLAIN}secret\n")
-    server = Nginx(folder, port, [])
+    server = Nginx(folder, port, old_port, [])
     git(hub.bare, "config", "safe.directory", "*")
     server.start()
     yield server
@@ -129,6 +134,25 @@ def test_nginx_with_http_backend(hub: Hub, source: Source, nginx: Nginx, filters
     assert found.version == "1.0.0"
     log = (nginx.folder / "access.log").read_text()
     assert "git-upload-pack" in log
+
+
+@pytest.mark.parametrize("filters", ["true", "false"])
+@pytest.mark.parametrize("wanted", ["sst2", "sst2==1.0.0"])
+def test_a_large_adapter_from_a_server_of_protocol_v0(
+    hub: Hub, source: Source, nginx: Nginx, filters: str, wanted: str
+) -> None:
+    """It filters, but gives no object that it did not advertise: what was kept back comes with the tag."""
+    git(hub.bare, "config", "uploadpack.allowFilter", filters)
+    published(hub, source, 400_000)
+    assert fetch(f"http://127.0.0.1:{nginx.old_port}/acme/adapters.git@{wanted}").version == "1.0.0"
+    assert verify_store() == {}
+
+
+def test_a_repository_without_tags_at_a_server_of_protocol_v0(hub: Hub, source: Source, nginx: Nginx) -> None:
+    git(hub.bare, "config", "uploadpack.allowFilter", "true")
+    published(hub, source, 400_000)
+    git(hub.bare, "tag", "-d", "adapters/sst2/1.0.0")
+    assert fetch(f"http://127.0.0.1:{nginx.old_port}/acme/adapters.git@sst2").version == "1.0.0"
 
 
 def test_basic_authentication_through_gits_credential_helper_only(

@@ -193,33 +193,50 @@ def fetch_release(
         def rest(sizes: Mapping[str, int], oids: Mapping[str, str]) -> Git:
             # A repository of its own: git does not fetch what it believes to have.
             check_sizes(dict(sizes), limits, f"release {found[:12]}")
-            return _fetch(work / "rest", remote, list(oids.values()), limits)
+            try:
+                return _fetch(work / "rest", remote, list(oids.values()), limits)
+            except TransportError:
+                # A server of protocol v0 gives no object that it did not advertise: it comes with the whole tag.
+                return _fetch(work / "whole", remote, [tag], limits)
 
         missing = None if judge is None else _Missing(judge, rest)
         return Fetched(_extract(git, found, target, limits, missing), found, version)
 
 
-def tree_in_branch(remote: Remote, adapter: str, limits: Limits, *, beside: Path) -> str:
-    """Return the oid of the tree that an adapter has in the default branch, for repositories that lost their tags.
+def fetch_from_branch(remote: Remote, adapter: str, target: Path, *, limits: Limits) -> Fetched:
+    """Fetch what the default branch holds of an adapter, for repositories that lost their tags.
 
     Args:
         remote: Where from.
         adapter: Its name.
-        limits: Bounds on bytes and time.
-        beside: Existing folder for what is fetched; only trees, where the server can filter.
+        target: Existing empty folder; what is written there is not yet verified.
+        limits: Bounds on files, bytes and time.
 
     Raises:
         NotFoundError: The branch has no such adapter.
         TransportError: The server cannot be reached or failed.
+        PackageError: The tree holds what a package may not hold.
     """
-    with tempfile.TemporaryDirectory(prefix="git-", dir=beside) as folder:
-        git = _fetch(Path(folder) / "branch", remote, ["HEAD"], limits, filtered=True, only="tree:2")
+    with tempfile.TemporaryDirectory(prefix="git-", dir=target.parent) as folder:
+        work = Path(folder)
+        tree = _tree_in_branch(work / "branch", remote, adapter, limits)
         try:
-            listing = git.raw(
-                "ls-tree", "-z", "--full-tree", "--end-of-options", "FETCH_HEAD:adapters", max_output=_MAX_LISTING_BYTES
-            )
-        except TransportError as error:
-            raise NotFoundError(f"the branch has no adapters in {remote.url}") from error
+            git = _fetch(work / "tree", remote, [tree], limits)
+        except TransportError:
+            # A server of protocol v0 gives no object that it did not advertise: it comes with the whole branch.
+            git = _fetch(work / "whole", remote, ["HEAD"], limits)
+        return Fetched(_extract(git, tree, target, limits, None), tree, None)
+
+
+def _tree_in_branch(directory: Path, remote: Remote, adapter: str, limits: Limits) -> str:
+    """Return the oid of the tree that an adapter has in the branch; only trees are fetched where the server filters."""
+    git = _fetch(directory, remote, ["HEAD"], limits, filtered=True, only="tree:2")
+    try:
+        listing = git.raw(
+            "ls-tree", "-z", "--full-tree", "--end-of-options", "FETCH_HEAD:adapters", max_output=_MAX_LISTING_BYTES
+        )
+    except TransportError as error:
+        raise NotFoundError(f"the branch has no adapters in {remote.url}") from error
     for entry in listing.split(b"\0"):
         fields, _, name = entry.partition(b"\t")
         if name == adapter.encode() and fields.split()[1] == b"tree":
