@@ -803,6 +803,17 @@ def test_an_outer_git_cannot_redirect_a_fetch(
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_a_git_too_old_to_be_hardened_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").write_text("#!/bin/sh\necho git version 2.31.8\n")
+    (tmp_path / "bin" / "git").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "adaptergit", "load", "http://127.0.0.1:9/acme/adapters.git@sst2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert "git 2.31.8 is too old" in done.stderr
+
+
 def test_a_hostile_url_runs_nothing(tmp_path: Path) -> None:
     from adaptergit.git import Remote, list_versions
 

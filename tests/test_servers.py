@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
 import signal
@@ -181,6 +182,37 @@ def test_basic_authentication_through_gits_credential_helper_only(
     assert base64.b64encode(b"me:secret").decode() not in "".join(
         p.read_text("utf-8", "replace") for p in cache_dir().rglob("*") if p.is_file()
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no list of processes to look at")
+def test_no_secret_of_the_users_configuration_is_seen_in_the_list_of_processes(home: Path) -> None:
+    from adaptergit.git import runner
+
+    with socket.socket() as proxy:  # it takes the connection and says nothing
+        proxy.bind(("127.0.0.1", 0))
+        proxy.listen()
+        with (home / ".gitconfig").open("a") as config:
+            config.write(f"[http]\nproxy = http://me:s3cr3t@127.0.0.1:{proxy.getsockname()[1]}\n")
+            config.write('[credential]\nhelper = "!f() { echo password=s3cr3t; }; f"\n')
+        runner._user_transport_settings.cache_clear()
+        seen: list[bytes] = []
+
+        def look() -> None:
+            peer, _ = proxy.accept()
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    seen.append(path.read_bytes())
+            peer.close()
+
+        watching = threading.Thread(target=look)
+        watching.start()
+        with pytest.raises(TransportError) as caught:
+            fetch("http://127.0.0.1:9/acme/adapters.git@sst2")
+        watching.join()
+        runner._user_transport_settings.cache_clear()
+    assert any(b"git-remote-http" in line or b"remote-http" in line for line in seen)
+    assert not [line for line in seen if b"s3cr3t" in line]
+    assert "s3cr3t" not in str(caught.value)
 
 
 def test_a_server_that_dies_in_the_middle_is_asked_again(hub: Hub, source: Source, nginx: Nginx) -> None:

@@ -7,7 +7,8 @@ What is switched off, and why:
   ``file://`` never run, whatever the user's configuration says; reads use ``none``, so that a promisor remote can never
   make a read go to the network;
 * the system's and the user's configuration, when talking to somebody else's server: ``url.*.insteadOf`` would move the
-  host silently. Proxy, CA, credential helper and ssh command are passed through by name;
+  host silently. Proxy, CA, credential helper and ssh command are passed through by name, in the environment: a list of
+  processes, which anybody can read, shows no password of a proxy;
 * hooks, fsmonitor, templates, submodules, LFS smudging, gc and maintenance;
 * prompts: a missing credential is an error, not a hang.
 
@@ -54,6 +55,7 @@ _CONFIG = (
 _PASSED_THROUGH = (
     r"^(http\.(.*\.)?(proxy|sslcainfo|sslcapath)|credential\.(.*\.)?(helper|username|usehttppath)|core\.sshcommand)$"
 )
+_OLDEST = (2, 32)
 _TIMEOUT = 120.0
 _MAX_OUTPUT = 64 * 2**20
 _MAX_MEMORY_KB = 4 * 2**20
@@ -148,7 +150,7 @@ class Git:
     ) -> Any:
         environment = {**self._environment(protocols), **env}
         started = _git_class()(str(self.directory)).execute(
-            _confined([*self._command(protocols), *arguments], max_file_bytes, trusted=self.trusted, own=environment),
+            _confined([*self._command(), *arguments], max_file_bytes, trusted=self.trusted, own=environment),
             istream=stdin if stdin is not None else subprocess.DEVNULL,
             env=environment,
             as_process=True,
@@ -157,16 +159,8 @@ class Git:
         process, started.proc = started.proc, None  # ours to wait for
         return process
 
-    def _command(self, protocols: Sequence[str]) -> list[str]:
-        settings = [*_CONFIG]
-        if protocols and not self.trusted:
-            # Later settings win: the user's own ssh command, if there is one.
-            settings += ["core.sshCommand=ssh -o BatchMode=yes -o ConnectTimeout=20", *_user_transport_settings()]
-        if protocols == ("http",):
-            # On loopback, or where a person allowed it: a redirect would lead elsewhere without encryption.
-            settings.append("http.followRedirects=false")
-        where = [] if self.trusted else [f"--git-dir={self.directory}"]
-        return ["git", *where, *(part for setting in settings for part in ("-c", setting))]
+    def _command(self) -> list[str]:
+        return ["git"] if self.trusted else ["git", f"--git-dir={self.directory}"]
 
     def _environment(self, protocols: Sequence[str]) -> dict[str, str]:
         environment = {
@@ -177,6 +171,7 @@ class Git:
             "GIT_ASKPASS": "true",
             "GIT_LFS_SKIP_SMUDGE": "1",
             "GIT_OPTIONAL_LOCKS": "0",
+            **_as_environment(self._settings(protocols)),
         }
         if self.trusted:
             return environment
@@ -184,6 +179,25 @@ class Git:
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_CONFIG_GLOBAL": os.devnull,
         }
+
+    def _settings(self, protocols: Sequence[str]) -> list[str]:
+        settings = [*_CONFIG]
+        if protocols and not self.trusted:
+            # Later settings win: the user's own ssh command, if there is one.
+            settings += ["core.sshCommand=ssh -o BatchMode=yes -o ConnectTimeout=20", *_user_transport_settings()]
+        if protocols == ("http",):
+            # On loopback, or where a person allowed it: a redirect would lead elsewhere without encryption.
+            settings.append("http.followRedirects=false")
+        return settings
+
+
+def _as_environment(settings: Sequence[str]) -> dict[str, str]:
+    """Return settings as variables that git reads; later ones win."""
+    environment = {"GIT_CONFIG_COUNT": str(len(settings))}
+    for number, setting in enumerate(settings):
+        name, _, value = setting.partition("=")
+        environment |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+    return environment
 
 
 def init_bare(directory: Path, *, object_format: str = "sha1") -> Git:
@@ -198,9 +212,15 @@ def init_bare(directory: Path, *, object_format: str = "sha1") -> Git:
 def _git_class() -> Any:
     """Import GitPython on first use: it starts ``git version`` when imported, which a cached load must not."""
     if shutil.which("git") is None:
-        raise TransportError("git is not installed", hint="install git 2.30 or newer")
+        raise TransportError("git is not installed", hint=f"install git {_OLDEST[0]}.{_OLDEST[1]} or newer")
     import git
 
+    found = git.Git().version_info
+    if found < _OLDEST:
+        # It would not hear of the settings that harden it.
+        raise TransportError(
+            f"git {'.'.join(map(str, found))} is too old", hint=f"install git {_OLDEST[0]}.{_OLDEST[1]} or newer"
+        )
     return git.Git
 
 
