@@ -30,7 +30,7 @@ from adaptergit.package import Card, canonical
 from adaptergit.pins import pin_key
 from adaptergit.publish import initialise, publish
 from adaptergit.resolve import fetch, verify
-from adaptergit.settings import Settings
+from adaptergit.settings import Limits, Settings
 from adaptergit.trust import SigningKey
 
 Source = Callable[..., Path]
@@ -99,7 +99,6 @@ def test_only_this_adapters_bytes_are_fetched(hub: Hub, source: Source) -> None:
 def test_a_pinned_tree_is_fetched_in_two_requests_or_by_its_tag(hub: Hub, source: Source, tmp_path: Path) -> None:
     from adaptergit.git import Remote, fetch_release
     from adaptergit.reference import Source as Repository
-    from adaptergit.settings import Limits
 
     published = release(hub, source())
     remote = Remote.of(Repository.parse(hub.url))
@@ -743,7 +742,6 @@ def test_a_release_copied_to_another_repository_or_name_is_refused(hub: Hub, sou
 
 
 def test_a_release_larger_than_the_limit_is_refused(hub: Hub, source: Source) -> None:
-    from adaptergit.settings import Limits
 
     release(hub, source(os.urandom(3_000_000)))
     small = Settings(limits=Limits(package_bytes=500_000, file_bytes=500_000))
@@ -759,7 +757,7 @@ def test_a_server_that_never_answers_is_given_up(source: Source) -> None:
         silent.listen()
         remote = Remote(f"http://127.0.0.1:{silent.getsockname()[1]}/a.git", ("http",))
         with pytest.raises(TransportError, match="no end within 1 s"):
-            list_versions(remote, "x", timeout=1)
+            list_versions(remote, "x", Limits(fetch_seconds=1))
 
 
 def test_a_helper_that_lives_on_holds_nobody_up(tmp_path: Path, home: Path) -> None:
@@ -776,7 +774,7 @@ def test_a_helper_that_lives_on_holds_nobody_up(tmp_path: Path, home: Path) -> N
     _user_transport_settings.cache_clear()
     started = time.monotonic()
     with pytest.raises(TransportError):
-        list_versions(Remote("git@127.0.0.1:a/b", ("ssh",)), "x")
+        list_versions(Remote("git@127.0.0.1:a/b", ("ssh",)), "x", Limits())
     _user_transport_settings.cache_clear()
     assert (tmp_path / "called").exists()
     assert time.monotonic() - started < 25, "the sleeping helper was waited for"
@@ -823,7 +821,7 @@ def test_a_hostile_url_runs_nothing(tmp_path: Path) -> None:
         f"-u;touch {tmp_path}/owned",
     ):
         with pytest.raises(TransportError):
-            list_versions(Remote(url, ("https",)), "x")
+            list_versions(Remote(url, ("https",)), "x", Limits())
     assert not (tmp_path / "owned").exists()
 
 

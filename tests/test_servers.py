@@ -88,7 +88,7 @@ http {{
   server {{
     listen 127.0.0.1:{port};
     location ~ ^/private/ {{ auth_basic "git"; auth_basic_user_file {folder}/htpasswd; {fastcgi} }}
-    location / {{ {rate} {fastcgi} }}
+    location / {{ if (-f {folder}/busy) {{ return 503; }} {rate} {fastcgi} }}
   }}
   server {{ listen 127.0.0.1:{old_port}; location / {{ {old} }} }}
 }}
@@ -213,6 +213,16 @@ def test_no_secret_of_the_users_configuration_is_seen_in_the_list_of_processes(h
     assert any(b"git-remote-http" in line or b"remote-http" in line for line in seen)
     assert not [line for line in seen if b"s3cr3t" in line]
     assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wanted", ["sst2", "sst2==1.0.0"])
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(hub: Hub, source: Source, nginx: Nginx, wanted: str) -> None:
+    published(hub, source)
+    busy = nginx.folder / "busy"
+    busy.touch()
+    threading.Timer(0.4, busy.unlink).start()
+    assert fetch(f"http://127.0.0.1:{nginx.port}/acme/adapters.git@{wanted}").version == "1.0.0"
+    assert " 503 " in (nginx.folder / "access.log").read_text()
 
 
 def test_a_server_that_dies_in_the_middle_is_asked_again(hub: Hub, source: Source, nginx: Nginx) -> None:

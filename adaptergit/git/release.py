@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError
-from adaptergit.git.fetch import ROTATIONS, TAGS, YANKED, Remote
+from adaptergit.git.remote import ROTATIONS, TAGS, YANKED, Remote
 from adaptergit.git.worktree import Clone
 from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Manifest, is_generated, unlisted_names
 from adaptergit.package.version import is_version

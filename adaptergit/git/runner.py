@@ -52,6 +52,11 @@ _CONFIG = (
     "tag.gpgSign=false",
     "advice.detachedHead=false",
 )
+_THROWN_AWAY = (
+    # Packs are kept as they came, and nothing waits for the disk: what is wanted of them is written anew.
+    "fetch.unpackLimit=1",
+    "core.fsync=none",
+)
 _PASSED_THROUGH = (
     r"^(http\.(.*\.)?(proxy|sslcainfo|sslcapath)|credential\.(.*\.)?(helper|username|usehttppath)|core\.sshcommand)$"
 )
@@ -121,8 +126,16 @@ class Git:
             hint = "check the network, or try again later"
             raise TransportError(f"git {arguments[0]}: no end within {timeout:.0f} s", hint=hint)
         if status != 0:
-            raise _failure(arguments, said, status)
+            failure = _failure(arguments, said, status)
+            if max_file_bytes is not None and self._is_full(max_file_bytes):
+                failure.what = f"the server sent more than the limit allows ({failure.what})"
+            raise failure
         return bytes(output)
+
+    def _is_full(self, max_file_bytes: int) -> bool:
+        """Tell whether git was stopped for writing too large a pack: it says so in many ways, or not at all."""
+        packs = (self.directory / "objects" / "pack").glob("tmp_*")
+        return any(path.stat().st_size >= max_file_bytes // 512 * 512 for path in packs)
 
     @contextmanager
     def stream(self, *arguments: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
@@ -181,7 +194,7 @@ class Git:
         }
 
     def _settings(self, protocols: Sequence[str]) -> list[str]:
-        settings = [*_CONFIG]
+        settings = [*_CONFIG, *(() if self.trusted else _THROWN_AWAY)]
         if protocols and not self.trusted:
             # Later settings win: the user's own ssh command, if there is one.
             settings += ["core.sshCommand=ssh -o BatchMode=yes -o ConnectTimeout=20", *_user_transport_settings()]
@@ -201,11 +214,14 @@ def _as_environment(settings: Sequence[str]) -> dict[str, str]:
 
 
 def init_bare(directory: Path, *, object_format: str = "sha1") -> Git:
-    """Make an empty bare repository without templates or hooks."""
-    directory.mkdir(parents=True, exist_ok=True)
-    git = Git(directory)
-    git.text("init", "--quiet", "--bare", "--template=", f"--object-format={object_format}")
-    return git
+    """Make an empty bare repository without templates or hooks, to be thrown away: no process is started for it."""
+    for name in ("objects", "refs"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    (directory / "HEAD").write_text("ref: refs/heads/main\n")
+    wide = object_format != "sha1"
+    extension = f"[extensions]\n\tobjectFormat = {object_format}\n" if wide else ""
+    (directory / "config").write_text(f"[core]\n\trepositoryFormatVersion = {int(wide)}\n\tbare = true\n{extension}")
+    return Git(directory)
 
 
 @functools.cache
@@ -327,6 +343,4 @@ def _failure(arguments: Sequence[str], errors: str, status: int) -> TransportErr
         hint = "check the address and the network"
     elif "No space left" in said:
         hint = "free some space, or move the store with ADAPTERGIT_CACHE_DIR"
-    elif "died of signal 25" in said or "File size limit" in said:  # SIGXFSZ
-        what = f"the server sent more than the limit allows ({what})"
     return TransportError(f"git {arguments[0]}: {what}", hint=hint)
