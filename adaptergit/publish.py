@@ -41,7 +41,7 @@ from adaptergit.trust import SigningKey, parse_allowed_signers, sign
 from adaptergit.trust.oms import sign_bundle
 
 if TYPE_CHECKING:
-    from adaptergit.git import Clone, Plan
+    from adaptergit.git import Clone, Plan, Remote
 
 Report = Callable[[str], None]
 _PRINCIPAL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+")
@@ -228,13 +228,15 @@ def yank(
 
     Raises:
         ReleaseError: No such release, or it is (not) yanked already.
-        UsageError: Not inside a clone.
+        UsageError: Not inside a clone, or credentials in the remote's address.
         TransportError: The server cannot be reached, or refuses.
     """
     from adaptergit.git import Clone, yank_release
 
     check_version(version)
-    yank_release(Clone.at(Path(clone)), remote, check_adapter_name(name), version, reason, undo=undo)
+    here = Clone.at(Path(clone))
+    where = _reached(_push_source(here.remote_url(remote), here.root))
+    yank_release(here, remote, where, check_adapter_name(name), version, reason, undo=undo)
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ def _draft(
     report: Report,
 ) -> _Draft:
     """Validate, pack and sign one folder, and write its objects; nothing is pushed."""
-    from adaptergit.git import Remote, plan_release
+    from adaptergit.git import plan_release
     from adaptergit.git.release import check_new_version, check_place, previous_release
 
     _check_weights(source, card)
@@ -300,9 +302,7 @@ def _draft(
     before = previous_release(here, card.name)
     released = Manifest.from_bytes(before, where="the last release's manifest").version if before else None
     where = target.where
-    check_new_version(
-        here, card.name, card.version, released, Remote.of(where, allow_http=(_host(where),)) if where else None
-    )
+    check_new_version(here, card.name, card.version, released, _reached(where) if where else None)
     previous = canonical.sha256(before) if before else None
     address = _address(where, target.principal)
     manifest_bytes = pack(
@@ -492,8 +492,11 @@ def _push_source(url: str, root: Path) -> Source:
     return Source.parse(url)
 
 
-def _host(source: Source) -> str:
-    return urlsplit(source.url).hostname or ""
+def _reached(source: Source) -> Remote:
+    """A publisher's own remote may be spoken to over plain http: the clone does so already."""
+    from adaptergit.git import Remote
+
+    return Remote.of(source, allow_http=(urlsplit(source.url).hostname or "",))
 
 
 def signing_key(key: str | Path | None) -> SigningKey:

@@ -26,9 +26,10 @@ forbids every socket. No environment variable weakens a trust policy.
 from __future__ import annotations
 
 import os
+import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,20 @@ class Limits:
     files: int = 64
     """Entries of a package folder."""
     fetch_seconds: float = 600.0
-    """One git command that talks to a remote."""
+    """From the first question to the last byte, whoever is asked."""
+    deadline: float | None = None
+    """When they end, as ``time.monotonic`` tells it; None: they have not begun."""
+
+    def started(self) -> Limits:
+        """Return the same bounds with the clock running."""
+        if self.deadline is not None:
+            return self
+        return replace(self, deadline=time.monotonic() + self.fetch_seconds)
+
+    @property
+    def seconds_left(self) -> float:
+        """How long there is to go on."""
+        return self.fetch_seconds if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
 @dataclass(frozen=True)

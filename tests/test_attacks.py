@@ -169,7 +169,7 @@ def test_an_address_past_the_grammar_is_asked_when_it_is_honest(scene: Scene) ->
     from adaptergit.git import Remote, list_versions
     from adaptergit.reference import Source
 
-    assert set(list_versions(Remote.of(Source.parse(scene.hub().url)), "sst2").versions) == {"1.0.0", "1.1.0"}
+    assert set(list_versions(Remote.of(Source.parse(scene.hub().url)), "sst2", Limits()).versions) == {"1.0.0", "1.1.0"}
     assert Reference.parse(f"{PRINCIPAL}@sst2").source.principal == PRINCIPAL
 
 

@@ -16,6 +16,8 @@ from adaptergit.lock import lock
 from adaptergit.mirror import mirror
 from adaptergit.publish import publish, publish_all, yank
 from adaptergit.resolve import fetch
+from adaptergit.rotate import rotate
+from adaptergit.trust import SigningKey
 
 Source = Callable[..., Path]
 
@@ -95,6 +97,22 @@ def test_a_yanked_release_is_given_to_those_who_name_it(hub: Hub, source: Source
         yank("sst2", "1.1.0", reason="", clone=hub.clone, undo=True)
     with pytest.raises(ReleaseError, match="never released"):
         yank("sst2", "9.0.0", reason="x", clone=hub.clone)
+
+
+@pytest.mark.parametrize("what", ["yank", "publish", "rotate"])
+def test_a_token_in_the_remotes_address_is_refused_and_not_shown(
+    hub: Hub, source: Source, other_key: SigningKey, what: str
+) -> None:
+    release(hub, source())
+    hub.git("remote", "set-url", "origin", hub.url.replace("http://", "http://me:s3cr3t@"))
+    run = {
+        "yank": lambda: yank("sst2", "9.9.9", reason="x", clone=hub.clone),
+        "publish": lambda: release(hub, source(), version="1.1.0"),
+        "rotate": lambda: rotate(other_key.path, key=hub.key.path, clone=hub.clone),
+    }[what]
+    with pytest.raises(UsageError, match="never holds credentials") as caught:
+        run()
+    assert "s3cr3t" not in str(caught.value)
 
 
 def test_yanking_everything_leaves_nothing_to_choose(hub: Hub, source: Source) -> None:

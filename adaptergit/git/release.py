@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError
-from adaptergit.git.fetch import ROTATIONS, TAGS, YANKED, Remote
+from adaptergit.git.remote import ROTATIONS, TAGS, YANKED, Remote
 from adaptergit.git.worktree import Clone
 from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Manifest, is_generated, unlisted_names
 from adaptergit.package.version import is_version
@@ -202,21 +202,29 @@ def publish_releases(plans: Sequence[Plan], remote: str | None, *, branch: str |
     _follow_or_warn(plans, branch)
 
 
-def yank_release(clone: Clone, remote: str, name: str, version: str, reason: str, *, undo: bool) -> None:
+def yank_release(clone: Clone, remote: str, where: Remote, name: str, version: str, reason: str, *, undo: bool) -> None:
     """Mark a release as withdrawn, or take that back: a tag beside the release's own, which stays.
+
+    Args:
+        clone: The publisher's clone.
+        remote: Name of the remote.
+        where: What it leads to.
+        name: Of the adapter.
+        version: Of the release.
+        reason: For people.
+        undo: Take the mark away.
 
     Raises:
         ReleaseError: There is no such release, or it is (not) yanked already.
         TransportError: The server cannot be reached.
     """
     tag, mark = f"{TAGS}/{name}/{version}", f"{YANKED}/{name}/{version}"
-    url = clone.remote_url(remote)
-    listing = clone.git.text("ls-remote", "--tags", "--refs", "--", url, tag, mark, protocols=_PROTOCOLS)
+    listing = clone.git.text("ls-remote", "--tags", "--refs", "--", where.url, tag, mark, protocols=where.protocols)
     there = {line.partition("\t")[2] for line in listing.splitlines()}
     if tag not in there:
-        raise ReleaseError(f"{name} {version} was never released", where=url)
+        raise ReleaseError(f"{name} {version} was never released", where=where.url)
     if (mark in there) is not undo:
-        raise ReleaseError(f"{name} {version} is {'not yanked' if undo else 'yanked already'}", where=url)
+        raise ReleaseError(f"{name} {version} is {'not yanked' if undo else 'yanked already'}", where=where.url)
     commit = "" if undo else clone.commit(clone.make_tree(()), f"yank {name} {version}\n\n{reason}", ())
     clone.git.text("push", "--quiet", "--no-verify", "--", remote, f"{commit}:{mark}", protocols=_PROTOCOLS)
 

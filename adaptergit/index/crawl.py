@@ -130,7 +130,7 @@ def crawl_source(
         TransportError: It cannot be reached. Nothing was written.
     """
     remote = Remote.of(Source.parse(source.url), allow_http=settings.allow_http)
-    listings, rotations = list_all(remote)
+    listings, rotations = list_all(remote, settings.limits)
     entries = index.entries(source.repository)
     known = {(entry.name, entry.version): entry for entry in entries}
     added: dict[tuple[str, str], Entry] = {}
