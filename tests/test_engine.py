@@ -13,7 +13,7 @@ from conftest import GOLDEN, tiny_model
 from torch import nn
 
 from adaptergit.errors import UsageError
-from adaptergit.splice import ClassificationHead, adapters
+from adaptergit.splice import ClassificationHead, Route, adapters, parse_composition
 
 IDS = torch.randint(5, 60, (2, 8), generator=torch.Generator().manual_seed(3))
 
@@ -133,6 +133,58 @@ def test_generate_with_a_prompt_in_front_of_an_encoder(kind: str, beams: int) ->
         with torch.no_grad():
             logits = model(input_ids=IDS, attention_mask=mask, decoder_input_ids=found.sequences[:, :step]).logits
         assert beams > 1 or torch.allclose(logits[:, -1], found.logits[step - 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["T5", "MT5", "UMT5", "Bart"])
+@pytest.mark.parametrize("attention", ["eager", None])
+def test_prefixes_of_unequal_length_share_a_batch(kind: str, attention: str | None) -> None:
+    """T5's kind adds a bias by distance, and prefixes move the keys away: each row by its own."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "vocab_size": 70}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
+    sizes |= heads if kind == "Bart" else {"d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 4}
+    config = getattr(transformers, f"{kind}Config")(**sizes, attn_implementation=attention)
+    model = transformers.AutoModel.from_config(config).eval()
+    panel = adapters(model)
+    names = {
+        "short": "prefix_tuning_flat[prefix_length=2]",
+        "long": "prefix_tuning_flat[prefix_length=5]",
+        "bottleneck": "seq_bn[reduction_factor=4]",
+    }
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.3)
+    for name, method in names.items():
+        panel.add(name, method)
+        noisy(panel, name)
+    rows = ["short", "long", "bottleneck", None]
+    given = {"input_ids": IDS.repeat(2, 1), "decoder_input_ids": IDS.repeat(2, 1)[:, :5]}
+    given["attention_mask"] = torch.ones_like(given["input_ids"])
+    given["attention_mask"][1::2, 6:] = 0
+    panel.route(rows)
+    with torch.no_grad():
+        together = model(**given)[0]
+        for row, name in enumerate(rows):
+            panel.activate(name)
+            alone = model(**{key: value[row : row + 1] for key, value in given.items()})[0]
+            assert torch.allclose(together[row : row + 1], alone, atol=1e-5), name
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_prefixes_that_take_positions_share_a_batch(name: str) -> None:
+    model = tiny_model(name)
+    panel = adapters(model)
+    for adapter, length in (("short", 2), ("long", 5)):
+        panel.add(adapter, f"prefix_tuning_flat[prefix_length={length}, positions=before]")
+        noisy(panel, adapter)
+    rows = ["short", "long", "Stack(short, long)", None]
+    given = IDS.repeat(2, 1)
+    panel.active = Route(*(None if row is None else parse_composition(row) for row in rows))
+    with torch.no_grad():
+        together = model(given)[0]
+        for row, composition in enumerate(rows):
+            panel.active = composition
+            assert torch.allclose(together[row : row + 1], model(given[row : row + 1])[0], atol=1e-5), composition
 
 
 def test_beams_keep_their_rows() -> None:

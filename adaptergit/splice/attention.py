@@ -31,7 +31,9 @@ class Binding:
     before = False
     """The prefix takes the first positions."""
     relative: Any = None
-    """Module that makes the relative position bias of the stack (T5), or None."""
+    """Module that makes the relative position bias (T5), or None."""
+    seen = 0
+    """Tokens in the cache that come before this call's."""
 
     def __call__(self) -> PrefixState | None:
         """Return the prefix of this call, or None."""
@@ -89,7 +91,7 @@ def _attend(
         options["is_causal"] = False  # the mask says it
     bias = options.get("position_bias")
     if bias is not None:
-        options["position_bias"] = _position_bias(binding, bias, prefix.length, query, key)
+        options["position_bias"] = _position_bias(binding, bias, prefix, query, key)
     keys = torch.cat([prefix.keys.to(key.dtype), key], dim=2)
     values = torch.cat([prefix.values.to(value.dtype), value], dim=2)
     return function(module, query, keys, values, mask, **options)
@@ -128,20 +130,30 @@ def widen(
 
 
 def _position_bias(
-    binding: Binding, bias: torch.Tensor, length: int, query: torch.Tensor, key: torch.Tensor
+    binding: Binding, bias: torch.Tensor, prefix: PrefixState, query: torch.Tensor, key: torch.Tensor
 ) -> torch.Tensor:
     """Return the relative position bias (1 or batch, heads, queries, length + keys).
 
     The keys are counted with the prefix. The queries are too if it takes positions, else not: that is what
     ``adapters`` does, and its T5 prefixes were trained with.
     """
+    length = prefix.length
     if binding.relative is None:
         return F.pad(bias, (length, 0))
-    queries, keys = query.shape[2], key.shape[2]
+    before = binding.seen + (length if binding.before else 0)
     made: torch.Tensor = binding.relative.compute_bias(
-        queries, length + keys, device=query.device, past_seen_tokens=keys - queries + (length if binding.before else 0)
+        query.shape[2], length + key.shape[2], device=query.device, past_seen_tokens=before
     )
-    return made.to(bias.dtype)
+    return (made if binding.before else _by_row(made, prefix)).to(bias.dtype)
+
+
+def _by_row(bias: torch.Tensor, prefix: PrefixState) -> torch.Tensor:
+    """Move a bias (1, heads, queries, keys) to where every row's own prefix starts: (batch, heads, queries, keys)."""
+    if prefix.counts is None:
+        return bias
+    filling = (~prefix.counts).sum(dim=1, keepdim=True)
+    own = (torch.arange(bias.shape[-1], device=bias.device) - filling).clamp(min=0)
+    return bias[0, :, :, own].permute(2, 0, 1, 3)
 
 
 def _is_causal(module: Any, options: dict[str, Any]) -> bool:
@@ -186,26 +198,27 @@ def _major_version() -> int:
 
 
 class _ByProjections:
-    """Longer keys and values out of the projections, a wider mask; DeBERTa-v2's relative bias leaves a prefix out."""
+    """Longer keys and values out of the projections, a wider mask, and a relative bias that knows of the prefix."""
 
     def __init__(self, module: Any, binding: Binding, key: str, value: str) -> None:
         self.module, self.binding = module, binding
         self.local = threading.local()
-        self.biased = hasattr(module, "disentangled_attention_bias")
+        biases = {"disentangled_attention_bias": self.bias, "compute_bias": self.relative}
+        self.biases = {name: own for name, own in biases.items() if hasattr(module, name)}
         self.handles = [
             module.register_forward_pre_hook(self.begin, with_kwargs=True),
             getattr(module, key).register_forward_hook(self.keys),
             getattr(module, value).register_forward_hook(self.values),
         ]
-        if self.biased:
-            module.disentangled_attention_bias = self.bias
+        for name, own in self.biases.items():
+            setattr(module, name, own)
 
     def undo(self) -> None:
         """Give the module back as it was."""
         for handle in self.handles:
             handle.remove()
-        if self.biased:
-            del self.module.disentangled_attention_bias
+        for name in self.biases:
+            delattr(self.module, name)
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Ask for the prefix and widen the mask (…, keys)."""
@@ -247,8 +260,14 @@ class _ByProjections:
         self.local.pending.discard(name)
         return torch.cat([front.transpose(1, 2).flatten(2).to(output.dtype), output], dim=1)
 
+    def relative(self, *args: Any, **options: Any) -> torch.Tensor:
+        """Return T5's bias, counted from where every row's own prefix starts."""
+        prefix = getattr(self.local, "prefix", None)
+        made: torch.Tensor = type(self.module).compute_bias(self.module, *args, **options)
+        return made if prefix is None else _by_row(made, prefix)
+
     def bias(self, query: torch.Tensor, key: torch.Tensor, *args: Any) -> torch.Tensor:
-        """Return the relative bias of the tokens, and none for the prefix."""
+        """Return DeBERTa's bias of the tokens, and none for the prefix."""
         prefix = getattr(self.local, "prefix", None)
         length = 0 if prefix is None else prefix.length
         bias: torch.Tensor = type(self.module).disentangled_attention_bias(self.module, query, key[:, length:], *args)

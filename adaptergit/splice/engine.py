@@ -37,7 +37,7 @@ from adaptergit.splice.plan import Plan
 from adaptergit.splice.trace import first_tensors
 
 EMPTY = Plan()
-_RESIDUAL, _SUM, _INPUT = "x of ", "sum of ", "input of "
+_RESIDUAL, _SUM, _INPUT, _SEEN = "x of ", "sum of ", "input of ", "tokens before "
 _OVERRIDES: ContextVar[Mapping[int, Plan]] = ContextVar("adaptergit_overrides", default={})  # noqa: B039 - never mutated
 Undo = Callable[[], None]
 S = TypeVar("S", bound="State")
@@ -199,19 +199,19 @@ class Engine:
             raise UsageError("prompts that act in one batch must have one length, and act on every row")
         return lengths.pop()
 
-    def put(self, key: str, value: torch.Tensor) -> None:
-        """Remember a tensor of this thread's running call."""
+    def put(self, key: str, value: Any) -> None:
+        """Remember something of this thread's running call."""
         self._memory()[key] = value
 
-    def take(self, key: str) -> torch.Tensor | None:
-        """Return what was remembered, and forget it."""
+    def take(self, key: str) -> Any:
+        """Return what was remembered, or None, and forget it."""
         return self._memory().pop(key, None)
 
-    def _memory(self) -> dict[str, torch.Tensor]:
+    def _memory(self) -> dict[str, Any]:
         local = self._local
         if not hasattr(local, "memory"):
             local.memory = {}
-        memory: dict[str, torch.Tensor] = local.memory
+        memory: dict[str, Any] = local.memory
         return memory
 
     def _install(self) -> None:
@@ -273,17 +273,21 @@ class Engine:
         if isinstance(place, Prompt):
             return [module.register_forward_hook(_Leave(self, place)).remove] if place.path else []
         assert isinstance(place, Attention)
-        remember = module.register_forward_pre_hook(_Remember(self, place, _INPUT + place.key), with_kwargs=True)
-        return [remember.remove, bind(module, _Prefix(self, place, self._relative(place)))]
+        relative = self._relative(place)
+        remember: list[Any] = [_Remember(self, place, _INPUT + place.key)]
+        remember += [_RememberCache(self, place)] if relative is not None else []
+        handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for hook in remember]
+        return [*(handle.remove for handle in handles), bind(module, _Prefix(self, place, relative))]
 
     def _relative(self, place: Attention) -> nn.Module | None:
-        """Return the attention that makes the relative position bias of this one's stack."""
+        """Return the attention that makes this one's relative position bias: itself, or the first of its stack."""
         if place.branch == "cross_attention":
             return None
+        stack = place.path.split(".")[0]
         found: nn.Module
-        for path, found in self._base.named_modules():
-            same = path.split(".")[0] == place.path.split(".")[0]
-            if same and getattr(found, "has_relative_attention_bias", False) and hasattr(found, "compute_bias"):
+        for path, found in ((place.path, self._base.get_submodule(place.path)), *self._base.named_modules()):
+            makes = getattr(found, "has_relative_attention_bias", False) and hasattr(found, "compute_bias")
+            if makes and path.split(".")[0] == stack:
                 return found
         return None
 
@@ -356,16 +360,17 @@ class _Begin:
 
     def _shift_positions(self, named: dict[str, Any], plan: Plan, seen: int) -> None:
         """Give the first positions to prefixes that want them."""
-        leaves: list[Any] = [leaf for place in plan.prefixes for leaf in plan.leaves[place].values()]
-        lengths = {int(leaf.length) for leaf in leaves}
-        if not lengths or "position_ids" not in self.names:
+        if not plan.prefixes or "position_ids" not in self.names:
             return
         ids = named.get("input_ids")
         tokens = ids if ids is not None else named["inputs_embeds"]
         given = named.get("position_ids")
         if given is None:
             given = torch.arange(seen, seen + tokens.shape[1], device=tokens.device)[None]
-        named["position_ids"] = given + max(lengths)
+        taken = plan.positions(tokens.shape[0])
+        named["position_ids"] = given + (
+            taken[0] if len(set(taken)) == 1 else torch.tensor(taken, device=tokens.device)[:, None]
+        )
 
     @staticmethod
     def _later(named: dict[str, Any], length: int) -> None:
@@ -425,6 +430,19 @@ class _Remember:
             found = first_tensors(args, kwargs)
             if found:
                 self.engine.put(self.key, found[0])
+
+
+@dataclass(frozen=True, eq=False)
+class _RememberCache:
+    """How many tokens are in the cache before an attention adds its own: relative positions count from there."""
+
+    engine: Engine
+    place: Attention
+
+    def __call__(self, module: Any, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        past = kwargs.get("past_key_values")
+        if past is not None and self.engine.acts(self.place):
+            self.engine.put(_SEEN + self.place.key, int(past.get_seq_length(module.layer_idx)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -569,6 +587,11 @@ class _Prefix(Binding):
     def before(self) -> bool:  # type: ignore[override]
         """Whether the prefix takes the first positions."""
         return self.place in self.engine.current().prefixes
+
+    @property
+    def seen(self) -> int:  # type: ignore[override]
+        """Tokens in the cache that come before this call's."""
+        return int(self.engine.take(_SEEN + self.place.key) or 0)
 
     def __call__(self) -> PrefixState | None:
         """Return the prefix of this call's attention."""

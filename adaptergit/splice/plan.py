@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 
 from adaptergit.splice.composition import Composition, copies_of, for_row, partitions_rows
 from adaptergit.splice.embeddings import Embeddings
-from adaptergit.splice.interpret import Node, Rows, compile_at
+from adaptergit.splice.interpret import Chain, Node, Rows, compile_at
 from adaptergit.splice.places import BlockOutput, Place, Prompt
 
 
@@ -58,11 +59,18 @@ class Plan:
     @cached_property
     def prefixes(self) -> list[Place]:
         """Attentions with a prefix that takes positions."""
-        return [
-            place
-            for place, leaves in self.leaves.items()
-            if any(getattr(leaf, "length", 0) and leaf.config.positions == "before" for leaf in leaves.values())  # type: ignore[union-attr]
-        ]
+        return [place for place, leaves in self.leaves.items() if any(map(_positions, leaves.values()))]
+
+    def positions(self, rows: int) -> list[int]:
+        """Return how many positions prefixes take in front of every row of a batch."""
+        if not self.by_row:
+            return [max(_positions(self.node(place)) for place in self.prefixes)] * rows
+        taken = [0] * rows
+        for place in self.prefixes:
+            for index, node in self.groups(place, rows):
+                for row in range(rows)[index] if isinstance(index, slice) else index.tolist():
+                    taken[row] = max(taken[row], _positions(node))
+        return taken
 
     def node(self, place: Place) -> Node | None:
         """Return what acts at a place on all rows."""
@@ -94,6 +102,13 @@ class Plan:
     def _compile(self, place: Place, tree: Composition | None) -> Node | None:
         leaves, fusions = self.leaves.get(place, {}), self.fusions.get(place, {})
         return compile_at(tree, leaves.get, fusions.get)
+
+
+def _positions(node: Node | None) -> int:
+    if isinstance(node, Chain):
+        return sum(map(_positions, node.nodes))
+    leaf: Any = node
+    return int(leaf.length) if getattr(leaf, "length", 0) and leaf.config.positions == "before" else 0
 
 
 def _rows(listed: list[int]) -> Rows:
