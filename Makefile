@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP = .venv/.installed
 
-.PHONY: demo test test-oldest test-peers lint bench docs clean
+.PHONY: demo test test-oldest test-peers lint bench bench-full bench-check docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("adaptergit needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
@@ -56,11 +56,22 @@ lint: $(STAMP)
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: $(STAMP)
-	.venv/bin/python benchmarks/startup.py
-	.venv/bin/python benchmarks/fetch.py
-	.venv/bin/python benchmarks/scale.py
-	.venv/bin/python benchmarks/index.py 10000
+# In a hurry, into benchmarks/results/quick; and for the record, which docs/performance.md is written from. On a machine
+# with nothing else to do. BENCH passes options on: make bench BENCH="--cpus 0,1".
+QUESTIONS = startup forward loading switching mixed training merging memory many compiling
+bench: .venv-peers/.installed
+	for question in $(QUESTIONS); do .venv/bin/python benchmarks/$$question.py --quick $(BENCH) || exit; done
+	for question in fetch scale index; do .venv/bin/python benchmarks/$$question.py --quick || exit; done
+	.venv/bin/python benchmarks/report.py --quick
+
+bench-full: .venv-peers/.installed
+	for question in $(QUESTIONS); do .venv/bin/python benchmarks/$$question.py $(BENCH) || exit; done
+	for question in fetch scale index; do .venv/bin/python benchmarks/$$question.py || exit; done
+	.venv/bin/python benchmarks/report.py
+
+# Ratios with wide margins, never seconds: CI runs this.
+bench-check: $(STAMP)
+	.venv/bin/python benchmarks/regression.py
 
 docs: $(STAMP)
 	$(PIP_INSTALL) -e '.[docs]'

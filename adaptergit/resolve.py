@@ -604,7 +604,7 @@ def _others(reference: Reference, settings: Settings) -> list[str]:
     from adaptergit.git import Remote, list_all
 
     try:
-        return sorted(list_all(Remote.of(reference.source, allow_http=settings.allow_http))[0])
+        return sorted(list_all(Remote.of(reference.source, allow_http=settings.allow_http), settings.limits)[0])
     except (TransportError, UsageError):
         return []
 
