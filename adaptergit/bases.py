@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from adaptergit.errors import NotFoundError
+from adaptergit.errors import ModelError, NotFoundError
 from adaptergit.reference import expand
 from adaptergit.settings import Settings, config_dir
 
@@ -74,6 +75,31 @@ def base_model(
     if device is not None:
         model.to(device)
     return model
+
+
+def base_tokenizer(source: str, offline: bool = False) -> Any:
+    """Load the tokenizer of a base model, from its folder or from the hub.
+
+    Raises:
+        ModelError: There is none.
+    """
+    folder = expand(source)
+    try:
+        return transformers().AutoTokenizer.from_pretrained(
+            str(folder) if folder.is_dir() else source, local_files_only=offline
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the base model's tokenizer cannot be loaded: {str(error).splitlines()[0]}",
+            where=source,
+            hint="name the base model's folder with --base",
+        ) from error
+
+
+def trained_length(card: Mapping[str, Any]) -> int:
+    """Return the number of tokens texts were cut to in training, where a card says it; else 128."""
+    value = card.get("training", {}).get("hyperparameters", {}).get("max_length")
+    return value if isinstance(value, int) and 1 <= value <= 100_000 else 128
 
 
 def transformers() -> Any:

@@ -102,19 +102,12 @@ def load(
             hint = "pass model=, or write a card: adaptergit card make"
             raise UsageError("this checkpoint does not say which weights it was trained in", where=str(ref), hint=hint)
         return _load_foreign(expand(ref), model, name, head, activate, target, dtype, None)
-    about = _obtain(ref, policy, offline, index, lock, settings)
-    offline = offline or settings.offline
-    if about.format != "adaptergit":
-        if model is None:
-            kind, options = model_class(Folder(about.path, about.digests))
-            model = base_model(
-                about.card.base_model, (getattr(transformers(), kind), options), settings, offline, target
-            )
-        return _load_foreign(about.path, model, name or about.card.name, head, activate, target, dtype, about)
-    setup = _setup(about, name)
+    about = obtain(ref, settings, policy=policy, offline=offline, index=index, lock=lock)
+    setup = _setup(about, name) if about.format == "adaptergit" else None
     if model is None:
-        kinds = _auto_class(setup.heads.values() if head else ())
-        model = base_model(about.card.base_model, kinds, settings, offline, target)
+        model = base_for(about, settings, head=head, offline=offline or settings.offline, device=target)
+    if setup is None:
+        return _load_foreign(about.path, model, name or about.card.name, head, activate, target, dtype, about)
     with _all_or_nothing(model) as panel:
         setup = _splice(panel, setup, head, target, dtype, about)
         missing = [n for fusion in setup.fusions.values() for n in fusion.children if n not in panel]
@@ -158,15 +151,16 @@ def _check_arguments(ref: object, model: object, dtype: torch.dtype | None) -> N
         raise UsageError(f"adapters compute in float64, float32, float16 or bfloat16, not in {dtype}")
 
 
-def _obtain(
+def obtain(
     ref: str | Path,
-    policy: str | None,
-    offline: bool,
-    index: str | Path | None,
-    lock: str | Path | None,
     settings: Settings,
+    *,
+    policy: str | None = None,
+    offline: bool = False,
+    index: str | Path | None = None,
+    lock: str | Path | None = None,
 ) -> About:
-    """Return a package whose every byte is checked."""
+    """Return a package whose every byte is checked, and touch no model; see :func:`load`."""
     if not is_folder(ref):
         found = fetch(str(ref), policy=policy, offline=offline, index=index, lock=lock, settings=settings)
         return About(found.card, found.path, found.verdict, found.from_store)
@@ -175,6 +169,28 @@ def _obtain(
     if policy is None or (policy == "unsigned" and not (folder / MANIFEST).exists()):
         return About(card, folder, None, True)
     return About(card, folder, verify(folder, policy=policy, settings=settings), True)
+
+
+def base_for(
+    about: About,
+    settings: Settings,
+    *,
+    head: bool = True,
+    offline: bool = False,
+    device: torch.device | None = None,
+) -> nn.Module:
+    """Make the base model a card names, of the class that the package's head belongs to.
+
+    Raises:
+        NotFoundError: It cannot be had.
+        PackageError: The head is of no class of transformers.
+    """
+    if about.format == "adaptergit":
+        kinds = _auto_class(_setup(about, None).heads.values() if head else ())
+    else:
+        kind, options = model_class(Folder(about.path, about.digests))
+        kinds = getattr(transformers(), kind), options
+    return base_model(about.card.base_model, kinds, settings, offline, device)
 
 
 def _load_foreign(
