@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from adaptergit.errors import NotFoundError, PackageError
+from adaptergit.errors import ModelError, NotFoundError, PackageError
 from adaptergit.reference import expand
 from adaptergit.settings import Settings, config_dir
 from adaptergit.splice.heads import HeadConfig, StaticHead
@@ -113,6 +113,31 @@ def class_for(heads: Iterable[HeadConfig]) -> tuple[Any, dict[str, Any]]:
 def is_hub_id(text: str) -> bool:
     """Tell whether a text names a model on a hub, and nothing that lies here."""
     return _HUB_ID.fullmatch(text) is not None and not Path(text).exists()
+
+
+def base_tokenizer(source: str, offline: bool = False) -> Any:
+    """Load the tokenizer of a base model, from its folder or from the hub.
+
+    Raises:
+        ModelError: There is none.
+    """
+    folder = expand(source)
+    try:
+        return transformers().AutoTokenizer.from_pretrained(
+            str(folder) if folder.is_dir() else source, local_files_only=offline
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the base model's tokenizer cannot be loaded: {str(error).splitlines()[0]}",
+            where=source,
+            hint="name the base model's folder with --base",
+        ) from error
+
+
+def trained_length(card: Mapping[str, Any]) -> int:
+    """Return the number of tokens texts were cut to in training, where a card says it; else 128."""
+    value = card.get("training", {}).get("hyperparameters", {}).get("max_length")
+    return value if isinstance(value, int) and 1 <= value <= 100_000 else 128
 
 
 def transformers() -> Any:

@@ -76,6 +76,11 @@ class _Wanted:
     lock: str | Path | None
     dependencies: bool
 
+    def obtain(self, ref: str | Path) -> About:
+        """Return a package whose every byte is checked."""
+        asked: Any = {"policy": self.policy, "offline": self.offline, "index": self.index, "lock": self.lock}
+        return obtain(ref, self.settings, **asked)
+
 
 def load(
     ref: str | Path,
@@ -128,7 +133,7 @@ def load(
             raise UsageError("this checkpoint does not say which weights it was trained in", where=str(ref), hint=hint)
         return _load_foreign(expand(ref), model, name, activate, wanted, None)
     try:
-        about = _obtain(ref, wanted)
+        about = wanted.obtain(ref)
     except LegacyError as error:
         file, entry = legacy_file(error, policy=policy, offline=offline, settings=settings)
         # Whoever pins these very bytes has chosen to read the pickle in them, in a process of its own.
@@ -139,7 +144,7 @@ def load(
                 model = base_model(NamedBase(entry.base_model), made_by, settings, offline, target)
             return _load_foreign(folder, model, name, activate, wanted, None)
     if model is None:
-        model = base_model(about.card.base_model, _model_class(about, head), settings, offline, target)
+        model = base_for(about, settings, head=head, offline=offline, device=target)
     with _all_or_nothing(model) as panel:
         _load_into(panel, about, name, activate, wanted, ())
     return model
@@ -178,7 +183,7 @@ def _below(panel: Panel, about: About, wanted: _Wanted, above: tuple[str, ...]) 
     for reference in dependencies_of(about.card, wanted.settings, foreign=foreign):
         if len(chain) > DEPTH:
             raise PackageError(f"more than {DEPTH} adapters on top of each other: {' > '.join(chain)}")
-        found = _obtain(str(reference), wanted)
+        found = wanted.obtain(str(reference))
         mine = found.card.name
         if mine in panel:
             there = panel.about(mine)
@@ -191,14 +196,6 @@ def _below(panel: Panel, about: About, wanted: _Wanted, above: tuple[str, ...]) 
         loaded = _load_into(panel, found, None, False, replace(wanted, head=False), chain)
         names += [loaded] if loaded is not None else []
     return names
-
-
-def _model_class(about: About, head: bool) -> tuple[Any, dict[str, Any]]:
-    """Return the class of transformers that makes the model a package fits, and options."""
-    if about.format != "adaptergit":
-        kind, options = model_class(Folder(about.path, about.digests))
-        return getattr(transformers(), kind), options
-    return class_for(_setup(about, None).heads.values() if head else ())
 
 
 @contextmanager
@@ -232,19 +229,46 @@ def _check_arguments(ref: object, model: object, dtype: torch.dtype | None) -> N
         raise UsageError(f"adapters compute in float64, float32, float16 or bfloat16, not in {dtype}")
 
 
-def _obtain(ref: str | Path, wanted: _Wanted) -> About:
-    """Return a package whose every byte is checked."""
-    policy, settings = wanted.policy, wanted.settings
+def obtain(
+    ref: str | Path,
+    settings: Settings,
+    *,
+    policy: str | None = None,
+    offline: bool = False,
+    index: str | Path | None = None,
+    lock: str | Path | None = None,
+) -> About:
+    """Return a package whose every byte is checked, and touch no model; see :func:`load`."""
     if not is_folder(ref):
-        found = fetch(
-            str(ref), policy=policy, offline=wanted.offline, index=wanted.index, lock=wanted.lock, settings=settings
-        )
+        found = fetch(str(ref), policy=policy, offline=offline, index=index, lock=lock, settings=settings)
         return About(found.card, found.path, found.verdict, found.from_store)
     folder = expand(ref)
     card = local_card(folder, settings.limits)
     if policy is None or (policy == "unsigned" and not (folder / MANIFEST).exists()):
         return About(card, folder, None, True)
     return About(card, folder, verify(folder, policy=policy, settings=settings), True)
+
+
+def base_for(
+    about: About,
+    settings: Settings,
+    *,
+    head: bool = True,
+    offline: bool = False,
+    device: torch.device | None = None,
+) -> nn.Module:
+    """Make the base model a card names, of the class that the package's head belongs to.
+
+    Raises:
+        NotFoundError: It cannot be had.
+        PackageError: The head is of no class of transformers.
+    """
+    if about.format == "adaptergit":
+        kinds = class_for(_setup(about, None).heads.values() if head else ())
+    else:
+        kind, options = model_class(Folder(about.path, about.digests))
+        kinds = getattr(transformers(), kind), options
+    return base_model(about.card.base_model, kinds, settings, offline, device)
 
 
 def _load_foreign(

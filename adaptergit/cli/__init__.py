@@ -27,6 +27,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "rotate": ("publish", "Sign with another key from now on."),
     "load": ("load", "Fetch and verify an adapter, and say what it is."),
     "predict": ("predict", "Run a published adapter over texts."),
+    "serve": ("serve", "Answer requests for many adapters over HTTP."),
     "verify": ("load", "Verify a package folder, step by step."),
     "info": ("load", "Show an adapter's card."),
     "summary": ("compare", "Say what an adapter is: parameters, placement, sizes."),

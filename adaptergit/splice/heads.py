@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -553,10 +554,16 @@ class StaticModule(nn.Module):
         self.paths = static_paths(model)
         if not self.paths:
             raise ModelError(f"{type(model).__name__} has no head of its own")
-        self.copies = nn.ModuleDict({path: copy.deepcopy(model.get_submodule(path)) for path in self.paths})
+        self.copies = nn.ModuleDict({path: _bare_copy(model.get_submodule(path)) for path in self.paths})
 
     def reset_parameters(self) -> None:
         """Keep the values copied from the model."""
+
+
+def _bare_copy(module: nn.Module) -> nn.Module:
+    """Copy a module without its hooks: another head that answers in its place now is no part of it."""
+    tables = [getattr(part, name) for part in module.modules() for name in ("_forward_hooks", "_forward_pre_hooks")]
+    return copy.deepcopy(module, {id(table): OrderedDict() for table in tables})
 
 
 def static_head_of(model: nn.Module) -> StaticHead:

@@ -1,0 +1,324 @@
+"""What is served: adapters that were resolved, verified and compared with their base model, all of them or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adaptergit.bases import base_model, base_tokenizer, trained_length, transformers
+from adaptergit.errors import AdaptergitError, ModelError, NotFoundError, UsageError
+from adaptergit.formats import Folder, model_class
+from adaptergit.load import About, base_for, load, obtain
+from adaptergit.package import CARD, MANIFEST, canonical
+from adaptergit.package.manifest import BaseModel
+from adaptergit.reference import expand, is_folder
+from adaptergit.resolve import parse_reference
+from adaptergit.serve.answers import Phrasing, label_names, phrasing_of
+from adaptergit.serve.encoding import most_tokens
+from adaptergit.serve.mixing import lane_of, loners, positions_taken
+from adaptergit.serve.names import split_name
+from adaptergit.settings import Settings, load_settings
+from adaptergit.splice.composition import Average, Block, Composition, Fuse, Stack
+from adaptergit.splice.fingerprint import Fingerprint
+from adaptergit.splice.heads import static_head_of, static_paths
+from adaptergit.splice.panel import Panel, adapters
+from adaptergit.splice.places import Tuned
+from adaptergit.splice.setup import KINDS
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """One adapter with its head, as requests know it."""
+
+    name: str
+    reference: str
+    """What it was loaded from, as it was written."""
+    about: About | None
+    composition: Composition
+    """What acts; a name, or what a set-up composes."""
+    head: str | None
+    """None: the head of the model's own class, whose weights the adapter brings."""
+    phrasing: Phrasing | None
+    """None: its head cannot be put into words."""
+    labels: tuple[str, ...]
+    tokenizer: Any
+    max_length: int
+    """Tokens; longer texts are cut."""
+    embeddings: str | None = None
+    lane: Hashable = None
+    """Adapters of one lane share batches."""
+    alone: bool = False
+    """Not even two of its rows share a batch."""
+
+    @property
+    def digest(self) -> str | None:
+        """sha256 of the manifest; None for a folder without one."""
+        if self.about is None:
+            return None
+        if self.about.verdict is not None:
+            return self.about.verdict.digest
+        manifest = self.about.path / MANIFEST
+        return canonical.sha256(manifest.read_bytes()) if manifest.is_file() else None
+
+    @property
+    def signers(self) -> tuple[str, ...]:
+        """Keys that signed it and that were believed."""
+        return tuple(self.about.verdict.signers) if self.about is not None and self.about.verdict is not None else ()
+
+
+@dataclass(frozen=True, eq=False)
+class Service:
+    """A base model with all adapters that are served."""
+
+    model: nn.Module
+    base_model: str
+    """Its id."""
+    adapters: Mapping[str, Served]
+    """By the names that requests use."""
+
+
+def open_service(
+    references: Sequence[str],
+    *,
+    base: str | Path | None = None,
+    policy: str | None = None,
+    offline: bool = False,
+    lock: str | Path | None = None,
+    device: str | torch.device | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Service:
+    """Load adapters for serving: all are verified, and compared with each other's base model, before one is read.
+
+    Args:
+        references: References or package folders; ``name=REF`` gives one another name.
+        base: Folder of the base model; default: the settings' mapping of the cards' id, or the id.
+        policy: See :func:`adaptergit.load`, as ``offline`` and ``lock``.
+        device: Where the model goes.
+        report: Told what is going on.
+
+    Raises:
+        UsageError: No references, two of one name, or something that cannot be served.
+        ModelError: Two base models, or an adapter without a head.
+        AdaptergitError: Whatever :func:`adaptergit.load` raises.
+    """
+    wanted = [split_name(text) for text in references]
+    if not wanted:
+        raise UsageError("there is nothing to serve", hint="adaptergit serve org/repo@adapter …")
+    settings = load_settings()
+    if base is not None and not expand(base).is_dir():
+        raise NotFoundError("there is no such folder", where=str(base), hint="--base names the base model's folder")
+    target = None if device is None else _device(device)
+    found: list[tuple[str, str, About | None]] = []
+    for name, reference in wanted:
+        report(f"verifying {reference}")
+        about = None
+        if not is_folder(reference) or (expand(reference) / CARD).exists():
+            about = obtain(reference, settings, policy=policy, offline=offline, lock=lock)
+        found.append(
+            (name or (expand(reference).resolve().name if about is None else about.card.name), reference, about)
+        )
+    _check_names([name for name, _, _ in found])
+    _check_bases([(name, about) for name, _, about in found if about is not None])
+    lead = _lead([about for _, _, about in found if about is not None])
+    report("loading the base model")
+    bare = next((expand(reference) for _, reference, about in found if about is None), None)
+    model, base_id, tokenizer = _base(lead, bare, base, settings, offline or settings.offline, target)
+    served = []
+    for name, reference, about in found:
+        report(f"loading {reference}")
+        options: Any = {"policy": policy, "offline": offline, "lock": lock}
+        served.append(_loaded(model, tokenizer, name, reference, about, settings, options))
+    return _service(model, base_id, served)
+
+
+def service_of(model: nn.Module, tokenizer: Any) -> Service:
+    """Serve what is in a model's panel: every adapter that has a head of its name.
+
+    Raises:
+        ModelError: There is none.
+    """
+    panel = adapters(model)
+    names = [name for name in panel.names if name in panel.heads]
+    if not names:
+        raise ModelError(
+            "no adapter of this model has a head", hint="panel.add_head(name, …), or load one with its head"
+        )
+    made = [_made(panel, tokenizer, name, name, panel.about(name), name, name) for name in names]
+    return _service(model, str(getattr(getattr(model, "config", None), "_name_or_path", "")), made)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two adapters are called {twice!r}", hint=f"give one another name: {twice}-2=REF")
+
+
+def _check_bases(found: Sequence[tuple[str, About]]) -> None:
+    """One server has one base model; weights tell, whatever cards call it."""
+    if not found:
+        return
+    first, about = found[0]
+    base = about.card.base_model
+    for name, other in found[1:]:
+        its = other.card.base_model
+        if not Fingerprint.parse(base.fingerprint).same_base(Fingerprint.parse(its.fingerprint)):
+            raise ModelError(
+                f"{first!r} was trained in {base.id}, {name!r} in {its.id}, and these are not the same weights",
+                hint="one server has one base model: start another for the others",
+            )
+
+
+def _lead(found: Sequence[About]) -> About | None:
+    """Choose whose card names the model's class: a head that belongs to a class fits no other."""
+    static = (about for about in found if any(head["type"] == "static" for head in _heads(about.card.data)))
+    foreign = (about for about in found if about.format != "adaptergit")
+    return next(static, next(foreign, next(iter(found), None)))
+
+
+def _heads(card: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    own = [card["head"]] if "head" in card else []
+    return own + (card["adapter"]["config"].get("heads", []) if card["adapter"]["method"] in KINDS else [])
+
+
+def _base(
+    lead: About | None,
+    bare: Path | None,
+    base: str | Path | None,
+    settings: Settings,
+    offline: bool,
+    device: torch.device | None,
+) -> tuple[nn.Module, str, Any]:
+    """Return the base model, its id and its tokenizer.
+
+    Args:
+        lead: Of the package whose card names it.
+        bare: Without any, a checkpoint that has no card.
+        base: Its folder, if the person named one.
+    """
+    if lead is None and base is None:
+        raise UsageError("these checkpoints do not say which weights they were trained in", hint="add --base DIR")
+    base_id = lead.card.base_model.id if lead is not None else expand(str(base)).resolve().name
+    if base is not None:
+        settings = replace(settings, base_models={**settings.base_models, base_id: str(expand(base).resolve())})
+    if lead is not None:
+        model = base_for(lead, settings, offline=offline, device=device)
+    else:
+        assert bare is not None
+        kind, options = model_class(Folder(bare))
+        kinds = getattr(transformers(), kind), options
+        model = base_model(BaseModel(base_id, None, ""), kinds, settings, offline, device)
+    return model, base_id, base_tokenizer(settings.base_model_path(base_id), offline)
+
+
+def _loaded(
+    model: nn.Module,
+    tokenizer: Any,
+    name: str,
+    reference: str,
+    about: About | None,
+    settings: Settings,
+    options: Mapping[str, Any],
+) -> Served:
+    """Splice one adapter in and see what it became."""
+    panel = adapters(model)
+    panel.activate(None, head=[])
+    before = set(panel.heads)
+    exact: str | Path = expand(reference) if is_folder(reference) else reference
+    if about is not None and about.verdict is not None and not is_folder(reference):
+        exact = str(parse_reference(reference, settings).pinned(about.verdict.digest))  # exactly what was looked at
+    several = about is not None and about.card.method in KINDS
+    try:
+        load(exact, model, name=None if several else name, **options)
+    except AdaptergitError as error:
+        error.where = f"{name} ({error.where})" if error.where else name
+        raise
+    composition, head = panel.active, panel.active_head
+    if composition is None:
+        raise ModelError(f"{name!r} holds no adapter that can act", where=reference)
+    if head is None and not _brings_head(panel, composition):
+        raise ModelError(f"{name!r} was published without a head: it has nothing to answer with", where=reference)
+    if len(set(panel.heads) - before) > 1:
+        raise UsageError(f"{name!r} is a set-up of several heads", where=reference, hint="publish one for each answer")
+    if not _alike(composition):
+        raise UsageError(
+            f"{name!r} is {composition}: what shares out rows or positions itself cannot be served",
+            where=reference,
+            hint="Stack, Fuse and Average can",
+        )
+    return _made(panel, tokenizer, name, reference, about, composition, head)
+
+
+def _made(
+    panel: Panel, tokenizer: Any, name: str, reference: str, about: Any, composition: Composition, head: str | None
+) -> Served:
+    config = static_head_of(panel.model) if head is None else panel.head_config(head)
+    names = list(composition.names()) if isinstance(composition, Block) else [composition]
+    embeddings = next((one for one in names if one in panel.embeddings), None)
+    own = tokenizer if embeddings is None else panel.tokenizer(embeddings)
+    if own is None:
+        raise ModelError(f"{name!r} has a vocabulary of its own and no tokenizer", where=reference)
+    phrasing = phrasing_of(config)
+    if phrasing is not None and phrasing.by_token and not own.is_fast:
+        raise ModelError(
+            f"{name!r} answers by tokens, and the tokenizer does not tell where they are",
+            where=reference,
+            hint="a base model with a tokenizer.json has one that does",
+        )
+    if own.pad_token_id is None:
+        own.pad_token = own.eos_token
+    longest = trained_length(about.card.data if isinstance(about, About) else {})
+    made = Served(
+        name,
+        reference,
+        about if isinstance(about, About) else None,
+        composition,
+        head,
+        phrasing,
+        label_names(config),
+        own,
+        min(longest, most_tokens(panel.model, own) - positions_taken(panel, composition)[1]),
+        embeddings,
+    )
+    return replace(made, lane=lane_of(panel, made))
+
+
+def _service(model: nn.Module, base_id: str, served: Sequence[Served]) -> Service:
+    config = getattr(model, "config", None)
+    if config is not None and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = served[0].tokenizer.pad_token_id  # heads of decoder classes look for it
+    model.eval()
+    alone = {one.name for one in loners(model, [one for one in served if one.phrasing is not None])}
+    adapters(model).activate(None, head=[])
+    return Service(model, base_id, {one.name: replace(one, alone=one.name in alone) for one in served})
+
+
+def _brings_head(panel: Panel, composition: Composition) -> bool:
+    """Tell whether adapters hold weights for the head of the model's own class, as PEFT's ``modules_to_save``."""
+    heads = static_paths(panel.model)
+    names = composition.names() if isinstance(composition, Block) else [composition]
+    return any(
+        isinstance(place, Tuned) and place.path.split(".")[0] in heads
+        for name in names
+        for place in panel.spliced(name).parts.places
+    )
+
+
+def _alike(composition: Composition) -> bool:
+    """Tell whether a composition treats all rows and positions alike."""
+    if not isinstance(composition, Block):
+        return True
+    return isinstance(composition, Stack | Fuse | Average) and all(
+        child is not None and _alike(child) for child in composition.children
+    )
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"{device!r} is no device", hint="cpu, cuda, cuda:1, mps") from error
