@@ -28,7 +28,7 @@ from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.load import load
 from adaptergit.package import CARD, WEIGHTS, Card, is_generated
 from adaptergit.package.local import local_card
-from adaptergit.reference import expand, is_folder
+from adaptergit.reference import expand, is_path
 from adaptergit.resolve import fetch
 from adaptergit.settings import load_settings
 from adaptergit.splice.checkpoint import card_data, card_name
@@ -104,7 +104,7 @@ def convert(
         )
         panel, composition = _loaded(held, model, name or _stem(source, held), policy)
         if to == "adaptergit":
-            _save(panel, composition, staged, dict(about or {}), name)
+            _save(panel, composition, staged, {**_inherited(held, name), **(about or {})}, name)
         elif len(panel.names) == 1 and not panel.fusions and set(panel.heads) <= set(panel.names):
             WRITERS[to](panel, panel.names[0], staged)
         elif to == "adapterhub":
@@ -117,7 +117,7 @@ def convert(
 
 def _source(source: str | Path, fetching: Mapping[str, Any]) -> tuple[Path, str | None]:
     """Return what is converted and the policy it must still pass; a release is fetched and verified first."""
-    if is_folder(source) or expand(source).exists():
+    if is_path(source):
         return expand(source), fetching.get("policy")
     try:
         return fetch(str(source), **fetching).path, None
@@ -216,6 +216,12 @@ def _stem(source: Path, held: _Held) -> str | None:
     return source.stem if source.is_file() and held.format == "peft" else None
 
 
+def _inherited(held: _Held, name: str | None) -> dict[str, Any]:
+    """Return what a card says of an adapter in whatever format."""
+    own = {"adapter", "base_model", "head", "embeddings", *(["name"] if name else [])}
+    return {key: value for key, value in (held.card.data if held.card else {}).items() if key not in own}
+
+
 def _save(panel: Panel, composition: Composition | None, folder: Path, about: dict[str, Any], name: str | None) -> None:
     only = panel.names[0] if len(panel.names) == 1 else None
     about.setdefault("name", card_name(name or only or next(iter([*panel.heads, *panel.fusions]), "setup")))
@@ -241,9 +247,12 @@ def _staged(target: Path) -> Iterator[Path]:
     try:
         staged = Path(temporary) / "made"
         yield staged
-        if target.exists():
-            target.rmdir()
-        staged.replace(target)
+        try:
+            if target.exists():
+                target.rmdir()
+            staged.replace(target)
+        except OSError as error:  # somebody else was here
+            raise UsageError(f"cannot be written: {error.strerror}", where=str(target)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         for path in made:

@@ -226,6 +226,11 @@ def is_folder(text: str | Path) -> bool:
     return text.startswith(_PATHS) and expand(text).is_dir()
 
 
+def is_path(text: str | Path) -> bool:
+    """Tell whether a person means a folder or a file and not a reference; see :func:`is_folder`."""
+    return is_folder(text) or (str(text).startswith(_PATHS) and expand(text).exists())
+
+
 def expand(path: str | Path) -> Path:
     """Return a path with ``~`` replaced by the home folder it means.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptergit.contents import CONFIG, Contents, contents
 from adaptergit.errors import NotFoundError, PackageError, UsageError
-from adaptergit.package.weights import files_of, placement, tensors_in
+from adaptergit.package.weights import SETUP, files_of, placement, tensors_in
 from adaptergit.reference import expand, is_folder
 from adaptergit.settings import load_settings
 
@@ -157,7 +157,7 @@ def _of_package(found: Contents) -> PackageSummary:
     for tensor in found.tensors.values():
         parts[tensor.part] = parts.get(tensor.part, 0) + tensor.count
     base = data.get("base_model", {}).get("id") or config.get("base_model_name_or_path") or config.get("model_name")
-    method = data["adapter"]["method"] if data else str(config.get("peft_type") or _architecture(config)).lower()
+    method = data["adapter"]["method"] if data else _method(found.configs)
     head = data.get("head", {})
     acting = [tensor.name for tensor in found.tensors.values() if tensor.part in ("adapter", "fusion")]
     return PackageSummary(
@@ -181,9 +181,17 @@ def _of_package(found: Contents) -> PackageSummary:
     )
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def _method(configs: Mapping[str, Any]) -> str:
+    """Return what files of others are of, in their words."""
+    for name, kind in ((SETUP, "setup"), ("adapter_fusion_config.json", "fusion")):
+        if name in configs:
+            return kind
+    config = configs.get(CONFIG)
+    if config is None:
+        return "head"
     inner = config.get("config")
-    return str(inner.get("architecture") or "bottleneck") if isinstance(inner, Mapping) else "unknown"
+    architecture = inner.get("architecture") if isinstance(inner, Mapping) else None
+    return str(config.get("peft_type") or architecture or "bottleneck").lower()
 
 
 def _base_parameters(model_id: str) -> int | None:

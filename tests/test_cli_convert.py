@@ -204,6 +204,34 @@ def test_an_adapterhub_folder_is_published_as_it_is_and_comes_back_to_the_byte(
     assert snapshot(tmp_path / "back") == original
 
 
+def test_what_a_card_says_stays_said(lora: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    base = GOLDEN / "bases" / "llama"
+    adaptergit.describe(
+        lora[0], base=base, name="a", version="2.0.0", license="MIT", authors=["Ada"], task={"type": "text-generation"}
+    )
+    argv = ("convert", lora[0], tmp_path / "ours", "--to", "adaptergit", "--base", base, "--description", "Mine.")
+    run(*argv, "--model-class", CAUSAL)
+    card = json.loads(run("info", tmp_path / "ours", "--json").stdout)["card"]
+    assert (card["name"], card["version"], card["license"], card["authors"]) == ("a", "2.0.0", "MIT", ["Ada"])
+    assert (card["description"], card["task"]["type"], card["adapter"]["format"]) == (
+        "Mine.", "text-generation", "adaptergit",
+    )  # fmt: skip
+
+
+def test_what_lies_in_the_working_folder_takes_no_references_place(
+    bottleneck: tuple[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "acme").mkdir()
+    bottleneck[0].rename(tmp_path / "acme" / "adapters@sst2")
+    monkeypatch.chdir(tmp_path)
+    argv = ("acme/adapters@sst2", "out", "--to", "adapterhub")
+    assert "not in the store" in run("convert", *argv, "--offline", code=5).stderr
+    run("convert", f"./{argv[0]}", *argv[1:])
+    with zipfile.ZipFile("a@b", "w") as archive:
+        archive.writestr("x", "")
+    assert "no checkpoints" in run("convert", "./a@b", "other", "--to", "peft", code=2).stderr
+
+
 @pytest.mark.filterwarnings("always::adaptergit.errors.AdaptergitWarning")
 @pytest.mark.parametrize("policy", ["enforce", "tofu", "unsigned"])
 def test_a_release_is_verified_once_by_the_policy_that_was_asked_for(

@@ -281,6 +281,25 @@ def test_where_an_adapter_acts(base: str, config: str, to: str | None, where: An
     assert found.parameters == panel.parameters_of("a")
 
 
+def test_folders_of_others_that_hold_no_adapter_or_several(model: Any, tmp_path: Path) -> None:
+    panel = adapters(model)
+    panel.active = "Stack(lo, bn)"  # with the head of bn
+    panel.save_setup(tmp_path / "ours", name="both")
+    adaptergit.convert(tmp_path / "ours", tmp_path / "theirs", to="adapterhub", base=tiny_model("bert"))
+    ours, theirs = adaptergit.summary(tmp_path / "ours"), adaptergit.summary(tmp_path / "theirs")
+    assert isinstance(ours, PackageSummary)
+    assert isinstance(theirs, PackageSummary)
+    assert (ours.method, theirs.method) == ("setup", "setup")
+    assert ours.parts == theirs.parts
+    assert ours.placement == {"attention.q": (0, 1), "attention.v": (0, 1), "ffn": (0, 1)}
+    for path in tmp_path.glob("theirs/*/adapter*"):
+        path.unlink()
+    (head,) = (path.parent for path in tmp_path.glob("theirs/**/head_config.json"))
+    found = adaptergit.summary(head)
+    assert isinstance(found, PackageSummary)
+    assert (found.method, found.parts) == ("head", {"head": ours.parts["head"]})
+
+
 def test_a_model_is_summed_up(model: Any, tmp_path: Path) -> None:
     panel = adapters(model)
     panel.save("bn", tmp_path / "bn")

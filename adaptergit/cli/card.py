@@ -54,12 +54,16 @@ def make(path: Path, fields: tuple[str, ...], base: str | None, name: str | None
         from adaptergit.convert import describe
     with waiting(f"reading {path}", quiet=as_json):
         made = describe(path, base=base, **{**({"name": name} if name else {}), **about})
+    in_the_way = _in_the_way(path)
     if as_json:
-        print_json({"path": path / "card.yaml", "card": made.data, "missing": _missing(made)})
+        told = {"missing": _missing(made), "in_the_way": in_the_way}
+        print_json({"path": path / "card.yaml", "card": made.data, **told})
         return
     click.echo(f"wrote {path / 'card.yaml'}")
     if missing := _missing(made):
         step(f"still to say: adaptergit card edit {path} {' '.join(f'{field}=…' for field in missing)}")
+    if in_the_way:
+        step(f"before it can be published: {in_the_way}")
     step(f"next: adaptergit publish {path} --version 1.0.0")
 
 
@@ -165,6 +169,17 @@ def _missing(made: Card) -> list[str]:
         "task.type": data["task"]["type"] == "other",
     }
     return [field for field, so in unsaid.items() if so]
+
+
+def _in_the_way(folder: Path) -> str | None:
+    """Say what in a folder no package may hold: trainers leave much beside a checkpoint."""
+    from adaptergit.package.folder import list_folder
+
+    try:
+        list_folder(folder)
+    except PackageError as error:
+        return str(error)
+    return None
 
 
 def _in_editor(path: Path, before: bytes) -> Card:

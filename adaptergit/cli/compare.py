@@ -8,23 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptergit.cli.load import named, offline_option, policy_option
+from adaptergit.cli.load import named, offline_option
 from adaptergit.cli.output import clean, json_option, print_json, waiting
 
 if TYPE_CHECKING:
     from adaptergit.diff import Diff, FieldDiff, TensorDiff
 
 _WIDTH = 60
+_policy = click.option(
+    "--policy",
+    type=click.Choice(["enforce", "tofu", "digest", "unsigned"]),
+    default="unsigned",
+    help="Whose word is enough; default: anybody's, since nothing is loaded.",
+)
 
 
 @click.command()
 @click.argument("a")
 @click.argument("b")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if anything differs.")
-@policy_option
+@_policy
 @offline_option
 @json_option
-def diff(a: str, b: str, exit_code: bool, policy: str | None, offline: bool, as_json: bool) -> None:
+def diff(a: str, b: str, exit_code: bool, policy: str, offline: bool, as_json: bool) -> None:
     """Show what differs between the adapters A and B: tensors, configuration, card and scores.
 
     References or folders, ours or of others. Every byte of a release is compared with its manifest; who signed it is
@@ -38,7 +44,7 @@ def diff(a: str, b: str, exit_code: bool, policy: str | None, offline: bool, as_
     from adaptergit.diff import diff as run
 
     with waiting("comparing", quiet=as_json):
-        found = run(named(a), named(b), policy=policy or "unsigned", offline=offline)
+        found = run(named(a), named(b), policy=policy, offline=offline)
     if as_json:
         fields = {name: getattr(found, name) for name in ("a", "b", "tensors", "config", "card", "scores")}
         print_json({"same": found.same, **fields})
@@ -50,10 +56,10 @@ def diff(a: str, b: str, exit_code: bool, policy: str | None, offline: bool, as_
 
 @click.command()
 @click.argument("reference")
-@policy_option
+@_policy
 @offline_option
 @json_option
-def summary(reference: str, policy: str | None, offline: bool, as_json: bool) -> None:
+def summary(reference: str, policy: str, offline: bool, as_json: bool) -> None:
     """Say what the adapter REFERENCE is: method, parameters, where it acts, head, sizes. A folder will do, too.
 
     In Python, adaptergit.summary(model) says the same of all adapters in a model.
@@ -66,7 +72,7 @@ def summary(reference: str, policy: str | None, offline: bool, as_json: bool) ->
     from adaptergit.summary import summary as run
 
     with waiting(f"looking at {reference}", quiet=as_json):
-        found = run(named(reference), policy=policy or "unsigned", offline=offline)
+        found = run(named(reference), policy=policy, offline=offline)
     if as_json:
         print_json(found)
     else:
