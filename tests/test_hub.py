@@ -96,6 +96,22 @@ def test_only_this_adapters_bytes_are_fetched(hub: Hub, source: Source) -> None:
     assert package <= wire <= package + 16_000
 
 
+def test_the_newest_version_costs_the_same_however_many_other_tags_there_are(hub: Hub, source: Source) -> None:
+    release(hub, source(os.urandom(300_000)))
+    costs = []
+    for number in (0, 3000):
+        commit = git(hub.bare, "rev-parse", "main")
+        created = "".join(f"create refs/tags/adapters/other{i}/1.0.0 {commit}\n" for i in range(number))
+        git(hub.bare, "update-ref", "--stdin", stdin=created)
+        hub.server.reset()
+        path = fetch(f"{hub.url}@sst2", refresh=True).path
+        costs.append(hub.server.traffic.sent + hub.server.traffic.received)
+        assert len(hub.server.traffic.requests) == 4  # one for the list, three for the tag
+    package = sum(p.stat().st_size for p in path.iterdir())
+    assert package <= costs[0] <= package + 12_000
+    assert abs(costs[1] - costs[0]) < 1000
+
+
 def test_a_pinned_tree_is_fetched_in_two_requests_or_by_its_tag(hub: Hub, source: Source, tmp_path: Path) -> None:
     from adaptergit.git import Remote, fetch_release
     from adaptergit.reference import Source as Repository
@@ -256,7 +272,7 @@ def test_over_https_with_the_certificate_the_user_trusts(
 ) -> None:
     import ssl
 
-    from adaptergit.git.runner import _user_transport_settings
+    from adaptergit.git.runner import transport_settings
 
     pem = certificate(tmp_path)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -264,18 +280,18 @@ def test_over_https_with_the_certificate_the_user_trusts(
     (tmp_path / "root").mkdir()
     with GitServer(tmp_path / "root", tls=tls) as server:
         url = server.create("acme/adapters")
-        _user_transport_settings.cache_clear()
+        transport_settings.cache_clear()
         with pytest.raises(TransportError, match="certificate"):
             fetch(f"{url}@sst2")
         with (home / ".gitconfig").open("a") as file:
             file.write(f"[http]\nsslCAInfo = {pem}\n")
-        _user_transport_settings.cache_clear()
+        transport_settings.cache_clear()
         git(tmp_path, "clone", "-q", url, "clone2")
         published = publish(source(), clone=tmp_path / "clone2", key=key.path)
         assert published.repository == "localhost/acme/adapters"
         pin_key("localhost/acme/adapters", key.public.line)
         assert fetch(f"{url}@sst2").digest == published.digest
-        _user_transport_settings.cache_clear()
+        transport_settings.cache_clear()
 
 
 @pytest.fixture
@@ -763,7 +779,7 @@ def test_a_server_that_never_answers_is_given_up(source: Source) -> None:
 def test_a_helper_that_lives_on_holds_nobody_up(tmp_path: Path, home: Path) -> None:
     """The user's own ssh command is used, and what it leaves running is killed with git."""
     from adaptergit.git import Remote, list_versions
-    from adaptergit.git.runner import _user_transport_settings
+    from adaptergit.git.runner import transport_settings
 
     script = tmp_path / "ssh"
     script.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n(sleep 30 <&- >&-)& exit 255\n")
@@ -771,11 +787,11 @@ def test_a_helper_that_lives_on_holds_nobody_up(tmp_path: Path, home: Path) -> N
     (home / "more").write_text(f"[core]\nsshCommand = {script}\n")
     with (home / ".gitconfig").open("a") as file:
         file.write("[include]\npath = more\n")
-    _user_transport_settings.cache_clear()
+    transport_settings.cache_clear()
     started = time.monotonic()
     with pytest.raises(TransportError):
         list_versions(Remote("git@127.0.0.1:a/b", ("ssh",)), "x", Limits())
-    _user_transport_settings.cache_clear()
+    transport_settings.cache_clear()
     assert (tmp_path / "called").exists()
     assert time.monotonic() - started < 25, "the sleeping helper was waited for"
 

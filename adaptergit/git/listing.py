@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from adaptergit.errors import NotFoundError, TransportError
 from adaptergit.git.remote import OID, ROTATIONS, TAGS, YANKED, Remote, patiently
 from adaptergit.git.runner import init_bare
 from adaptergit.package.version import is_version
 from adaptergit.settings import Limits
+
+_PATIENCE = 20.0
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,32 @@ def list_refs(remote: Remote, prefixes: tuple[str, ...], limits: Limits) -> dict
     Raises:
         TransportError: The repository cannot be reached.
     """
+    limits = limits.started()
+    if remote.speaks_http:
+        # Where that does not help, git is asked to: it has credentials, and speaks older protocols.
+        with suppress(TransportError, NotFoundError):
+            return _asked(remote, prefixes, limits)
     with tempfile.TemporaryDirectory(prefix="adaptergit-list-") as folder:
         git = init_bare(Path(folder))
         patterns = [f"{prefix}*" for prefix in prefixes]
         arguments = ("ls-remote", "--quiet", "--tags", "--refs", "--", remote.url, *patterns)
 
         def attempt(seconds: float) -> str:
-            return git.text(*arguments, protocols=remote.protocols, timeout=seconds)
+            return git.text(*arguments, protocols=remote.protocols, settings=remote.settings, timeout=seconds)
 
         output = patiently(remote, limits, attempt)
     pairs = (line.partition("\t") for line in output.splitlines())
     return {ref: oid for oid, _, ref in pairs if OID.fullmatch(oid) and ref.startswith(prefixes)}
+
+
+def _asked(remote: Remote, prefixes: tuple[str, ...], limits: Limits) -> dict[str, str]:
+    from adaptergit.web.download import Download
+    from adaptergit.web.refs import ask_refs
+
+    # The repository's own address was judged before, also if it is plain http.
+    download = Download((urlsplit(remote.url).hostname or "",), min(_PATIENCE, limits.seconds_left))
+    found = ask_refs(remote.url, prefixes, download)
+    return {ref: oid for ref, oid in found.items() if ref.startswith(prefixes)}
 
 
 def _by_adapter(refs: Mapping[str, str]) -> dict[str, Listing]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import random
 import re
 import time
@@ -13,7 +14,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from adaptergit.errors import NotFoundError, TransportError, UsageError
-from adaptergit.git.runner import Git, init_bare
+from adaptergit.git.runner import Git, init_bare, transport_settings
 from adaptergit.reference import Source
 from adaptergit.settings import Limits
 
@@ -38,6 +39,18 @@ class Remote:
 
     url: str
     protocols: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    """What git must be told to reach it, besides what it is always told: of the publisher's own clone."""
+
+    @property
+    def speaks_http(self) -> bool:
+        """Tell whether plain requests can be sent there, past git and its settings."""
+        scheme = urlsplit(self.url).scheme
+        if scheme not in ("http", "https") or scheme not in self.protocols:
+            return False
+        if {"GIT_SSL_CAINFO", "GIT_SSL_CAPATH"} & os.environ.keys():
+            return False
+        return not any(one.startswith("http.") for one in (*transport_settings(), *self.settings))
 
     @classmethod
     def of(cls, source: Source, *, allow_http: Sequence[str] = ()) -> Remote:
@@ -131,7 +144,8 @@ def _fetch(git: Git, remote: Remote, options: Sequence[str], wants: Sequence[str
     def attempt(seconds: float) -> str:
         return git.text(
             "fetch", "--quiet", "--no-tags", *options, "--", remote.url, *wants,
-            protocols=remote.protocols, timeout=seconds, max_file_bytes=limits.package_bytes + 2**20,
+            protocols=remote.protocols, settings=remote.settings,
+            timeout=seconds, max_file_bytes=limits.package_bytes + 2**20,
         )  # fmt: skip
 
     patiently(remote, limits, attempt)

@@ -60,6 +60,7 @@ _THROWN_AWAY = (
 _PASSED_THROUGH = (
     r"^(http\.(.*\.)?(proxy|sslcainfo|sslcapath)|credential\.(.*\.)?(helper|username|usehttppath)|core\.sshcommand)$"
 )
+_FROM_CLONES = r"^(http\.(.*\.)?(extraheader|sslcert|sslkey))$"
 MINIMUM = (2, 32)
 """The oldest git that is supported: an older one does not hear of the settings that harden it."""
 _TIMEOUT = 120.0
@@ -94,6 +95,7 @@ class Git:
         timeout: float = _TIMEOUT,
         max_file_bytes: int | None = None,
         max_output: int = _MAX_OUTPUT,
+        settings: Sequence[str] = (),
     ) -> bytes:
         """Run git to its end and return its output.
 
@@ -105,11 +107,12 @@ class Git:
             timeout: Seconds until git and everything it started is killed.
             max_file_bytes: Bound on any one file git may write, a pack included.
             max_output: Bound on what git may print, in bytes.
+            settings: More settings, ``name=value``; they win over the others.
 
         Raises:
             TransportError: Git failed, with what it said.
         """
-        process = self._start(arguments, stdin, env or {}, protocols, max_file_bytes)
+        process = self._start(arguments, stdin, env or {}, protocols, max_file_bytes, settings)
         with _Deadline(process, timeout) as deadline:
             errors = _Tail(process.stderr)
             output = bytearray()
@@ -161,8 +164,9 @@ class Git:
         env: Mapping[str, str],
         protocols: Sequence[str],
         max_file_bytes: int | None,
+        settings: Sequence[str] = (),
     ) -> Any:
-        environment = {**self._environment(protocols), **env}
+        environment = {**self._environment(protocols, settings), **env}
         started = _git_class()(str(self.directory)).execute(
             _confined([*self._command(), *arguments], max_file_bytes, trusted=self.trusted, own=environment),
             istream=stdin if stdin is not None else subprocess.DEVNULL,
@@ -176,7 +180,7 @@ class Git:
     def _command(self) -> list[str]:
         return ["git"] if self.trusted else ["git", f"--git-dir={self.directory}"]
 
-    def _environment(self, protocols: Sequence[str]) -> dict[str, str]:
+    def _environment(self, protocols: Sequence[str], settings: Sequence[str]) -> dict[str, str]:
         environment = {
             "LC_ALL": "C",
             "GIT_ALLOW_PROTOCOL": ":".join(protocols) or "none",
@@ -185,7 +189,7 @@ class Git:
             "GIT_ASKPASS": "true",
             "GIT_LFS_SKIP_SMUDGE": "1",
             "GIT_OPTIONAL_LOCKS": "0",
-            **_as_environment(self._settings(protocols)),
+            **_as_environment([*self._settings(protocols), *settings]),
         }
         if self.trusted:
             return environment
@@ -198,7 +202,7 @@ class Git:
         settings = [*_CONFIG, *(() if self.trusted else _THROWN_AWAY)]
         if protocols and not self.trusted:
             # Later settings win: the user's own ssh command, if there is one.
-            settings += ["core.sshCommand=ssh -o BatchMode=yes -o ConnectTimeout=20", *_user_transport_settings()]
+            settings += ["core.sshCommand=ssh -o BatchMode=yes -o ConnectTimeout=20", *transport_settings()]
         if protocols == ("http",):
             # On loopback, or where a person allowed it: a redirect would lead elsewhere without encryption.
             settings.append("http.followRedirects=false")
@@ -242,19 +246,27 @@ def _git_class() -> Any:
 
 
 @functools.cache
-def _user_transport_settings() -> tuple[str, ...]:
-    """The few of the user's settings that reaching a server may need."""
-    command = ["git", "config", "--global", "--includes", "-z", "--get-regexp", _PASSED_THROUGH]
-    status, output, _ = _git_class()(str(Path.home())).execute(
-        _confined(command, None, trusted=True),
-        with_extended_output=True,
-        with_exceptions=False,
-        kill_after_timeout=20.0,
-    )
-    if status != 0:
-        return ()
-    pairs = (entry.partition("\n") for entry in output.split("\0") if entry)
-    return tuple(f"{name}={value}" for name, _, value in pairs)
+def transport_settings(clone: Path | None = None) -> tuple[str, ...]:
+    """Return the few of the machine's and the user's settings that reaching a server may need.
+
+    Args:
+        clone: A clone of the user's own, whose settings count too: also headers and certificates of its remote.
+    """
+    # Outside of clones no folder may be looked at: the home folder can be one.
+    outside = {} if clone is not None else {"GIT_DIR": os.devnull}
+    found: list[str] = []
+    for names in (_PASSED_THROUGH, *((_FROM_CLONES,) if clone is not None else ())):
+        status, output, _ = _git_class()(str(clone or Path.home())).execute(
+            _confined(["git", "config", "--includes", "-z", "--get-regexp", names], None, trusted=True, own=outside),
+            env=outside,
+            with_extended_output=True,
+            with_exceptions=False,
+            kill_after_timeout=20.0,
+        )
+        if status == 0:
+            pairs = (entry.partition("\n") for entry in output.split("\0") if entry)
+            found += [f"{name}={value}" for name, _, value in pairs]
+    return tuple(found)
 
 
 def _confined(command: list[str], max_file_bytes: int | None, *, trusted: bool, own: Iterable[str] = ()) -> list[str]:
