@@ -11,7 +11,8 @@ from packaging.version import Version
 
 from adaptergit.errors import NotFoundError, PackageError, UsageError
 from adaptergit.index import Entry, add_entry, entry_of, read_index
-from adaptergit.index.database import Database, Query
+from adaptergit.index.database import Database
+from adaptergit.index.words import Query
 from adaptergit.indexes import any_index, client, revoked, word_on
 from adaptergit.reference import Reference
 from adaptergit.resolve import fetch, parse_reference

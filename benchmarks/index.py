@@ -28,12 +28,12 @@ from typing import Any
 from results import folder_of, save
 
 from adaptergit.index.build import build
-from adaptergit.index.database import Query
 from adaptergit.index.entry import Entry, Metric
 from adaptergit.index.maintain import init_index, sign_snapshot
 from adaptergit.index.repository import IndexRepository
 from adaptergit.index.repository import replace as write
 from adaptergit.index.sources import SourceFile, SourceKey
+from adaptergit.index.words import Query
 from adaptergit.indexes import client
 from adaptergit.settings import load_settings
 from adaptergit.trust import generate_key
