@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,67 +28,71 @@ from adaptergit.serve.service import Service, open_service, service_of
 from adaptergit.splice import ClassificationHead, adapters
 
 TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map(" ".join)
-SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Prefixes and prompts that a decoder has no room for are tested where they have one.
 OF_DECODERS = ("two", "five", "same", "inverted", "number", "many", "tags", "answers")
 
 
+@dataclass(frozen=True)
+class Made:
+    """What is served, and every adapter of it alone."""
+
+    service: Service
+    alone: dict[str, Callable[[str, str | None], dict[str, torch.Tensor]]]
+
+
 @pytest.fixture(scope="module", params=["bert", "roberta", "gpt2", "llama"])
-def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Service, Path, Path]:
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp(request.param)
     base = base_folder(folder / "base", request.param)
     kinds = {n: k for n, k in KINDS.items() if request.param in ("bert", "roberta") or n in OF_DECODERS}
     packages = save_adapters(base, folder / "out", kinds)
-    return open_service([str(package) for package in packages], base=base), base, folder / "out"
+    service = open_service([str(package) for package in packages], base=base)
+    return Made(service, {p.name: alone(base, p, service.adapters[p.name].max_length) for p in packages})
 
 
-def alone(base: Path, package: Path, text: str, pair: str | None, length: int) -> dict[str, torch.Tensor]:
+def alone(base: Path, package: Path, length: int) -> Callable[[str, str | None], dict[str, torch.Tensor]]:
     """What an adapter answers in a model that holds nothing else, to one text without padding."""
-    model = adaptergit.load(package, model_of(base))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
-    batch = tokenizer(text, pair, truncation=True, max_length=length, return_tensors="pt")
-    with torch.no_grad():
-        output = model(
-            **{
-                name: value
-                for name, value in batch.items()
-                if name in ("input_ids", "attention_mask", "token_type_ids")
-            }
-        )
-    found = {name: output[name][0] for name in ("logits", "start_logits", "end_logits") if name in output}
-    by_token = KINDS[package.name][1].type in ("tagging", "question_answering")
-    return {name: value[-batch["input_ids"].shape[1] :] if by_token else value for name, value in found.items()}
+    model, tokenizer = adaptergit.load(package, model_of(base)), transformers.AutoTokenizer.from_pretrained(base)
+
+    def answer(text: str, pair: str | None) -> dict[str, torch.Tensor]:
+        batch = tokenizer(text, pair, truncation=True, max_length=length, return_tensors="pt")
+        with torch.no_grad():
+            output = model(**batch)
+        found = {name: output[name][0] for name in ("logits", "start_logits", "end_logits") if name in output}
+        by_token = KINDS[package.name][1].type in ("tagging", "question_answering")
+        return {name: value[-batch["input_ids"].shape[1] :] if by_token else value for name, value in found.items()}
+
+    return answer
 
 
 @given(data=st.data())
 @SLOW
-def test_a_mixed_batch_answers_as_each_adapter_alone(service: Any, data: st.DataObject) -> None:
-    served, base, out = service
-    run = Mixer(served.model)
-    lane = data.draw(st.sampled_from(sorted({one.lane for one in served.adapters.values() if one.phrasing}, key=str)))
-    names = [name for name, one in served.adapters.items() if one.lane == lane and one.phrasing]
+def test_a_mixed_batch_answers_as_each_adapter_alone(made: Made, data: st.DataObject) -> None:
+    answering = {name: one for name, one in made.service.adapters.items() if one.phrasing}
+    lane = data.draw(st.sampled_from(sorted({one.lane for one in answering.values()}, key=str)))
+    names = [name for name, one in answering.items() if one.lane == lane]
     wanted = data.draw(st.lists(st.tuples(st.sampled_from(names), TEXTS, TEXTS), min_size=1, max_size=12))
     rows = []
     for name, text, pair in wanted:
-        one = served.adapters[name]
-        rows += encode(one, [text], [pair] if one.phrasing.pairs else None)
-    for (name, text, pair), row, scores in zip(wanted, rows, run(rows), strict=True):
-        expected = alone(base, out / name, text, pair if row.pair is not None else None, row.served.max_length)
+        rows += encode(answering[name], [text], [pair] if answering[name].phrasing.pairs else None)
+    for (name, text, pair), row, scores in zip(wanted, rows, Mixer(made.service.model)(rows), strict=True):
+        expected = made.alone[name](text, pair if row.pair is not None else None)
         assert set(scores) == set(expected)
         for field, values in expected.items():
             assert torch.allclose(scores[field], values, atol=1e-4), (name, field)
 
 
-def test_adapters_that_can_share_a_batch_do(service: Any) -> None:
-    lanes = {name: one.lane for name, one in service[0].adapters.items()}
-    assert len({lanes[name] for name in ("two", "five", "same", "inverted", "number", "many", "tags", "answers")}) == 1
+def test_adapters_that_can_share_a_batch_do(made: Made) -> None:
+    lanes = {name: one.lane for name, one in made.service.adapters.items()}
+    assert len({lanes[name] for name in OF_DECODERS}) == 1
     if "prompt" in lanes:
         assert lanes["prompt"] == lanes["prompted"] != lanes["two"]
         assert lanes["prefix"] == lanes["two"]
 
 
-def test_padding_is_on_the_right_and_masked(service: Any) -> None:
-    one = service[0].adapters["two"]
+def test_padding_is_on_the_right_and_masked(made: Made) -> None:
+    one = made.service.adapters["two"]
     batch = padded(encode(one, ["w1", "w1 w2 w3 w4"]), torch.device("cpu"))
     short, long = batch["attention_mask"].tolist()
     assert long == [1] * len(long)
@@ -96,8 +100,8 @@ def test_padding_is_on_the_right_and_masked(service: Any) -> None:
     assert sum(long) - sum(short) == 3
 
 
-def test_texts_are_cut_to_what_the_model_has_positions_for(service: Any) -> None:
-    served = service[0]
+def test_texts_are_cut_to_what_the_model_has_positions_for(made: Made) -> None:
+    served = made.service
     rows = encode(served.adapters["two"], [" ".join(WORDS * 3)])
     assert rows[0].length == served.adapters["two"].max_length
     assert len(Mixer(served.model)(rows)) == 1

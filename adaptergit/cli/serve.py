@@ -18,9 +18,21 @@ if TYPE_CHECKING:
 @click.argument("references", nargs=-1, required=True)
 @click.option("--base", help="Folder of the base model; default: the settings', or the id in the cards.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; there is no password.")
-@click.option("--port", default=8080, show_default=True, help="0: any that is free.")
-@click.option("--max-batch", default=32, show_default=True, help="Most texts that go through the model together.")
-@click.option("--max-wait-ms", default=5.0, show_default=True, help="For so long a text waits for others.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Most texts that go through the model together.",
+)
+@click.option(
+    "--max-wait-ms",
+    type=click.FloatRange(0, 60_000),
+    default=5.0,
+    show_default=True,
+    help="For so long a text waits for others.",
+)
 @click.option("--lock", type=click.Path(path_type=Path), help="Lock file that names the releases.")
 @click.option("--device", help="Where the model goes: cpu, cuda, cuda:1 …")
 @policy_option

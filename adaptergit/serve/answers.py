@@ -101,22 +101,22 @@ def _spelled(row: Row) -> Iterator[tuple[int, int, int]]:
 
 
 def _spans(row: Row, scores: Scores, top_k: int | None) -> Spans:
-    """The best parts of the context, by the product of their ends' probabilities (Devlin et al. 2019, §4.2)."""
+    """The best parts of the context, by the product of their ends' probabilities (Devlin et al. 2019, §4.2).
+
+    The first token stands for "not here" (§4.3).
+    """
     assert row.pair is not None
     context = [i for i, part in enumerate(row.parts) if part == 1]
-    if not context:
-        return Spans(answers=[])
-    start, end = (scores[name][context].softmax(dim=-1) for name in ("start_logits", "end_logits"))
+    start, end = (scores[name][[0, *context]].softmax(dim=-1) for name in ("start_logits", "end_logits"))
     allowed = torch.ones(len(context), len(context), dtype=torch.bool).triu().tril(_LONGEST_ANSWER - 1)
-    both = (start[:, None] * end[None, :])[allowed]
+    both = (start[1:, None] * end[None, 1:])[allowed]
     best = both.topk(min(top_k or 1, len(both)))
     ends = allowed.nonzero()[best.indices].tolist()
     answers = []
     for (i, j), score in zip(ends, best.values.tolist(), strict=True):
-        first, last = context[i], context[j]
-        a, b = _trimmed(row.pair, row.offsets[first][0], row.offsets[last][1])
+        a, b = _trimmed(row.pair, row.offsets[context[i]][0], row.offsets[context[j]][1])
         answers.append(Span(text=row.pair[a:b], start=a, end=b, score=round(score, 6)))
-    return Spans(answers=answers)
+    return Spans(answers=answers, no_answer=round(float(start[0] * end[0]), 6))
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

@@ -69,6 +69,7 @@ class Spans(BaseModel):
     """Question answering: parts of the context, best first."""
 
     answers: list[Span]
+    no_answer: Annotated[float, Field(description="Score of the context not answering; compare it with the best.")]
 
 
 Answer = Labels | Value | Words | Spans

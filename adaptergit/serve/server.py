@@ -34,6 +34,7 @@ def serve(
     port: int = 8080,
     max_batch: int = 32,
     max_wait_ms: float = 5.0,
+    mixed: bool = True,
     policy: str | None = None,
     offline: bool = False,
     lock: str | Path | None = None,
@@ -48,7 +49,7 @@ def serve(
             ``device`` and ``report``.
         host: Address to listen on. There is no authentication: others than loopback belong behind a proxy that has.
         port: 0 for any that is free.
-        max_batch: See :func:`~adaptergit.serve.app.create_app`, as ``max_wait_ms``.
+        max_batch: See :func:`~adaptergit.serve.app.create_app`, as ``max_wait_ms`` and ``mixed``.
         started: Called when the port is open.
 
     Raises:
@@ -68,7 +69,7 @@ def serve(
         service = open_service(
             references, base=base, policy=policy, offline=offline, lock=lock, device=device, report=report
         )
-        app = create_app(service, max_batch=max_batch, max_wait_ms=max_wait_ms)
+        app = create_app(service, max_batch=max_batch, max_wait_ms=max_wait_ms, mixed=mixed)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", backlog=_BACKLOG))
         # uvicorn raises the signal that stopped it once more; a server that stopped as it was told to has not failed.
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}

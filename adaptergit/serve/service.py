@@ -29,6 +29,7 @@ from adaptergit.splice.heads import static_head_of, static_paths
 from adaptergit.splice.panel import Panel, adapters
 from adaptergit.splice.places import Tuned
 from adaptergit.splice.setup import KINDS
+from adaptergit.training.base import words_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,6 +270,8 @@ def _made(
             where=reference,
             hint="a base model with a tokenizer.json has one that does",
         )
+    if phrasing is not None and phrasing.task == "tagging" and embeddings is None:
+        own = words_tokenizer(own, str(own.name_or_path))  # as it was trained
     if own.pad_token_id is None:
         own.pad_token = own.eos_token
     longest = trained_length(about.card.data if isinstance(about, About) else {})
