@@ -10,7 +10,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@# torch first: the other packages then find it satisfied and do not bring a GPU build
 	$(PIP_INSTALL) torch
-	$(PIP_INSTALL) -e '.[demo,train,dev]'
+	$(PIP_INSTALL) -e '.[demo,train,examples,dev]'
 	touch $(STAMP)
 
 demo: $(STAMP)
