@@ -36,12 +36,12 @@ from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.folder import MODEL_SIGNATURE, read_bounded
 from adaptergit.package.version import check_version
 from adaptergit.reference import Source, check_adapter_name, expand
-from adaptergit.settings import config_dir
+from adaptergit.settings import Limits, config_dir
 from adaptergit.trust import SigningKey, parse_allowed_signers, sign
 from adaptergit.trust.oms import sign_bundle
 
 if TYPE_CHECKING:
-    from adaptergit.git import Clone, Plan, Remote
+    from adaptergit.git import Clone, Last, Plan
 
 Report = Callable[[str], None]
 _PRINCIPAL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+")
@@ -148,7 +148,7 @@ def publish_all(
     Raises:
         See :func:`publish`.
     """
-    from adaptergit.git import Clone, publish_releases
+    from adaptergit.git import Clone, last_releases, publish_releases
 
     sources = [Path(path) for path in paths]
     if not sources or (name is not None and len(sources) > 1):
@@ -171,6 +171,9 @@ def publish_all(
         check_announced(here, one)
     if not (here.root / ".adaptergit" / "allowed_signers").is_file():
         report("note: the repository announces no key; 'adaptergit init' does, and indexes ask for it")
+    for source, card in zip(sources, cards, strict=True):
+        _check_weights(source, card)
+    last = last_releases(here, names, here.reached(where) if where else None, Limits())
     with contextlib.ExitStack() as stack:
         drafts: list[_Draft] = []
         for source, card in zip(sources, cards, strict=True):
@@ -183,6 +186,7 @@ def publish_all(
                     folder,
                     replace(here, head=head),
                     target,
+                    last[card.name],
                     signers,
                     model_signing_key,
                     dry_run=dry_run,
@@ -235,7 +239,7 @@ def yank(
 
     check_version(version)
     here = Clone.at(Path(clone))
-    where = _reached(_push_source(here.remote_url(remote), here.root))
+    where = here.reached(_push_source(here.remote_url(remote), here.root))
     yank_release(here, remote, where, check_adapter_name(name), version, reason, undo=undo)
 
 
@@ -285,6 +289,7 @@ def _draft(
     folder: Path,
     here: Clone,
     target: _Target,
+    last: Last,
     signers: Sequence[SigningKey],
     model_signing_key: str | Path | None,
     *,
@@ -293,18 +298,14 @@ def _draft(
 ) -> _Draft:
     """Validate, pack and sign one folder, and write its objects; nothing is pushed."""
     from adaptergit.git import plan_release
-    from adaptergit.git.release import check_new_version, check_place, previous_release
+    from adaptergit.git.release import check_place
 
-    _check_weights(source, card)
     report(f"validated {source}: {card.name} {card.version}, {card.method} for {card.base_model.id}")
     if "/" not in card.base_model.id:
         report(f"note: the card calls the base model {card.base_model.id!r}; organisation/name is found more easily")
-    before = previous_release(here, card.name)
-    released = Manifest.from_bytes(before, where="the last release's manifest").version if before else None
-    where = target.where
-    check_new_version(here, card.name, card.version, released, _reached(where) if where else None)
-    previous = canonical.sha256(before) if before else None
-    address = _address(where, target.principal)
+    last.check_new(card.name, card.version)
+    previous = canonical.sha256(last.manifest) if last.manifest else None
+    address = _address(target.where, target.principal)
     manifest_bytes = pack(
         source,
         folder,
@@ -490,13 +491,6 @@ def _push_source(url: str, root: Path) -> Source:
     if "://" not in url and (path.is_absolute() or path.exists()):
         return Source.parse(path.resolve().as_uri())
     return Source.parse(url)
-
-
-def _reached(source: Source) -> Remote:
-    """A publisher's own remote may be spoken to over plain http: the clone does so already."""
-    from adaptergit.git import Remote
-
-    return Remote.of(source, allow_http=(urlsplit(source.url).hostname or "",))
 
 
 def signing_key(key: str | Path | None) -> SigningKey:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,47 @@ def test_many_adapters_are_published_in_one_push(hub: Hub, source: Source) -> No
     assert {p.name for p in (hub.clone / "adapters").iterdir()} == {f"a{i}" for i in range(5)}
     again = publish_all(folders, clone=hub.clone, key=hub.key.path, version="1.1.0")
     assert [one.previous for one in again] == [one.digest for one in releases]
+
+
+@pytest.mark.parametrize("filters", ["true", "false"])
+def test_a_clone_that_is_behind_does_not_fork_the_history(
+    hub: Hub, source: Source, tmp_path: Path, filters: str
+) -> None:
+    """Tags of releases are no part of the branch: ``git pull`` does not bring them."""
+    git(hub.bare, "config", "uploadpack.allowFilter", filters)
+    release(hub, source())
+    behind = tmp_path / "behind"
+    git(tmp_path, "clone", "-q", hub.url, str(behind))
+    second = release(hub, source(os.urandom(400_000)), version="1.1.0", pull_request=True)
+    assert fetch(f"{hub.url}@sst2").version == "1.1.0"  # somebody has it
+    for version in ("1.0.5", "1.1.0"):
+        with pytest.raises(ReleaseError, match=r"not newer than 1\.1\.0|released already"):
+            publish(source(b"x"), clone=behind, key=hub.key.path, version=version, pull_request=True)
+    third = publish(source(b"x"), clone=behind, key=hub.key.path, version="1.2.0", pull_request=True)
+    assert third.previous == second.digest
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.2.0"
+
+
+def test_a_tag_that_is_no_release_is_not_followed(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    git(hub.bare, "update-ref", "refs/tags/adapters/sst2/2.0.0", "refs/tags/adapters/sst2/1.0.0")
+    before = state(hub)
+    with pytest.raises(ReleaseError, match=r"the tag holds sst2 1\.0\.0"):
+        release(hub, source(), version="3.0.0")
+    git(hub.bare, "update-ref", "refs/tags/adapters/sst2/2.0.0", "main")
+    with pytest.raises(ReleaseError, match="the tag is not a release"):
+        release(hub, source(), version="3.0.0")
+    assert state(hub) == before
+
+
+def test_the_server_is_asked_once_for_all_adapters(hub: Hub, source: Source) -> None:
+    hub.trust()
+    folders = [source(folder=f"out{i}", name=f"a{i}") for i in range(6)]
+    publish_all(folders, clone=hub.clone, key=hub.key.path)
+    hub.server.reset()
+    publish_all(folders, clone=hub.clone, key=hub.key.path, version="1.1.0")
+    asked = [request for request in hub.server.traffic.requests if "git-upload-pack" in request]
+    assert len(asked) == 1
 
 
 def test_all_of_them_or_none(hub: Hub, source: Source) -> None:

@@ -185,6 +185,25 @@ def test_basic_authentication_through_gits_credential_helper_only(
     )
 
 
+def test_a_publisher_is_let_in_by_the_settings_of_the_clone(
+    hub: Hub, source: Source, nginx: Nginx, tmp_path: Path
+) -> None:
+    """As continuous integration does it: a header with a token, in the clone's own configuration."""
+    private = tmp_path / "server" / "private"
+    private.mkdir()
+    shutil.copytree(hub.bare, private / "adapters.git")
+    git(private / "adapters.git", "config", "http.receivepack", "true")
+    url = f"http://127.0.0.1:{nginx.port}/private/adapters.git"
+    header = f"Authorization: Basic {base64.b64encode(b'me:secret').decode()}"
+    clones = [tmp_path / "first", tmp_path / "behind"]
+    for clone in clones:
+        git(tmp_path, "-c", f"http.extraHeader={header}", "clone", "-q", url, str(clone))
+        git(clone, "config", "http.extraHeader", header)
+    first = publish(source(), clone=clones[0], key=hub.key.path, pull_request=True)
+    second = publish(source(), clone=clones[1], key=hub.key.path, version="1.1.0", pull_request=True)
+    assert second.previous == first.digest
+
+
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no list of processes to look at")
 def test_no_secret_of_the_users_configuration_is_seen_in_the_list_of_processes(home: Path) -> None:
     from adaptergit.git import runner

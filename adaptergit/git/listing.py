@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from adaptergit.errors import NotFoundError, TransportError
 from adaptergit.git.remote import OID, ROTATIONS, TAGS, YANKED, Remote, patiently
-from adaptergit.git.runner import init_bare
+from adaptergit.git.runner import Git, init_bare
 from adaptergit.package.version import is_version
 from adaptergit.settings import Limits
 
@@ -48,8 +48,14 @@ def list_all(remote: Remote, limits: Limits) -> tuple[dict[str, Listing], int]:
     return _by_adapter(refs), sum(ref.startswith(f"{ROTATIONS}/") for ref in refs)
 
 
-def list_refs(remote: Remote, prefixes: tuple[str, ...], limits: Limits) -> dict[str, str]:
+def list_refs(remote: Remote, prefixes: tuple[str, ...], limits: Limits, *, git: Git | None = None) -> dict[str, str]:
     """Return the oids of all refs whose names begin with one of the prefixes, by name.
+
+    Args:
+        remote: Whom to ask.
+        prefixes: Of names of tags.
+        limits: Bounds on time.
+        git: Of the user's own clone, where its configuration shall count.
 
     Raises:
         TransportError: The repository cannot be reached.
@@ -60,12 +66,13 @@ def list_refs(remote: Remote, prefixes: tuple[str, ...], limits: Limits) -> dict
         with suppress(TransportError, NotFoundError):
             return _asked(remote, prefixes, limits)
     with tempfile.TemporaryDirectory(prefix="adaptergit-list-") as folder:
-        git = init_bare(Path(folder))
+        # A clone knows its own settings: given twice, a header would be sent twice.
+        asking, settings = (init_bare(Path(folder)), remote.settings) if git is None else (git, ())
         patterns = [f"{prefix}*" for prefix in prefixes]
         arguments = ("ls-remote", "--quiet", "--tags", "--refs", "--", remote.url, *patterns)
 
         def attempt(seconds: float) -> str:
-            return git.text(*arguments, protocols=remote.protocols, settings=remote.settings, timeout=seconds)
+            return asking.text(*arguments, protocols=remote.protocols, settings=settings, timeout=seconds)
 
         output = patiently(remote, limits, attempt)
     pairs = (line.partition("\t") for line in output.splitlines())
