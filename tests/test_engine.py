@@ -67,6 +67,44 @@ def test_a_cache_changes_nothing(name: str, padded: bool, config: str) -> None:
     assert torch.equal(model.generate(IDS, use_cache=False, **options), with_cache)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
+def test_a_static_cache_changes_nothing_for_a_prefix(name: str, attention: str) -> None:
+    """It has room behind the tokens: what is last in it is not what is last in the sequence."""
+    model = seq2seq() if name == "t5" else causal(name)
+    model.set_attn_implementation(attention)
+    panel = adapters(model)
+    panel.add("a", "prefix_tuning_flat[prefix_length=3]")
+    noisy(panel, "a")
+    panel.active = "a"
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 1, "output_logits": True}
+    options |= {"return_dict_in_generate": True, "disable_compile": True}
+    dynamic = model.generate(IDS, **options)
+    static = model.generate(IDS, cache_implementation="static", **options)
+    for one, two in zip(dynamic.logits, static.logits, strict=True):
+        assert torch.allclose(one, two, atol=1e-4)
+
+
+def seq2seq() -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        d_model=16,
+        d_kv=4,
+        d_ff=16,
+        num_layers=2,
+        num_heads=4,
+        vocab_size=70,
+        decoder_start_token_id=0,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.3)
+    return model
+
+
 def test_generate_of_an_encoder_and_a_decoder() -> None:
     folder = GOLDEN / "bases" / "t5"
     model = (

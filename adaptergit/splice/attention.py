@@ -115,7 +115,7 @@ def widen(
             return None
         mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
         if causal and queries > 1:
-            mask = mask.tril(keys - queries)
+            mask = mask.tril()  # as the fused function has it: a static cache has room behind the tokens
         mask = mask[None, None]
         # Added to the scores: what every attention function understands.
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
