@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
@@ -253,8 +254,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("--language", default="de", help="the second one, of Django's: de, fr, es … (default: de)")
     chosen = parser.parse_args()
-    if chosen.language == "en":
-        parser.error("--language is the second one, English is the first")
+    if chosen.language == "en" or not re.fullmatch("[a-z]{2,3}", chosen.language):
+        parser.error("--language is the second one, English is the first: write de, fr, es …")
     if chosen.folder and chosen.folder.exists():
         parser.error(f"{chosen.folder} exists already: name a new folder")
     with tempfile.TemporaryDirectory() as temporary:
