@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from adaptergit.export import export
+    from adaptergit.hf import Checkpoint, HubReference, fetch_hub
     from adaptergit.housekeeping import prune, stored, verify_store
     from adaptergit.load import load
     from adaptergit.lock import check_lock, lock, sync
@@ -77,6 +78,7 @@ _HOMES = {
         "UsageError",
     ),
     "adaptergit.export": ("export",),
+    "adaptergit.hf": ("Checkpoint", "HubReference", "fetch_hub"),
     "adaptergit.housekeeping": ("prune", "stored", "verify_store"),
     "adaptergit.load": ("load",),
     "adaptergit.lock": ("check_lock", "lock", "sync"),
@@ -118,9 +120,11 @@ __all__ = [
     "Average",
     "BatchSplit",
     "Bottleneck",
+    "Checkpoint",
     "ClassificationHead",
     "DataError",
     "Fuse",
+    "HubReference",
     "LoRA",
     "MTLLoRA",
     "ModelError",
@@ -149,6 +153,7 @@ __all__ = [
     "export",
     "export_bundle",
     "fetch",
+    "fetch_hub",
     "import_bundle",
     "inspect",
     "load",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +13,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from adaptergit.errors import NotFoundError
+from adaptergit.formats import Folder
+from adaptergit.package.modelcard import stated_base_id, told_front_matter
 from adaptergit.reference import expand
 from adaptergit.settings import Settings, config_dir
 
@@ -25,6 +29,36 @@ class Named(Protocol):
     @property
     def revision(self) -> str | None:
         """Commit on the hub."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model as a checkpoint of others names it."""
+
+    id: str
+    revision: str | None = None
+
+
+def stated_base(folder: Path, digests: Mapping[str, str] | None = None) -> Base:
+    """Return the base model that a checkpoint of others names: in its first configuration that does, or in its README.
+
+    Args:
+        folder: Of the checkpoint, or of a set-up of several.
+        digests: See :class:`~adaptergit.formats.Folder`.
+
+    Raises:
+        PackageError: A configuration cannot be read.
+    """
+    found = Base("")
+    for path in sorted(folder.rglob("*_config.json")):
+        files = Folder(path.parent, digests)
+        raw = files.json(path.name) if path.name in files else {}
+        if named := str(raw.get("base_model_name_or_path") or raw.get("model_name") or ""):
+            found = Base(named, str(raw["revision"]) if raw.get("revision") else None)
+            break
+    if not found.id or Path(found.id).is_absolute():  # a folder of whoever trained it
+        return Base(stated_base_id(told_front_matter(folder)) or found.id)
+    return found
 
 
 def base_model(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.bases import base_model, transformers
+from adaptergit.bases import Base, base_model, stated_base, transformers
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.export import WRITERS
 from adaptergit.formats import Folder, foreign_format, is_single, load_folder
@@ -25,11 +25,13 @@ from adaptergit.formats import model_class as model_class_of
 from adaptergit.formats.adapterhub_write import write_setup
 from adaptergit.formats.folders import SETUP
 from adaptergit.formats.unpack import unpacked
+from adaptergit.hf import Checkpoint, fetch_hub
 from adaptergit.load import load
 from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Card
 from adaptergit.package.folder import MODEL_SIGNATURE
 from adaptergit.package.local import local_card
-from adaptergit.reference import expand, is_folder
+from adaptergit.package.modelcard import card_fields, told_front_matter
+from adaptergit.reference import expand, is_folder, is_hub
 from adaptergit.resolve import fetch
 from adaptergit.settings import load_settings
 from adaptergit.splice.checkpoint import card_data, card_name
@@ -69,7 +71,8 @@ def convert(
     """Write an adapter, fusion, head or set-up as another library, or adaptergit, reads it.
 
     Args:
-        source: Reference, package folder, folder of AdapterHub's or PEFT's, or a zip file that AdapterHub served.
+        source: Reference (``hf:org/repo`` too), package folder, folder of AdapterHub's or PEFT's, or a zip file that
+            AdapterHub served.
         target: New or empty folder.
         to: A name in :data:`FORMATS`. What is in that format already is copied.
         base: Base model: its folder or id, or the model itself, which gets a panel; default: what the source names.
@@ -77,7 +80,7 @@ def convert(
             is used with; default: the causal language model for ``to="vllm"``, else what the source needs.
         name: Of the adapter; default: its own.
         allow_pickle: Read pickled weights, in a process of its own with limits and without secrets.
-        about: Card fields, for ``to="adaptergit"``.
+        about: Card fields, for ``to="adaptergit"``; default: what the front matter of the source's README says.
         fetching: ``policy``, ``offline``, ``index``, ``lock``: see :func:`~adaptergit.resolve.fetch`.
 
     Raises:
@@ -88,18 +91,19 @@ def convert(
     """
     if to not in FORMATS:
         raise UsageError(f"unknown format {to!r}", hint=", ".join(FORMATS))
-    source, target = _source(source, fetching), expand(target)
+    target = expand(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("there is something already", where=str(target), hint="name a new folder")
-    with unpacked(source, allow_pickle=allow_pickle) as folder, _staged(target) as staged:
+    path, named = _source(source, allow_pickle, fetching)
+    with unpacked(path, allow_pickle=allow_pickle) as folder, _staged(target) as staged:
         held = _held(folder)
         if to == held and not isinstance(base, nn.Module) and name is None:
             _copy(folder, staged)
             return Converted(target, to, (), (), (), _files(staged))
         model = base if isinstance(base, nn.Module) else _base_model(folder, base, model_class or _CLASSES.get(to))
-        panel, composition = _loaded(folder, model, name or _stem(source, folder), fetching)
+        panel, composition = _loaded(folder, model, name or _named(named, folder), fetching)
         if to == "adaptergit":
-            _save(panel, composition, staged, dict(about or {}), name)
+            _save(panel, composition, staged, _merged(_told(folder), about or {}), name)
         elif len(panel.names) == 1 and not panel.fusions and set(panel.heads) <= set(panel.names):
             WRITERS[to](panel, panel.names[0], staged)
         elif to == "adapterhub":
@@ -110,11 +114,31 @@ def convert(
         return Converted(target, to, *found, _files(staged))
 
 
-def _source(source: str | Path, fetching: Mapping[str, Any]) -> Path:
-    """Return what is converted; a release is fetched and verified first."""
-    if is_folder(source) or expand(source).exists():
-        return expand(source)
-    return fetch(str(source), **fetching).path
+def _source(source: str | Path, allow_pickle: bool, fetching: Mapping[str, Any]) -> tuple[Path, str | None]:
+    """Return what is converted, and a name for what has none; a release is fetched and verified first."""
+    if is_hub(source):
+        if unknown := {key for key, value in fetching.items() if value is not None} - {"policy", "offline"}:
+            raise UsageError(f"{', '.join(sorted(unknown))}: not for what is on the Hub", where=str(source))
+        policy, offline = fetching.get("policy"), bool(fetching.get("offline"))
+        found = fetch_hub(str(source), pickles=allow_pickle, policy=policy, offline=offline)
+        return found.path, found.reference.name if isinstance(found, Checkpoint) else None
+    path = expand(source)
+    if is_folder(source) or path.exists():
+        return path, path.stem if path.is_file() else None
+    return fetch(str(source), **fetching).path, None
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """Return the card fields that the README of a checkpoint of others tells in its front matter."""
+    return {} if (folder / CARD).is_file() else card_fields(told_front_matter(folder))
+
+
+def _merged(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both, field by field; what a person says goes before what a README does."""
+    merged = {**told, **about}
+    if isinstance(told.get("task"), dict) and isinstance(about.get("task"), Mapping):
+        merged["task"] = {**told["task"], **about["task"]}
+    return merged
 
 
 def _held(folder: Path) -> str | None:
@@ -149,11 +173,13 @@ def describe(
 ) -> Card:
     """Write the card of an AdapterHub or PEFT checkpoint into its folder, so that it can be published as it is.
 
+    Licence, task, languages, data, keywords and evaluation are those of the front matter of its README, if it has some.
+
     Args:
         folder: With one adapter; nothing else in it is changed.
         base: See :func:`convert`.
         name: Of the adapter; default: its own, or the folder's.
-        about: More card fields.
+        about: More card fields; they go before those of the README.
 
     Raises:
         UsageError: There is a card already, or no single adapter.
@@ -169,7 +195,7 @@ def describe(
     model = base if isinstance(base, nn.Module) else _base_model(folder, base, None)
     panel, _ = _loaded(folder, model, name, {})
     chosen = panel.names[0]
-    data = card_data(panel, single(panel, chosen), {"name": card_name(name or chosen), **about})
+    data = card_data(panel, single(panel, chosen), _merged({"name": card_name(name or chosen), **_told(folder)}, about))
     data["adapter"] = {**data["adapter"], "format": foreign_format(Folder(folder))}
     data["adapter"].pop("sites")
     card = Card(data)
@@ -190,9 +216,9 @@ def _loaded(
     return panel, panel.active
 
 
-def _stem(source: Path, folder: Path) -> str | None:
-    """PEFT's checkpoints have no name of their own: a folder's or a zip file's does."""
-    return source.stem if source.is_file() and foreign_format(Folder(folder)) == "peft" else None
+def _named(named: str | None, folder: Path) -> str | None:
+    """PEFT's checkpoints have no name of their own: a folder, a zip file or a repository of the Hub has."""
+    return named if foreign_format(Folder(folder)) == "peft" else None
 
 
 def _save(panel: Panel, composition: Composition | None, folder: Path, about: dict[str, Any], name: str | None) -> None:
@@ -226,14 +252,6 @@ def _staged(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class _Base:
-    """A base model as a checkpoint of others names it."""
-
-    id: str
-    revision: str | None = None
-
-
 def _base_model(folder: Path, base: str | Path | None, kind: str | None) -> nn.Module:
     """Load the model that a checkpoint was trained in, with a head of the model's own where it holds one."""
     settings = load_settings()
@@ -243,23 +261,11 @@ def _base_model(folder: Path, base: str | Path | None, kind: str | None) -> nn.M
         raise UsageError(f"transformers has no model class {kind!r}", hint="AutoModel, AutoModelForCausalLM …")
     if base is not None and (is_path := expand(base)).is_dir():
         settings = replace(settings, base_models={str(base): str(is_path)})
-        return base_model(_Base(str(base)), (made_by, options), settings)
     if base is not None:
-        return base_model(_Base(str(base)), (made_by, options), settings)
+        return base_model(Base(str(base)), (made_by, options), settings)
     if (folder / CARD).is_file():
         return base_model(local_card(folder, settings.limits).base_model, (made_by, options), settings)
-    raw = _configuration(folder)
-    named = str(raw.get("base_model_name_or_path") or raw.get("model_name") or "")
-    return base_model(_Base(named, raw.get("revision")), (made_by, options), settings)
-
-
-def _configuration(folder: Path) -> dict[str, Any]:
-    """Return the first configuration in a folder of others that says something of its base model."""
-    for path in sorted(folder.rglob("*_config.json")):
-        raw = Folder(path.parent).json(path.name)
-        if raw.get("base_model_name_or_path") or raw.get("model_name"):
-            return raw
-    return {}
+    return base_model(stated_base(folder), (made_by, options), settings)
 
 
 def _dtype(folder: Path) -> torch.dtype | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 # ruff: noqa: E501 - a table row is one line of Markdown
 
+_FRONT = re.compile(r"---[ \t]*\r?\n(?:.*\n)*?---[ \t]*(?:\r?\n|\Z)")
 _MARK = "<!-- rendered from card.yaml by adaptergit, {digest} -->\n"
 
 _TEMPLATE = """\
@@ -31,7 +33,7 @@ _TEMPLATE = """\
 ```python
 import adaptergit
 
-model = adaptergit.load("{{ address }}@{{ card.name }}=={{ card.version }}")
+model = adaptergit.load("{{ reference }}")
 ```
 {% if card.evaluation %}
 ## Evaluation
@@ -54,14 +56,30 @@ model = adaptergit.load("{{ address }}@{{ card.name }}=={{ card.version }}")
 
 def render_readme(card: Card, address: str) -> str:
     """Render the card as Markdown; the same text for the same card. ``address`` is what people load it from."""
-    body = str(_template().render(card=card.data, address=address))
-    return _MARK.format(digest=_digest(body)) + body
+    return render_with(card, f"{address}@{card.name}=={card.version}")
+
+
+def render_with(card: Card, reference: str, front: str = "") -> str:
+    """Render the card as Markdown behind some front matter. ``reference`` is what people load."""
+    body = str(_template().render(card=card.data, reference=reference))
+    return front + _MARK.format(digest=_digest(front + body)) + body
 
 
 def is_rendered(text: str) -> bool:
-    """Tell whether a README is as it was rendered, untouched since: its first line holds a hash of the others."""
-    mark, newline, body = text.partition("\n")
-    return mark + newline == _MARK.format(digest=_digest(body))
+    """Tell whether a README is as it was rendered, untouched since: a line of it holds a hash of the others."""
+    front, rest = split_front_matter(text)
+    mark, newline, body = rest.partition("\n")
+    return mark + newline == _MARK.format(digest=_digest(front + body))
+
+
+def split_front_matter(text: str) -> tuple[str, str]:
+    """Return the YAML between two lines of dashes that a README may start with, dashes included, and what follows.
+
+    >>> split_front_matter("---\\nlicense: mit\\n---\\n# Title\\n")
+    ('---\\nlicense: mit\\n---\\n', '# Title\\n')
+    """
+    found = _FRONT.match(text)
+    return (found[0], text[found.end() :]) if found is not None else ("", text)
 
 
 def _digest(body: str) -> str:
