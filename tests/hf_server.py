@@ -375,7 +375,7 @@ class Request(BaseHTTPRequestHandler):
 @contextmanager
 def served(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> Iterator[HubServer]:
     """Give a Hub that this process asks: what huggingface_hub read from the environment when it was imported is undone."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -387,6 +387,11 @@ def served(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> Iterator[HubServer
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(scratch / "hub"))
     with HubServer() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        # Of versions before 1.0.
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         yield server
 
 
@@ -401,7 +406,7 @@ def endless(request: Request) -> None:
     request.send_header("Transfer-Encoding", "chunked")
     request.end_headers()
     try:
-        for _ in range(4000):
+        for _ in range(300):
             request.wfile.write(b"%x\r\n" % (1 << 20) + b"x" * (1 << 20) + b"\r\n")
     except OSError:
         pass

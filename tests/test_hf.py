@@ -564,8 +564,8 @@ ATTACKS: dict[str, tuple[str, list[Answer], type[AdaptergitError], str]] = {
     "a configuration that is not the listed one": (
         "resolve/", [says(200, b"{}", X_Repo_Commit="0" * 40, ETag='"x"')] * 9, PackageError, "the Hub lists",
     ),
-    "weights without an end": ("GET /cdn/", [endless] * 9, AdaptergitError, "bytes that the Hub lists|bytes arrived|broke off"),
-    "more weights than listed": ("GET /cdn/", [more_bytes] * 9, AdaptergitError, "bytes that the Hub lists|bytes arrived|broke off"),
+    "weights without an end": ("GET /cdn/", [endless] * 9, AdaptergitError, "far more than the|cannot be reached"),
+    "more weights than listed": ("GET /cdn/", [more_bytes] * 9, AdaptergitError, "bytes arrived|broke off"),
     "no Hub at all": ("/api/", [says(200, b"<html>")] * 9, TransportError, "cannot be understood"),
     "a Hub without a commit": ("/revision/", [says(200, b'{"id": "acme/x"}')] * 9, TransportError, "this is no Hub"),
     "a commit that is a path": ("/revision/", [says(200, b'{"id": "acme/x", "sha": "../../x"}')] * 9, TransportError, "this is no Hub"),
@@ -735,11 +735,12 @@ def run(hf: HubServer) -> Callable[..., str]:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
-        return done.stdout if code == 0 else done.stdout + done.stderr
+        return done.stdout if "--json" in argv else done.stdout + done.stderr
 
     return call
 
 
+@pytest.mark.slow
 def test_the_commands_take_it(run: Callable[..., str], repository: Repository, tmp_path: Path) -> None:
     assert "nobody signed" in run("load", "hf:acme/x", code=4)
     refused = run("verify", "hf:acme/x", code=4)
@@ -752,7 +753,7 @@ def test_the_commands_take_it(run: Callable[..., str], repository: Repository, t
     assert info["reference"] in shown
     loaded = json.loads(run("load", info["reference"], "--policy", "digest", "--json"))
     assert (loaded["from_store"], loaded["identity"]) == (True, info["identity"])
-    assert "first use" in subprocess_stderr(run, "load", "hf:acme/x", "--policy", "tofu")
+    assert "first use" in run("load", "hf:acme/x", "--policy", "tofu")
     assert f"127.0.0.1/acme/x@main\tsha256:{info['identity']}" in run("trust", "ls")
     assert "that is what was pinned" in run("verify", "hf:acme/x", "--policy", "tofu")
     repository.write({"README.md": b"new"})
@@ -762,13 +763,6 @@ def test_the_commands_take_it(run: Callable[..., str], repository: Repository, t
     assert "not for what is on the Hub" in run("load", "hf:acme/x", "--index", str(tmp_path / "i"), code=2)
     assert "write it like" in run("load", "hf:acme", code=2)
     assert "offline was asked for" in run("load", "hf:acme/x@other", "--offline", code=5)
-
-
-def subprocess_stderr(run: Callable[..., str], *argv: str) -> str:
-    environment = {**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    environment.pop("HF_HUB_OFFLINE", None)
-    argv = (sys.executable, "-m", "adaptergit", *argv)
-    return subprocess.run(argv, capture_output=True, text=True, check=True, env=environment).stderr
 
 
 def test_importing_and_help_import_no_huggingface_hub() -> None:

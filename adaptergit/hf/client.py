@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENTRIES = 1000
+_SLACK = 64 * 2**20
 _CHANGED = "somebody changed it on the way"
 _LOGIN = "if it is private, log in first: hf auth login"
 
@@ -199,7 +200,7 @@ class Hub:
             done = self._api.create_commit(
                 repository, operations, commit_message=message, parent_commit=parent, revision=DEFAULT_REVISION
             )
-        for one in told:
+        for one in (one for one in told if one.category is UserWarning):  # what the Hub has to say of the README
             warnings.warn(f"{self.address(repository)}: {one.message}", AdaptergitWarning, stacklevel=2)
         return str(done.oid)
 
@@ -261,6 +262,19 @@ class Hub:
             raise NotFoundError("no such file or folder in the repository", where=where) from error
         except errors.HfHubHTTPError as error:
             raise _refused(getattr(error.response, "status_code", None), where) from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if str(error).startswith("Invalid metadata in README.md"):
+                told = "".join(char if char.isprintable() else " " for char in str(error)[:500])
+                raise PackageError(
+                    told, where=where, hint="correct the card, or the front matter of the README"
+                ) from error
+            told = f"the Hub's answer cannot be understood: {type(error).__name__}"
+            raise TransportError(told, where=where, hint="check HF_ENDPOINT") from error
+        except RuntimeError as error:  # what is raised around the errors of uploads, and by Xet
+            status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
+            if status is not None:
+                raise _refused(status, where) from error
+            raise TransportError("the transfer failed", where=where, hint="try again later") from error
         except _transport_errors() as error:
             raise TransportError(
                 f"the Hub cannot be reached: {type(error).__name__}", where=where, hint="try again later"
@@ -269,14 +283,6 @@ class Hub:
             if error.errno is not None:
                 raise
             raise TransportError("the download broke off", where=where, hint="try again") from error
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, RuntimeError) as error:
-            if str(error).startswith("Invalid metadata in README.md"):
-                told = "".join(char if char.isprintable() else " " for char in str(error)[:500])
-                raise PackageError(
-                    told, where=where, hint="correct the card, or the front matter of the README"
-                ) from error
-            told = f"the Hub's answer cannot be understood: {type(error).__name__}"
-            raise TransportError(told, where=where, hint="check HF_ENDPOINT") from error
 
 
 def _refused(status: int | None, where: str) -> TransportError | ReleaseError:
@@ -322,7 +328,10 @@ def _compared(path: Path, listed: Listed, where: str) -> str:
 
 
 def _bounded(size: int, seconds: float, where: str) -> Any:
-    """Make a progress bar that shows nothing and ends a download that goes on for too long."""
+    """Make a progress bar that shows nothing and ends a download that goes on for too long.
+
+    It is told what arrives on the wire, and that may be more than the file: how much it is, is compared at the end.
+    """
     bar: Any = importlib.import_module("huggingface_hub.utils").tqdm
     deadline = time.monotonic() + seconds
 
@@ -334,8 +343,8 @@ def _bounded(size: int, seconds: float, where: str) -> Any:
 
         def update(self, n: float | None = 1) -> Any:
             self.arrived += int(n or 0)
-            if self.arrived > size:
-                raise PackageError(f"more than the {size} bytes that the Hub lists", where=where, hint=_CHANGED)
+            if self.arrived > 2 * size + _SLACK:
+                raise PackageError(f"far more than the {size} bytes that the Hub lists", where=where, hint=_CHANGED)
             if time.monotonic() > deadline:
                 raise TransportError(f"no end within {seconds:.0f} s", where=where, hint="try again later")
             return super().update(n)
