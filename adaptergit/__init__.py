@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from adaptergit.evaluation import evaluate
     from adaptergit.export import export
+    from adaptergit.hf import Checkpoint, HubReference, fetch_hub
     from adaptergit.housekeeping import prune, stored, verify_store
     from adaptergit.load import load
     from adaptergit.lock import check_lock, lock, sync
@@ -85,6 +86,7 @@ _HOMES = {
     ),
     "adaptergit.evaluation": ("evaluate",),
     "adaptergit.export": ("export",),
+    "adaptergit.hf": ("Checkpoint", "HubReference", "fetch_hub"),
     "adaptergit.housekeeping": ("prune", "stored", "verify_store"),
     "adaptergit.load": ("load",),
     "adaptergit.lock": ("check_lock", "lock", "sync"),
@@ -128,9 +130,11 @@ __all__ = [
     "Average",
     "BatchSplit",
     "Bottleneck",
+    "Checkpoint",
     "ClassificationHead",
     "DataError",
     "Fuse",
+    "HubReference",
     "LoRA",
     "MTLLoRA",
     "ModelError",
@@ -163,6 +167,7 @@ __all__ = [
     "export",
     "export_bundle",
     "fetch",
+    "fetch_hub",
     "import_bundle",
     "inspect",
     "load",

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from adaptergit.errors import ModelError, NotFoundError, PackageError
+from adaptergit.formats import Folder
+from adaptergit.package.modelcard import stated_base_id, told_front_matter
 from adaptergit.reference import expand
 from adaptergit.settings import Settings, config_dir
 from adaptergit.splice.heads import HeadConfig, StaticHead
@@ -38,6 +40,28 @@ class NamedBase:
 
     id: str
     revision: str | None = None
+
+
+def stated_base(folder: Path, digests: Mapping[str, str] | None = None) -> NamedBase:
+    """Return the base model that a checkpoint of others names: in its first configuration that does, or in its README.
+
+    Args:
+        folder: Of the checkpoint, or of a set-up of several.
+        digests: See :class:`~adaptergit.formats.Folder`.
+
+    Raises:
+        PackageError: A configuration cannot be read.
+    """
+    found = NamedBase("")
+    for path in sorted(folder.rglob("*_config.json")):
+        files = Folder(path.parent, digests)
+        raw = files.json(path.name) if path.name in files else {}
+        if named := str(raw.get("base_model_name_or_path") or raw.get("model_name") or ""):
+            found = NamedBase(named, str(raw["revision"]) if raw.get("revision") else None)
+            break
+    if not found.id or Path(found.id).is_absolute():  # a folder of whoever trained it
+        return NamedBase(stated_base_id(told_front_matter(folder)) or found.id)
+    return found
 
 
 def base_model(

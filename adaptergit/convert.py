@@ -17,18 +17,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.bases import Named, NamedBase, base_model, class_for, is_hub_id, transformers
+from adaptergit.bases import Named, NamedBase, base_model, class_for, is_hub_id, stated_base, transformers
 from adaptergit.errors import ModelError, NotFoundError, UsageError
 from adaptergit.export import WRITERS
 from adaptergit.formats import Folder, foreign_format, is_single, load_folder, model_class
 from adaptergit.formats.adapterhub_write import write_setup
 from adaptergit.formats.folders import SETUP
 from adaptergit.formats.unpack import unpacked
+from adaptergit.hf import Checkpoint, fetch_hub
 from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.load import load
 from adaptergit.package import CARD, WEIGHTS, Card, is_generated
 from adaptergit.package.local import local_card
-from adaptergit.reference import expand, is_path
+from adaptergit.package.modelcard import card_fields, told_front_matter
+from adaptergit.reference import expand, is_hub, is_path
 from adaptergit.resolve import fetch
 from adaptergit.settings import load_settings
 from adaptergit.splice.checkpoint import card_data, card_name
@@ -68,7 +70,8 @@ def convert(
     """Write an adapter, fusion, head or set-up as another library, or adaptergit, reads it.
 
     Args:
-        source: Reference, package folder, folder of AdapterHub's or PEFT's, or a zip file that AdapterHub served.
+        source: Reference (``hf:org/repo`` too), package folder, folder of AdapterHub's or PEFT's, or a zip file that
+            AdapterHub served.
         target: New or empty folder.
         to: A name in :data:`FORMATS`. What is in that format already is copied.
         base: Base model: its folder or id, or the model itself, which gets a panel; default: what the source names.
@@ -76,7 +79,7 @@ def convert(
             is used with; default: the causal language model for ``to="vllm"``, else what the source needs.
         name: Of the adapter; default: its own.
         allow_pickle: Read pickled weights, in a process of its own with limits and without secrets.
-        about: Card fields, for ``to="adaptergit"``.
+        about: Card fields, for ``to="adaptergit"``; default: what the front matter of the source's README says.
         fetching: ``policy``, ``offline``, ``index``, ``lock``: see :func:`~adaptergit.resolve.fetch`.
 
     Raises:
@@ -92,9 +95,9 @@ def convert(
     target = expand(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("there is something already", where=str(target), hint="name a new folder")
-    source, policy = _source(source, fetching)
-    with unpacked(source, allow_pickle=allow_pickle) as folder, _staged(target) as staged:
-        held = _held(folder, source)
+    path, policy, named = _source(source, allow_pickle, fetching)
+    with unpacked(path, allow_pickle=allow_pickle) as folder, _staged(target) as staged:
+        held = _held(folder, path)
         if to == held.format and not isinstance(base, nn.Module) and name is None:
             _copy(held, staged)
             return Converted(target, to, (), (), (), _files(staged))
@@ -102,9 +105,9 @@ def convert(
         model = (
             base if isinstance(base, nn.Module) else _base_model(held, base, model_class or _CLASSES.get(to), offline)
         )
-        panel, composition = _loaded(held, model, name or _stem(source, held), policy)
+        panel, composition = _loaded(held, model, name or _own_name(named, held), policy)
         if to == "adaptergit":
-            _save(panel, composition, staged, {**_inherited(held, name), **(about or {})}, name)
+            _save(panel, composition, staged, _merged(_inherited(held, name), about or {}), name)
         elif len(panel.names) == 1 and not panel.fusions and set(panel.heads) <= set(panel.names):
             WRITERS[to](panel, panel.names[0], staged)
         elif to == "adapterhub":
@@ -115,15 +118,33 @@ def convert(
         return Converted(target, to, *found, _files(staged))
 
 
-def _source(source: str | Path, fetching: Mapping[str, Any]) -> tuple[Path, str | None]:
-    """Return what is converted and the policy it must still pass; a release is fetched and verified first."""
+def _source(source: str | Path, allow_pickle: bool, fetching: Mapping[str, Any]) -> tuple[Path, str | None, str | None]:
+    """Return what is converted, the policy it must still pass, and a name for what has none of its own.
+
+    A release is fetched and verified first.
+    """
+    policy, offline = fetching.get("policy"), bool(fetching.get("offline"))
+    if is_hub(source):
+        if unknown := {key for key, value in fetching.items() if value is not None} - {"policy", "offline"}:
+            raise UsageError(f"{', '.join(sorted(unknown))}: not for what is on the Hub", where=str(source))
+        found = fetch_hub(str(source), pickles=allow_pickle, policy=policy, offline=offline)
+        return found.path, None, found.reference.name if isinstance(found, Checkpoint) else None
     if is_path(source):
-        return expand(source), fetching.get("policy")
+        path = expand(source)
+        return path, policy, path.stem if path.is_file() else None
     try:
-        return fetch(str(source), **fetching).path, None
+        return fetch(str(source), **fetching).path, None, None
     except LegacyError as error:
-        policy, offline = fetching.get("policy"), bool(fetching.get("offline"))
-        return legacy_file(error, policy=policy, offline=offline, settings=load_settings())[0], None
+        path = legacy_file(error, policy=policy, offline=offline, settings=load_settings())[0]
+        return path, None, path.stem
+
+
+def _merged(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both, field by field; what a person says goes before what a README does."""
+    merged = {**told, **about}
+    if isinstance(told.get("task"), dict) and isinstance(about.get("task"), Mapping):
+        merged["task"] = {**told["task"], **about["task"]}
+    return merged
 
 
 @dataclass(frozen=True)
@@ -172,11 +193,13 @@ def describe(
 ) -> Card:
     """Write the card of an AdapterHub or PEFT checkpoint into its folder, so that it can be published as it is.
 
+    Licence, task, languages, data, keywords and evaluation are those of the front matter of its README, if it has some.
+
     Args:
         folder: With one adapter; nothing else in it is changed.
         base: See :func:`convert`.
         name: Of the adapter; default: its own, or the folder's.
-        about: More card fields.
+        about: More card fields; they go before those of the README.
 
     Raises:
         UsageError: There is a card already, or no single adapter.
@@ -193,7 +216,9 @@ def describe(
     model = base if isinstance(base, nn.Module) else _base_model(held, base, None)
     panel, _ = _loaded(held, model, name, None)
     chosen = panel.names[0]
-    data = card_data(panel, single(panel, chosen), {"name": card_name(name or chosen), **about})
+    data = card_data(
+        panel, single(panel, chosen), _merged({"name": card_name(name or chosen), **_inherited(held, name)}, about)
+    )
     data["adapter"] = {**data["adapter"], "format": held.format}
     data["adapter"].pop("sites")
     card = Card(data)
@@ -211,15 +236,17 @@ def _loaded(held: _Held, model: nn.Module, name: str | None, policy: str | None)
     return panel, panel.active
 
 
-def _stem(source: Path, held: _Held) -> str | None:
-    """PEFT's checkpoints have no name of their own: a folder's or a zip file's does."""
-    return source.stem if source.is_file() and held.format == "peft" else None
+def _own_name(named: str | None, held: _Held) -> str | None:
+    """PEFT's checkpoints have no name of their own: a folder, a zip file or a repository of the Hub has."""
+    return named if held.format == "peft" else None
 
 
 def _inherited(held: _Held, name: str | None) -> dict[str, Any]:
-    """Return what a card says of an adapter in whatever format."""
+    """Return what is said of an adapter in whatever format: by its card, or by the front matter of a README."""
+    if held.card is None:
+        return card_fields(told_front_matter(held.folder))
     own = {"adapter", "base_model", "head", "embeddings", *(["name"] if name else [])}
-    return {key: value for key, value in (held.card.data if held.card else {}).items() if key not in own}
+    return {key: value for key, value in held.card.data.items() if key not in own}
 
 
 def _save(panel: Panel, composition: Composition | None, folder: Path, about: dict[str, Any], name: str | None) -> None:
@@ -290,17 +317,7 @@ def _named(held: _Held) -> Named:
     """Return what the files say of their base model."""
     if held.card is not None:
         return held.card.base_model
-    raw = _configuration(held.folder)
-    return NamedBase(str(raw.get("base_model_name_or_path") or raw.get("model_name") or ""), raw.get("revision"))
-
-
-def _configuration(folder: Path) -> dict[str, Any]:
-    """Return the first configuration in a folder of others that says something of its base model."""
-    for path in sorted(folder.rglob("*_config.json")):
-        raw = Folder(path.parent).json(path.name)
-        if raw.get("base_model_name_or_path") or raw.get("model_name"):
-            return raw
-    return {}
+    return stated_base(held.folder)
 
 
 def _dtype(folder: Path) -> torch.dtype | None:

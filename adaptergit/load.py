@@ -6,7 +6,7 @@ anything that changes the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.bases import NamedBase, base_model, class_for, transformers
+from adaptergit.bases import NamedBase, base_model, class_for, stated_base, transformers
 from adaptergit.dependencies import DEPTH, dependencies_of
 from adaptergit.errors import AdaptergitError, PackageError, UsageError
 from adaptergit.formats import Folder, foreign_format, is_foreign, is_single, load_folder, model_class
 from adaptergit.formats.unpack import unpacked
+from adaptergit.hf import Checkpoint, fetch_hub
 from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
 from adaptergit.package.local import local_card
-from adaptergit.reference import expand, is_folder
-from adaptergit.resolve import fetch, verify
+from adaptergit.reference import expand, is_folder, is_hub
+from adaptergit.resolve import Fetched, fetch, verify
 from adaptergit.settings import Settings, load_settings
 from adaptergit.splice.anatomy import Site
 from adaptergit.splice.checkpoint import read_into, read_tokenizer
@@ -46,10 +47,14 @@ class About:
     """None for a local folder that is not a signed package."""
     from_store: bool
     """True when no network was touched."""
+    unsigned: Mapping[str, str] | None = None
+    """Digests of the files of a checkpoint that has no manifest, but an identity."""
 
     @cached_property
-    def digests(self) -> dict[str, str] | None:
+    def digests(self) -> Mapping[str, str] | None:
         """What the files must be, byte for byte, when they are read; None for a folder without a manifest."""
+        if self.unsigned is not None:
+            return self.unsigned
         manifest = self.path / MANIFEST
         if self.verdict is None and not manifest.exists():
             return None
@@ -100,7 +105,7 @@ def load(
     """Load an adapter into a model and return the transformers model itself.
 
     Args:
-        ref: ``org/repo@adapter``, any other reference, or a package folder.
+        ref: ``org/repo@adapter``, any other reference, ``hf:org/repo``, or a package folder.
         model: Default: the base model the card names, through ``AutoModel.from_pretrained``.
         name: Name in the model's panel; default: the card's.
         head: Also load the prediction head, if the package has one.
@@ -127,22 +132,31 @@ def load(
     target = torch.device(device) if device is not None else None
     offline = offline or settings.offline
     wanted = _Wanted(settings, head, target, dtype, policy, offline, index, lock, dependencies)
-    if is_folder(ref) and not (expand(ref) / CARD).exists() and is_foreign(expand(ref)):
+    if is_hub(ref):
+        if index is not None or lock is not None:
+            hint = f"write the commit and the digest: {ref}@<commit>#sha256:…"
+            raise UsageError("neither an index file nor a lock file names what is on the Hub", hint=hint)
+        found = fetch_hub(str(ref), policy=policy, offline=offline, settings=settings)
+        if isinstance(found, Checkpoint) and CARD not in found.digests:
+            return _load_checkpoint(found, model, name, activate, wanted)
+        about = _about(found)
+    elif is_folder(ref) and not (expand(ref) / CARD).exists() and is_foreign(expand(ref)):
         if model is None:
             hint = "pass model=, or write a card: adaptergit card make"
             raise UsageError("this checkpoint does not say which weights it was trained in", where=str(ref), hint=hint)
         return _load_foreign(expand(ref), model, name, activate, wanted, None)
-    try:
-        about = wanted.obtain(ref)
-    except LegacyError as error:
-        file, entry = legacy_file(error, policy=policy, offline=offline, settings=settings)
-        # Whoever pins these very bytes has chosen to read the pickle in them, in a process of its own.
-        with unpacked(file, allow_pickle=True) as folder:
-            if model is None:
-                kind, options = model_class(Folder(folder))
-                made_by = (getattr(transformers(), kind), options)
-                model = base_model(NamedBase(entry.base_model), made_by, settings, offline, target)
-            return _load_foreign(folder, model, name, activate, wanted, None)
+    else:
+        try:
+            about = wanted.obtain(ref)
+        except LegacyError as error:
+            file, entry = legacy_file(error, policy=policy, offline=offline, settings=settings)
+            # Whoever pins these very bytes has chosen to read the pickle in them, in a process of its own.
+            with unpacked(file, allow_pickle=True) as folder:
+                if model is None:
+                    kind, options = model_class(Folder(folder))
+                    made_by = (getattr(transformers(), kind), options)
+                    model = base_model(NamedBase(entry.base_model), made_by, settings, offline, target)
+                return _load_foreign(folder, model, name, activate, wanted, None)
     if model is None:
         model = base_for(about, settings, head=head, offline=offline, device=target)
     with _all_or_nothing(model) as panel:
@@ -178,7 +192,7 @@ def _load_into(
 def _below(panel: Panel, about: About, wanted: _Wanted, above: tuple[str, ...]) -> list[str]:
     """Load what a package depends on; return the names of adapters, the lowest first."""
     chain = (*above, about.card.name)
-    foreign = about.verdict is not None
+    foreign = about.verdict is not None or about.unsigned is not None
     names = []
     for reference in dependencies_of(about.card, wanted.settings, foreign=foreign):
         if len(chain) > DEPTH:
@@ -240,8 +254,7 @@ def obtain(
 ) -> About:
     """Return a package whose every byte is checked, and touch no model; see :func:`load`."""
     if not is_folder(ref):
-        found = fetch(str(ref), policy=policy, offline=offline, index=index, lock=lock, settings=settings)
-        return About(found.card, found.path, found.verdict, found.from_store)
+        return _about(fetch(str(ref), policy=policy, offline=offline, index=index, lock=lock, settings=settings))
     folder = expand(ref)
     card = local_card(folder, settings.limits)
     if policy is None or (policy == "unsigned" and not (folder / MANIFEST).exists()):
@@ -271,11 +284,38 @@ def base_for(
     return base_model(about.card.base_model, kinds, settings, offline, device)
 
 
+def _about(found: Fetched | Checkpoint) -> About:
+    if isinstance(found, Fetched):
+        return About(found.card, found.path, found.verdict, found.from_store)
+    return About(local_card(found.path), found.path, None, found.from_store, found.digests)
+
+
+def _load_checkpoint(
+    found: Checkpoint, model: nn.Module | None, name: str | None, activate: bool, wanted: _Wanted
+) -> nn.Module:
+    """Load a checkpoint of others that has no card: it may say which base model it was trained in."""
+    folder = Folder(found.path, found.digests)
+    if model is None:
+        kind, options = model_class(folder)
+        named = stated_base(found.path, found.digests)
+        made_by = (getattr(transformers(), kind), options)
+        model = base_model(named, made_by, wanted.settings, wanted.offline, wanted.device)
+    if name is None and foreign_format(folder) == "peft":
+        name = found.reference.name  # PEFT's checkpoints have no name of their own
+    return _load_foreign(found.path, model, name, activate, wanted, None, found.digests)
+
+
 def _load_foreign(
-    path: Path, model: nn.Module, name: str | None, activate: bool, wanted: _Wanted, about: About | None
+    path: Path,
+    model: nn.Module,
+    name: str | None,
+    activate: bool,
+    wanted: _Wanted,
+    about: About | None,
+    digests: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Load files in a format of others. Without a card, nothing says which weights they were trained in."""
-    digests = about.digests if about is not None else None
+    digests = about.digests if about is not None else digests
     folder = Folder(path, digests)
     if about is not None and (foreign_format(folder) != about.format or not is_single(folder)):
         raise PackageError(f"the files are not one adapter in the format {about.format!r}", where=str(path / CARD))

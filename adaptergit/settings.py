@@ -52,6 +52,8 @@ class Limits:
     """All files of a package."""
     files: int = 64
     """Entries of a package folder."""
+    checkpoint_bytes: int = 2 * 2**30
+    """All files of an unsigned checkpoint; it is kept by no forge, and adapters of large models are larger."""
     fetch_seconds: float = 600.0
     """From the first question to the last byte, whoever is asked."""
     deadline: float | None = None
@@ -115,6 +117,11 @@ class Settings:
     def pins_path(self) -> Path:
         """Keys pinned on first use, as OpenSSH allowed-signers lines; may not exist."""
         return config_dir() / "known_publishers"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """Unsigned checkpoints pinned on first use, one per line; may not exist."""
+        return config_dir() / "known_checkpoints"
 
     @property
     def revocations_path(self) -> Path:

@@ -44,47 +44,52 @@ def add(repository: str, key: str, as_json: bool) -> None:
 @trust.command("ls")
 @json_option
 def ls(as_json: bool) -> None:
-    """List whose signatures count, and where that is written.
+    """List whose signatures count and which unsigned checkpoints are pinned, and where that is written.
 
     \b
     Example:
       adaptergit trust ls --json
     """
-    from adaptergit.pins import known_revocations, known_signers
+    from adaptergit.pins import known_checkpoints, known_revocations, known_signers
     from adaptergit.settings import load_settings
 
     settings = load_settings()
-    signers = known_signers(settings)
+    signers, checkpoints = known_signers(settings), known_checkpoints(settings)
     revoked = {one.key: f"\t{one}" for one in known_revocations(settings) if one.key}
     if as_json:
         print_json(
             {
                 "signers": [
                     {"principals": s.principals, "fingerprint": s.key.fingerprint, "source": s.source} for s in signers
-                ]
+                ],
+                "checkpoints": {place: sorted(pinned) for place, pinned in checkpoints.items()},
             }
         )
         return
     for signer in signers:
         note = revoked.get(signer.key.fingerprint, "")
         click.echo(f"{', '.join(signer.principals)}\t{signer.key.fingerprint}\t{signer.source}{note}")
-    if not signers:
+    for place, pinned in checkpoints.items():
+        for identity in sorted(pinned):
+            click.echo(f"{place}\tsha256:{identity}\t{settings.checkpoints_path}")
+    if not signers and not checkpoints:
         click.echo("nobody yet: adaptergit trust add REPOSITORY KEY", err=True)
 
 
 @trust.command("remove")
-@click.argument("fingerprint")
+@click.argument("what")
 @json_option
-def remove(fingerprint: str, as_json: bool) -> None:
-    """Remove every pin of a key from your pins.
+def remove(what: str, as_json: bool) -> None:
+    """Remove every pin of WHAT, a key or an unsigned checkpoint, from your pins.
 
     \b
     Example:
       adaptergit trust remove SHA256:qzN…
+      adaptergit trust remove huggingface.co/acme/bert-sst2@main
     """
-    from adaptergit.pins import unpin_key
+    from adaptergit.pins import unpin
 
-    count = unpin_key(fingerprint)
+    count = unpin(what)
     if as_json:
         print_json({"removed": count})
     else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adaptergit.package.card import Card
 
+_FRONT = re.compile(r"---[ \t]*\r?\n(?:.*\n)*?---[ \t]*(?:\r?\n|\Z)")
 _MARK = "<!-- rendered from card.yaml by adaptergit, {digest} -->\n"
 _OTHERS = {"adapterhub": "AdapterHub's `adapters`", "peft": "Hugging Face's PEFT"}
 
@@ -26,14 +27,30 @@ def render_readme(card: Card, address: str, *, size: int | None = None) -> str:
         address: What people load it from.
         size: Bytes of the weights.
     """
-    body = "\n\n".join(section for section in _sections(card.data, f"{address}@{card.name}", size) if section) + "\n"
-    return _MARK.format(digest=_digest(body)) + body
+    return render_with(card, f"{address}@{card.name}", size=size)
+
+
+def render_with(card: Card, reference: str, front: str = "", *, size: int | None = None) -> str:
+    """Render a card as Markdown behind some front matter. ``reference`` is what people load."""
+    body = "\n\n".join(section for section in _sections(card.data, reference, size) if section) + "\n"
+    return front + _MARK.format(digest=_digest(front + body)) + body
 
 
 def is_rendered(text: str) -> bool:
-    """Tell whether a README is as it was rendered, untouched since: its first line holds a hash of the others."""
-    mark, newline, body = text.partition("\n")
-    return mark + newline == _MARK.format(digest=_digest(body))
+    """Tell whether a README is as it was rendered, untouched since: a line of it holds a hash of the others."""
+    front, rest = split_front_matter(text)
+    mark, newline, body = rest.partition("\n")
+    return mark + newline == _MARK.format(digest=_digest(front + body))
+
+
+def split_front_matter(text: str) -> tuple[str, str]:
+    """Return the YAML between two lines of dashes that a README may start with, dashes included, and what follows.
+
+    >>> split_front_matter("---\\nlicense: mit\\n---\\n# Title\\n")
+    ('---\\nlicense: mit\\n---\\n', '# Title\\n')
+    """
+    found = _FRONT.match(text)
+    return (found[0], text[found.end() :]) if found is not None else ("", text)
 
 
 def _sections(data: Mapping[str, Any], name: str, size: int | None) -> Iterator[str]:
