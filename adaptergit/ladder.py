@@ -8,7 +8,7 @@ was looked at before.)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adaptergit.errors import AdaptergitError, NotFoundError, TransportError
@@ -86,6 +86,7 @@ def released(reference: Reference, settings: Settings) -> Listing:
         TransportError: Nobody can be reached.
     """
     source, adapter = reference.source, reference.adapter
+    settings = replace(settings, limits=settings.limits.started())
     try:
         return list_versions(Remote.of(source, allow_http=settings.allow_http), adapter, settings.limits)
     except (TransportError, NotFoundError) as error:
@@ -169,4 +170,4 @@ def _static(
 
 
 def _download(settings: Settings) -> Download:
-    return Download(settings.allow_http, settings.limits.fetch_seconds)
+    return Download(settings.allow_http, settings.limits.seconds_left)

@@ -482,6 +482,7 @@ def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> 
 
 def _from_network(pin: Pin | None, store: Store, asked: Asked, reference: Reference) -> Fetched:
     """Ask the repository, then whoever else may have the release."""
+    asked = replace(asked, settings=replace(asked.settings, limits=asked.settings.limits.started()))
     if pin is not None:
         resolved = Resolved(reference, pin.version, pin.digest, pin.tree or None)
         return _climb(resolved, store, asked, pin.urls)
@@ -528,6 +529,8 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, mirrors: tuple[str, ...
     for way in ways(reference, version, settings, tree=wanted.tree, mirrors=mirrors, judge=judge):
         if not way.after(failed, pinned=wanted.digest is not None):
             continue
+        if failed and settings.limits.seconds_left <= 0:
+            break
         with store.workspace() as folder:
             inner = folder / "package"
             inner.mkdir()
