@@ -48,6 +48,12 @@ def test_a_copy_of_a_merged_model_has_weights_of_its_own() -> None:
         assert torch.equal(model(IDS).logits, merged)
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> None:
+    """Models of one class share what was compiled, up to a limit."""
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(
@@ -272,6 +278,32 @@ def test_a_compiled_model_sees_what_using_says() -> None:
         compiled(IDS)
         with panel.using("b"):
             assert torch.allclose(compiled(IDS)[0], model(IDS)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("bert", "seq_bn"), ("llama", "lora"), ("bert", "prefix_tuning_flat[prefix_length=3]")]
+)
+def test_a_compiled_model_sees_what_is_activated_later(name: str, config: str) -> None:
+    graphs = []
+
+    def count(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model = tiny_model(name)
+    compiled = torch.compile(model, backend=count)
+    with torch.no_grad():
+        compiled(IDS)  # before there is anything of ours
+        panel = adapters(model)
+        for seed, adapter in enumerate(("a", "b")):
+            panel.add(adapter, config)
+            noisy(panel, adapter, seed)
+        for composition in (None, "a", "b", "a", None):
+            panel.active = composition
+            assert torch.allclose(compiled(IDS)[0], model(IDS)[0], atol=1e-5)
+        with panel.using("b"):
+            assert torch.allclose(compiled(IDS)[0], model(IDS)[0], atol=1e-5)
+    assert len(graphs) <= 4, "what was compiled is found again"
 
 
 @pytest.mark.parametrize("text", ["a", "Stack(a, b)", "Parallel(a, b)", "BatchSplit(a, l, batch_sizes=[1, 1])", "l"])

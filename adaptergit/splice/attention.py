@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
 from adaptergit.errors import ModelError
+from adaptergit.splice.hooks import Undo, after, before
 from adaptergit.splice.interpret import PrefixState
 
 _NAME = "adaptergit"
@@ -40,7 +41,7 @@ class Binding:
         raise NotImplementedError
 
 
-def bind(module: nn.Module, binding: Binding) -> Callable[[], None]:
+def bind(module: nn.Module, binding: Binding) -> Undo:
     """Make an attention module ask ``binding`` for its prefix; return what undoes it."""
     names = projected_by_itself(module)
     if names is not None:
@@ -48,13 +49,13 @@ def bind(module: nn.Module, binding: Binding) -> Callable[[], None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(_NAME, _attend)
-    before: Any = module.config
-    changed = copy.copy(before)
+    own: Any = module.config
+    changed = copy.copy(own)
     object.__setattr__(changed, _BINDING, binding)
-    object.__setattr__(changed, _BEFORE, before)
+    object.__setattr__(changed, _BEFORE, own)
     object.__setattr__(changed, "_attn_implementation_internal", _NAME)
     module.config = changed
-    return _Unbind(module, before)
+    return _Unbind(module, own)
 
 
 class _Unbind:
@@ -140,9 +141,9 @@ def _position_bias(
     length = prefix.length
     if binding.relative is None:
         return F.pad(bias, (length, 0))
-    before = binding.seen + (length if binding.before else 0)
+    past = binding.seen + (length if binding.before else 0)
     made: torch.Tensor = binding.relative.compute_bias(
-        query.shape[2], length + key.shape[2], device=query.device, past_seen_tokens=before
+        query.shape[2], length + key.shape[2], device=query.device, past_seen_tokens=past
     )
     return (made if binding.before else _by_row(made, prefix)).to(bias.dtype)
 
@@ -205,18 +206,15 @@ class _ByProjections:
         self.local = threading.local()
         biases = {"disentangled_attention_bias": self.bias, "compute_bias": self.relative}
         self.biases = {name: own for name, own in biases.items() if hasattr(module, name)}
-        self.handles = [
-            module.register_forward_pre_hook(self.begin, with_kwargs=True),
-            getattr(module, key).register_forward_hook(self.keys),
-            getattr(module, value).register_forward_hook(self.values),
-        ]
+        hooks = ((getattr(module, key), self.keys), (getattr(module, value), self.values))
+        self.hooks = [before(module, self.begin), *(after(layer, hook) for layer, hook in hooks)]
         for name, own in self.biases.items():
             setattr(module, name, own)
 
     def undo(self) -> None:
         """Give the module back as it was."""
-        for handle in self.handles:
-            handle.remove()
+        for take_away in self.hooks:
+            take_away()
         for name in self.biases:
             delattr(self.module, name)
 

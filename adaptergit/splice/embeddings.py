@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
 from adaptergit.errors import ModelError, UsageError
+from adaptergit.splice.hooks import Undo, after, before
 
 if TYPE_CHECKING:
     from adaptergit.splice.engine import Engine
@@ -174,28 +175,19 @@ def _twin(host: nn.Embedding, weight: nn.Parameter, padding: int | None) -> nn.E
     return twin
 
 
-def hook_embeddings(model: nn.Module, engine: Engine) -> list[Callable[[], None]]:
+def hook_embeddings(model: nn.Module, engine: Engine) -> list[Undo]:
     """Let the embeddings of the running plan stand in for the model's own; return what undoes it."""
     undo = []
     for path in input_paths(model):
         module, hook = model.get_submodule(path), _Instead(engine, f"tokens of {path}", "input")
-        undo += [
-            module.register_forward_pre_hook(hook.before, with_kwargs=True).remove,
-            # Before whatever is added to the embedded tokens.
-            module.register_forward_hook(hook.after, prepend=True).remove,
-        ]
+        # In front of whatever is added to the embedded tokens.
+        undo += [before(module, hook.before), after(module, hook.after, prepend=True)]
     output = output_embedding(model)
     if output is not None:
         hook = _Instead(engine, "hidden states to score", "logits")
-        undo += [
-            output.register_forward_pre_hook(hook.before, with_kwargs=True).remove,
-            output.register_forward_hook(hook.after, prepend=True).remove,
-        ]
+        undo += [before(output, hook.before), after(output, hook.after, prepend=True)]
         sized = _Sized(engine, model)
-        undo += [
-            model.register_forward_pre_hook(sized.before, with_kwargs=True).remove,
-            model.register_forward_hook(sized.after, always_call=True).remove,
-        ]
+        undo += [before(model, sized.before), after(model, sized.after, always_call=True)]
     return undo
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -22,6 +22,7 @@ from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Projection, Site, base_of
 from adaptergit.splice.attention import Binding, bind
 from adaptergit.splice.embeddings import hook_embeddings
+from adaptergit.splice.hooks import Undo, after, before
 from adaptergit.splice.interpret import (
     BranchState,
     Chain,
@@ -39,7 +40,6 @@ from adaptergit.splice.trace import first_tensors
 EMPTY = Plan()
 _RESIDUAL, _SUM, _INPUT, _SEEN = "x of ", "sum of ", "input of ", "tokens before "
 _OVERRIDES: ContextVar[Mapping[int, Plan]] = ContextVar("adaptergit_overrides", default={})  # noqa: B039 - never mutated
-Undo = Callable[[], None]
 S = TypeVar("S", bound="State")
 
 
@@ -233,22 +233,19 @@ class Engine:
         changed = {place.path for place in new if isinstance(place, Projection | Linear)}
         for key in [key for key in self._installed if isinstance(key, Tuned) and key not in new]:
             if any(key.path == path or key.path.endswith(f".{path}") for path in changed):
-                before, self._installed[key] = self._installed[key], self._hook(key)
-                for undo in before:
+                old, self._installed[key] = self._installed[key], self._hook(key)
+                for undo in old:
                     undo()
 
     def _hook(self, place: Any) -> list[Undo]:
         base = self._base
         if place == "call":
             begin = _Begin(self, tuple(inspect.signature(base.forward).parameters))
-            undo = [
-                base.register_forward_pre_hook(begin, with_kwargs=True, prepend=True).remove,
-                base.register_forward_hook(_End(self), always_call=True).remove,
-            ]
+            undo = [before(base, begin, prepend=True), after(base, _End(self), always_call=True)]
             encoder = getattr(base, "encoder", None)
             if isinstance(encoder, nn.Module) and getattr(getattr(base, "config", None), "is_encoder_decoder", False):
                 names = tuple(inspect.signature(encoder.forward).parameters)
-                undo.append(encoder.register_forward_pre_hook(_BeginEncoder(self, names), with_kwargs=True).remove)
+                undo.append(before(encoder, _BeginEncoder(self, names)))
             return undo
         if place == "embeddings":
             return hook_embeddings(self._model, self)
@@ -257,27 +254,26 @@ class Engine:
         if isinstance(place, Tuned):
             # In front of other hooks: what they make of this module's output comes after.
             module = self._model.get_submodule(place.path)
-            return [module.register_forward_hook(_Project(self, place), prepend=True).remove]
+            return [after(module, _Project(self, place), prepend=True)]
         module = base.get_submodule(place.path) if place.path else base
         if isinstance(place, Projection | Linear):
             # In front of a prefix, which makes keys and values longer.
-            return [module.register_forward_hook(_Project(self, place), prepend=True).remove]
+            return [after(module, _Project(self, place), prepend=True)]
         if isinstance(place, BlockOutput):
-            return [module.register_forward_hook(_Leave(self, place)).remove]
+            return [after(module, _Leave(self, place))]
         if isinstance(place, Embedding):
-            undo = [module.register_forward_pre_hook(_Embed(self, place), with_kwargs=True).remove]
+            undo = [before(module, _Embed(self, place))]
             head = getattr(self._model, "get_output_embeddings", lambda: None)()
             if isinstance(head, nn.Module):
-                undo.append(head.register_forward_pre_hook(_Unembed(self, place), prepend=True).remove)
+                undo.append(before(head, _Unembed(self, place), with_kwargs=False, prepend=True))
             return undo
         if isinstance(place, Prompt):
-            return [module.register_forward_hook(_Leave(self, place)).remove] if place.path else []
+            return [after(module, _Leave(self, place))] if place.path else []
         assert isinstance(place, Attention)
         relative = self._relative(place)
         remember: list[Any] = [_Remember(self, place, _INPUT + place.key)]
         remember += [_RememberCache(self, place)] if relative is not None else []
-        handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for hook in remember]
-        return [*(handle.remove for handle in handles), bind(module, _Prefix(self, place, relative))]
+        return [*(before(module, hook) for hook in remember), bind(module, _Prefix(self, place, relative))]
 
     def _relative(self, place: Attention) -> nn.Module | None:
         """Return the attention that makes this one's relative position bias: itself, or the first of its stack."""
@@ -298,13 +294,12 @@ class Engine:
         if site.residual is not None:
             reader, *added = site.residual.split("+")
             remember = _Remember(self, site, _RESIDUAL + site.key)
-            undo.append(base.get_submodule(reader).register_forward_pre_hook(remember, with_kwargs=True).remove)
-            undo += [base.get_submodule(path).register_forward_hook(_Add(self, site)).remove for path in added]
+            undo.append(before(base.get_submodule(reader), remember))
+            undo += [after(base.get_submodule(path), _Add(self, site)) for path in added]
         # In front of hooks that read this branch's output.
-        splice = _Splice(self, site, norm)
-        undo.append(base.get_submodule(site.output).register_forward_hook(splice, prepend=True).remove)
+        undo.append(after(base.get_submodule(site.output), _Splice(self, site, norm), prepend=True))
         if norm is not None:
-            undo.append(norm.register_forward_hook(_ReplaceSum(self, site)).remove)
+            undo.append(after(norm, _ReplaceSum(self, site)))
         return undo
 
     def __getstate__(self) -> dict[str, Any]:

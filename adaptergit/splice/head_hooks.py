@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers.utils.generic import ModelOutput
 
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.composition import BatchSplit, Parallel
 from adaptergit.splice.engine import Engine
 from adaptergit.splice.heads import HeadCall, HeadModule, Pooling, StaticModule
+from adaptergit.splice.hooks import Undo, after, before
 
 _KEPT = ("input_ids", "attention_mask")
 _LABELS = ("labels", "start_positions", "end_positions", "word_starts", "labels_arcs", "labels_rels")
@@ -38,32 +38,28 @@ def hook_head(
     heads: Sequence[nn.Module],
     pooling: Pooling,
     engine: Engine,
-) -> list[RemovableHandle]:
-    """Install heads; removing the handles gives the model its own answer back.
+) -> list[Undo]:
+    """Install heads; return what gives the model its own answer back.
 
     Raises:
         UsageError: A head of the model's own class together with others.
     """
     if len(heads) == 1 and isinstance(heads[0], StaticModule):
-        handles = [
-            model.get_submodule(path).register_forward_hook(_Instead(copy, engine), with_kwargs=True)
+        undo = [
+            after(model.get_submodule(path), _Instead(copy, engine), with_kwargs=True)
             for path, copy in heads[0].copies.items()
         ]
         unembed = getattr(model, "get_output_embeddings", lambda: None)()
         for path, copy in heads[0].copies.items():
             for inner, module in model.get_submodule(path).named_modules():
                 if module is unembed:
-                    handles.append(copy.get_submodule(inner).register_forward_pre_hook(_Unembed(engine)))
-        return handles
+                    undo.append(before(copy.get_submodule(inner), _Unembed(engine), with_kwargs=False))
+        return undo
     if not all(isinstance(head, HeadModule) for head in heads):
         raise UsageError("the head of the model's own class cannot answer together with others")
     parameters = list(inspect.signature(base.forward).parameters)
     hooks = _Answer(base, tuple(heads), pooling, tuple(parameters), engine)  # type: ignore[arg-type]
-    return [
-        model.register_forward_pre_hook(hooks.before, with_kwargs=True),
-        base.register_forward_hook(hooks.watch),
-        model.register_forward_hook(hooks.after, with_kwargs=True),
-    ]
+    return [before(model, hooks.before), after(base, hooks.watch), after(model, hooks.after, with_kwargs=True)]
 
 
 @dataclass(frozen=True, eq=False)

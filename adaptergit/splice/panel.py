@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Site, anatomy_of
@@ -25,6 +24,7 @@ from adaptergit.splice.engine import EMPTY, Engine
 from adaptergit.splice.fusion import Fusion, FusionConfig, fusion_config
 from adaptergit.splice.head_hooks import hook_head
 from adaptergit.splice.heads import HeadConfig, build_head, static_head_of, static_paths
+from adaptergit.splice.hooks import Undo
 from adaptergit.splice.inventory import ATTRIBUTE, Inventory, check_new, panel_of
 from adaptergit.splice.merging import average, average_states, combine, eject_prefix, merge_into
 from adaptergit.splice.places import BlockOutput, Linear, Place
@@ -67,7 +67,7 @@ class Panel(Inventory):
         self._engine = Engine(model)
         self._active: Composition | None = None
         self._active_heads: tuple[str, ...] = ()
-        self._head_handles: list[RemovableHandle] = []
+        self._head_hooks: list[Undo] = []
         self._merged: dict[str, Callable[[], None]] = {}
         self._trainable: dict[str, bool] | None = None
 
@@ -642,13 +642,13 @@ class Panel(Inventory):
         return own[0]
 
     def _set_head(self, names: Sequence[str]) -> None:
-        for handle in self._head_handles:
-            handle.remove()
-        self._head_handles = []
+        for undo in self._head_hooks:
+            undo()
+        self._head_hooks = []
         self._active_heads = tuple(names)
         if names:
             modules = [self.head_module(name) for name in names]
-            self._head_handles = hook_head(self._model, self._base, modules, self.anatomy.pooling, self._engine)
+            self._head_hooks = hook_head(self._model, self._base, modules, self.anatomy.pooling, self._engine)
 
     @staticmethod
     def _is_ours(parameter_name: str) -> bool:
