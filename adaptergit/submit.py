@@ -54,6 +54,7 @@ def submit(
     threshold: int | None = None,
     mirrors: Sequence[str] | None = None,
     contact: str | None = None,
+    tracks: str | None = None,
     remote: str = "origin",
     repository: str | None = None,
     url: str | None = None,
@@ -73,6 +74,7 @@ def submit(
         threshold: How many different keys sign each release; default: as it is listed, else 1.
         mirrors: Where else the releases are; default: as it is listed, else nowhere.
         contact: For the maintainers; default: as it is listed, else git's ``user.email``.
+        tracks: The repository (``host/org/repo``) that this one is a copy of; default: as it is listed, else none.
         remote: Git remote of the clone.
         repository: The principal, where the remote's URL does not tell it.
         url: What people fetch from; default: https at the principal, or the remote's URL.
@@ -101,6 +103,7 @@ def submit(
             contact or (before.contact if before else _contact(here)),
             threshold or (before.threshold if before else 1),
             tuple(mirrors) if mirrors is not None else before.mirrors if before else (),
+            tracks or (before.tracks if before else None),
         )
         if before is not None:
             source = _continued(source, before)
@@ -174,7 +177,7 @@ def _continued(source: SourceFile, before: SourceFile) -> SourceFile:
     mine = tuple(replace(known.get(key.public, key), comment=key.comment) for key in source.keys)
     # What the index saw from keys that were replaced stays, nothing new by them is taken.
     kept = tuple(retired(key, now) for key in before.keys if key.public not in {key.public for key in mine})
-    return replace(source, since=before.since, tracks=before.tracks, homepage=before.homepage, keys=(*mine, *kept))
+    return replace(source, since=before.since, homepage=before.homepage, keys=(*mine, *kept))
 
 
 def _signed(target: Clone, source: SourceFile, before: bytes | None, keys: Sequence[str | Path]) -> bytes | None:

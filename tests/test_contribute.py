@@ -103,6 +103,9 @@ BREAKING: list[tuple[str, str, Callable[[Proposal, list[SigningKey]], Proposal]]
     ("retired", "1 of its keys", lambda p, k: replace(p, source=replace(p.source, threshold=2, keys=(SourceKey(k[0].public), until(k[1], NOW))))),
     ("retired", "is listed", lambda p, k: replace(p, source=replace(p.source, keys=(SourceKey(k[0].public), until(k[1], NOW - DAY))), listed={k[1].public.fingerprint: NOW})),
     ("retired", "keep it", lambda p, k: replace(p, before=replace(p.source, keys=(SourceKey(k[0].public), SourceKey(k[1].public))), listed={k[1].public.fingerprint: NOW - DAY})),
+    ("tracks", "itself", lambda p, k: replace(p, source=replace(p.source, tracks=p.source.repository))),
+    ("tracks", "name the original", lambda p, k: replace(p, source=replace(p.source, tracks="github.com/a/b"), original=replace(p.source, tracks="github.com/c/d"))),
+    ("tracks", "of its own", lambda p, k: replace(p, source=replace(p.source, tracks="github.com/a/b"), listed={"x": NOW - DAY})),
     ("reserved", "reserved", lambda p, k: replace(p, policy=IndexPolicy(reserved=("github.com/acme/*",)))),
     ("alike", "looks? alike|look alike", lambda p, k: renamed(p, "github.com/0ther/things")),
     ("alike", "look alike", lambda p, k: renamed(p, "github.com/Other/Things")),
@@ -159,6 +162,8 @@ def test_a_publishers_own_and_what_maintainers_looked_at_may_be_alike(good: Prop
     one = renamed(good, "gitlab.com/other/things")
     assert broken_by(replace(one, kin=frozenset({"github.com/other/things"}))) == []
     assert broken_by(replace(one, policy=IndexPolicy(distinct=("gitlab.com/other/*",)))) == []
+    assert one.source is not None
+    assert broken_by(replace(one, source=replace(one.source, tracks="github.com/other/things"))) == []
 
 
 def test_every_rule_has_an_example_that_breaks_it() -> None:

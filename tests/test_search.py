@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from conftest import GOLDEN, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptergit.errors import PackageError, UsageError
-from adaptergit.index.database import Database
+import adaptergit
+from adaptergit.cli import main
+from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, UsageError
+from adaptergit.index.build import build
+from adaptergit.index.database import Database, News
 from adaptergit.index.entry import Entry, Metric
+from adaptergit.index.maintain import init_index, sign_snapshot
+from adaptergit.index.repository import IndexRepository
+from adaptergit.index.repository import replace as write
+from adaptergit.index.sources import SourceFile, SourceKey
 from adaptergit.index.words import FILTERS, SORTS, Query, ordered, words_of
+from adaptergit.indexes import client, full_name
+from adaptergit.settings import load_settings
+from adaptergit.trust import Revocation, SigningKey, generate_key
 
 WORDS = ["german", "reviews", "sentiment", "legal", "medical", "transfer", "transformer", "translation", "très", "x"]
 TASKS = ["text-classification/sentiment", "text-classification/nli", "token-classification/ner"]
@@ -36,12 +52,45 @@ def entries(count: int, principal: str = "github.com/acme/adapters") -> list[Ent
 
 
 EVERY = entries(3000)
+PRINCIPAL, SECRET = "github.com/acme/adapters", "git.corp.example/ml/secret"
+
+
+def release(principal: str, name: str, **changes: Any) -> Entry:
+    made = entries(1, principal)[0]
+    return replace(made, id=f"{principal}@{name}", **{"metrics": (), "signers": ("SHA256:" + "A" * 43,), **changes})
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
+    return generate_key(tmp_path_factory.mktemp("keys") / "everybody")
+
+
+@pytest.fixture
+def make(tmp_path: Path, key: SigningKey) -> Callable[..., IndexRepository]:
+    """Make an index of entries, and add it as a user."""
+
+    def made(name: str, *entries: Entry, revoked: tuple[Revocation, ...] = (), **options: Any) -> IndexRepository:
+        index = IndexRepository(tmp_path / name)
+        public = [key.public]
+        root = init_index(index.root, name, maintainers=public, online=public, threshold=1, keys=[key])
+        for principal in {entry.principal for entry in entries}:
+            source = SourceFile(principal, f"https://{principal}.git", (SourceKey(key.public),), "a@example.org")
+            write(index.root / source.path, source.to_yaml())
+            index.write_entries(principal, [entry for entry in entries if entry.principal == principal])
+        for one in revoked:
+            index.revoke(one)
+        build(index, index.root / "dist", root=root, now=datetime.now(UTC))
+        sign_snapshot(index, index.root / "dist", key)
+        client(load_settings()).add(str(index.root / "dist"), f"sha256:{root.digest}", **options)
+        return index
+
+    return made
 
 
 @pytest.fixture(scope="module")
 def database() -> Database:
     found = Database()
-    found.replace((), [("github.com/acme/adapters", "1" * 64, EVERY)])
+    found.replace((), [News("github.com/acme/adapters", "1" * 64, EVERY)])
     return found
 
 
@@ -110,9 +159,9 @@ def test_what_is_forgotten_is_found_no_more(tmp_path: Path) -> None:
     path = tmp_path / "search.sqlite"
     first, second = entries(50, "github.com/a/a"), entries(50, "github.com/b/b")
     with Database.rewritten(path) as database:
-        database.replace((), [("github.com/a/a", "1" * 64, first), ("github.com/b/b", "2" * 64, second)])
+        database.replace((), [News("github.com/a/a", "1" * 64, first), News("github.com/b/b", "2" * 64, second)])
     with Database.rewritten(path) as database:
-        database.replace(["github.com/a/a"], [("github.com/b/b", "3" * 64, second[:10])])
+        database.replace(["github.com/a/a"], [News("github.com/b/b", "3" * 64, second[:10])])
     found = Database.read(path)
     assert {e.id for e in found.search(Query("", limit=99))} == {e.id for e in second[:10]}
     for word in (*WORDS, "sentiment", "github"):
@@ -126,7 +175,7 @@ def test_what_is_forgotten_is_found_no_more(tmp_path: Path) -> None:
 def test_a_database_of_another_version_is_made_anew(tmp_path: Path) -> None:
     path = tmp_path / "search.sqlite"
     with Database.rewritten(path) as database:
-        database.replace((), [("github.com/a/a", "1" * 64, entries(5))])
+        database.replace((), [News("github.com/a/a", "1" * 64, entries(5))])
         database.connection.execute("PRAGMA application_id = 1")
     with pytest.raises(PackageError, match="adaptergit index update"):
         Database.read(path)
@@ -140,3 +189,139 @@ def test_an_unknown_filter_or_order_is_named(database: Database) -> None:
     with pytest.raises(UsageError, match="beauty"):
         database.search(Query(sort="beauty"))
     assert set(FILTERS) == {"task", "base_model", "method", "language", "license"}
+
+
+# --- several indexes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sort", "wanted"),
+    [("newest", ["b", "a", "c"]), ("smallest", ["c", "b", "a"]), ("name", ["a", "b", "c"]), ("best", ["c", "b", "a"])],
+)
+def test_an_order_holds_across_indexes(make: Callable[..., IndexRepository], sort: str, wanted: list[str]) -> None:
+    measured = (Metric("d", "accuracy", 0.5),)
+    make("first", release(PRINCIPAL, "a", published="2024-01-01T00:00:00Z", size=9))
+    make(
+        "second",
+        release("github.com/other/x", "b", published="2026-01-01T00:00:00Z", size=5),
+        release("github.com/other/x", "c", published="2020-01-01T00:00:00Z", size=1, metrics=measured),
+    )
+    assert [entry.name for entry in adaptergit.search(sort=sort)] == wanted
+    assert [entry.name for entry in adaptergit.search(sort=sort, limit=1)] == wanted[:1]
+
+
+def test_a_name_that_another_index_speaks_for_is_not_found_elsewhere(make: Callable[..., IndexRepository]) -> None:
+    """Priority or not: what is private is answered by the index that it is private to."""
+    flood = [release(PRINCIPAL, f"sst2-{n}") for n in range(5)]
+    evil = [release(SECRET, f"sst2{tail}", description="evil") for tail in ("", *map(str, range(60)))]
+    make("public", *flood, *evil, priority=1)
+    assert {entry.description for entry in adaptergit.search("sst2", index="public")} >= {"evil"}
+    make(
+        "corp", release(SECRET, "sst2", description="good"), release(PRINCIPAL, "theirs"), scope=["git.corp.example/*"]
+    )
+    found = adaptergit.search("secret", limit=5)
+    assert [(entry.id, entry.description) for entry in found] == [(f"{SECRET}@sst2", "good")]
+    assert {entry.principal for entry in adaptergit.search(index="public", limit=99)} == {PRINCIPAL}
+    assert [entry.name for entry in adaptergit.search("theirs")] == []
+    assert full_name("sst2", load_settings()) == f"{SECRET}@sst2"
+    with pytest.raises(NotFoundError):
+        full_name("sst23", load_settings())
+
+
+def test_two_digests_of_one_release_are_said(make: Callable[..., IndexRepository]) -> None:
+    make("first", release(PRINCIPAL, "same", manifest_sha256="1" * 64), priority=1)
+    make("second", release(PRINCIPAL, "same", manifest_sha256="2" * 64), priority=2)
+    with pytest.warns(AdaptergitWarning, match=r"1111.* in the index first, and 2222.* in the index second"):
+        (hit,) = adaptergit.search("same")
+    assert hit.manifest_sha256 == "1" * 64
+
+
+# --- what was revoked --------------------------------------------------------------------------------------------------
+
+STOLEN, OTHER = "SHA256:" + "A" * 43, "SHA256:" + "B" * 43
+
+
+def test_what_a_revoked_key_signed_is_not_found_and_shown_as_what_it_is(make: Callable[..., IndexRepository]) -> None:
+    since = datetime(2026, 6, 1, tzinfo=UTC)
+    make(
+        "community",
+        release(PRINCIPAL, "before", first_seen="2026-05-01T00:00:00Z"),
+        release(PRINCIPAL, "after", first_seen="2026-07-01T00:00:00Z"),
+        release(PRINCIPAL, "both", first_seen="2026-07-01T00:00:00Z", signers=(STOLEN, OTHER)),
+        release(PRINCIPAL, "warned", signers=(OTHER,)),
+        release(PRINCIPAL, "poisoned", signers=(OTHER,), manifest_sha256="9" * 64),
+        revoked=(
+            Revocation(STOLEN, None, since, "refuse", "stolen laptop", ""),
+            Revocation(OTHER, None, None, "warn", "old", ""),
+            Revocation(None, "9" * 64, None, "refuse", "bad data", ""),
+        ),
+    )
+    assert sorted(entry.name for entry in adaptergit.search()) == ["before", "both", "warned"]
+    shown = adaptergit.show("acme/adapters@after")
+    assert shown.chosen is None
+    assert "stolen laptop" in next(iter(shown.revoked.values()))
+    done = CliRunner().invoke(main, ["show", "acme/adapters@after"])
+    assert "stolen laptop" in done.output
+    assert "adaptergit.load" not in done.output
+    for name, said in (("before", ""), ("warned", "marked as revoked: old")):
+        done = CliRunner().invoke(main, ["show", f"acme/adapters@{name}"])
+        assert f'model = adaptergit.load("github.com/acme/adapters@{name}")' in done.output
+        assert said in done.output
+
+
+def test_a_release_that_too_few_keys_still_vouch_for_is_not_found(
+    make: Callable[..., IndexRepository], key: SigningKey
+) -> None:
+    index = make("community", release(PRINCIPAL, "pair", signers=(STOLEN, OTHER)))
+    assert [entry.name for entry in adaptergit.search()] == ["pair"]
+    second = generate_key(index.root / "second")
+    keys = (SourceKey(key.public), SourceKey(second.public))
+    write(index.root / f"sources/{PRINCIPAL}.yaml", replace(index.source(PRINCIPAL), keys=keys, threshold=2).to_yaml())
+    index.revoke(Revocation(STOLEN, None, None, "refuse", "stolen", ""))
+    client(load_settings()).remove("community")
+    build(index, index.root / "dist", root=index.current_root(), now=datetime.now(UTC))
+    sign_snapshot(index, index.root / "dist", key)
+    client(load_settings()).add(str(index.root / "dist"), f"sha256:{index.current_root().digest}")
+    assert adaptergit.search() == []
+
+
+def test_showing_says_all_there_is_to_say(make: Callable[..., IndexRepository]) -> None:
+    make("community", release(PRINCIPAL, "a", citation="@article{x,\n  title={A}}\n", authors=("Ada",)))
+    done = CliRunner().invoke(main, ["show", "acme/adapters@a"])
+    for part in (
+        "@article{x,\n  title={A}}",
+        'import adaptergit\nmodel = adaptergit.load("github.com/acme/adapters@a")',
+    ):
+        assert part in done.output
+
+
+# --- what fits a model -------------------------------------------------------------------------------------------------
+
+
+def test_what_was_trained_in_a_model_is_found_by_its_fingerprint(make: Callable[..., IndexRepository]) -> None:
+    from adaptergit.splice.fingerprint import fingerprint_of
+
+    model = tiny_model("bert")
+    mine = str(fingerprint_of(model))
+    others = [
+        release(PRINCIPAL, f"other-{n}", fingerprint=f"fp1:2x32:{n:032x}:", description="german") for n in range(99)
+    ]
+    make(
+        "community",
+        *others,
+        release(PRINCIPAL, "fits", fingerprint=mine, description="german", published="2001-01-01T00:00:00Z"),
+        release(PRINCIPAL, "fits-too", fingerprint=mine, description="english", published="2001-01-02T00:00:00Z"),
+        release(PRINCIPAL, "unknown", fingerprint="nonsense"),
+    )
+    assert [e.name for e in adaptergit.search(base_of=model, sort="newest")] == ["fits-too", "fits"]
+    assert [e.name for e in adaptergit.search("german", base_of=model, limit=1)] == ["fits"]
+    assert adaptergit.search("french", base_of=model) == []
+    folder = str(GOLDEN / "bases" / "bert")
+    done = CliRunner().invoke(main, ["search", "--base-of", folder, "--sort", "name"])
+    assert [line.split("==")[0] for line in done.stdout.splitlines() if "==" in line] == [
+        f"{PRINCIPAL}@fits",
+        f"{PRINCIPAL}@fits-too",
+    ]
+    assert adaptergit.search(base_of=tiny_model("roberta")) == []
+    with pytest.raises(NotFoundError, match="no such model folder"):
+        adaptergit.search(base_of="./nowhere")

@@ -183,12 +183,14 @@ def explain(repository: str, as_json: bool) -> None:
     principal = Source.parse(repository, default_host=settings.default_host).principal or repository
     indexes = client(settings)
     asked, known = indexes.speaks_for(principal), {one.index: one for one in indexes.known(principal)}
+    copies = indexes.copies(principal)
     if as_json:
         print_json(
             {
                 "repository": principal,
                 "asked": [one.name for one in asked],
                 "known": {name: one.source.to_dict() for name, one in known.items()},
+                "copies": copies,
             }
         )
         return
@@ -200,7 +202,11 @@ def explain(repository: str, as_json: bool) -> None:
         keys = ", ".join(key.public.fingerprint for key in found.source.keys)
         click.echo(f"{one.name}: {len(found.lines)} releases, signed by {found.source.threshold} of {keys}")
         if found.source.tracks:
-            click.echo(f"{one.name}: a copy of {clean(found.source.tracks)}")
+            click.echo(f"{one.name}: a copy of {clean(found.source.tracks)}; load {clean(found.source.tracks)}@…")
+        for url in found.source.mirrors:
+            click.echo(f"{one.name}: mirror {clean(url)}")
+    for url in copies:
+        click.echo(f"asked where it is gone: {clean(url)}, a copy")
     if not asked:
         click.echo("no index speaks for it", err=True)
 
@@ -229,6 +235,7 @@ def _refused(refused: tuple[str, ...]) -> None:
 @click.option("--threshold", type=int, help="How many different keys sign each release; default: as listed, else 1.")
 @click.option("--mirror", "mirrors", multiple=True, help="Where else the releases are; default: as listed.")
 @click.option("--contact", help="Default: as listed, else git's user.email.")
+@click.option("--tracks", help="The repository host/org/repo that yours is a copy of: asked where that one is gone.")
 @click.option("--remote", default="origin", show_default=True, help="Git remote of your clone.")
 @click.option("--repository", help="Public name host/org/repo, where the remote's URL does not tell it.")
 @click.option("--url", help="What people fetch from, where it is not the remote's URL.")
@@ -244,6 +251,7 @@ def submit(
     threshold: int | None,
     mirrors: tuple[str, ...],
     contact: str | None,
+    tracks: str | None,
     remote: str,
     repository: str | None,
     url: str | None,
@@ -273,6 +281,7 @@ def submit(
         threshold=threshold,
         mirrors=mirrors or None,
         contact=contact,
+        tracks=tracks,
         remote=remote,
         repository=repository,
         url=url,
@@ -460,7 +469,7 @@ def crawl(
         raise UsageError(f"--shard {shard!r}: write i/n, with i from 0 to n-1")
 
     def tell(one: object) -> None:
-        if not as_json and (one.added or one.yanked or one.refused or one.error):  # type: ignore[attr-defined]
+        if not as_json and (one.added or one.yanked or one.missing or one.refused or one.error):  # type: ignore[attr-defined]
             _tell(one)
 
     found = run(
@@ -488,6 +497,8 @@ def _tell(one: object) -> None:
         step(f"{one.principal}@{release}")
     for release in one.yanked:
         step(f"{one.principal}@{release} yanked or no longer yanked")
+    for release in one.missing:
+        step(clean(f"{one.principal} does not have {release} of the repository that it copies"))
     for release, why in one.refused.items():
         step(clean(f"{one.principal}@{release} refused: {why}"))
     if one.error:

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from adaptergit.errors import PackageError, TrustError, UsageError
@@ -33,6 +32,7 @@ from adaptergit.index.subscription import (
     fetched_dir,
     read_state,
     remember,
+    speakers,
     trusted_dir,
 )
 from adaptergit.index.updating import MAX_SHARD_BYTES, told_root, updated
@@ -173,9 +173,7 @@ class Client:
 
     def speaks_for(self, principal: str) -> list[Subscription]:
         """Return the indexes that may be asked about a repository, in order."""
-        every = self.subscriptions()
-        scoped = [one for one in every if any(fnmatchcase(principal, glob) for glob in one.scope)]
-        return scoped or [one for one in every if not one.scope]
+        return speakers(self.subscriptions(), principal)
 
     def known(self, principal: str, *, offline: bool = False) -> list[Known]:
         """Return what every index that speaks for a repository says of it.
@@ -201,6 +199,26 @@ class Client:
                 if one.lazy:
                     self._meet(one, known)
                 found.append(known)
+        return found
+
+    def copies(self, principal: str) -> list[str]:
+        """Return the addresses of the copies of a repository that indexes list.
+
+        Those count of the first index that knows the repository, and those that lie in an index's own scope: another
+        index could have every load told to a server of its choice.
+        """
+        every, found = self.subscriptions(), list[str]()
+        first = True
+        for one in every:
+            database = self.database(one.name)
+            try:
+                knows = one in speakers(every, principal) and database.shard(principal) is not None
+                for copy, url in database.copies(principal):
+                    if (knows and first) or (one.scope and one in speakers(every, copy)):
+                        found.append(url)
+            finally:
+                database.close()
+            first = first and not knows
         return found
 
     def _meet(self, one: Subscription, known: Known) -> None:

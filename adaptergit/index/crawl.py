@@ -65,6 +65,8 @@ class Crawled:
     yanked: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     """Releases that were not listed, and why."""
+    missing: tuple[str, ...] = ()
+    """Releases of the original that a copy does not have."""
     error: str = ""
     """Why the source could not be looked at."""
 
@@ -106,7 +108,10 @@ def crawl(
             if source.legacy:
                 return Crawled(principal)
             with hosts.of(source.url):
-                found = crawl_source(index, source, settings, policy, revocations, moment)
+                if source.tracks is None:
+                    found = crawl_source(index, source, settings, policy, revocations, moment)
+                else:
+                    found = look_at_copy(index, source, source.tracks, settings)
         except (AdaptergitError, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
             found = Crawled(principal, error=str(error))  # whatever a stranger's files do: the others go on
         report(found)
@@ -114,6 +119,18 @@ def crawl(
 
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
         return list(pool.map(one, chosen))
+
+
+def look_at_copy(index: IndexRepository, source: SourceFile, original: str, settings: Settings) -> Crawled:
+    """Compare what a copy has with what is listed of the original; a copy lists nothing of its own.
+
+    Raises:
+        TransportError: It cannot be reached.
+    """
+    listings, _ = list_all(Remote.of(Source.parse(source.url), allow_http=settings.allow_http))
+    listed = [entry for entry in index.entries(original) if entry.yanked is None]
+    missing = [e for e in listed if e.name not in listings or e.version not in listings[e.name].versions]
+    return Crawled(source.repository, missing=tuple(f"{entry.name}=={entry.version}" for entry in missing))
 
 
 def crawl_source(

@@ -11,14 +11,14 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adaptergit.errors import PackageError, UsageError
 from adaptergit.index.entry import Entry, newest
-from adaptergit.index.words import SORTS, Query, begins_with, names_of, ordered, pair_of, rank, text_of
+from adaptergit.index.words import SORTS, Query, base_of, begins_with, names_of, ordered, pair_of, rank, text_of
 
 _FORMAT = 2
 """Of the file; one of another format is made anew."""
@@ -38,8 +38,9 @@ _ORDER = {
 }
 _TOKENS = """tokenize="unicode61 tokenchars '_'" """
 _SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS source(principal TEXT PRIMARY KEY, shard TEXT NOT NULL, loaded INTEGER NOT NULL)
-    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS source(principal TEXT PRIMARY KEY, shard TEXT NOT NULL, loaded INTEGER NOT NULL,
+    tracks TEXT NOT NULL, url TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS source_tracks ON source(tracks) WHERE tracks != '';
 CREATE TABLE IF NOT EXISTS adapter(place INTEGER PRIMARY KEY, principal TEXT NOT NULL, name TEXT NOT NULL,
     fingerprint TEXT NOT NULL, published TEXT NOT NULL, size INTEGER NOT NULL, line BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS adapter_name ON adapter(name);
@@ -58,6 +59,20 @@ _STAGE = (
     "CREATE TABLE stage.new_source AS SELECT * FROM source LIMIT 0",
     "CREATE TABLE stage.new(rank INTEGER, principal, name, fingerprint, published, size, line, words)",
 )
+
+
+@dataclass(frozen=True)
+class News:
+    """What is new of a source."""
+
+    principal: str
+    shard: str
+    """Digest."""
+    entries: Sequence[Entry] | None
+    """None: only where the shard is."""
+    tracks: str = ""
+    """The principal whose copy it is."""
+    url: str = ""
 
 
 class Database:
@@ -157,30 +172,29 @@ class Database:
         row = self.connection.execute("SELECT shard FROM source WHERE principal = ?", (principal,)).fetchone()
         return None if row is None else str(row[0])
 
-    def replace(self, gone: Iterable[str], new: Iterable[tuple[str, str, Iterable[Entry] | None]]) -> None:
-        """Forget sources, and take over others.
+    def copies(self, principal: str) -> list[tuple[str, str]]:
+        """Return the sources that are copies of one, each with its address."""
+        sql = "SELECT principal, url FROM source WHERE tracks = ? AND tracks != '' ORDER BY principal"
+        return [(str(copy), str(url)) for copy, url in self.connection.execute(sql, (principal,))]
 
-        Args:
-            gone: Principals.
-            new: Principal, digest of its shard, and its entries; without entries, only where the shard is.
-        """
+    def replace(self, gone: Iterable[str], new: Iterable[News]) -> None:
+        """Forget sources, by their principals, and take over others."""
         # Everything in the order of ranks: the full-text index writes a segment whenever a number is not larger than
         # the last, and rows far from each other in the table are pages far from each other.
         for statement in _STAGE:
             self.connection.execute(statement)
         for principal in gone:
             self.connection.execute("INSERT OR IGNORE INTO stage.gone VALUES(?)", (principal,))
-        for principal, shard, entries in new:
-            self.connection.execute("INSERT OR IGNORE INTO stage.gone VALUES(?)", (principal,))
-            self.connection.execute(
-                "INSERT INTO stage.new_source VALUES(?, ?, ?)", (principal, shard, entries is not None)
-            )
+        for one in new:
+            self.connection.execute("INSERT OR IGNORE INTO stage.gone VALUES(?)", (one.principal,))
+            row = (one.principal, one.shard, one.entries is not None, one.tracks, one.url)
+            self.connection.execute("INSERT INTO stage.new_source VALUES(?, ?, ?, ?, ?)", row)
             self.connection.executemany(
                 "INSERT INTO stage.new VALUES(?,?,?,?,?,?,?,?)",
                 [
                     (
                         rank(entry),
-                        principal,
+                        one.principal,
                         entry.name,
                         entry.fingerprint,
                         entry.published,
@@ -188,7 +202,7 @@ class Database:
                         entry.to_line(),
                         self._text(entry),
                     )
-                    for entry in newest(entries or ()).values()
+                    for entry in newest(one.entries or ()).values()
                 ],
             )
         sql = "SELECT place, line FROM adapter WHERE principal IN (SELECT principal FROM stage.gone) ORDER BY place"
@@ -266,25 +280,23 @@ class Database:
         rows = self.connection.execute("SELECT DISTINCT fingerprint FROM adapter WHERE fingerprint != ''")
         return [row[0] for row in rows]
 
-    def of_fingerprints(self, fingerprints: Iterable[str], limit: int) -> list[Entry]:
-        """Return the adapters of base models."""
-        wanted = list(fingerprints)[:500]
-        marks = ",".join("?" * len(wanted))
-        sql = f"SELECT line FROM adapter WHERE fingerprint IN ({marks}) ORDER BY place LIMIT ?"  # noqa: S608 - marks
-        return self._entries(sql, (*wanted, limit))
-
     def _facets(self, query: Query) -> list[str] | None:
         """Return what the filters mean as parts of a match, or None where nothing can match."""
         pair, others = query.facets()
+        parts = [f'"{word}"' for word in others]
+        if query.fingerprints is not None:
+            if not query.fingerprints:
+                return None
+            parts.append(f"({' OR '.join(map(base_of, query.fingerprints))})")
         if pair:
-            match = " AND ".join(f'"{word}"' for word in pair)
+            words = " AND ".join(f'"{word}"' for word in pair)
             sql = "SELECT rowid FROM pairs WHERE pairs MATCH ? LIMIT ?"
-            numbers = [row[0] for row in self.connection.execute(sql, (match, _PAIRS + 1))]
+            numbers = [row[0] for row in self.connection.execute(sql, (words, _PAIRS + 1))]
             if not numbers:
                 return None
-            if len(numbers) <= _PAIRS:
-                return [f"({' OR '.join(f'x_{number}' for number in numbers)})", *(f'"{word}"' for word in others)]
-        return [f'"{word}"' for word in (*pair, *others)]
+            known = len(numbers) <= _PAIRS
+            parts.insert(0, f"({' OR '.join(f'x_{number}' for number in numbers)})" if known else f"({words})")
+        return parts
 
     def _search(self, query: Query, parts: list[str]) -> list[Entry]:
         index, order = _ORDER[query.sort]

@@ -153,12 +153,20 @@ def _proposal(
         announced=asked.announced,
         unreachable=unreachable,
         followed=asked.followed,
+        original=_original(git, base, source),
         signed=signed,
         listed=listed,
         peers=_peers(index.policy().peers, source, settings),
         proposed=proposed,
         now=now,
     )
+
+
+def _original(git: Git, base: str, source: SourceFile | None) -> SourceFile | None:
+    if source is None or source.tracks is None:
+        return None
+    path = f"sources/{source.tracks}.yaml"
+    return _parsed(_read(git, base, path)[0], path)[0]
 
 
 def _kin(git: Git, base: str, source: SourceFile, others: Iterable[str]) -> frozenset[str]:

@@ -39,6 +39,8 @@ class Proposal:
     unreachable: str = ""
     followed: frozenset[PublicKey] = frozenset()
     """Keys that a rotation of the old ones, or a recovery, leads to."""
+    original: SourceFile | None = None
+    """What the index has of the repository that it says it is a copy of."""
     signed: frozenset[PublicKey] = frozenset()
     """Keys of the listed source that count now and signed the change."""
     listed: Mapping[str, datetime] = field(default_factory=dict)
@@ -148,6 +150,18 @@ def _retired(one: Proposal) -> str | None:
     return None
 
 
+def _tracks(one: Proposal) -> str | None:
+    if one.source is None or one.source.tracks is None:
+        return None
+    if one.source.tracks == one.source.repository:
+        return "a repository is no copy of itself"
+    if one.original is not None and one.original.tracks is not None:
+        return f"{one.source.tracks} is a copy itself: name the original, {one.original.tracks}"
+    if one.listed:
+        return f"{one.source.repository} has releases of its own that are listed: a copy lists none"
+    return None
+
+
 def _reserved(one: Proposal) -> str | None:
     if one.source is None or one.before is not None:
         return None
@@ -220,6 +234,7 @@ SOURCE_RULES: tuple[Rule[Proposal], ...] = (
         "As many keys as must sign count now, and a key that signed what is listed counts at least until then.",
         _retired,
     ),
+    Rule("tracks", "A copy names the original (`tracks`), and has no releases of its own that are listed.", _tracks),
     Rule("reserved", "The name is not reserved (`reserved` in `policy.yaml`).", _reserved),
     Rule(
         "alike",

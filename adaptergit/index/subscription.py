@@ -7,8 +7,9 @@ fetched (shards, the database made of them) with the store, and may be deleted a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,6 +74,13 @@ class Place(Protocol):
             NotFoundError: There is none.
             TransportError: It cannot be had.
         """
+
+
+def speakers(every: Iterable[Subscription], principal: str) -> list[Subscription]:
+    """Return the indexes that may be asked about a repository: those with a scope for it, else those without one."""
+    every = list(every)
+    scoped = [one for one in every if any(fnmatchcase(principal, glob) for glob in one.scope)]
+    return scoped or [one for one in every if not one.scope]
 
 
 def read_state(name: str) -> State:

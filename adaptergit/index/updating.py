@@ -12,7 +12,7 @@ from typing import Any
 
 from adaptergit.errors import NotFoundError, PackageError, TrustError
 from adaptergit.index.build import shard_path
-from adaptergit.index.database import Database
+from adaptergit.index.database import Database, News
 from adaptergit.index.documents import (
     MAX_CATALOG_BYTES,
     MAX_ROOT_BYTES,
@@ -27,7 +27,6 @@ from adaptergit.index.documents import (
     parse_catalog,
     parse_snapshot,
 )
-from adaptergit.index.entry import Entry
 from adaptergit.index.repository import replace as write
 from adaptergit.index.shards import of_source, parse_shard, rekeyed, unpack
 from adaptergit.index.subscription import (
@@ -170,16 +169,14 @@ class _Taking:
         self.refused: list[str] = []
         self.count = 0
 
-    def changed(
-        self, shards: Mapping[str, Shard], have: Mapping[str, tuple[str, bool]]
-    ) -> Iterator[tuple[str, str, list[Entry] | None]]:
-        """Yield principal, digest and entries of every shard that is taken; of a lazy index, without the entries."""
+    def changed(self, shards: Mapping[str, Shard], have: Mapping[str, tuple[str, bool]]) -> Iterator[News]:
+        """Yield every shard that is taken; of a lazy index, without its entries."""
         for principal, shard in shards.items():
             digest, loaded = have.get(principal, ("", False))
             if digest == shard.sha256 and (self.one.lazy or (loaded and principal in self.sources)):
                 continue
             if self.one.lazy:
-                yield principal, shard.sha256, None
+                yield News(principal, shard.sha256, None)
                 continue
             data = _fetch(self.one, self.place, shard, principal)
             self.count += 1
@@ -193,7 +190,8 @@ class _Taking:
                 self.refused.append(f"{principal}: {why}")
                 continue
             self.sources[principal] = of_source(known.source)
-            yield principal, shard.sha256, entries
+            source = known.source
+            yield News(principal, shard.sha256, entries, source.tracks or "", source.url)
 
 
 def _fetch(one: Subscription, place: Place, shard: Shard, principal: str) -> bytes:

@@ -32,6 +32,8 @@ class Query:
     """Pairs of a name in :data:`FILTERS` and what it must be: every word of it, compared without case."""
     sort: str = "best"
     limit: int = 50
+    fingerprints: tuple[str, ...] | None = None
+    """Of base models: only what was trained in one of them."""
 
     @property
     def words(self) -> list[str]:
@@ -78,6 +80,11 @@ def facets_of(entry: Entry, names: Iterable[str] = FILTERS) -> str:
     return " ".join(sorted(found))
 
 
+def base_of(fingerprint: str) -> str:
+    """Return the word that stands for a base model's fingerprint."""
+    return f"f_{hashlib.sha256(fingerprint.encode()).hexdigest()[:12]}"
+
+
 def pair_of(entry: Entry) -> str:
     """Return the facets of task and base model."""
     return facets_of(entry, _PAIR)
@@ -97,7 +104,8 @@ def text_of(entry: Entry, pair: int) -> str:
         *entry.authors,
         entry.description,
     )
-    return f"x_{pair} {facets_of(entry)} {' '.join(parts).casefold().replace('_', ' ')}"
+    base = f"{base_of(entry.fingerprint)} " if entry.fingerprint else ""
+    return f"x_{pair} {base}{facets_of(entry)} {' '.join(parts).casefold().replace('_', ' ')}"
 
 
 def rank(entry: Entry) -> int:
