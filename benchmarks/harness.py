@@ -24,7 +24,7 @@ from environments import environment
 from results import Result, Row, shown
 from spread import quartiles, ratio
 
-ROUNDS, QUICK_ROUNDS = 25, 7
+ROUNDS, QUICK_ROUNDS = 20, 7
 _SAMPLE_SECONDS, _MOST_SECONDS, _MOST_RUNS = 0.02, 0.5, 200
 """A sample is as many runs as a clock can measure, unless what is done around them takes too long."""
 
@@ -242,10 +242,13 @@ class Bench:
     def _profile(self, group: str, case: Case, runs: int) -> None:
         if not self._options.profile or case.contender != "ours":
             return
-        found = self.worker(case.contender).answer({"profile": case.name, "times": max(3, runs)})
-        print(f"\n{group}: {case.name}, ms a run\n{'own':>9} {'total':>9} {'calls':>9}")
-        for one in found[: self._options.profile]:
-            print(f"{1e3 * one['own']:9.3f} {1e3 * one['total']:9.3f} {one['calls']:9.1f}  {one['where']}")
+        request = {"profile": case.name, "times": max(3, runs), "clock": self._options.clock}
+        found = self.worker(case.contender).answer(request)
+        mine = [one for one in found if "adaptergit/" in one["file"]]
+        for title, listed, key in (("costliest functions", found, "own"), ("ours, with what they call", mine, "total")):
+            print(f"\n{group}: {case.name}: {title}, ms a run\n{'own':>9} {'total':>9} {'calls':>9}")
+            for one in sorted(listed, key=lambda one: -one[key])[: self._options.profile]:
+                print(f"{1e3 * one['own']:9.3f} {1e3 * one['total']:9.3f} {one['calls']:9.1f}  {one['where']}")
 
 
 def _row(group: str, case: Case, found: Mapping[tuple[str, str], Series], x: float | None) -> Row:

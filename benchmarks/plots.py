@@ -11,6 +11,8 @@ from results import Result, Row
 
 _COLOURS = {"ours": "#1b6ca8", "ours on 4.57": "#6fa8d0", "adapters": "#d1792c", "peft": "#5a9b4f"}
 _OTHER = "#888888"
+_LOG_FROM = 50
+"""How many times the shortest bar the longest is, where bars of one scale would show only that one."""
 _SCALES = {"s": (1e3, "ms"), "bytes": (1e-6, "MB"), "x": (1, "times"), "%": (100, "%")}
 # Ids and dates that do not change from one drawing to the next.
 mpl.rcParams.update({"svg.hashsalt": "adaptergit", "svg.fonttype": "none", "font.size": 9})
@@ -44,6 +46,9 @@ def _bars(result: Result) -> Figure:
         labels = [f"{row.contender}: {row.name}" for row in shown]
         colours = [_COLOURS.get(row.contender, _OTHER) for row in shown]
         panel.barh(labels, values, xerr=spread, color=colours, height=0.7, error_kw={"lw": 0.8, "ecolor": "#333333"})
+        positive = [value for value in values if value > 0]
+        if not as_overhead and positive and max(positive) > _LOG_FROM * min(positive):
+            panel.set_xscale("log")
         panel.invert_yaxis()
         panel.set_title(group, loc="left", fontsize=9)
         panel.set_xlabel("% above the plain model" if as_overhead else _SCALES.get(unit, (1, unit))[1])

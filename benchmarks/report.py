@@ -81,6 +81,9 @@ def page(results: list[Result]) -> str:
     """Return the page."""
     parts = [_HEAD, "## Targets\n", _targets(results)]
     parts += [_section(result) for result in results]
+    missing = [name for name in ORDER if name not in {result.name for result in results}]
+    if missing:
+        parts.append(f"## Not measured yet\n\nThere are no results of {', '.join(missing)}.\n")
     return "\n".join(parts)
 
 
@@ -114,21 +117,18 @@ def _table(result: Result) -> str:
     if all(row.x is not None for row in result.rows):
         return _growth(result)
     compares = any(row.ratio is not None for row in result.rows)
-    columns = ["", "who", "what", "median", "quartiles", *(["ratio", "of"] if compares else [])]
+    spreads = any(row.low is not None for row in result.rows)
+    columns = ["", "who", "what", "median", *(["quartiles"] if spreads else []), *(["ratio", "of"] if compares else [])]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     previous = ""
     for row in result.rows:
-        spread = (
-            "–" if row.low is None or row.high is None else " – ".join(number(v, row.unit) for v in (row.low, row.high))
-        )
-        cells = [
-            "" if row.group == previous else row.group,
-            row.contender,
-            row.name,
-            number(row.value, row.unit),
-            spread,
-        ]
-        cells += [compared(row, result.percent), row.against or ""] if compares else []
+        group = "" if row.group == previous else row.group
+        cells = [group, row.contender, row.name, number(row.value, row.unit)]
+        if spreads:
+            ends = [number(end, row.unit) for end in (row.low, row.high) if end is not None]
+            cells.append(" – ".join(ends))
+        if compares:
+            cells += [compared(row, result.percent), row.against or ""]
         lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
         previous = row.group
     return "\n".join(lines) + "\n"

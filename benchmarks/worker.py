@@ -1,8 +1,8 @@
 """One contender in a process of its own: makes actions ready and times them, a JSON line a request.
 
 Started by :mod:`harness`: ``python worker.py CONTENDER CPUS THREADS``. Requests are
-``{"prepare": key, "do": function, "with": {…}}``, ``{"run": key, "times": n}``, ``{"profile": key, "times": n}``,
-``{"ask": function, "with": {…}}`` and ``{"drop": key}``.
+``{"prepare": key, "do": function, "with": {…}}``, ``{"run": key, "times": n}``, ``{"drop": key}``,
+``{"profile": key, "times": n, "clock": "wall"}`` and ``{"ask": function, "with": {…}}``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _answer(request: dict[str, Any], contender: Any, actions: dict[str, Any]) ->
         gc.collect()
         return None
     if "profile" in request:
-        return _profile(actions[request["profile"]], request["times"])
+        return _profile(actions[request["profile"]], request["times"], request["clock"])
     return _time(actions[request["run"]], request["times"])
 
 
@@ -76,9 +76,9 @@ def _time(action: Any, times: int) -> dict[str, float]:
     return {"wall": wall / times, "cpu": cpu / times, "whole": (time.perf_counter() - began) / times}
 
 
-def _profile(action: Any, times: int) -> list[dict[str, Any]]:
-    """Return the functions that took the most time of their own."""
-    profile = cProfile.Profile()
+def _profile(action: Any, times: int, clock: str) -> list[dict[str, Any]]:
+    """Return every function that ran, with the seconds of a run that were its own, and with what it called."""
+    profile = cProfile.Profile({"wall": time.perf_counter, "cpu": time.process_time}[clock])
     for _ in range(times):
         action.before()
         profile.enable()
@@ -88,8 +88,8 @@ def _profile(action: Any, times: int) -> list[dict[str, Any]]:
     found = []
     for (file, line, function), (_, calls, own, total, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         where = function if file == "~" else f"{'/'.join(Path(file).parts[-2:])}:{line} {function}"
-        found.append({"where": where, "calls": calls / times, "own": own / times, "total": total / times})
-    return sorted(found, key=lambda one: -one["own"])[:25]
+        found.append({"where": where, "file": file, "calls": calls / times, "own": own / times, "total": total / times})
+    return found
 
 
 if __name__ == "__main__":

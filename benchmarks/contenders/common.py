@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import importlib.metadata
@@ -42,7 +43,7 @@ class Action:
     synchronise: Callable[[], object] = nothing
 
 
-_weights: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
+_prototypes: dict[tuple[str, bool, str, str], Any] = {}
 
 
 def bert(
@@ -58,17 +59,14 @@ def bert(
         device: Where it goes.
         dtype: Of its weights.
     """
-    kind = transformers.BertForSequenceClassification if head else transformers.BertModel
-    torch.manual_seed(0)
-    model = kind.from_pretrained(minilm()) if size == "minilm" else kind(transformers.BertConfig(**SIZES[size]))
-    model = model.to(device=device, dtype=getattr(torch, dtype)).eval()
-    if share:
-        key = (f"{size} on {device} in {dtype}", kind.__name__)
-        if key in _weights:
-            model.load_state_dict(_weights[key], strict=False, assign=True)
-        else:
-            _weights[key] = dict(model.state_dict())
-    return model
+    key = (size, head, device, dtype)
+    if key not in _prototypes:
+        kind = transformers.BertForSequenceClassification if head else transformers.BertModel
+        torch.manual_seed(0)
+        model = kind.from_pretrained(minilm()) if size == "minilm" else kind(transformers.BertConfig(**SIZES[size]))
+        _prototypes[key] = model.to(device=device, dtype=getattr(torch, dtype)).eval()
+    tensors = [*_prototypes[key].parameters(), *_prototypes[key].buffers()] if share else []
+    return copy.deepcopy(_prototypes[key], {id(tensor): tensor for tensor in tensors})
 
 
 def minilm() -> str:
@@ -146,13 +144,16 @@ def breaks(model: Any, switch: Callable[[str], object], names: list[str]) -> dic
     """Compile, then switch between adapters of equal shape; count graph breaks and compilations."""
     import torch._dynamo.testing
 
-    inputs = tokens(2, 16)
-    switch(names[0])
+    inputs, generator = tokens(2, 16), torch.Generator().manual_seed(0)
     with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "adapter" in name or "lora_" in name:  # fresh adapters hardly differ
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
         expected = []
         for name in names:
             switch(name)
             expected.append(model(**inputs)[0])
+        assert not any(torch.allclose(expected[0], other, atol=1e-2) for other in expected[1:])
         switch(names[0])
         torch._dynamo.reset()
         explained = torch._dynamo.explain(model)(**inputs)
@@ -164,7 +165,7 @@ def breaks(model: Any, switch: Callable[[str], object], names: list[str]) -> dic
         right = True
         for name, wanted in zip(names, expected, strict=True):
             switch(name)
-            right &= torch.allclose(compiled(**inputs)[0], wanted, atol=1e-4)
+            right &= torch.allclose(compiled(**inputs)[0], wanted, atol=1e-3)
         later = counter.frame_count - first
     return {"breaks": explained.graph_break_count, "graphs": first, "recompiled": later, "right": right}
 
