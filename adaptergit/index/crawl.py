@@ -127,7 +127,7 @@ def look_at_copy(index: IndexRepository, source: SourceFile, original: str, sett
     Raises:
         TransportError: It cannot be reached.
     """
-    listings, _ = list_all(Remote.of(Source.parse(source.url), allow_http=settings.allow_http))
+    listings, _ = list_all(Remote.of(Source.parse(source.url), allow_http=settings.allow_http), settings.limits)
     listed = [entry for entry in index.entries(original) if entry.yanked is None]
     missing = [e for e in listed if e.name not in listings or e.version not in listings[e.name].versions]
     return Crawled(source.repository, missing=tuple(f"{entry.name}=={entry.version}" for entry in missing))
