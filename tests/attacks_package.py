@@ -535,7 +535,7 @@ def of_method(name: str, change: Callable[[dict[str, Any]], object]) -> Callable
         "config-with-an-impossible-dropout": (r"dropout", of_method("vera", lambda c: c.update(dropout=5))),
         "config-with-a-number-for-a-pattern": (r"adapter\.config or head", of_method("unipelt", lambda c: c["configs"][2].update(rank_pattern=5))),
         "config-with-a-number-for-modules": (r"adapter\.config or head", of_method("unipelt", lambda c: c["configs"][2].update(target_modules=5))),
-        "format-of-others": (r"format 'peft' cannot be loaded", deep("adapter.format", "peft")),
+        "format-of-others": (r"not one adapter in the format 'peft'", deep("adapter.format", "peft")),
     },
 )  # fmt: skip
 def config_bomb(scene: Scene, change: Callable[[dict[str, Any]], None]) -> Strike:

@@ -429,6 +429,7 @@ def test_a_copy_that_lies_is_named(listed: Index, hub: Hub, copy: SourceFile, so
     git(bare, "update-ref", "-d", "refs/tags/adapters/sst2/1.0.0")
     hub.bare.rename(hub.bare.with_name("gone.git"))
     git(hub.clone, "checkout", "-q", "--orphan", "theirs")
+    git(hub.clone, "rm", "-rfq", ".")
     git(hub.clone, "remote", "set-url", "origin", copy.url)
     git(hub.clone, "tag", "-d", "adapters/sst2/1.0.0")
     evil = source(b"evil", folder="evil")

@@ -64,7 +64,7 @@ def identity_of(files: Sequence[File]) -> str:
     """Return what identifies a checkpoint: the sha256 of the list of its files.
 
     >>> identity_of([File("adapter_config.json", 2, "44" * 32)])[:16]
-    '93b6f85b8c55c0a8'
+    'fb8891645e72e6da'
     """
     return canonical.sha256(_listed(files))
 

@@ -27,7 +27,7 @@ def render_readme(card: Card, address: str, *, size: int | None = None) -> str:
         address: What people load it from.
         size: Bytes of the weights.
     """
-    return render_with(card, f"{address}@{card.name}", size=size)
+    return render_with(card, f"{address}@{card.name}=={card.version}", size=size)
 
 
 def render_with(card: Card, reference: str, front: str = "", *, size: int | None = None) -> str:
@@ -53,8 +53,7 @@ def split_front_matter(text: str) -> tuple[str, str]:
     return (found[0], text[found.end() :]) if found is not None else ("", text)
 
 
-def _sections(data: Mapping[str, Any], name: str, size: int | None) -> Iterator[str]:
-    release = f"{name}=={data['version']}"
+def _sections(data: Mapping[str, Any], release: str, size: int | None) -> Iterator[str]:
     yield f"# {data['name']} {data['version']}"
     yield str(data["description"]).strip()
     yield _table(("", ""), _facts(data, release, size))
