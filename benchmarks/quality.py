@@ -101,8 +101,9 @@ def adapted(config: str, shared: dict[str, Any]) -> Run:
 
     paths = {key: Path(shared[key]) for key in ("train", "eval", "output")}
     result = train(TrainSpec(**{**shared, **paths}, adapter=config, name="quality"))
-    steps = -(-len(paths["train"].read_text().splitlines()[1:]) // shared["batch_size"]) * shared["epochs"]
-    return Run(result.metrics.accuracy, result.adapter_parameters, result.adapter_bytes, result.seconds, int(steps))
+    examples = paths["train"].read_text("utf-8").count("\n") - 1
+    steps = -(-examples // shared["batch_size"]) * shared["epochs"]
+    return Run(result.metrics.accuracy, result.adapter_parameters, result.adapter_bytes, result.seconds, steps)
 
 
 def fine_tuned(shared: dict[str, Any]) -> Run:
@@ -228,6 +229,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--output", type=Path, default=HERE / "results")
     options = parser.parse_args()
+    if not 0 < options.train <= 6000 or not 0 < options.eval <= 1500:
+        parser.error("there are 6000 sentences to train on and 1500 held-out ones")
     if options.methods and PEER in options.methods and not options.peer:
         parser.error(f"{PEER!r} needs --peer")
     return options
