@@ -1,9 +1,9 @@
 """What each method reaches, at which size and in which time, and whether `adapters` reaches the same.
 
-``python benchmarks/quality.py --peer "env PYTHONPATH=.venv-peers/adapters .venv-oldest/bin/python"`` (the environments
-of ``make test-peers``) is the real run: MiniLM on the Rotten Tomatoes sentences, 6,000 to train on, 1,500 held out,
+``make bench-quality`` is the real run: MiniLM on the Rotten Tomatoes sentences, 6,000 to train on, 1,500 held out,
 three seeds; hours on 2 cores. Everybody gets the same files, epochs, batch size, length, seeds and, method by method,
-learning rate. Without ``--peer``, `adapters` is left out. A run writes JSON and a plot into ``--output``.
+learning rate. ``--peer`` says how to start Python where `adapters` 1.3.0 is installed; without it, `adapters` is left
+out. A run writes JSON and a plot into ``--output``.
 """
 
 from __future__ import annotations
