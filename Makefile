@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP = .venv/.installed
 
-.PHONY: demo test test-oldest test-peers lint bench bench-full bench-check docs clean
+.PHONY: demo test test-oldest test-peers lint bench bench-full bench-check bench-quality docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("adaptergit needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
@@ -72,6 +72,10 @@ bench-full: .venv-peers/.installed
 # Ratios with wide margins, never seconds: CI runs this.
 bench-check: $(STAMP)
 	.venv/bin/python benchmarks/regression.py
+
+# Hours: three seeds of six trainings, one of them by `adapters`.
+bench-quality: .venv-peers/.installed
+	.venv/bin/python benchmarks/quality.py --peer "env PYTHONPATH=.venv-peers/adapters .venv-oldest/bin/python"
 
 docs: $(STAMP)
 	$(PIP_INSTALL) -e '.[docs]'

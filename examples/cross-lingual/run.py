@@ -58,7 +58,7 @@ def main(folder: Path, *, quick: bool = False, language: str = "de") -> dict[str
 
         for name in ("en", language):
             say(f"a language adapter learns {name!r}: masked words, bottlenecks and an invertible adapter")
-            facts["perplexity"][name] = train_language(base, files, out, name, epochs=1 if quick else 30)
+            facts["perplexity"][name] = train_language(base, files, out, name, epochs=1 if quick else 12)
         releases = {name: publish(publisher, clone, out / name, url) for name in ("en", language)}
 
         torch.manual_seed(0)
@@ -72,7 +72,7 @@ def main(folder: Path, *, quick: bool = False, language: str = "de") -> dict[str
             panel.add_head(task, adaptergit.ClassificationHead(num_labels=len(labels), labels=labels))
             panel.train(task)
             panel.active = f"Stack(en, {task})"
-            fit(model, tokenizer, task, known, epochs=1 if quick else 15)
+            fit(model, tokenizer, task, known, epochs=1 if quick else 12)
             about = {"description": f"Tells the {task} of a message of Django, on top of English.", "license": LICENSE}
             panel.save(task, out / task, base_model={"id": BASE_ID}, dependencies=[releases["en"]], **about)
             releases[task] = publish(publisher, clone, out / task, url)
