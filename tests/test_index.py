@@ -426,7 +426,8 @@ def test_a_copy_that_lies_is_named(listed: Index, hub: Hub, copy: SourceFile, so
     listed.publish()
     listed.user()
     bare = hub.bare.parents[1] / "copies" / "acme.git"
-    git(bare, "update-ref", "-d", "refs/tags/adapters/sst2/1.0.0")
+    shutil.rmtree(bare)  # nothing of the original is left in it
+    hub.server.create("copies/acme")
     hub.bare.rename(hub.bare.with_name("gone.git"))
     git(hub.clone, "checkout", "-q", "--orphan", "theirs")
     git(hub.clone, "rm", "-rfq", ".")
