@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import adaptergit
 from adaptergit.errors import (
     AdaptergitError,
     AdaptergitWarning,
+    ModelError,
     NotFoundError,
     PackageError,
     TransportError,
@@ -279,6 +281,19 @@ def test_a_package_that_nobody_signed_loads_with_its_card(hf: HubServer, tmp_pat
     assert adapters(loaded).about("mine").card.license == "MIT"
     with pytest.warns(AdaptergitWarning), pytest.raises(AdaptergitError, match=r"fingerprint|base model|blocks"):
         adaptergit.load("hf:acme/ours", tiny_model("gpt2"), policy="unsigned")
+
+
+def test_a_checkpoint_with_a_card_is_compared_with_the_model(hf: HubServer, tmp_path: Path) -> None:
+    shutil.copytree(HEAD, tmp_path / "theirs")
+    adaptergit.describe(tmp_path / "theirs", base=tiny_model(), license="MIT")
+    hf.create("acme/carded", files_of(tmp_path / "theirs"))
+    with pytest.warns(AdaptergitWarning):
+        loaded = adaptergit.load("hf:acme/carded", tiny_model(), policy="unsigned")
+    assert adapters(loaded).about("a").card.license == "MIT"
+    model = tiny_model("roberta")
+    with pytest.warns(AdaptergitWarning), pytest.raises(ModelError):
+        adaptergit.load("hf:acme/carded", model, policy="unsigned")
+    assert getattr(model, "adaptergit", None) is None
 
 
 def test_pickles_are_never_fetched_to_be_loaded(hf: HubServer, tmp_path: Path) -> None:
@@ -755,6 +770,9 @@ def test_the_commands_take_it(run: Callable[..., str], repository: Repository, t
     assert (loaded["from_store"], loaded["identity"]) == (True, info["identity"])
     assert "first use" in run("load", "hf:acme/x", "--policy", "tofu")
     assert f"127.0.0.1/acme/x@main\tsha256:{info['identity']}" in run("trust", "ls")
+    assert f"unsigned     127.0.0.1/acme/x@main: sha256:{info['identity']}" in run(
+        "trust", "explain", "127.0.0.1/acme/x"
+    )
     assert "that is what was pinned" in run("verify", "hf:acme/x", "--policy", "tofu")
     repository.write({"README.md": b"new"})
     refused = run("load", "hf:acme/x", "--policy", "tofu", "--refresh", code=4)

@@ -37,7 +37,7 @@ def show_checkpoint(found: Checkpoint, as_json: bool) -> None:
         click.echo(f"  ok  {clean(line)}")
     task = description.told.get("task", {})
     rows = [
-        ("accepted", f"{found.level}: nobody signed it"),
+        ("signed by", f"nobody; accepted by the policy {found.level}"),
         ("format", " ".join(text for text in (description.format, description.method) if text)),
         ("base model", description.base_model),
         ("task", task.get("type", "")),

@@ -132,7 +132,7 @@ def explain(repository: str, as_json: bool) -> None:
     """
     from adaptergit.indexes import revoked as revoked_by_indexes
     from adaptergit.indexes import word_on
-    from adaptergit.pins import known_revocations, known_signers
+    from adaptergit.pins import known_checkpoints, known_revocations, known_signers
     from adaptergit.settings import load_settings
 
     settings = load_settings()
@@ -142,6 +142,11 @@ def explain(repository: str, as_json: bool) -> None:
     if not signers:
         signers, threshold = word.signers, max(threshold, word.threshold)
     revoked = {one.key: one for one in (*known_revocations(settings), *revoked_by_indexes(settings)) if one.key}
+    places = {
+        place: sorted(pinned)
+        for place, pinned in known_checkpoints(settings).items()
+        if place.startswith((f"{repository}@", f"{repository}/"))
+    }
     if as_json:
         print_json(
             {
@@ -156,6 +161,7 @@ def explain(repository: str, as_json: bool) -> None:
                     }
                     for s in signers
                 ],
+                "checkpoints": places,
             }
         )
         return
@@ -164,5 +170,7 @@ def explain(repository: str, as_json: bool) -> None:
         gone = revoked.get(signer.key.fingerprint)
         note = "" if gone is None else f", but {gone}" + ("; that only warns" if gone.severity == "warn" else "")
         click.echo(f"may sign     {signer.key.fingerprint} ({signer.source}){note}")
+    for place, pinned in places.items():
+        click.echo(f"unsigned     {place}: {', '.join(f'sha256:{identity}' for identity in pinned)}")
     if not signers:
         click.echo("may sign     nobody you know" + ("; the first key seen is pinned" if level == "tofu" else ""))

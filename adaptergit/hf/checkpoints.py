@@ -132,7 +132,7 @@ def judge(
         raise _refusal(what, steps, "ask the publisher over another channel what happened")
     if level != "tofu":
         what = f"{reference} holds a checkpoint that nobody signed; its identity is sha256:{identity}"
-        hint = f'pin exactly these bytes: "{exact}" with the policy digest; or remember them now: the policy tofu'
+        hint = f'pin exactly these bytes: "{exact}" with --policy digest; or remember them now: --policy tofu (policy=)'
         raise _refusal(what, steps, hint)
     if not pinned:
         note = f"first use of {reference.place}: pinned sha256:{identity}"
@@ -190,7 +190,8 @@ class Kept:
         """
         target = self._path(identity_of(files))
         target.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder.parent))
+        made = folder.parent / "kept"
+        made.mkdir()
         (made / "files.json").write_bytes(_listed(files))
         for path in folder.iterdir():
             path.chmod(0o444)

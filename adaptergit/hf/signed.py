@@ -12,6 +12,7 @@ from packaging.version import Version
 
 from adaptergit.errors import AdaptergitWarning, PackageError, TrustError
 from adaptergit.hf.client import Listed
+from adaptergit.hf.reference import HubReference
 from adaptergit.hf.wanted import Found, Memory, Wanted, recall, remember
 from adaptergit.package import MANIFEST, File, Manifest
 from adaptergit.package.folder import MODEL_SIGNATURE, check_sizes, read_bounded, signature_names
@@ -53,7 +54,7 @@ def fetch_package(one: Wanted, found: Found) -> Fetched:
     one.store.remember(who, name, replace(known, fetched={**known.fetched, manifest.version: seen}))
     memory = Memory(found.commit, package.digest, time.time(), name)
     remember(one.key, memory)
-    if not one.reference.folder:
+    if not one.reference.folder and not _is_pinned(one.reference):
         remember(who, memory)
     return replace(fetched, path=package.path)
 
@@ -94,7 +95,7 @@ def check_place(one: Wanted, manifest: Manifest) -> None:
             where=reference.place,
             hint="somebody moved a tag: ask the publisher",
         )
-    if reference.digest is not None or reference.commit is not None:
+    if _is_pinned(reference):
         return  # who pins has chosen
     before = None if reference.folder else recall(reference.principal)
     if before is not None and before.name != manifest.name:
@@ -111,6 +112,10 @@ def check_place(one: Wanted, manifest: Manifest) -> None:
                 hint="releases do not disappear: ask the publisher; "
                 f"what is named is given: {reference.at(reference.tag(manifest.version))}",
             )
+
+
+def _is_pinned(reference: HubReference) -> bool:
+    return reference.digest is not None or reference.commit is not None
 
 
 def _check_listed(file: File, listed: Listed | None, where: str) -> None:
