@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from serving import KINDS, WORDS, base_folder, model_of, save_adapters, shake, t
 
 import adaptergit
 from adaptergit.errors import AdaptergitWarning, ModelError, UsageError
-from adaptergit.serve.batching import Batcher, Refused
+from adaptergit.serve.batching import Batcher, Refused, best_cuts
 from adaptergit.serve.encoding import encode, padded
 from adaptergit.serve.mixing import Mixer
 from adaptergit.serve.service import Service, open_service, service_of
@@ -261,6 +262,23 @@ def test_every_request_gets_its_own_rows_back(requests: Any, max_batch: int) -> 
     assert found == [[2 * value for value, _, _ in one] for one in requests]
     assert all(len(batch) <= max_batch and len({row.lane for row in batch}) == 1 for batch in batches)
     assert sum(map(len, batches)) == sum(map(len, requests))
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(1, 4), st.integers(0, 80))
+@settings(deadline=None)
+def test_no_other_way_of_cutting_rows_into_batches_costs_less(lengths: list[int], most: int, overhead: int) -> None:
+    lengths.sort()
+
+    def cost(cuts: Iterable[slice]) -> int:
+        return sum(overhead + len(lengths[cut]) * max(lengths[cut]) for cut in cuts)
+
+    ways = []
+    for marks in itertools.product([False, True], repeat=len(lengths) - 1):
+        ends = [0, *(i + 1 for i, cut in enumerate(marks) if cut), len(lengths)]
+        ways.append([slice(a, b) for a, b in itertools.pairwise(ends)])
+    found = best_cuts(lengths, most, overhead)
+    assert found in ways
+    assert cost(found) == min(cost(way) for way in ways if all(len(lengths[cut]) <= most for cut in way))
 
 
 def test_rows_wait_for_each_other_and_the_longest_waiting_goes_first() -> None:

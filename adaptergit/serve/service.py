@@ -39,7 +39,12 @@ class Served:
     name: str
     reference: str
     """What it was loaded from, as it was written."""
-    about: About | None
+    version: str | None
+    description: str | None
+    digest: str | None
+    """sha256 of the manifest; None for a folder without one."""
+    signers: tuple[str, ...]
+    """Keys that signed it and that were believed."""
     composition: Composition
     """What acts; a name, or what a set-up composes."""
     head: str | None
@@ -55,21 +60,6 @@ class Served:
     """Adapters of one lane share batches."""
     alone: bool = False
     """Not even two of its rows share a batch."""
-
-    @property
-    def digest(self) -> str | None:
-        """sha256 of the manifest; None for a folder without one."""
-        if self.about is None:
-            return None
-        if self.about.verdict is not None:
-            return self.about.verdict.digest
-        manifest = self.about.path / MANIFEST
-        return canonical.sha256(manifest.read_bytes()) if manifest.is_file() else None
-
-    @property
-    def signers(self) -> tuple[str, ...]:
-        """Keys that signed it and that were believed."""
-        return tuple(self.about.verdict.signers) if self.about is not None and self.about.verdict is not None else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,14 +166,18 @@ def _check_bases(found: Sequence[tuple[str, About]]) -> None:
 
 def _lead(found: Sequence[About]) -> About | None:
     """Choose whose card names the model's class: a head that belongs to a class fits no other."""
-    static = (about for about in found if any(head["type"] == "static" for head in _heads(about.card.data)))
+    static = (about for about in found if _is_static(about.card.data))
     foreign = (about for about in found if about.format != "adaptergit")
     return next(static, next(foreign, next(iter(found), None)))
 
 
-def _heads(card: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    own = [card["head"]] if "head" in card else []
-    return own + (card["adapter"]["config"].get("heads", []) if card["adapter"]["method"] in KINDS else [])
+def _is_static(card: Mapping[str, Any]) -> bool:
+    """Tell whether a package holds a copy of the head of a class of models."""
+    listed = card["adapter"]["config"].get("heads") if card["adapter"]["method"] in KINDS else [card.get("head")]
+    return any(
+        isinstance(head, Mapping) and head.get("type") == "static"
+        for head in (listed if isinstance(listed, list) else ())
+    )
 
 
 def _base(
@@ -274,20 +268,31 @@ def _made(
         own = words_tokenizer(own, str(own.name_or_path))  # as it was trained
     if own.pad_token_id is None:
         own.pad_token = own.eos_token
-    longest = trained_length(about.card.data if isinstance(about, About) else {})
+    card: Mapping[str, Any] = about.card.data if isinstance(about, About) else {}
+    longest = most_tokens(panel.model, own) - positions_taken(panel, composition)[1]
     made = Served(
-        name,
-        reference,
-        about if isinstance(about, About) else None,
-        composition,
-        head,
-        phrasing,
-        label_names(config),
-        own,
-        min(longest, most_tokens(panel.model, own) - positions_taken(panel, composition)[1]),
-        embeddings,
+        name=name,
+        reference=reference,
+        version=card.get("version"),
+        description=card.get("description"),
+        digest=_digest(about) if isinstance(about, About) else None,
+        signers=tuple(about.verdict.signers) if isinstance(about, About) and about.verdict is not None else (),
+        composition=composition,
+        head=head,
+        phrasing=phrasing,
+        labels=label_names(config),
+        tokenizer=own,
+        max_length=min(trained_length(card), longest),
+        embeddings=embeddings,
     )
     return replace(made, lane=lane_of(panel, made))
+
+
+def _digest(about: About) -> str | None:
+    if about.verdict is not None:
+        return about.verdict.digest
+    manifest = about.path / MANIFEST
+    return canonical.sha256(manifest.read_bytes()) if manifest.is_file() else None
 
 
 def _service(model: nn.Module, base_id: str, served: Sequence[Served]) -> Service:
@@ -322,6 +327,6 @@ def _alike(composition: Composition) -> bool:
 
 def _device(device: str | torch.device) -> torch.device:
     try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"{device!r} is no device", hint="cpu, cuda, cuda:1, mps") from error
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"{str(device)!r} is no device of this machine", hint="cpu, cuda, cuda:1, mps") from error
