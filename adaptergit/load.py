@@ -139,7 +139,7 @@ def load(
         found = fetch_hub(str(ref), policy=policy, offline=offline, settings=settings)
         if isinstance(found, Checkpoint) and CARD not in found.digests:
             return _load_checkpoint(found, model, name, activate, wanted)
-        about = _about(found)
+        about = about_of(found)
     elif is_folder(ref) and not (expand(ref) / CARD).exists() and is_foreign(expand(ref)):
         if model is None:
             hint = "pass model=, or write a card: adaptergit card make"
@@ -261,7 +261,7 @@ def obtain(
 ) -> About:
     """Return a package whose every byte is checked, and touch no model; see :func:`load`."""
     if not is_folder(ref):
-        return _about(fetch(str(ref), policy=policy, offline=offline, index=index, lock=lock, settings=settings))
+        return about_of(fetch(str(ref), policy=policy, offline=offline, index=index, lock=lock, settings=settings))
     folder = expand(ref)
     card = local_card(folder, settings.limits)
     if policy is None or (policy == "unsigned" and not (folder / MANIFEST).exists()):
@@ -291,7 +291,8 @@ def base_for(
     return base_model(about.card.base_model, kinds, settings, offline, device)
 
 
-def _about(found: Fetched | Checkpoint) -> About:
+def about_of(found: Fetched | Checkpoint) -> About:
+    """Return where something with a card came from."""
     if isinstance(found, Fetched):
         return About(found.card, found.path, found.verdict, found.from_store)
     return About(local_card(found.path), found.path, None, found.from_store, found.digests)

@@ -78,6 +78,7 @@ def main() -> None:
         print(
             f"{name:<24} {row['per_second']:7.1f} requests/s"
             f"   p50 {row['p50_ms']:7.1f} ms   p95 {row['p95_ms']:7.1f} ms"
+            f"   CPU {row['cpu_ms']:5.1f} ms"
             f"   {row['rows_per_batch']:5.1f} texts of {row['adapters_per_batch']:4.1f} adapters a batch"
             f"   wrong {row['wrong']}"
         )
@@ -191,6 +192,7 @@ def measure(
             "per_second": round(len(times[mode]) / seconds[mode], 2),
             "p50_ms": round(1000 * cuts[49], 1),
             "p95_ms": round(1000 * cuts[94], 1),
+            "cpu_ms": round(1000 * grown["process_cpu_seconds_total"] / len(times[mode]), 2),
             "rows_per_batch": round(grown["adaptergit_batch_rows_sum"] / batches, 2),
             "adapters_per_batch": round(grown["adaptergit_batch_adapters_sum"] / batches, 2),
         }

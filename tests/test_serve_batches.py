@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from conftest import Hub
+from hf_server import served
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from serving import KINDS, WORDS, base_folder, model_of, save_adapters, shake, tokenizer_of
 
 import adaptergit
-from adaptergit.errors import AdaptergitWarning, ModelError, UsageError
-from adaptergit.serve.batching import Batcher, Refused
+from adaptergit.errors import AdaptergitWarning, ModelError, TrustError, UsageError
+from adaptergit.serve.batching import Batcher, Refused, best_cuts
 from adaptergit.serve.encoding import encode, padded
 from adaptergit.serve.mixing import Mixer
 from adaptergit.serve.service import Service, open_service, service_of
@@ -194,6 +197,53 @@ def test_heads_of_a_class_that_peft_saved_share_a_batch(tmp_path: Path) -> None:
         assert torch.allclose(scores["logits"], expected[row.served.name], atol=1e-5)
 
 
+def test_a_checkpoint_on_the_hub_is_served_as_what_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    base = base_folder(tmp_path / "base")
+    folder = peft_folder(tmp_path / "one", 1)
+    model = adaptergit.load(folder, model_of(base, "AutoModelForSequenceClassification", num_labels=3))
+    with served(monkeypatch, tmp_path / "hf") as hub:
+        hub.create("acme/judge", {path.name: path.read_bytes() for path in folder.iterdir()})
+        with pytest.raises(TrustError):
+            open_service(["hf:acme/judge"], base=base)
+        with pytest.warns(AdaptergitWarning):
+            found = open_service(["hf:acme/judge", f"mine={folder}"], base=base, policy="tofu")
+    assert list(found.adapters) == ["judge", "mine"]
+    assert len(found.adapters["judge"].digest or "") == 64
+    rows = [row for one in found.adapters.values() for row in encode(one, ["w1 w2 w3"])]
+    with torch.no_grad():
+        expected = model(**padded(rows[:1], torch.device("cpu"))).logits[0]
+    assert all(torch.allclose(scores["logits"], expected, atol=1e-5) for scores in Mixer(found.model)(rows))
+
+
+def test_what_an_adapter_was_trained_on_top_of_acts_with_it(hub: Hub, tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base")
+    model = model_of(base)
+    panel = adapters(model)
+    about = {"base_model": {"id": "acme/tiny"}, "license": "MIT"}
+    for seed, name in enumerate(("en", "qa", "plain")):
+        panel.add(name, "seq_bn")
+        shake(panel.module(name), seed)
+    for seed, name in enumerate(("qa", "plain")):
+        panel.add_head(name, ClassificationHead(num_labels=2))
+        shake(panel.head_module(name), seed)
+    panel.save("en", tmp_path / "en", **about)
+    panel.save("plain", tmp_path / "plain", **about)
+    release = adaptergit.publish(tmp_path / "en", clone=hub.clone, key=hub.key.path)
+    needed = [{"reference": f"{hub.url}@en", "digest": release.digest}]
+    panel.save("qa", tmp_path / "qa", dependencies=needed, **about)
+    adaptergit.publish(tmp_path / "qa", clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    found = open_service([f"{hub.url}@qa", str(tmp_path / "plain")], base=base)
+    rows = [row for one in found.adapters.values() for row in encode(one, ["w1 w2 w3"])]
+    for composition, row, scores in zip(("Stack(en, qa)", "plain"), rows, Mixer(found.model)(rows), strict=True):
+        assert str(row.served.composition) == composition
+        panel.activate(composition)
+        with torch.no_grad():
+            assert torch.allclose(model(**padded([row], torch.device("cpu"))).logits[0], scores["logits"], atol=1e-5)
+
+
 def test_where_padding_changes_answers_texts_are_run_one_at_a_time() -> None:
     torch.manual_seed(0)
     config = transformers.FNetConfig(
@@ -261,6 +311,23 @@ def test_every_request_gets_its_own_rows_back(requests: Any, max_batch: int) -> 
     assert found == [[2 * value for value, _, _ in one] for one in requests]
     assert all(len(batch) <= max_batch and len({row.lane for row in batch}) == 1 for batch in batches)
     assert sum(map(len, batches)) == sum(map(len, requests))
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(1, 4), st.integers(0, 80))
+@settings(deadline=None)
+def test_no_other_way_of_cutting_rows_into_batches_costs_less(lengths: list[int], most: int, overhead: int) -> None:
+    lengths.sort()
+
+    def cost(cuts: Iterable[slice]) -> int:
+        return sum(overhead + len(lengths[cut]) * max(lengths[cut]) for cut in cuts)
+
+    ways = []
+    for marks in itertools.product([False, True], repeat=len(lengths) - 1):
+        ends = [0, *(i + 1 for i, cut in enumerate(marks) if cut), len(lengths)]
+        ways.append([slice(a, b) for a, b in itertools.pairwise(ends)])
+    found = best_cuts(lengths, most, overhead)
+    assert found in ways
+    assert cost(found) == min(cost(way) for way in ways if all(len(lengths[cut]) <= most for cut in way))
 
 
 def test_rows_wait_for_each_other_and_the_longest_waiting_goes_first() -> None:

@@ -26,6 +26,8 @@ from adaptergit.serve.problems import MEDIA_TYPE, BodyLimit, Refusal, install
 from adaptergit.serve.service import Served, Service
 
 _PREDICT = "/v1/predict"
+_OVERHEAD, _OVERHEAD_OF_DEVICES = 32, 4096
+"""What a batch costs besides its tokens, in tokens: little where each is computed by the core that asks."""
 _ADAPTER = "adaptergit.adapter"
 """Where a call's scope says which adapter it is for."""
 
@@ -78,6 +80,7 @@ def create_app(
         max_batch=max_batch,
         max_wait=max_wait_ms / 1000,
         queue=limits.queue,
+        overhead=_OVERHEAD if next(service.model.parameters()).device.type == "cpu" else _OVERHEAD_OF_DEVICES,
         observe=metrics.batch,
     )
     # A tokenizer is for one thread at a time, and need not wait for the model.
@@ -136,16 +139,15 @@ def create_app(
 
 def about(served: Served) -> AdapterInfo:
     """Return what is told of an adapter."""
-    card: dict[str, Any] = dict(served.about.card.data) if served.about is not None else {}
     return AdapterInfo(
         name=served.name,
         reference=served.reference,
-        version=card.get("version"),
+        version=served.version,
         digest=served.digest,
         signers=list(served.signers),
         task=served.phrasing.task if served.phrasing is not None else None,
         labels=list(served.labels),
-        description=card.get("description"),
+        description=served.description,
     )
 
 

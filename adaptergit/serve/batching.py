@@ -1,7 +1,8 @@
 """Batching: rows wait a little, go through the model together, and come back to whoever asked.
 
 One worker thread runs the model. The oldest row always goes next, with rows that may share its batch and are about as
-long. Where too many wait, a request is refused at once: a queue that only grows helps nobody.
+long: padding costs as much as text. Where too many wait, a request is refused at once: a queue that only grows helps
+nobody.
 """
 
 from __future__ import annotations
@@ -60,6 +61,30 @@ def check_sizes(max_batch: int, max_wait: float) -> None:
         raise UsageError(f"a text waits from 0 to 60 seconds for others, not {max_wait}", hint="--max-wait-ms 5")
 
 
+def best_cuts(lengths: Sequence[int], most: int, overhead: int) -> list[slice]:
+    """Cut rows into batches so that all of them together cost the least.
+
+    Args:
+        lengths: Of the rows, ascending; a batch costs as much as if all of its rows were as long as its last.
+        most: Rows in a batch.
+        overhead: What a batch costs besides.
+
+    >>> best_cuts([5, 6, 6, 50, 51], most=32, overhead=32)
+    [slice(0, 3, None), slice(3, 5, None)]
+    """
+    best: list[tuple[int, int]] = [(0, 0)]  # for the first i rows: what they cost, and where their last batch starts
+    for stop in range(1, len(lengths) + 1):
+        starts = range(max(0, stop - most), stop)
+        costs = ((best[start][0] + overhead + (stop - start) * lengths[stop - 1], start) for start in starts)
+        best.append(min(costs))
+    cuts, stop = [], len(lengths)
+    while stop:
+        start = best[stop][1]
+        cuts.append(slice(start, stop))
+        stop = start
+    return cuts[::-1]
+
+
 @dataclass(frozen=True, eq=False)
 class _Pending(Generic[Row, Result]):
     row: Row
@@ -75,6 +100,7 @@ class Batcher(Generic[Row, Result]):
         max_batch: Most rows in a batch.
         max_wait: Seconds for which the oldest row waits for others while the model is idle.
         queue: Most rows that are admitted and not answered yet.
+        overhead: What a batch costs besides its rows, in tokens: the more, the more padding is worth a batch less.
         observe: Called after every batch with its rows and the seconds it took.
 
     Raises:
@@ -88,12 +114,13 @@ class Batcher(Generic[Row, Result]):
         max_batch: int = 32,
         max_wait: float = 0.005,
         queue: int = 1024,
+        overhead: int = 32,
         observe: Callable[[Sequence[Row], float], None] = lambda _rows, _seconds: None,
     ) -> None:
         check_sizes(max_batch, max_wait)
         self.queue = queue
         self._run, self._observe = run, observe
-        self._max_batch, self._max_wait = max_batch, max_wait
+        self._max_batch, self._max_wait, self._overhead = max_batch, max_wait, overhead
         self._lanes: dict[Hashable, list[_Pending[Row, Result]]] = {}
         self._admitted = 0
         self._changed = asyncio.Event()
@@ -183,10 +210,12 @@ class Batcher(Generic[Row, Result]):
             return
 
     def _take(self, oldest: _Pending[Row, Result]) -> list[_Pending[Row, Result]]:
-        """Take the oldest row and, of those that came soon after it, the ones nearest to it in length."""
+        """Take the oldest row and, of those that came soon after it, the ones that are best padded with it."""
         lane = self._lanes.pop(oldest.row.lane)
-        window = sorted(lane[: 2 * self._max_batch], key=lambda one: abs(one.row.length - oldest.row.length))
-        chosen = window[: self._max_batch]
+        window = sorted(lane[: 2 * self._max_batch], key=lambda one: one.row.length)
+        cuts = best_cuts([one.row.length for one in window], self._max_batch, self._overhead)
+        place = next(i for i, one in enumerate(window) if one is oldest)
+        chosen = window[next(cut for cut in cuts if cut.start <= place < cut.stop)]
         taken = set(map(id, chosen))
         if rest := [one for one in lane if id(one) not in taken]:
             self._lanes[oldest.row.lane] = rest

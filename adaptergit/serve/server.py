@@ -8,11 +8,13 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adaptergit.errors import TransportError, UsageError
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from adaptergit.serve.service import Service
 
 _BACKLOG = 2048
@@ -44,6 +46,8 @@ def serve(
 ) -> None:
     """Serve adapters until a signal (SIGINT, SIGTERM) says to stop; requests that were begun are answered first.
 
+    For the main thread, which signals come to.
+
     Args:
         references: See :func:`~adaptergit.serve.service.open_service`, as ``base``, ``policy``, ``offline``, ``lock``,
             ``device`` and ``report``.
@@ -71,8 +75,9 @@ def serve(
         )
         app = create_app(service, max_batch=max_batch, max_wait_ms=max_wait_ms, mixed=mixed)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", backlog=_BACKLOG))
-        # uvicorn raises the signal that stopped it once more; a server that stopped as it was told to has not failed.
-        before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+        # uvicorn raises the signal that stopped it once more: a server that stopped as it was told to has not failed.
+        # One that comes before uvicorn listens for signals must not be lost.
+        before = {number: signal.signal(number, _stopping(server)) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             sock.listen(_BACKLOG)
             started(Started(_url(sock), service))
@@ -80,6 +85,13 @@ def serve(
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _stopping(server: uvicorn.Server) -> Callable[[int, Any], None]:
+    def stop(_number: int, _frame: Any) -> None:
+        server.should_exit = True
+
+    return stop
 
 
 def _needs_extra() -> None:

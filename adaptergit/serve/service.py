@@ -10,21 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.bases import base_model, base_tokenizer, trained_length, transformers
+from adaptergit.bases import trained_length
 from adaptergit.errors import AdaptergitError, ModelError, NotFoundError, UsageError
-from adaptergit.formats import Folder, model_class
-from adaptergit.load import About, base_for, load, obtain
-from adaptergit.package import CARD, MANIFEST, canonical
-from adaptergit.package.manifest import BaseModel
-from adaptergit.reference import expand, is_folder
-from adaptergit.resolve import parse_reference
+from adaptergit.load import About, load
+from adaptergit.reference import expand, is_hub
 from adaptergit.serve.answers import Phrasing, label_names, phrasing_of
 from adaptergit.serve.encoding import most_tokens
+from adaptergit.serve.found import Found, base_of_all, check_bases, check_names, find
 from adaptergit.serve.mixing import lane_of, loners, positions_taken
 from adaptergit.serve.names import split_name
-from adaptergit.settings import Settings, load_settings
+from adaptergit.settings import load_settings
 from adaptergit.splice.composition import Average, Block, Composition, Fuse, Stack
-from adaptergit.splice.fingerprint import Fingerprint
 from adaptergit.splice.heads import static_head_of, static_paths
 from adaptergit.splice.panel import Panel, adapters
 from adaptergit.splice.places import Tuned
@@ -39,7 +35,12 @@ class Served:
     name: str
     reference: str
     """What it was loaded from, as it was written."""
-    about: About | None
+    version: str | None
+    description: str | None
+    digest: str | None
+    """sha256 of the manifest, or of the list of an unsigned checkpoint's files; None for a folder without either."""
+    signers: tuple[str, ...]
+    """Keys that signed it and that were believed."""
     composition: Composition
     """What acts; a name, or what a set-up composes."""
     head: str | None
@@ -55,21 +56,6 @@ class Served:
     """Adapters of one lane share batches."""
     alone: bool = False
     """Not even two of its rows share a batch."""
-
-    @property
-    def digest(self) -> str | None:
-        """sha256 of the manifest; None for a folder without one."""
-        if self.about is None:
-            return None
-        if self.about.verdict is not None:
-            return self.about.verdict.digest
-        manifest = self.about.path / MANIFEST
-        return canonical.sha256(manifest.read_bytes()) if manifest.is_file() else None
-
-    @property
-    def signers(self) -> tuple[str, ...]:
-        """Keys that signed it and that were believed."""
-        return tuple(self.about.verdict.signers) if self.about is not None and self.about.verdict is not None else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,33 +93,25 @@ def open_service(
         ModelError: Two base models, or an adapter without a head.
         AdaptergitError: Whatever :func:`adaptergit.load` raises.
     """
-    wanted = [split_name(text) for text in references]
-    if not wanted:
+    if not references:
         raise UsageError("there is nothing to serve", hint="adaptergit serve org/repo@adapter …")
     settings = load_settings()
     if base is not None and not expand(base).is_dir():
         raise NotFoundError("there is no such folder", where=str(base), hint="--base names the base model's folder")
     target = None if device is None else _device(device)
-    found: list[tuple[str, str, About | None]] = []
-    for name, reference in wanted:
-        report(f"verifying {reference}")
-        about = None
-        if not is_folder(reference) or (expand(reference) / CARD).exists():
-            about = obtain(reference, settings, policy=policy, offline=offline, lock=lock)
-        found.append(
-            (name or (expand(reference).resolve().name if about is None else about.card.name), reference, about)
-        )
-    _check_names([name for name, _, _ in found])
-    _check_bases([(name, about) for name, _, about in found if about is not None])
-    lead = _lead([about for _, _, about in found if about is not None])
+    found = []
+    for text in references:
+        report(f"verifying {split_name(text)[1]}")
+        found.append(find(text, settings, policy, offline, lock))
+    check_names([one.name for one in found])
+    check_bases([(one.name, one.about) for one in found if one.about is not None])
     report("loading the base model")
-    bare = next((expand(reference) for _, reference, about in found if about is None), None)
-    model, base_id, tokenizer = _base(lead, bare, base, settings, offline or settings.offline, target)
+    model, base_id, tokenizer = base_of_all(found, base, settings, offline or settings.offline, target)
     served = []
-    for name, reference, about in found:
-        report(f"loading {reference}")
-        options: Any = {"policy": policy, "offline": offline, "lock": lock}
-        served.append(_loaded(model, tokenizer, name, reference, about, settings, options))
+    for one in found:
+        report(f"loading {one.reference}")
+        options: Any = {"policy": policy, "offline": offline, "lock": None if is_hub(one.exact) else lock}
+        served.append(_loaded(model, tokenizer, one, options))
     return _service(model, base_id, served)
 
 
@@ -149,92 +127,22 @@ def service_of(model: nn.Module, tokenizer: Any) -> Service:
         raise ModelError(
             "no adapter of this model has a head", hint="panel.add_head(name, …), or load one with its head"
         )
-    made = [_made(panel, tokenizer, name, name, panel.about(name), name, name) for name in names]
+    made = []
+    for name in names:
+        about = panel.about(name) if isinstance(panel.about(name), About) else None
+        identity = about.verdict.digest if about is not None and about.verdict is not None else None
+        made.append(_made(panel, tokenizer, Found(name, name, name, about, None, identity), name, name))
     return _service(model, str(getattr(getattr(model, "config", None), "_name_or_path", "")), made)
 
 
-def _check_names(names: Sequence[str]) -> None:
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two adapters are called {twice!r}", hint=f"give one another name: {twice}-2=REF")
-
-
-def _check_bases(found: Sequence[tuple[str, About]]) -> None:
-    """One server has one base model; weights tell, whatever cards call it."""
-    if not found:
-        return
-    first, about = found[0]
-    base = about.card.base_model
-    for name, other in found[1:]:
-        its = other.card.base_model
-        if not Fingerprint.parse(base.fingerprint).same_base(Fingerprint.parse(its.fingerprint)):
-            raise ModelError(
-                f"{first!r} was trained in {base.id}, {name!r} in {its.id}, and these are not the same weights",
-                hint="one server has one base model: start another for the others",
-            )
-
-
-def _lead(found: Sequence[About]) -> About | None:
-    """Choose whose card names the model's class: a head that belongs to a class fits no other."""
-    static = (about for about in found if any(head["type"] == "static" for head in _heads(about.card.data)))
-    foreign = (about for about in found if about.format != "adaptergit")
-    return next(static, next(foreign, next(iter(found), None)))
-
-
-def _heads(card: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    own = [card["head"]] if "head" in card else []
-    return own + (card["adapter"]["config"].get("heads", []) if card["adapter"]["method"] in KINDS else [])
-
-
-def _base(
-    lead: About | None,
-    bare: Path | None,
-    base: str | Path | None,
-    settings: Settings,
-    offline: bool,
-    device: torch.device | None,
-) -> tuple[nn.Module, str, Any]:
-    """Return the base model, its id and its tokenizer.
-
-    Args:
-        lead: Of the package whose card names it.
-        bare: Without any, a checkpoint that has no card.
-        base: Its folder, if the person named one.
-    """
-    if lead is None and base is None:
-        raise UsageError("these checkpoints do not say which weights they were trained in", hint="add --base DIR")
-    base_id = lead.card.base_model.id if lead is not None else expand(str(base)).resolve().name
-    if base is not None:
-        settings = replace(settings, base_models={**settings.base_models, base_id: str(expand(base).resolve())})
-    if lead is not None:
-        model = base_for(lead, settings, offline=offline, device=device)
-    else:
-        assert bare is not None
-        kind, options = model_class(Folder(bare))
-        kinds = getattr(transformers(), kind), options
-        model = base_model(BaseModel(base_id, None, ""), kinds, settings, offline, device)
-    return model, base_id, base_tokenizer(settings.base_model_path(base_id), offline)
-
-
-def _loaded(
-    model: nn.Module,
-    tokenizer: Any,
-    name: str,
-    reference: str,
-    about: About | None,
-    settings: Settings,
-    options: Mapping[str, Any],
-) -> Served:
+def _loaded(model: nn.Module, tokenizer: Any, one: Found, options: Mapping[str, Any]) -> Served:
     """Splice one adapter in and see what it became."""
-    panel = adapters(model)
+    panel, name, reference = adapters(model), one.name, one.reference
     panel.activate(None, head=[])
     before = set(panel.heads)
-    exact: str | Path = expand(reference) if is_folder(reference) else reference
-    if about is not None and about.verdict is not None and not is_folder(reference):
-        exact = str(parse_reference(reference, settings).pinned(about.verdict.digest))  # exactly what was looked at
-    several = about is not None and about.card.method in KINDS
+    several = one.about is not None and one.about.card.method in KINDS
     try:
-        load(exact, model, name=None if several else name, **options)
+        load(one.exact, model, name=None if several else name, **options)
     except AdaptergitError as error:
         error.where = f"{name} ({error.where})" if error.where else name
         raise
@@ -251,15 +159,14 @@ def _loaded(
             where=reference,
             hint="Stack, Fuse and Average can",
         )
-    return _made(panel, tokenizer, name, reference, about, composition, head)
+    return _made(panel, tokenizer, one, composition, head)
 
 
-def _made(
-    panel: Panel, tokenizer: Any, name: str, reference: str, about: Any, composition: Composition, head: str | None
-) -> Served:
+def _made(panel: Panel, tokenizer: Any, one: Found, composition: Composition, head: str | None) -> Served:
+    name, reference, about = one.name, one.reference, one.about
     config = static_head_of(panel.model) if head is None else panel.head_config(head)
     names = list(composition.names()) if isinstance(composition, Block) else [composition]
-    embeddings = next((one for one in names if one in panel.embeddings), None)
+    embeddings = next((member for member in names if member in panel.embeddings), None)
     own = tokenizer if embeddings is None else panel.tokenizer(embeddings)
     if own is None:
         raise ModelError(f"{name!r} has a vocabulary of its own and no tokenizer", where=reference)
@@ -274,18 +181,22 @@ def _made(
         own = words_tokenizer(own, str(own.name_or_path))  # as it was trained
     if own.pad_token_id is None:
         own.pad_token = own.eos_token
-    longest = trained_length(about.card.data if isinstance(about, About) else {})
+    card: Mapping[str, Any] = about.card.data if about is not None else {}
+    longest = most_tokens(panel.model, own) - positions_taken(panel, composition)[1]
     made = Served(
-        name,
-        reference,
-        about if isinstance(about, About) else None,
-        composition,
-        head,
-        phrasing,
-        label_names(config),
-        own,
-        min(longest, most_tokens(panel.model, own) - positions_taken(panel, composition)[1]),
-        embeddings,
+        name=name,
+        reference=reference,
+        version=card.get("version"),
+        description=card.get("description"),
+        digest=one.identity,
+        signers=tuple(about.verdict.signers) if about is not None and about.verdict is not None else (),
+        composition=composition,
+        head=head,
+        phrasing=phrasing,
+        labels=label_names(config),
+        tokenizer=own,
+        max_length=min(trained_length(card), longest),
+        embeddings=embeddings,
     )
     return replace(made, lane=lane_of(panel, made))
 
@@ -322,6 +233,6 @@ def _alike(composition: Composition) -> bool:
 
 def _device(device: str | torch.device) -> torch.device:
     try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"{device!r} is no device", hint="cpu, cuda, cuda:1, mps") from error
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"{str(device)!r} is no device of this machine", hint="cpu, cuda, cuda:1, mps") from error
