@@ -30,11 +30,13 @@ def environment(contender: str) -> Environment | None:
     here = {"PYTHONPATH": str(ROOT)}
     if contender in ("ours", "plain"):
         return Environment(contender, (sys.executable,), here)
+    oldest = ROOT / ".venv-oldest" / "bin" / "python"
     if contender == "ours on 4.57":
-        python = ROOT / ".venv-oldest" / "bin" / "python"
-        return Environment("ours", (str(python),), here) if python.exists() else None
+        return Environment("ours", (str(oldest),), here) if oldest.exists() else None
     if contender == "adapters":
-        return _peer("adapterhub", "adapters", ROOT / ".venv-oldest" / "bin" / "python")
+        return _peer("adapterhub", "adapters", oldest)
+    if contender == "peft on 4.57":
+        return _peer("peft_library", "peft", oldest)
     if contender == "peft":
         found = _peer("peft_library", "peft", Path(sys.executable))
         if found is None and importlib.util.find_spec("peft") is not None:

@@ -60,7 +60,7 @@ def mixed(bench: Bench, where: dict[str, Any]) -> None:
         group = f"{where['dtype']}, {rows} rows × {LENGTH}"
         found = bench.compare(group, cases)
         for method in ("seq_bn", "lora"):
-            ratio = bench.ratio(found, f"{method}, an adapter for each row", f"{method}, one adapter")
+            ratio = bench.ratio_of(found, f"{method}, an adapter for each row", f"{method}, one adapter")
             bench.result.target(f"{group}, {method}: an adapter for each row against one", ratio, MIXED_MOST, "x")
 
 

@@ -103,7 +103,11 @@ class Worker:
         """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait()
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._errors.close()
 
 
@@ -140,7 +144,8 @@ class Bench:
 
     def has(self, contender: str) -> bool:
         """Tell whether a contender takes part."""
-        if self._options.only and contender not in self._options.only:
+        who = "ours" if contender == "plain" else contender.split(" ")[0]
+        if self._options.only and who not in self._options.only:
             return False
         if environment(contender) is None:
             note = f"{contender} is not installed (make .venv-peers/.installed) and was left out"
@@ -210,7 +215,7 @@ class Bench:
         return found
 
     @staticmethod
-    def ratio(found: Mapping[tuple[str, str], Series], name: str, against: str, who: str = "ours") -> float | None:
+    def ratio_of(found: Mapping[tuple[str, str], Series], name: str, against: str, who: str = "ours") -> float | None:
         """Return the median ratio of two cases of one contender, or None if one is missing."""
         both = [found.get((who, one)) for one in (name, against)]
         return None if both[0] is None or both[1] is None else ratio(both[0].times, both[1].times)[0]
@@ -273,14 +278,23 @@ def _arguments(title: str, defaults: Mapping[str, Any]) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="of gpu.py (default: %(default)s)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine with other work")
     parser.add_argument("--seed", type=int, default=0, help="of the order")
-    parser.add_argument("--only", action="append", metavar="CONTENDER", help="ours, adapters or peft; may be repeated")
+    parser.add_argument("--only", action="append", choices=("ours", "adapters", "peft"), help="may be repeated")
     parser.add_argument(
         "--profile", type=int, nargs="?", const=12, metavar="N", help="show ours' N costliest functions"
     )
     parser.add_argument("--out", type=Path, help="folder of the results")
     parser.set_defaults(**defaults)
     options = parser.parse_args()
-    options.cpus = [int(cpu) for cpu in options.cpus.split(",")]
+    try:
+        options.cpus = sorted({int(cpu) for cpu in options.cpus.split(",")})
+    except ValueError:
+        parser.error(f"--cpus: {options.cpus!r} is not a list of processors; write it like 0,1")
+    if not set(options.cpus) <= set(usable):
+        parser.error(f"--cpus: this process may use only {', '.join(map(str, usable))}")
+    if options.threads is not None and options.threads < 1:
+        parser.error(f"--threads must be positive, not {options.threads}")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error(f"--rounds must be positive, not {options.rounds}")
     options.threads = options.threads or len(options.cpus)
     return options
 

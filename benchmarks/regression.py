@@ -51,7 +51,7 @@ def main() -> None:
         cases = [Case("ours", name, function, options) for name, (function, options) in CASES.items()]
         found = bench.compare("BERT-small", cases)
         for name, against, limit in LIMITS:
-            bench.result.target(f"{name}, against {against}", bench.ratio(found, name, against), limit, "x")
+            bench.result.target(f"{name}, against {against}", bench.ratio_of(found, name, against), limit, "x")
         steps = {"batch": 2, "length": 64, "size": "small"}
         trained = bench.compare(
             "training",

@@ -86,7 +86,10 @@ class Result:
         folder = folder or folder_of(self.mode == "quick")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        raw = asdict(self)
+        for target, plain in zip(self.targets, raw["targets"], strict=True):
+            plain["met"] = target.met
+        path.write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n")
         try:
             from plots import draw
         except ModuleNotFoundError as error:
@@ -112,7 +115,7 @@ def read(path: Path) -> Result:
     """Read what :meth:`Result.finish` wrote."""
     raw = json.loads(path.read_text())
     raw["rows"] = [Row(**row) for row in raw["rows"]]
-    raw["targets"] = [Target(**target) for target in raw["targets"]]
+    raw["targets"] = [Target(**{k: v for k, v in target.items() if k != "met"}) for target in raw["targets"]]
     return Result(**raw)
 
 

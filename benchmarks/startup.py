@@ -21,13 +21,17 @@ CASES = {
     ("import what loads and splices", "ours"): ["-c", "import adaptergit; adaptergit.load, adaptergit.adapters"],
     ("import torch, transformers", "ours"): ["-c", "import torch, transformers; transformers.BertModel"],
     ("import adapters", "adapters"): ["-c", "import adapters; adapters.init"],
-    ("import peft", "peft"): ["-c", "import peft"],
+    # Where there is no torchao, which PEFT imports if it finds it.
+    ("import peft", "peft on 4.57"): ["-c", "import peft"],
 }
 
 
 def main() -> None:
     with Bench("startup", "Starting up") as bench:
         cases = {(name, who): argv for (name, who), argv in CASES.items() if bench.has(who)}
+        for who in {who for _, who in cases}:
+            bench.worker(who)  # says its versions
+            bench.dismiss(who)
         times: dict[tuple[str, str], list[float]] = {key: [] for key in cases}
         order = random.Random(0)
         for round_number in range(bench.rounds + 1):  # the first one warms up
