@@ -6,6 +6,7 @@ A limit is about twice what was measured when it was set; lower it when somethin
 
 from __future__ import annotations
 
+import os
 import sys
 
 from harness import Bench, Case
@@ -33,7 +34,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
 LIMITS: list[tuple[str, str, float]] = [
     ("seq_bn", PLAIN, 1.3),
     ("lora", PLAIN, 1.3),
-    ("seq_bn, inactive", PLAIN, 1.1),
+    ("seq_bn, inactive", PLAIN, 1.15),
     ("load from the store", PLAIN, 5),
     ("switch, 40 loaded", PLAIN, 0.02),
     ("using(), 40 loaded", PLAIN, 1),
@@ -47,7 +48,9 @@ LIMITS: list[tuple[str, str, float]] = [
 
 
 def main() -> None:
-    with Bench("regression", "Ratios that must not grow", quick=True, size="small", clock="cpu") as bench:
+    # One thread on whichever processor is free, by the processor's clock: other work costs time, not ratios.
+    anywhere = {"cpus": ",".join(map(str, os.sched_getaffinity(0))), "threads": 1, "clock": "cpu", "rounds": 5}
+    with Bench("regression", "Ratios that must not grow", quick=True, size="small", **anywhere) as bench:
         cases = [Case("ours", name, function, options) for name, (function, options) in CASES.items()]
         found = bench.compare("BERT-small", cases)
         for name, against, limit in LIMITS:
