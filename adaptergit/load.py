@@ -129,7 +129,7 @@ def load(
     """
     settings = load_settings()
     _check_arguments(ref, model, dtype)
-    target = torch.device(device) if device is not None else None
+    target = _device(device)
     offline = offline or settings.offline
     wanted = _Wanted(settings, head, target, dtype, policy, offline, index, lock, dependencies)
     if is_hub(ref):
@@ -241,6 +241,13 @@ def _check_arguments(ref: object, model: object, dtype: torch.dtype | None) -> N
         )
     if dtype is not None and dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         raise UsageError(f"adapters compute in float64, float32, float16 or bfloat16, not in {dtype}")
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"{device!r} is not a device", hint="cpu, cuda, cuda:1, mps …") from error
 
 
 def obtain(
