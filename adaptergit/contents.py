@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError
+from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, UsageError
+from adaptergit.hf import Checkpoint, fetch_hub
 from adaptergit.package import CARD, Card
 from adaptergit.package.folder import read_bounded
 from adaptergit.package.local import local_card
 from adaptergit.package.weights import SETUP, Tensor, files_of, tensors_in
-from adaptergit.reference import expand, is_folder
-from adaptergit.resolve import fetch
+from adaptergit.reference import expand, is_folder, is_hub
+from adaptergit.resolve import Fetched, fetch
 from adaptergit.settings import load_settings
 
 CONFIG = "adapter_config.json"
@@ -36,7 +37,7 @@ class Contents:
     """Configurations of others by the path of their file."""
     tensors: Mapping[str, Tensor]
     digest: str | None = None
-    """sha256 of the manifest of a release."""
+    """sha256 of the manifest of a release, or of the list of files of an unsigned checkpoint."""
 
     @property
     def format(self) -> str:
@@ -50,7 +51,7 @@ def contents(ref: str | Path, *, policy: str | None = "unsigned", **fetching: An
     """Look at a reference or a folder; a release is fetched, and its bytes are compared with its manifest.
 
     Args:
-        ref: A reference, a package folder, or a folder of AdapterHub's or PEFT's.
+        ref: A reference, also ``hf:org/repo``, a package folder, or a folder of AdapterHub's or PEFT's.
         policy: Whose word is enough; default: anybody's, since nothing is loaded.
         fetching: ``offline``, ``index``, ``lock``: see :func:`~adaptergit.resolve.fetch`.
 
@@ -66,9 +67,19 @@ def contents(ref: str | Path, *, policy: str | None = "unsigned", **fetching: An
     with warnings.catch_warnings():
         if policy == "unsigned":
             warnings.simplefilter("ignore", AdaptergitWarning)  # of what looking is not in danger of
-        release = fetch(str(ref), policy=policy, **fetching)
-    made = Contents(str(ref), release.path, release.card, dict(_configs(release.path)), {}, release.digest)
-    return _with_weights(made)
+        release = _fetched(str(ref), policy, fetching)
+    card, digest = (None, release.identity) if isinstance(release, Checkpoint) else (release.card, release.digest)
+    if isinstance(release, Checkpoint) and CARD in release.digests:
+        card = local_card(release.path, load_settings().limits)
+    return _with_weights(Contents(str(ref), release.path, card, dict(_configs(release.path)), {}, digest))
+
+
+def _fetched(ref: str, policy: str | None, fetching: Mapping[str, Any]) -> Fetched | Checkpoint:
+    if not is_hub(ref):
+        return fetch(ref, policy=policy, **fetching)
+    if unknown := {key for key, value in fetching.items() if value is not None} - {"offline"}:
+        raise UsageError(f"{', '.join(sorted(unknown))}: not for what is on the Hub", where=ref)
+    return fetch_hub(ref, policy=policy, offline=bool(fetching.get("offline")))
 
 
 def _with_weights(found: Contents) -> Contents:

@@ -232,7 +232,8 @@ def _loaded(held: _Held, model: nn.Module, name: str | None, policy: str | None)
     if held.card is None:
         loaded = load_folder(panel, folder, name=None if (folder / SETUP).is_file() else name, dtype=_dtype(folder))
         return panel, loaded.composition
-    load(folder, model, name=name, dtype=_dtype(folder), policy=policy)
+    # What it was trained on top of is another package, and stays one.
+    load(folder, model, name=name, dtype=_dtype(folder), policy=policy, dependencies=False)
     return panel, panel.active
 
 

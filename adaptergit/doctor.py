@@ -260,7 +260,7 @@ def _environment(settings: Settings, _: datetime) -> Iterator[Finding]:
         yield Finding("environment", NOTE, "ADAPTERGIT_OFFLINE: only what is stored can be loaded", "unset it")
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if os.environ.get(name, "").lower() in ("1", "true", "yes", "on"):
-            yield Finding("environment", NOTE, f"{name}: base models are not fetched from the hub", "unset it")
+            yield Finding("environment", NOTE, f"{name}: nothing is fetched from the Hub", "unset it")
     for name in sorted(os.environ):
         if name.startswith("ADAPTERGIT_") and name not in _VARIABLES and (near := did_you_mean(name, _VARIABLES)):
             yield Finding("environment", NOTE, f"{name} means nothing to adaptergit", near)

@@ -245,9 +245,9 @@ def _check_arguments(ref: object, model: object, dtype: torch.dtype | None) -> N
 
 def _device(device: str | torch.device | None) -> torch.device | None:
     try:
-        return torch.device(device) if device is not None else None
-    except RuntimeError as error:
-        raise UsageError(f"{device!r} is no device", hint="cpu, cuda, cuda:1 …") from error
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"{device!r} is not a device", hint="cpu, cuda, cuda:1, mps …") from error
 
 
 def obtain(

@@ -218,6 +218,18 @@ def test_what_a_card_says_stays_said(lora: tuple[Path, torch.Tensor], tmp_path: 
     )  # fmt: skip
 
 
+def test_what_an_adapter_was_trained_on_top_of_stays_a_package_of_its_own(
+    lora: tuple[Path, torch.Tensor], tmp_path: Path
+) -> None:
+    base = GOLDEN / "bases" / "llama"
+    adaptergit.describe(lora[0], base=base, name="a", dependencies=[{"reference": "acme/adapters@language"}])
+    out = tmp_path / "ours"
+    run("convert", lora[0], out, "--to", "adaptergit", "--base", base, "--model-class", CAUSAL, "--offline")
+    card = json.loads(run("info", out, "--json").stdout)["card"]
+    assert card["dependencies"] == [{"reference": "acme/adapters@language"}]
+    assert card["adapter"]["method"] == "lora"
+
+
 def test_what_lies_in_the_working_folder_takes_no_references_place(
     bottleneck: tuple[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

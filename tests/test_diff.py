@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import GOLDEN, Hub, card_data, tiny_model
+from hf_server import served
 from safetensors.torch import load_file, save_file
 
 import adaptergit
@@ -136,6 +137,22 @@ def test_two_releases_are_compared_whoever_signed_them(hub: Hub, tmp_path: Path)
     assert {one["field"] for one in found["card"]} == {"description", "version"}
     run("diff", a, b, "--policy", "enforce", code=4)
     assert adaptergit.diff(b, folder).card[0].field == "version"
+
+
+def test_what_is_on_the_hub_is_compared_and_summed_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    adapters(model).add("a", "seq_bn")
+    adaptergit.export(model, "a", tmp_path / "a", to="adapterhub")
+    with served(monkeypatch, tmp_path / "hf") as server:
+        server.create("acme/x", {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()})
+        assert adaptergit.diff("hf:acme/x", tmp_path / "a").same
+        found = adaptergit.summary("hf:acme/x")
+        assert isinstance(found, PackageSummary)
+        assert found.placement == {"output": (0, 1)}
+        assert len(found.digest or "") == 64
+        run("summary", "hf:acme/x", "--policy", "enforce", code=4)
+        with pytest.raises(UsageError, match="not for what is on the Hub"):
+            adaptergit.summary("hf:acme/x", lock="adaptergit.lock")
 
 
 def test_checkpoints_of_others_are_compared_by_their_own_names(tmp_path: Path) -> None:
