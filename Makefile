@@ -3,14 +3,14 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP = .venv/.installed
 
-.PHONY: demo test test-oldest test-peers lint bench docs clean
+.PHONY: demo test test-oldest test-peers lint bench bench-full bench-check bench-quality bench-serve docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("adaptergit needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@# torch first: the other packages then find it satisfied and do not bring a GPU build
 	$(PIP_INSTALL) torch
-	$(PIP_INSTALL) -e '.[demo,train,dev]'
+	$(PIP_INSTALL) -e '.[demo,train,examples,dev]'
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -56,11 +56,30 @@ lint: $(STAMP)
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: $(STAMP)
-	.venv/bin/python benchmarks/startup.py
-	.venv/bin/python benchmarks/fetch.py
-	.venv/bin/python benchmarks/scale.py
-	.venv/bin/python benchmarks/index.py 10000
+# In a hurry, into benchmarks/results/quick; and for the record, which docs/performance.md is written from. On a machine
+# with nothing else to do. BENCH passes options on: make bench BENCH="--cpus 0,1".
+QUESTIONS = startup forward loading switching mixed training merging memory many compiling
+bench: .venv-peers/.installed
+	for question in $(QUESTIONS); do .venv/bin/python benchmarks/$$question.py --quick $(BENCH) || exit; done
+	for question in fetch scale index; do .venv/bin/python benchmarks/$$question.py --quick || exit; done
+	.venv/bin/python benchmarks/report.py --quick
+
+bench-full: .venv-peers/.installed
+	for question in $(QUESTIONS); do .venv/bin/python benchmarks/$$question.py $(BENCH) || exit; done
+	for question in fetch scale index; do .venv/bin/python benchmarks/$$question.py || exit; done
+	.venv/bin/python benchmarks/report.py
+
+# Ratios with wide margins, never seconds: CI runs this.
+bench-check: $(STAMP)
+	.venv/bin/python benchmarks/regression.py
+
+# Hours: three seeds of six trainings, one of them by `adapters`.
+bench-quality: .venv-peers/.installed
+	.venv/bin/python benchmarks/quality.py --peer "env PYTHONPATH=.venv-peers/adapters .venv-oldest/bin/python"
+
+# 2,000 requests over 32 adapters, every answer checked.
+bench-serve: $(STAMP)
+	.venv/bin/python benchmarks/serve.py
 
 docs: $(STAMP)
 	$(PIP_INSTALL) -e '.[docs]'

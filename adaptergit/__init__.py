@@ -17,6 +17,8 @@ from adaptergit._version import __version__
 
 if TYPE_CHECKING:
     from adaptergit.convert import convert, describe
+    from adaptergit.diff import diff
+    from adaptergit.doctor import doctor
     from adaptergit.errors import (
         AdaptergitError,
         AdaptergitWarning,
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
     )
     from adaptergit.evaluation import evaluate
     from adaptergit.export import export
+    from adaptergit.hf import Checkpoint, HubReference, fetch_hub
     from adaptergit.housekeeping import prune, stored, verify_store
     from adaptergit.load import load
     from adaptergit.lock import check_lock, lock, sync
     from adaptergit.mirror import export_bundle, import_bundle, mirror
+    from adaptergit.package.editing import edit_card, render_card
     from adaptergit.publish import publish, publish_all, yank
     from adaptergit.reference import Reference
     from adaptergit.resolve import fetch, resolve, verify
@@ -61,10 +65,13 @@ if TYPE_CHECKING:
         adapters,
         inspect,
     )
+    from adaptergit.summary import summary
     from adaptergit.trust import Verdict
 
 _HOMES = {
     "adaptergit.convert": ("convert", "describe"),
+    "adaptergit.diff": ("diff",),
+    "adaptergit.doctor": ("doctor",),
     "adaptergit.errors": (
         "AdaptergitError",
         "AdaptergitWarning",
@@ -79,10 +86,12 @@ _HOMES = {
     ),
     "adaptergit.evaluation": ("evaluate",),
     "adaptergit.export": ("export",),
+    "adaptergit.hf": ("Checkpoint", "HubReference", "fetch_hub"),
     "adaptergit.housekeeping": ("prune", "stored", "verify_store"),
     "adaptergit.load": ("load",),
     "adaptergit.lock": ("check_lock", "lock", "sync"),
     "adaptergit.mirror": ("export_bundle", "import_bundle", "mirror"),
+    "adaptergit.package.editing": ("edit_card", "render_card"),
     "adaptergit.publish": ("publish", "publish_all", "yank"),
     "adaptergit.reference": ("Reference",),
     "adaptergit.resolve": ("fetch", "resolve", "verify"),
@@ -109,6 +118,7 @@ _HOMES = {
         "adapters",
         "inspect",
     ),
+    "adaptergit.summary": ("summary",),
     "adaptergit.trust": ("Verdict",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -120,9 +130,11 @@ __all__ = [
     "Average",
     "BatchSplit",
     "Bottleneck",
+    "Checkpoint",
     "ClassificationHead",
     "DataError",
     "Fuse",
+    "HubReference",
     "LoRA",
     "MTLLoRA",
     "ModelError",
@@ -148,10 +160,14 @@ __all__ = [
     "check_lock",
     "convert",
     "describe",
+    "diff",
+    "doctor",
+    "edit_card",
     "evaluate",
     "export",
     "export_bundle",
     "fetch",
+    "fetch_hub",
     "import_bundle",
     "inspect",
     "load",
@@ -160,11 +176,13 @@ __all__ = [
     "prune",
     "publish",
     "publish_all",
+    "render_card",
     "resolve",
     "rotate",
     "search",
     "show",
     "stored",
+    "summary",
     "sync",
     "verify",
     "verify_store",

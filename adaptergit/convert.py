@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.bases import base_model, transformers
-from adaptergit.errors import ModelError, UsageError
+from adaptergit.bases import Named, NamedBase, base_model, class_for, is_hub_id, stated_base, transformers
+from adaptergit.errors import ModelError, NotFoundError, UsageError
 from adaptergit.export import WRITERS
-from adaptergit.formats import Folder, foreign_format, is_single, load_folder
-from adaptergit.formats import model_class as model_class_of
+from adaptergit.formats import Folder, foreign_format, is_single, load_folder, model_class
 from adaptergit.formats.adapterhub_write import write_setup
 from adaptergit.formats.folders import SETUP
 from adaptergit.formats.unpack import unpacked
+from adaptergit.hf import Checkpoint, fetch_hub
+from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.load import load
-from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Card
-from adaptergit.package.folder import MODEL_SIGNATURE
+from adaptergit.package import CARD, WEIGHTS, Card, is_generated
 from adaptergit.package.local import local_card
-from adaptergit.reference import expand, is_folder
+from adaptergit.package.modelcard import card_fields, told_front_matter
+from adaptergit.reference import expand, is_hub, is_path
 from adaptergit.resolve import fetch
 from adaptergit.settings import load_settings
 from adaptergit.splice.checkpoint import card_data, card_name
 from adaptergit.splice.composition import Composition
 from adaptergit.splice.panel import Panel, adapters
-from adaptergit.splice.setup import single
+from adaptergit.splice.setup import from_card, single
 
 FORMATS = ("adaptergit", *sorted(WRITERS))
 _CLASSES = {"vllm": "AutoModelForCausalLM"}
@@ -69,7 +70,8 @@ def convert(
     """Write an adapter, fusion, head or set-up as another library, or adaptergit, reads it.
 
     Args:
-        source: Reference, package folder, folder of AdapterHub's or PEFT's, or a zip file that AdapterHub served.
+        source: Reference (``hf:org/repo`` too), package folder, folder of AdapterHub's or PEFT's, or a zip file that
+            AdapterHub served.
         target: New or empty folder.
         to: A name in :data:`FORMATS`. What is in that format already is copied.
         base: Base model: its folder or id, or the model itself, which gets a panel; default: what the source names.
@@ -77,7 +79,7 @@ def convert(
             is used with; default: the causal language model for ``to="vllm"``, else what the source needs.
         name: Of the adapter; default: its own.
         allow_pickle: Read pickled weights, in a process of its own with limits and without secrets.
-        about: Card fields, for ``to="adaptergit"``.
+        about: Card fields, for ``to="adaptergit"``; default: what the front matter of the source's README says.
         fetching: ``policy``, ``offline``, ``index``, ``lock``: see :func:`~adaptergit.resolve.fetch`.
 
     Raises:
@@ -88,18 +90,24 @@ def convert(
     """
     if to not in FORMATS:
         raise UsageError(f"unknown format {to!r}", hint=", ".join(FORMATS))
-    source, target = _source(source, fetching), expand(target)
+    if about and to != "adaptergit":
+        raise UsageError(f"{to} has no card for {', '.join(about)}", hint="card fields are for to='adaptergit'")
+    target = expand(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("there is something already", where=str(target), hint="name a new folder")
-    with unpacked(source, allow_pickle=allow_pickle) as folder, _staged(target) as staged:
-        held = _held(folder)
-        if to == held and not isinstance(base, nn.Module) and name is None:
-            _copy(folder, staged)
+    path, policy, named = _source(source, allow_pickle, fetching)
+    with unpacked(path, allow_pickle=allow_pickle) as folder, _staged(target) as staged:
+        held = _held(folder, path)
+        if to == held.format and not isinstance(base, nn.Module) and name is None:
+            _copy(held, staged)
             return Converted(target, to, (), (), (), _files(staged))
-        model = base if isinstance(base, nn.Module) else _base_model(folder, base, model_class or _CLASSES.get(to))
-        panel, composition = _loaded(folder, model, name or _stem(source, folder), fetching)
+        offline = bool(fetching.get("offline"))
+        model = (
+            base if isinstance(base, nn.Module) else _base_model(held, base, model_class or _CLASSES.get(to), offline)
+        )
+        panel, composition = _loaded(held, model, name or _own_name(named, held), policy)
         if to == "adaptergit":
-            _save(panel, composition, staged, dict(about or {}), name)
+            _save(panel, composition, staged, _merged(_inherited(held, name), about or {}), name)
         elif len(panel.names) == 1 and not panel.fusions and set(panel.heads) <= set(panel.names):
             WRITERS[to](panel, panel.names[0], staged)
         elif to == "adapterhub":
@@ -110,30 +118,66 @@ def convert(
         return Converted(target, to, *found, _files(staged))
 
 
-def _source(source: str | Path, fetching: Mapping[str, Any]) -> Path:
-    """Return what is converted; a release is fetched and verified first."""
-    if is_folder(source) or expand(source).exists():
-        return expand(source)
-    return fetch(str(source), **fetching).path
+def _source(source: str | Path, allow_pickle: bool, fetching: Mapping[str, Any]) -> tuple[Path, str | None, str | None]:
+    """Return what is converted, the policy it must still pass, and a name for what has none of its own.
+
+    A release is fetched and verified first.
+    """
+    policy, offline = fetching.get("policy"), bool(fetching.get("offline"))
+    if is_hub(source):
+        if unknown := {key for key, value in fetching.items() if value is not None} - {"policy", "offline"}:
+            raise UsageError(f"{', '.join(sorted(unknown))}: not for what is on the Hub", where=str(source))
+        found = fetch_hub(str(source), pickles=allow_pickle, policy=policy, offline=offline)
+        return found.path, None, found.reference.name if isinstance(found, Checkpoint) else None
+    if is_path(source):
+        path = expand(source)
+        return path, policy, path.stem if path.is_file() else None
+    try:
+        return fetch(str(source), **fetching).path, None, None
+    except LegacyError as error:
+        path = legacy_file(error, policy=policy, offline=offline, settings=load_settings())[0]
+        return path, None, path.stem
 
 
-def _held(folder: Path) -> str | None:
-    """Return the format of what a folder holds."""
-    if (folder / WEIGHTS).is_file() and (folder / CARD).is_file():
-        return "adaptergit"
-    return foreign_format(Folder(folder))
+def _merged(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both, field by field; what a person says goes before what a README does."""
+    merged = {**told, **about}
+    if isinstance(told.get("task"), dict) and isinstance(about.get("task"), Mapping):
+        merged["task"] = {**told["task"], **about["task"]}
+    return merged
 
 
-def _copy(folder: Path, staged: Path) -> None:
+@dataclass(frozen=True)
+class _Held:
+    """What is converted."""
+
+    folder: Path
+    card: Card | None
+    format: str
+
+
+def _held(folder: Path, source: Path) -> _Held:
+    """Find out what a folder holds."""
+    if (folder / CARD).is_file():
+        card = local_card(folder, load_settings().limits)
+        return _Held(folder, card, str(card.data["adapter"]["format"]))
+    if (found := foreign_format(Folder(folder))) is None:
+        hint = "name a package folder, or the folder with adapter_config.json"
+        raise NotFoundError(
+            "neither a package nor a checkpoint of AdapterHub's or PEFT's", where=str(source), hint=hint
+        )
+    return _Held(folder, None, found)
+
+
+def _copy(held: _Held, staged: Path) -> None:
     """Copy what is in the wanted format already: the very bytes, without what only adaptergit reads."""
-    if (folder / WEIGHTS).is_file() and (folder / CARD).is_file():
-        raise UsageError("it is a package already", where=str(folder))
-    ours = {CARD, MANIFEST, README, MODEL_SIGNATURE} if (folder / CARD).is_file() else set()
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_file() and relative.parts[0] not in ours and not relative.name.startswith(MANIFEST):
-            (staged / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, staged / relative)
+    if held.format == "adaptergit":
+        raise UsageError("it is a package already", where=str(held.folder))
+    for path in sorted(held.folder.rglob("*")):
+        if path.is_file() and not (held.card and path.parent == held.folder and is_generated(path)):
+            copy = staged / path.relative_to(held.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def _files(folder: Path) -> tuple[str, ...]:
@@ -149,11 +193,13 @@ def describe(
 ) -> Card:
     """Write the card of an AdapterHub or PEFT checkpoint into its folder, so that it can be published as it is.
 
+    Licence, task, languages, data, keywords and evaluation are those of the front matter of its README, if it has some.
+
     Args:
         folder: With one adapter; nothing else in it is changed.
         base: See :func:`convert`.
         name: Of the adapter; default: its own, or the folder's.
-        about: More card fields.
+        about: More card fields; they go before those of the README.
 
     Raises:
         UsageError: There is a card already, or no single adapter.
@@ -166,33 +212,42 @@ def describe(
         raise UsageError(
             "this is no checkpoint of one adapter", where=str(folder), hint="a set-up is converted: adaptergit convert"
         )
-    model = base if isinstance(base, nn.Module) else _base_model(folder, base, None)
-    panel, _ = _loaded(folder, model, name, {})
+    held = _held(folder, folder)
+    model = base if isinstance(base, nn.Module) else _base_model(held, base, None)
+    panel, _ = _loaded(held, model, name, None)
     chosen = panel.names[0]
-    data = card_data(panel, single(panel, chosen), {"name": card_name(name or chosen), **about})
-    data["adapter"] = {**data["adapter"], "format": foreign_format(Folder(folder))}
+    data = card_data(
+        panel, single(panel, chosen), _merged({"name": card_name(name or chosen), **_inherited(held, name)}, about)
+    )
+    data["adapter"] = {**data["adapter"], "format": held.format}
     data["adapter"].pop("sites")
     card = Card(data)
     (folder / CARD).write_bytes(card.to_yaml())
     return card
 
 
-def _loaded(
-    folder: Path, model: nn.Module, name: str | None, fetching: Mapping[str, Any]
-) -> tuple[Panel, Composition | None]:
+def _loaded(held: _Held, model: nn.Module, name: str | None, policy: str | None) -> tuple[Panel, Composition | None]:
     """Return a panel that holds what a folder holds, and the composition it means."""
-    panel = adapters(model)
-    if not (folder / CARD).is_file():
+    panel, folder = adapters(model), held.folder
+    if held.card is None:
         loaded = load_folder(panel, folder, name=None if (folder / SETUP).is_file() else name, dtype=_dtype(folder))
         return panel, loaded.composition
-    # A fetched package was verified where it lies; what a person has in a folder is the person's own.
-    load(folder, model, name=name, dtype=_dtype(folder), policy=fetching.get("policy"))
+    # What it was trained on top of is another package, and stays one.
+    load(folder, model, name=name, dtype=_dtype(folder), policy=policy, dependencies=False)
     return panel, panel.active
 
 
-def _stem(source: Path, folder: Path) -> str | None:
-    """PEFT's checkpoints have no name of their own: a folder's or a zip file's does."""
-    return source.stem if source.is_file() and foreign_format(Folder(folder)) == "peft" else None
+def _own_name(named: str | None, held: _Held) -> str | None:
+    """PEFT's checkpoints have no name of their own: a folder, a zip file or a repository of the Hub has."""
+    return named if held.format == "peft" else None
+
+
+def _inherited(held: _Held, name: str | None) -> dict[str, Any]:
+    """Return what is said of an adapter in whatever format: by its card, or by the front matter of a README."""
+    if held.card is None:
+        return card_fields(told_front_matter(held.folder))
+    own = {"adapter", "base_model", "head", "embeddings", *(["name"] if name else [])}
+    return {key: value for key, value in held.card.data.items() if key not in own}
 
 
 def _save(panel: Panel, composition: Composition | None, folder: Path, about: dict[str, Any], name: str | None) -> None:
@@ -211,6 +266,7 @@ def _save(panel: Panel, composition: Composition | None, folder: Path, about: di
 @contextmanager
 def _staged(target: Path) -> Iterator[Path]:
     """Give a folder that takes the target's place at the end, or is gone."""
+    made = [path for path in target.parents if not path.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")
@@ -219,47 +275,50 @@ def _staged(target: Path) -> Iterator[Path]:
     try:
         staged = Path(temporary) / "made"
         yield staged
-        if target.exists():
-            target.rmdir()
-        staged.replace(target)
+        try:
+            if target.exists():
+                target.rmdir()
+            staged.replace(target)
+        except OSError as error:  # somebody else was here
+            raise UsageError(f"cannot be written: {error.strerror}", where=str(target)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for path in made:
+            with suppress(OSError):  # what was written is in it
+                path.rmdir()
 
 
-@dataclass(frozen=True)
-class _Base:
-    """A base model as a checkpoint of others names it."""
-
-    id: str
-    revision: str | None = None
-
-
-def _base_model(folder: Path, base: str | Path | None, kind: str | None) -> nn.Module:
+def _base_model(held: _Held, base: str | Path | None, kind: str | None, offline: bool = False) -> nn.Module:
     """Load the model that a checkpoint was trained in, with a head of the model's own where it holds one."""
     settings = load_settings()
-    needed, options = model_class_of(Folder(folder))
-    made_by = getattr(transformers(), kind or needed, None)
+    made_by, options = _class_of(held)
+    made_by = made_by if kind is None else getattr(transformers(), kind, None)
     if not hasattr(made_by, "from_pretrained"):
         raise UsageError(f"transformers has no model class {kind!r}", hint="AutoModel, AutoModelForCausalLM …")
-    if base is not None and (is_path := expand(base)).is_dir():
-        settings = replace(settings, base_models={str(base): str(is_path)})
-        return base_model(_Base(str(base)), (made_by, options), settings)
-    if base is not None:
-        return base_model(_Base(str(base)), (made_by, options), settings)
-    if (folder / CARD).is_file():
-        return base_model(local_card(folder, settings.limits).base_model, (made_by, options), settings)
-    raw = _configuration(folder)
-    named = str(raw.get("base_model_name_or_path") or raw.get("model_name") or "")
-    return base_model(_Base(named, raw.get("revision")), (made_by, options), settings)
+    named = _named(held)
+    chosen = named if base is None else NamedBase(str(base))
+    if base is not None and expand(base).is_dir():
+        settings = replace(settings, base_models={str(base): str(expand(base))})
+    model = base_model(chosen, (made_by, options), settings, offline or settings.offline)
+    if is_hub_id(known := named.id if base is None or expand(base).is_dir() else chosen.id):
+        # What is written names the model as everybody does, not the folder that it came from here.
+        setattr(model.config, "_name_or_path", known)  # noqa: B010 - to the type checker it may be a module
+    return model
 
 
-def _configuration(folder: Path) -> dict[str, Any]:
-    """Return the first configuration in a folder of others that says something of its base model."""
-    for path in sorted(folder.rglob("*_config.json")):
-        raw = Folder(path.parent).json(path.name)
-        if raw.get("base_model_name_or_path") or raw.get("model_name"):
-            return raw
-    return {}
+def _class_of(held: _Held) -> tuple[Any, dict[str, Any]]:
+    """Return the class of transformers that makes the model, and options."""
+    if held.card is not None and held.format == "adaptergit":
+        return class_for(from_card(held.card.data, None).heads.values())
+    name, options = model_class(Folder(held.folder))
+    return getattr(transformers(), name), options
+
+
+def _named(held: _Held) -> Named:
+    """Return what the files say of their base model."""
+    if held.card is not None:
+        return held.card.base_model
+    return stated_base(held.folder)
 
 
 def _dtype(folder: Path) -> torch.dtype | None:

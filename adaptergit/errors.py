@@ -20,6 +20,8 @@ code  class                      meaning
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class AdaptergitWarning(UserWarning):
     """Something a person should know, although the operation went on."""
@@ -105,3 +107,18 @@ class ReleaseError(AdaptergitError):
     """Publishing would break a rule of releases. The repository is as it was."""
 
     exit_code = 9
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str | None:
+    """Return a hint that names what a person may have meant, or None.
+
+    >>> did_you_mean("publsh", ["publish", "predict"])
+    "did you mean 'publish'?"
+    """
+    from difflib import get_close_matches
+
+    by_folded = {name.casefold(): name for name in known}
+    near = [by_folded[name] for name in get_close_matches(str(word).casefold(), by_folded, n=3, cutoff=0.6)]
+    if not near:
+        return None
+    return f"did you mean {' or '.join(repr(name) for name in near)}?"

@@ -100,7 +100,7 @@ def evaluate(
     length = hyper.get("max_length")
     tools = Tools(inputs, length if isinstance(length, int) and 1 <= length <= 100_000 else 128)
     answers = answers_of(task, model, rows, tools, batch_size=batch_size, report=report)
-    return _compared(measured(task.measures(answers, rows), len(rows)), card, rows)
+    return _compared(measured(task.measures(answers, rows), len(answers)), card, rows)
 
 
 def _card(ref: str | Path, policy: str | None, offline: bool, index: str | Path | None) -> Card:

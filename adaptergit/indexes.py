@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adaptergit.errors import NotFoundError, TrustError, UsageError
-from adaptergit.index.client import Client, Known
+from adaptergit.index.client import Client
 from adaptergit.index.entry import Entry
+from adaptergit.index.shards import Known
+from adaptergit.index.subscription import speakers
 from adaptergit.reference import Reference
 from adaptergit.settings import Settings, config_dir
 from adaptergit.trust import AllowedSigner, Revocation, SignedRotation
@@ -18,6 +20,8 @@ class Word:
     """What all indexes together say of one repository."""
 
     known: tuple[Known, ...] = ()
+    copies: tuple[str, ...] = ()
+    """Addresses of repositories that say they are copies of it."""
 
     # The first index that knows a repository speaks for it: another could name keys, mirrors or releases of its own.
 
@@ -34,7 +38,7 @@ class Word:
     @property
     def mirrors(self) -> tuple[str, ...]:
         """Where else the releases are."""
-        return tuple(url for one in self.known[:1] for url in one.source.mirrors)
+        return (*(url for one in self.known[:1] for url in one.source.mirrors), *self.copies)
 
     @property
     def rotations(self) -> list[SignedRotation]:
@@ -107,7 +111,9 @@ def word_on(principal: str | None, settings: Settings, *, offline: bool = False)
     """Return what the indexes say of a repository; a local path is nobody."""
     if principal is None or not any_index():
         return Word()
-    return Word(tuple(client(settings).known(principal, offline=offline or settings.offline)))
+    indexes = client(settings)
+    known = indexes.known(principal, offline=offline or settings.offline)
+    return Word(tuple(known), tuple(indexes.copies(principal)) if known else ())
 
 
 def revoked(settings: Settings) -> Sequence[Revocation]:
@@ -131,10 +137,11 @@ def full_name(name: str, settings: Settings) -> str:
             f"{name!r} names no repository", hint="write org/repo@adapter, or add an index: adaptergit index add"
         )
     indexes = client(settings)
-    for one in indexes.subscriptions():
+    every = indexes.subscriptions()
+    for one in every:
         database = indexes.database(one.name)
         try:
-            found = database.named(bare)
+            found = [entry for entry in database.named(bare) if one in speakers(every, entry.principal)]
         finally:
             database.close()
         if len(found) == 1:

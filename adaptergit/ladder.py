@@ -8,11 +8,13 @@ was looked at before.)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adaptergit.errors import AdaptergitError, NotFoundError, TransportError
-from adaptergit.git.fetch import Judge, Listing, Remote, fetch_release, list_versions, tree_in_branch
+from adaptergit.git import Listing, Remote, fetch_release, list_versions
+from adaptergit.git.fetch import fetch_from_branch
+from adaptergit.git.objects import Judge
 from adaptergit.reference import Reference, Source, expand
 from adaptergit.settings import Settings
 from adaptergit.web import StaticMirror, archive_urls, fetch_archive
@@ -84,10 +86,9 @@ def released(reference: Reference, settings: Settings) -> Listing:
         TransportError: Nobody can be reached.
     """
     source, adapter = reference.source, reference.adapter
+    settings = replace(settings, limits=settings.limits.started())
     try:
-        return list_versions(
-            Remote.of(source, allow_http=settings.allow_http), adapter, timeout=settings.limits.fetch_seconds
-        )
+        return list_versions(Remote.of(source, allow_http=settings.allow_http), adapter, settings.limits)
     except (TransportError, NotFoundError) as error:
         for url in mirrors_of(source, settings):
             try:
@@ -95,7 +96,7 @@ def released(reference: Reference, settings: Settings) -> Listing:
                     listed = StaticMirror(url, _download(settings)).releases(source.principal or "", adapter)
                     return Listing({one.version: one.tree for one in listed})
                 remote = Remote.of(Source.parse(url), allow_http=settings.allow_http)
-                return list_versions(remote, adapter, timeout=settings.limits.fetch_seconds)
+                return list_versions(remote, adapter, settings.limits)
             except (TransportError, NotFoundError):
                 continue
         raise error
@@ -134,8 +135,7 @@ def _in_git(
         ).tree
 
     def branch(target: Path) -> str:
-        found = tree_in_branch(remote, adapter, settings.limits, beside=target.parent)
-        return fetch_release(remote, adapter, target, tree=found, limits=settings.limits).tree
+        return fetch_from_branch(remote, adapter, target, limits=settings.limits).tree
 
     if version is not None or tree is not None:
         yield Way(source.url, release)
@@ -170,4 +170,4 @@ def _static(
 
 
 def _download(settings: Settings) -> Download:
-    return Download(settings.allow_http, settings.limits.fetch_seconds)
+    return Download(settings.allow_http, settings.limits.seconds_left)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adaptergit.dependencies import dependencies_of
 from adaptergit.errors import NotFoundError, PackageError, UsageError
 from adaptergit.reference import Reference
 from adaptergit.resolve import Fetched, fetch, parse_reference
@@ -34,7 +35,8 @@ def lock(
     """Fetch and verify releases, and write down exactly which they are.
 
     Args:
-        references: What to lock; what the file holds already stays. Without any, all that it holds.
+        references: What to lock, with all it depends on; what the file holds already stays. Without any, all that it
+            holds.
         path: The lock file.
         upgrade: Take the newest release that fits the reference, not the one that is locked.
         policy: See :func:`adaptergit.fetch`.
@@ -55,8 +57,8 @@ def lock(
     ids = [lock_id(reference) for reference in chosen]
     if twice := next((one for one in ids if ids.count(one) > 1), None):
         raise UsageError(f"{twice} is asked for twice")
-    changes = []
-    for reference in chosen:
+    changes: list[Change] = []
+    for reference in chosen:  # grows by what its members depend on
         known = entries.get(lock_id(reference))
         keep = known is not None and not upgrade and _fits(reference, known)
         found = fetch(
@@ -71,6 +73,9 @@ def lock(
             entry = replace(entry, tree=entry.tree or known.tree)
         changes.append(Change(entry.id, known.version if known else None, entry.version))
         entries[entry.id] = entry
+        asked = {lock_id(one) for one in chosen}
+        below = dependencies_of(found.card, settings, foreign=reference.source.principal is not None)
+        chosen += [one for one in below if lock_id(one) not in asked]
     write_lock(path, entries.values())
     return changes
 

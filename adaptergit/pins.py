@@ -1,4 +1,5 @@
-"""The user's pins: ``known_publishers``, a file of OpenSSH allowed-signers lines that this library appends to."""
+"""The user's pins, which this library appends to: keys in ``known_publishers`` (OpenSSH allowed-signers lines), and
+unsigned checkpoints in ``known_checkpoints``."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +27,7 @@ from adaptergit.trust import (
     parse_revocations,
 )
 
+_IDENTITY = re.compile(r"sha256:[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9.*?-]*(/[A-Za-z0-9_.~*?-]+)+|\*")
 
 
@@ -89,14 +92,45 @@ def unpin_key(fingerprint: str) -> int:
     Raises:
         NotFoundError: There was none.
     """
-    path = load_settings().pins_path
-    with _locked(path):
-        lines = _read(path).split("\n") if path.is_file() else []
-        kept = [line for line in lines if not _is_of(line, fingerprint)]
-        if len(kept) == len(lines):
-            raise NotFoundError(f"no pin of {fingerprint}", where=str(path), hint="see: adaptergit trust ls")
-        _write(path, "\n".join(kept))
-    return len(lines) - len(kept)
+    return _remove(load_settings().pins_path, lambda line: _is_of(line, fingerprint), fingerprint)
+
+
+def known_checkpoints(settings: Settings) -> dict[str, frozenset[str]]:
+    """Read the unsigned checkpoints that were pinned on first use: identities by place.
+
+    Raises:
+        TrustError: A line cannot be understood.
+    """
+    path = settings.checkpoints_path
+    found: dict[str, frozenset[str]] = {}
+    for number, line in enumerate(_read(path).split("\n") if path.is_file() else (), 1):
+        place, *rest = line.split() or [""]
+        if not place or place.startswith("#"):
+            continue
+        if len(rest) != 1 or not _IDENTITY.fullmatch(rest[0]):
+            hint = "a line is host/org/repo@revision sha256:…"
+            raise TrustError("this pin cannot be understood", where=f"{path}:{number}", hint=hint)
+        found[place] = found.get(place, frozenset()) | {rest[0].removeprefix("sha256:")}
+    return found
+
+
+def pin_checkpoint(settings: Settings, place: str, identity: str) -> None:
+    """Remember what a place holds, unless it is remembered."""
+    _append(settings.checkpoints_path, f"{place} sha256:{identity}")
+
+
+def unpin(what: str) -> int:
+    """Remove every pin of a key, or of an unsigned checkpoint; return how many there were.
+
+    Args:
+        what: A key's fingerprint, or ``host/org/repo[/folder]@revision`` as ``adaptergit trust ls`` shows it.
+
+    Raises:
+        NotFoundError: There was none.
+    """
+    if "@" not in what:
+        return unpin_key(what)
+    return _remove(load_settings().checkpoints_path, lambda line: line.split()[:1] == [what], what)
 
 
 def known_revocations(settings: Settings) -> list[Revocation]:
@@ -141,14 +175,26 @@ def add_revocation(settings: Settings, one: Revocation) -> None:
 
 def add_pin(settings: Settings, signer: AllowedSigner) -> None:
     """Add one line to the user's pins, unless an equal one is there; the file is replaced in one step."""
-    path = settings.pins_path
-    line = format_signer(signer)
+    _append(settings.pins_path, format_signer(signer))
+
+
+def _append(path: Path, line: str) -> None:
     with _locked(path):
         existing = _read(path) if path.is_file() else ""
         if line in existing.split("\n"):
             return
         separator = "" if not existing or existing.endswith("\n") else "\n"
         _write(path, f"{existing}{separator}{line}\n")
+
+
+def _remove(path: Path, doomed: Callable[[str], bool], what: str) -> int:
+    with _locked(path):
+        lines = _read(path).split("\n") if path.is_file() else []
+        kept = [line for line in lines if not doomed(line)]
+        if len(kept) == len(lines):
+            raise NotFoundError(f"no pin of {what}", where=str(path), hint="see: adaptergit trust ls")
+        _write(path, "\n".join(kept))
+    return len(lines) - len(kept)
 
 
 def _is_of(line: str, fingerprint: str) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from adaptergit.bases import base_tokenizer, trained_length
 from adaptergit.errors import DataError, ModelError, UsageError
 from adaptergit.load import load
-from adaptergit.reference import expand
 from adaptergit.settings import load_settings
 from adaptergit.splice.panel import adapters
 from adaptergit.training.base import load_base
@@ -84,11 +84,10 @@ def predict(
         raise ModelError("this adapter was published without a head", hint="load it in Python and add your own")
     about = panel.about(panel.active_head)
     if tokenizer is None:
-        tokenizer = _tokenizer(load_settings().base_model_path(about.card.base_model.id), offline)
-    hyper = about.card.data.get("training", {}).get("hyperparameters", {})
+        tokenizer = base_tokenizer(load_settings().base_model_path(about.card.base_model.id), offline)
     inputs = examples.texts if examples is not None else texts or []
     logits = predict_logits(
-        model, tokenizer, inputs, batch_size=batch_size, max_length=_length(hyper.get("max_length")), report=report
+        model, tokenizer, inputs, batch_size=batch_size, max_length=trained_length(about.card.data), report=report
     )
     names = getattr(panel.head_config(panel.active_head), "labels", ()) or tuple(str(i) for i in range(logits.shape[1]))
     chosen = logits.argmax(dim=1).tolist()
@@ -103,23 +102,3 @@ def predict(
             )
         metrics = score(logits, [names.index(label) for label in examples.labels])
     return Predictions(inputs, [names[i] for i in chosen], probabilities, logits, metrics)
-
-
-def _length(value: Any) -> int:
-    """A card's free-form number of tokens, if it is one."""
-    return value if isinstance(value, int) and 1 <= value <= 100_000 else 128
-
-
-def _tokenizer(source: str, offline: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            str(expand(source)) if expand(source).is_dir() else source, local_files_only=offline
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the base model's tokenizer cannot be loaded: {str(error).splitlines()[0]}",
-            where=source,
-            hint="name the base model's folder with --base",
-        ) from error

@@ -7,43 +7,30 @@ taken the push, nothing in the clone has changed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import math
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from adaptergit.errors import NotFoundError, PackageError, ReleaseError, UsageError
+from adaptergit.errors import ReleaseError, UsageError
 from adaptergit.package import (
-    CARD,
     MANIFEST,
-    SIGNATURE,
-    WEIGHTS,
     Card,
     File,
-    Manifest,
     canonical,
-    check_files,
-    pack,
-    read_package,
 )
-from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
-from adaptergit.package.folder import MODEL_SIGNATURE, read_bounded
 from adaptergit.package.version import check_version
+from adaptergit.packing import Report, card_to_publish, check_weights, packed, sign_package
 from adaptergit.reference import Source, check_adapter_name, expand
-from adaptergit.settings import config_dir
-from adaptergit.trust import SigningKey, parse_allowed_signers, sign
-from adaptergit.trust.oms import sign_bundle
+from adaptergit.settings import Limits, config_dir
+from adaptergit.trust import SigningKey, parse_allowed_signers
 
 if TYPE_CHECKING:
-    from adaptergit.git import Clone, Plan
+    from adaptergit.git import Clone, Last, Plan
 
-Report = Callable[[str], None]
 _PRINCIPAL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+")
 
 
@@ -81,6 +68,7 @@ def publish(
     repository: str | None = None,
     pull_request: bool = False,
     model_signing_key: str | Path | None = None,
+    to: str | None = None,
     dry_run: bool = False,
     report: Report = lambda _: None,
 ) -> Release:
@@ -98,6 +86,7 @@ def publish(
         pull_request: Push the files to a new branch, where the branch itself is protected, and say how to propose it.
             The tag is pushed all the same: it alone is the release.
         model_signing_key: PEM file of an elliptic-curve key, to sign an OpenSSF model-signing bundle too.
+        to: ``hf:org/repo[/folder]``, to publish to the Hugging Face Hub instead; there is no clone then.
         dry_run: Do everything but sign, write objects and push.
         report: Called with one line per step.
 
@@ -108,6 +97,22 @@ def publish(
         ReleaseError: The version exists or is too old, or the server refused the push.
         TransportError: The server cannot be reached.
     """
+    if to is not None:
+        from adaptergit.hf_publish import publish_to_hub
+
+        if pull_request or repository is not None or (remote, Path(clone)) != ("origin", Path()):
+            raise UsageError("clone, remote, repository and pull_request are not for the Hub", where=to)
+        return publish_to_hub(
+            path,
+            to,
+            name=name,
+            version=version,
+            key=key,
+            cosigners=cosigners,
+            model_signing_key=model_signing_key,
+            dry_run=dry_run,
+            report=report,
+        )
     (release,) = publish_all(
         [path],
         name=name,
@@ -148,14 +153,14 @@ def publish_all(
     Raises:
         See :func:`publish`.
     """
-    from adaptergit.git import Clone, publish_releases
+    from adaptergit.git import Clone, last_releases, publish_releases
 
     sources = [Path(path) for path in paths]
     if not sources or (name is not None and len(sources) > 1):
         raise UsageError(
             "one name for several adapters" if sources else "there is nothing to publish", hint="each card has a name"
         )
-    cards = [_card(source, name, version) for source in sources]
+    cards = [card_to_publish(source, name, version) for source in sources]
     names = [card.name for card in cards]
     if twice := next((one for one in names if names.count(one) > 1), None):
         raise UsageError(f"two folders are named {twice!r}", hint="publish one version after the other")
@@ -163,14 +168,14 @@ def publish_all(
     where = _push_source(here.remote_url(remote), here.root) if remote is not None else None
     proposal = f"refs/heads/publish/{names[0]}-{cards[0].version}" if pull_request else None
     target = _Target(_principal(repository, where), where, remote, proposal)
-    if model_signing_key is not None and not expand(model_signing_key).is_file():
-        raise UsageError("no such key file", where=str(model_signing_key))
-    signer = None if dry_run and key is None and default_key() is None else signing_key(key)
-    signers = [*((signer,) if signer else ()), *(signing_key(path) for path in cosigners)]
+    signers = signing_keys(key, cosigners, model_signing_key, dry_run=dry_run)
     for one in signers:
         check_announced(here, one)
     if not (here.root / ".adaptergit" / "allowed_signers").is_file():
         report("note: the repository announces no key; 'adaptergit init' does, and indexes ask for it")
+    for source, card in zip(sources, cards, strict=True):
+        check_weights(source, card, report)
+    last = last_releases(here, names, here.reached(where) if where else None, Limits())
     with contextlib.ExitStack() as stack:
         drafts: list[_Draft] = []
         for source, card in zip(sources, cards, strict=True):
@@ -183,6 +188,7 @@ def publish_all(
                     folder,
                     replace(here, head=head),
                     target,
+                    last[card.name],
                     signers,
                     model_signing_key,
                     dry_run=dry_run,
@@ -228,13 +234,15 @@ def yank(
 
     Raises:
         ReleaseError: No such release, or it is (not) yanked already.
-        UsageError: Not inside a clone.
+        UsageError: Not inside a clone, or credentials in the remote's address.
         TransportError: The server cannot be reached, or refuses.
     """
     from adaptergit.git import Clone, yank_release
 
     check_version(version)
-    yank_release(Clone.at(Path(clone)), remote, check_adapter_name(name), version, reason, undo=undo)
+    here = Clone.at(Path(clone))
+    where = here.reached(_push_source(here.remote_url(remote), here.root))
+    yank_release(here, remote, where, check_adapter_name(name), version, reason, undo=undo)
 
 
 @dataclass(frozen=True)
@@ -283,6 +291,7 @@ def _draft(
     folder: Path,
     here: Clone,
     target: _Target,
+    last: Last,
     signers: Sequence[SigningKey],
     model_signing_key: str | Path | None,
     *,
@@ -290,34 +299,16 @@ def _draft(
     report: Report,
 ) -> _Draft:
     """Validate, pack and sign one folder, and write its objects; nothing is pushed."""
-    from adaptergit.git import Remote, plan_release
-    from adaptergit.git.release import check_new_version, check_place, previous_release
+    from adaptergit.git import plan_release
+    from adaptergit.git.release import check_place
 
-    _check_weights(source, card)
-    report(f"validated {source}: {card.name} {card.version}, {card.method} for {card.base_model.id}")
-    if "/" not in card.base_model.id:
-        report(f"note: the card calls the base model {card.base_model.id!r}; organisation/name is found more easily")
-    before = previous_release(here, card.name)
-    released = Manifest.from_bytes(before, where="the last release's manifest").version if before else None
-    where = target.where
-    check_new_version(
-        here, card.name, card.version, released, Remote.of(where, allow_http=(_host(where),)) if where else None
+    last.check_new(card.name, card.version)
+    previous = canonical.sha256(last.manifest) if last.manifest else None
+    address = _address(target.where, target.principal)
+    manifest = packed(
+        source, folder, card, repository=target.principal, previous=previous, address=address, report=report
     )
-    previous = canonical.sha256(before) if before else None
-    address = _address(where, target.principal)
-    manifest_bytes = pack(
-        source,
-        folder,
-        card,
-        repository=target.principal,
-        previous=previous,
-        created=datetime.now(UTC),
-        address=address,
-    )
-    manifest, digest = Manifest.from_bytes(manifest_bytes), canonical.sha256(manifest_bytes)
-    check_files(read_package(folder), manifest)
-    size = sum(f.size for f in manifest.files)
-    report(f"packed {len(manifest.files)} files, {size:,} bytes, manifest sha256 {digest}")
+    digest = canonical.sha256((folder / MANIFEST).read_bytes())
     plan = None
     if dry_run:
         check_place(here, card.name, folder, source)
@@ -326,13 +317,7 @@ def _draft(
         tag = f"adapters/{card.name}/{card.version}"
         report(f"dry run: would sign with {key_name}, commit to {here.branch}, tag {tag}, {to}")
     else:
-        for number, signer in enumerate(signers):
-            mark = hashlib.sha256(signer.public.blob).hexdigest()[:8]
-            (folder / (f"{MANIFEST}.{mark}.sig" if number else SIGNATURE)).write_bytes(sign(manifest_bytes, signer))
-            report(f"{'co-' if number else ''}signed by {signer.public.fingerprint}")
-        if model_signing_key is not None:
-            (folder / MODEL_SIGNATURE).write_bytes(sign_bundle(folder, card.name, expand(model_signing_key)))
-            report(f"signed {MODEL_SIGNATURE} for other tools")
+        sign_package(folder, card, signers, model_signing_key, report)
         plan = plan_release(here, folder, card.name, card.version, source=source)
     release = Release(
         reference=f"{address}@{card.name}=={card.version}#sha256:{digest}",
@@ -427,53 +412,6 @@ def check_announced(clone: Clone, signer: SigningKey) -> None:
             )
 
 
-def _check_weights(source: Path, card: Card) -> None:
-    """Open the weights as everybody who loads them will, and count what the card counts."""
-    from safetensors import SafetensorError, safe_open
-
-    if card.data["adapter"]["format"] != "adaptergit":
-        return
-    path = source / WEIGHTS
-    if not path.is_file():
-        raise NotFoundError(f"there is no {WEIGHTS}", where=str(source))
-    try:
-        with safe_open(str(path), framework="np") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
-    others = ("head.", "heads.", "embeddings.", "fusions.")
-    counts = {key: math.prod(shape) for key, shape in shapes.items() if not key.startswith(others)}
-    count = sum(counts.values())
-    # VeRA keeps projections that it does not train.
-    untrained = sum(number for key, number in counts.items() if "shared" in key.split("."))
-    stated = card.data["adapter"].get("parameters", count)
-    if stated not in (count, count - untrained):
-        raise PackageError(
-            f"adapter.parameters: the card says {stated}, the weights hold {count}", where=str(source / CARD)
-        )
-
-
-def _card(source: Path, name: str | None, version: str | None) -> Card:
-    if not source.is_dir():
-        raise NotFoundError("no such folder", where=str(source))
-    if not (source / CARD).is_file():
-        raise NotFoundError(
-            f"there is no {CARD}", where=str(source), hint="'adaptergit train' writes one; see docs/formats.md"
-        )
-    card = Card.from_yaml(read_bounded(source / CARD, MAX_CARD_BYTES), where=str(source / CARD))
-    changes: dict[str, str] = {}
-    if name is not None and check_adapter_name(name) != card.name:
-        changes["name"] = name
-    if version is not None:
-        try:
-            check_version(version)
-        except PackageError as error:
-            raise UsageError(error.what.replace("version:", "--version:"), hint=error.hint) from error
-        if version != card.version:
-            changes["version"] = version
-    return card.updated(**changes) if changes else card
-
-
 def _proposal_link(where: Source | None, into: str, branch: str) -> str:
     """The page where a forge opens the pull request; on a server without one, the branch is merged by hand."""
     base, head = into.removeprefix("refs/heads/"), branch.removeprefix("refs/heads/")
@@ -492,8 +430,18 @@ def _push_source(url: str, root: Path) -> Source:
     return Source.parse(url)
 
 
-def _host(source: Source) -> str:
-    return urlsplit(source.url).hostname or ""
+def signing_keys(
+    key: str | Path | None, cosigners: Sequence[str | Path], model_signing_key: str | Path | None, *, dry_run: bool
+) -> list[SigningKey]:
+    """Open every key to sign with, the publisher's own first; a dry run needs none.
+
+    Raises:
+        UsageError: One is not there.
+    """
+    if model_signing_key is not None and not expand(model_signing_key).is_file():
+        raise UsageError("no such key file", where=str(model_signing_key))
+    signer = None if dry_run and key is None and default_key() is None else signing_key(key)
+    return [*((signer,) if signer else ()), *(signing_key(path) for path in cosigners)]
 
 
 def signing_key(key: str | Path | None) -> SigningKey:

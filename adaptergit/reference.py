@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -26,6 +26,8 @@ from packaging.version import Version
 from adaptergit.errors import UsageError
 
 DEFAULT_HOST = "github.com"
+HUB = "hf:"
+"""What a reference to the Hugging Face Hub starts with."""
 
 _ADAPTER = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
@@ -162,6 +164,11 @@ class Reference:
         Raises:
             UsageError: With the part that is wrong and an example.
         """
+        if is_hub(text):
+            hint = "load, fetch_hub, convert and publish take it; elsewhere, use a git repository"
+            raise UsageError(
+                f"{text[:200]!r} is on the Hugging Face Hub, and here a git repository is needed", hint=hint
+            )
         if not isinstance(text, str) or "@" not in text:
             raise UsageError(f"{text!r} is not a reference: it names no adapter", hint=_EXAMPLE)
         body, hash_mark, digest_text = text.partition("#")
@@ -215,15 +222,27 @@ class Reference:
         return f"{self.source.text}@{self.adapter}{self.specifier}{digest}"
 
 
+def is_hub(text: Any) -> bool:
+    """Tell whether a text names something on the Hugging Face Hub (``adaptergit.hf``); a path never does."""
+    return isinstance(text, str) and text.startswith(HUB)
+
+
 def is_folder(text: str | Path) -> bool:
     """Tell whether a person means a folder and not a reference.
 
     A text with ``@`` is a reference unless it is written as a path (``./``, ``../``, ``/``, ``~/``) and is a folder:
     what lies in the working directory never takes the place of ``org/repo@adapter``.
     """
+    if is_hub(text):
+        return False
     if isinstance(text, Path) or "@" not in text:
         return True
     return text.startswith(_PATHS) and expand(text).is_dir()
+
+
+def is_path(text: str | Path) -> bool:
+    """Tell whether a person means a folder or a file and not a reference; see :func:`is_folder`."""
+    return is_folder(text) or (str(text).startswith(_PATHS) and expand(text).exists())
 
 
 def expand(path: str | Path) -> Path:

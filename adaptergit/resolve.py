@@ -26,9 +26,11 @@ from adaptergit.errors import (
     TransportError,
     TrustError,
     UsageError,
+    did_you_mean,
 )
 from adaptergit.index.local import find_release
 from adaptergit.indexes import Word, revoked, word_on
+from adaptergit.legacy import refusal
 from adaptergit.package import Card, Manifest, canonical, check_files, read_package
 from adaptergit.package.version import is_version
 from adaptergit.pins import add_pin, add_revocation, known_revocations, known_signers
@@ -144,7 +146,7 @@ def fetch(
         TrustError: Refused by policy; nothing is stored or remembered.
         PackageError: What was fetched is not what its manifest says; nothing is stored or remembered.
     """
-    _check_policy(policy)
+    check_policy(policy)
     settings = settings or load_settings()
     reference = parse_reference(ref, settings)
     store = Store(cache_dir())
@@ -154,7 +156,7 @@ def fetch(
     pin = _pin(reference, index, lock, word, refresh)
     if pin is not None and not pin.vouched:
         reference = reference.pinned(pin.digest)
-    asked = _Asked(
+    asked = Asked(
         settings, policy, reference, word=word, expected=pin.digest if pin is not None and pin.vouched else None
     )
     if not refresh and (hit := _from_store(reference, pin, store, asked, offline)):
@@ -190,9 +192,9 @@ def verify(
         TrustError: Refused.
         PackageError: A byte, a file or the manifest is not as signed.
     """
-    _check_policy(policy)
-    asked = _Asked(settings or load_settings(), policy, reference, version, allowed_signers)
-    return _verified(Path(path), asked)[0]
+    check_policy(policy)
+    asked = Asked(settings or load_settings(), policy, reference, version, allowed_signers)
+    return verified(Path(path), asked)[0]
 
 
 def parse_reference(ref: str | Reference, settings: Settings) -> Reference:
@@ -201,7 +203,7 @@ def parse_reference(ref: str | Reference, settings: Settings) -> Reference:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """What a package must answer to."""
 
     settings: Settings
@@ -217,14 +219,24 @@ class _Asked:
     """The digest an index lists."""
 
 
-def _check_policy(policy: str | None) -> None:
+def check_policy(policy: str | None) -> None:
+    """Refuse what is no level.
+
+    Raises:
+        UsageError: It is none.
+    """
     if policy is not None and policy not in POLICY_LEVELS:
         raise UsageError(f"unknown policy {policy!r}", hint=f"one of {', '.join(POLICY_LEVELS)}")
 
 
-def _verified(path: Path, asked: _Asked) -> tuple[Verdict, Card]:
+def verified(path: Path, asked: Asked) -> tuple[Verdict, Card]:
+    """Verify a package folder, tell what there is to warn of, and remember the keys that this brought.
+
+    Raises:
+        TrustError, PackageError, NotFoundError: See :func:`verify`.
+    """
     package = read_package(path, asked.settings.limits)
-    verdict = _judged(package.manifest_bytes, package.signatures, str(path), asked)
+    verdict = judged(package.manifest_bytes, package.signatures, str(path), asked)
     card = check_files(package, verdict.manifest, asked.settings.limits)
     for warning in verdict.warnings:
         # A registry of its own: told on every load, not once per process, and still under the caller's filters.
@@ -238,7 +250,7 @@ def _verified(path: Path, asked: _Asked) -> tuple[Verdict, Card]:
     return verdict, card
 
 
-def _judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, asked: _Asked) -> Verdict:
+def judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, asked: Asked) -> Verdict:
     """Decide on manifest and signatures alone."""
     reference, version, settings = asked.reference, asked.version, asked.settings
     principal = reference.source.principal if reference else None
@@ -261,7 +273,7 @@ def _judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, 
         expected=asked.expected,
         listed=tuple(revoked(settings)),
         witnessed=_witnessed(reference, manifest_bytes, asked.word),
-        history=_history(reference),
+        history=history(reference),
     )
     now = datetime.now(UTC)
     try:
@@ -299,7 +311,7 @@ def _judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, 
     return verdict
 
 
-def _history(reference: Reference | None) -> tuple[Past, ...]:
+def history(reference: Reference | None) -> tuple[Past, ...]:
     """What this machine had of an adapter before."""
     if reference is None or reference.source.principal is None:
         return ()
@@ -360,7 +372,7 @@ def _pin(
     chosen = word.chosen(reference)
     if chosen is None or (refresh and _exact(reference) is None):
         return None
-    had = _newest(reference, [past.version for past in _history(reference) if past.chained])
+    had = _newest(reference, [past.version for past in history(reference) if past.chained])
     if had is not None and had not in word.yanked(reference.adapter) and Version(had) > Version(chosen[0].version):
         return None  # newer than what is listed: the repository is asked
     return Pin(chosen[0].version, chosen[0].manifest_sha256, chosen[0].tree, word.mirrors, vouched=True)
@@ -410,7 +422,7 @@ def _pinned(reference: Reference, store: Store, known: Known) -> Resolved | None
     return Resolved(reference, manifest.version, digest, tree)
 
 
-def _from_store(reference: Reference, pin: Pin | None, store: Store, asked: _Asked, offline: bool) -> Fetched | None:
+def _from_store(reference: Reference, pin: Pin | None, store: Store, asked: Asked, offline: bool) -> Fetched | None:
     settings = asked.settings
     refused: dict[str, AdaptergitError] = {}
     while found := _remembered(reference, pin, store, settings, offline, False, refused):
@@ -418,7 +430,7 @@ def _from_store(reference: Reference, pin: Pin | None, store: Store, asked: _Ask
         if found.digest is None or path is None or found.version in refused:
             break
         try:
-            verdict, card = _verified(path, replace(asked, version=found.version))
+            verdict, card = verified(path, replace(asked, version=found.version))
             if verdict.digest != found.digest:
                 raise PackageError(f"the manifest was changed: its sha256 is {verdict.digest}", where=str(path))
         except OSError as error:
@@ -456,9 +468,9 @@ def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> 
     versions = tuple(version for version in listing.versions if version not in yanked)
     known = replace(store.known(who, adapter), released=versions, asked=time.time(), yanked=tuple(yanked))
     store.remember(who, adapter, known)
-    chosen = _choose(reference, versions, yanked)
+    chosen = _choose(reference, versions, yanked, lambda: _others(reference, settings))
     # What is still here, with a manifest that says so: a damaged record shall not stand in the way.
-    here = [past.version for past in _history(reference) if past.chained]
+    here = [past.version for past in history(reference) if past.chained]
     had = _newest(reference, [version for version in here if version not in yanked])
     if had is not None and Version(had) > Version(chosen):
         raise TrustError(
@@ -468,8 +480,9 @@ def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> 
     return Resolved(reference, chosen, reference.digest, None)
 
 
-def _from_network(pin: Pin | None, store: Store, asked: _Asked, reference: Reference) -> Fetched:
+def _from_network(pin: Pin | None, store: Store, asked: Asked, reference: Reference) -> Fetched:
     """Ask the repository, then whoever else may have the release."""
+    asked = replace(asked, settings=replace(asked.settings, limits=asked.settings.limits.started()))
     if pin is not None:
         resolved = Resolved(reference, pin.version, pin.digest, pin.tree or None)
         return _climb(resolved, store, asked, pin.urls)
@@ -492,7 +505,7 @@ def _from_network(pin: Pin | None, store: Store, asked: _Asked, reference: Refer
     return _climb(resolved, store, asked)
 
 
-def _climb(wanted: Resolved, store: Store, asked: _Asked, mirrors: tuple[str, ...] = ()) -> Fetched:
+def _climb(wanted: Resolved, store: Store, asked: Asked, mirrors: tuple[str, ...] = ()) -> Fetched:
     """Try every way to a release. What cannot be had is asked for elsewhere; what is refused ends the search."""
     from adaptergit.ladder import Way, ways
 
@@ -509,13 +522,15 @@ def _climb(wanted: Resolved, store: Store, asked: _Asked, mirrors: tuple[str, ..
             package = read_package(folder, settings.limits)
         except NotFoundError as error:
             raise PackageError(error.what, where=error.where) from error
-        verdict = _judged(package.manifest_bytes, package.signatures, reference.source.url, asked)
+        verdict = judged(package.manifest_bytes, package.signatures, reference.source.url, asked)
         return {file.path: file.size for file in verdict.manifest.files}
 
     failed: list[tuple[Way, AdaptergitError]] = []
     for way in ways(reference, version, settings, tree=wanted.tree, mirrors=mirrors, judge=judge):
         if not way.after(failed, pinned=wanted.digest is not None):
             continue
+        if failed and settings.limits.seconds_left <= 0:
+            break
         with store.workspace() as folder:
             inner = folder / "package"
             inner.mkdir()
@@ -527,7 +542,7 @@ def _climb(wanted: Resolved, store: Store, asked: _Asked, mirrors: tuple[str, ..
             except (TrustError, PackageError) as error:
                 raise _told(error, way.source, reference, version) from error
             try:
-                verdict, card = _verified(inner, asked)
+                verdict, card = verified(inner, asked)
             except (TrustError, PackageError) as error:
                 raise _told(error, way.source, reference, version) from error
             except NotFoundError as error:  # no manifest
@@ -578,12 +593,7 @@ def _told(error: AdaptergitError, source: str, reference: Reference, version: st
 def _refuse_legacy(reference: Reference, word: Word) -> None:
     listed = [entry for entry, _ in word.releases(reference.adapter).values()]
     if listed and all(entry.legacy for entry in listed):
-        one = listed[-1]
-        raise NotFoundError(
-            f"{one.id} is a file of an archive that nobody signed, not a release",
-            where=one.legacy,
-            hint=f"its sha256 is {one.manifest_sha256}; compare it, and unpack what you trust",
-        )
+        raise refusal(reference, listed)
 
 
 def _refuse_offline(reference: Reference, store: Store, offline: bool) -> None:
@@ -602,14 +612,33 @@ def _exact(reference: Reference) -> str | None:
     return None
 
 
-def _choose(reference: Reference, versions: Collection[str], yanked: Collection[str]) -> str:
+def _others(reference: Reference, settings: Settings) -> list[str]:
+    """Name the adapters that a repository has, for a person who misspelt one; where it cannot be asked, none."""
+    from adaptergit.git import Remote, list_all
+
+    try:
+        return sorted(list_all(Remote.of(reference.source, allow_http=settings.allow_http), settings.limits)[0])
+    except (TransportError, UsageError):
+        return []
+
+
+def _choose(
+    reference: Reference,
+    versions: Collection[str],
+    yanked: Collection[str],
+    others: Callable[[], list[str]],
+) -> str:
     exact = _exact(reference)
     if exact is not None and (named := _newest(reference, yanked)) is not None:
         return named  # who names a yanked version gets it
     if not versions and not yanked:
+        there = others()
+        listed = f"it has {', '.join(there[:20])}{' …' if len(there) > 20 else ''}" if there else None
         raise NotFoundError(
             f"{reference.source.url} has no adapter {reference.adapter!r}",
-            hint="check the spelling; releases are tags named adapters/<name>/<version>",
+            hint=did_you_mean(reference.adapter, there)
+            or listed
+            or "check the spelling; releases are tags named adapters/<name>/<version>",
         )
     version = _newest(reference, versions)
     if version is None:

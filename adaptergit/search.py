@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
-from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, UsageError
 from adaptergit.index import Entry, add_entry, entry_of, read_index
-from adaptergit.index.database import Database, Query
+from adaptergit.index.client import Client
+from adaptergit.index.database import Database, News
+from adaptergit.index.entry import newest
+from adaptergit.index.standing import Standing
+from adaptergit.index.subscription import Subscription, speakers
+from adaptergit.index.words import Query, ordered
 from adaptergit.indexes import any_index, client, revoked, word_on
+from adaptergit.pins import known_revocations
 from adaptergit.reference import Reference
 from adaptergit.resolve import fetch, parse_reference
 from adaptergit.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from adaptergit.splice.fingerprint import Fingerprint
+
+_MAX_BASES = 500
+"""Fingerprints of one base model: they differ where weights were stored in other ways."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,16 @@ class Shown:
     signers: tuple[str, ...]
     """Fingerprints of the keys that may sign its releases."""
     revoked: Mapping[str, str] = field(default_factory=dict)
-    """Why releases are revoked, by the digest of their manifests."""
+    """Why releases are refused, by the digest of their manifests."""
+    warned: Mapping[str, str] = field(default_factory=dict)
+    """What is said of releases at every load, by the digest of their manifests."""
+    revoked_keys: Mapping[str, str] = field(default_factory=dict)
+    """Why keys no longer count, by their fingerprints."""
+
+    @property
+    def chosen(self) -> Entry | None:
+        """The release that somebody who names no version is given, if there is one."""
+        return next(iter(newest(e for e in self.releases if e.manifest_sha256 not in self.revoked).values()), None)
 
 
 def search(
@@ -70,20 +92,24 @@ def search(
     filters = {"task": task, "base_model": base_model, "method": method, "language": language, "license": license}
     query = Query(text, tuple((name, value) for name, value in filters.items() if value), sort, limit)
     settings = load_settings()
-    found: dict[str, Entry] = {}
-    for database in _databases(index, settings):
+    standing = Standing([*revoked(settings), *known_revocations(settings)])
+    fingerprint = None if base_of is None else _fingerprint(base_of)
+    found: dict[str, tuple[Entry, str]] = {}
+    for searched in _searched(index, settings):
         try:
-            if base_of is None:
-                entries: Iterable[Entry] = database.search(query)
-            else:
-                fitting = {entry.id for entry in database.of_fingerprints(_same_base(base_of, database), 10_000)}
-                entries = [e for e in database.search(Query(text, query.filters, sort, 10_000)) if e.id in fitting]
+            same = None if fingerprint is None else _same_base(fingerprint, searched.database)
+            hits = _hits(searched, replace(query, fingerprints=same), standing)
         finally:
-            database.close()
-        for entry in entries:
-            found.setdefault(entry.id, entry)
-    gone = {one.manifest_sha256 for one in revoked(settings) if one.severity == "refuse"}
-    return [entry for entry in found.values() if entry.manifest_sha256 not in gone][:limit]
+            searched.database.close()
+        for entry in hits:
+            other, name = found.setdefault(entry.id, (entry, searched.name))
+            if other.version == entry.version and other.manifest_sha256 != entry.manifest_sha256:
+                told = (
+                    f"{entry.id}=={entry.version} is {other.manifest_sha256[:16]}… in the index {name}, and "
+                    f"{entry.manifest_sha256[:16]}… in the index {searched.name}: one of them was deceived"
+                )
+                warnings.warn(told, AdaptergitWarning, stacklevel=2)
+    return ordered((entry for entry, _ in found.values()), query)[:limit]
 
 
 def show(ref: str) -> Shown:
@@ -103,10 +129,14 @@ def show(ref: str) -> Shown:
             f"no index lists {reference.source.principal}@{reference.adapter}",
             hint=f"adaptergit info {ref} asks the repository itself",
         )
-    ordered = sorted((entry for entry, _ in releases.values()), key=lambda e: Version(e.version), reverse=True)
+    every = sorted((entry for entry, _ in releases.values()), key=lambda e: Version(e.version), reverse=True)
     names = tuple(dict.fromkeys(one.index for one in word.known if one.entries(reference.adapter)))
-    gone = {one.manifest_sha256: str(one) for one in revoked(settings) if one.manifest_sha256}
-    return Shown(ordered[0].id, tuple(ordered), names, tuple(s.key.fingerprint for s in word.signers), gone)
+    standing = Standing([*revoked(settings), *known_revocations(settings)])
+    gone = {entry.manifest_sha256: why for entry in every if (why := standing.refusal(entry, word.threshold))}
+    warned = {entry.manifest_sha256: why for entry in every if (why := standing.warning(entry))}
+    signers = tuple(signer.key.fingerprint for signer in word.signers)
+    keys = {key: str(one) for key in signers if (one := standing.of_key(key)) is not None}
+    return Shown(every[0].id, tuple(every), names, signers, gone, warned, keys)
 
 
 def add_to_index(file: str | Path, ref: str, *, policy: str | None = None) -> Entry:
@@ -128,13 +158,43 @@ def add_to_index(file: str | Path, ref: str, *, policy: str | None = None) -> En
     return entry
 
 
-def _databases(index: str | Path | None, settings: Settings) -> Iterable[Database]:
+@dataclass(frozen=True)
+class _Searched:
+    """One index, to be searched."""
+
+    name: str
+    database: Database
+    speaks: Callable[[str], bool] = lambda _: True
+    """Whether it speaks for a repository."""
+    threshold: Callable[[str], int] = lambda _: 1
+    """How many keys must sign the releases of a repository."""
+
+
+def _hits(searched: _Searched, query: Query, standing: Standing) -> list[Entry]:
+    """Return what an index finds and may say, and what still counts."""
+
+    def counts(entry: Entry) -> bool:
+        if not searched.speaks(entry.principal):
+            return False
+        return not standing.touches(entry) or not standing.refusal(entry, searched.threshold(entry.principal))
+
+    asked = query.limit
+    while True:
+        found = searched.database.search(replace(query, limit=asked))
+        kept = [entry for entry in found if counts(entry)]
+        if len(kept) >= query.limit or len(found) < asked:
+            return kept[: query.limit]
+        asked *= 4
+
+
+def _searched(index: str | Path | None, settings: Settings) -> Iterable[_Searched]:
     """Yield what is to be searched, the most important first."""
     added = client(settings) if any_index() else None
     if added is not None and (index is None or any(one.name == str(index) for one in added.subscriptions())):
-        for one in added.subscriptions():
+        every = added.subscriptions()
+        for one in every:
             if index is None or one.name == str(index):
-                yield added.database(one.name)
+                yield _of_index(one, every, added)
         if index is not None or settings.index_path is None:
             return
     path = index or settings.index_path
@@ -146,23 +206,43 @@ def _databases(index: str | Path | None, settings: Settings) -> Iterable[Databas
     database = Database()
     entries = read_index(path)
     principals = dict.fromkeys(entry.principal for entry in entries)
-    database.replace((), [(one, "", [entry for entry in entries if entry.principal == one]) for one in principals])
-    yield database
+    database.replace((), [News(one, "", [entry for entry in entries if entry.principal == one]) for one in principals])
+    yield _Searched(str(path), database)
 
 
-def _same_base(base_of: str | Path | nn.Module, database: Database) -> list[str]:
+def _of_index(one: Subscription, every: Sequence[Subscription], added: Client) -> _Searched:
+    @functools.cache
+    def speaks(principal: str) -> bool:
+        return one in speakers(every, principal)
+
+    @functools.cache
+    def sources() -> Mapping[str, Mapping[str, Any]]:
+        return added.state(one.name).sources
+
+    def threshold(principal: str) -> int:
+        return int(sources().get(principal, {}).get("threshold", 1))
+
+    return _Searched(one.name, added.database(one.name), speaks, threshold)
+
+
+def _fingerprint(base_of: str | Path | nn.Module) -> Fingerprint:
+    """Return the fingerprint of a model, or of a folder with one."""
+    from adaptergit.splice.fingerprint import fingerprint_of
+
+    if not isinstance(base_of, str | Path):
+        return fingerprint_of(base_of)
+    from transformers import AutoModel
+
+    if not Path(base_of).is_dir():
+        raise NotFoundError("no such model folder", where=str(base_of))
+    return fingerprint_of(AutoModel.from_pretrained(str(base_of), local_files_only=True))
+
+
+def _same_base(mine: Fingerprint, database: Database) -> tuple[str, ...]:
     """Return the fingerprints in the database that are of this base model."""
-    from adaptergit.splice.fingerprint import Fingerprint, fingerprint_of
+    from adaptergit.splice.fingerprint import Fingerprint
 
-    if isinstance(base_of, str | Path):
-        from transformers import AutoModel
-
-        if not Path(base_of).is_dir():
-            raise NotFoundError("no such model folder", where=str(base_of))
-        model: nn.Module = AutoModel.from_pretrained(str(base_of), local_files_only=True)
-    else:
-        model = base_of
-    mine, same = fingerprint_of(model), []
+    same = []
     for text in database.fingerprints():
         try:
             other = Fingerprint.parse(text)
@@ -170,4 +250,4 @@ def _same_base(base_of: str | Path | nn.Module, database: Database) -> list[str]
             continue
         if mine.same_base(other):
             same.append(text)
-    return same
+    return tuple(same[:_MAX_BASES])

@@ -26,16 +26,17 @@ forbids every socket. No environment variable weakens a trust policy.
 from __future__ import annotations
 
 import os
+import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from adaptergit.errors import UsageError
+from adaptergit.errors import UsageError, did_you_mean
 from adaptergit.reference import DEFAULT_HOST, Source, expand
 
 POLICY_LEVELS = ("enforce", "tofu", "digest", "unsigned")
@@ -51,8 +52,23 @@ class Limits:
     """All files of a package."""
     files: int = 64
     """Entries of a package folder."""
+    checkpoint_bytes: int = 2 * 2**30
+    """All files of an unsigned checkpoint; it is kept by no forge, and adapters of large models are larger."""
     fetch_seconds: float = 600.0
-    """One git command that talks to a remote."""
+    """From the first question to the last byte, whoever is asked."""
+    deadline: float | None = None
+    """When they end, as ``time.monotonic`` tells it; None: they have not begun."""
+
+    def started(self) -> Limits:
+        """Return the same bounds with the clock running."""
+        if self.deadline is not None:
+            return self
+        return replace(self, deadline=time.monotonic() + self.fetch_seconds)
+
+    @property
+    def seconds_left(self) -> float:
+        """How long there is to go on."""
+        return self.fetch_seconds if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,11 @@ class Settings:
     def pins_path(self) -> Path:
         """Keys pinned on first use, as OpenSSH allowed-signers lines; may not exist."""
         return config_dir() / "known_publishers"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """Unsigned checkpoints pinned on first use, one per line; may not exist."""
+        return config_dir() / "known_checkpoints"
 
     @property
     def revocations_path(self) -> Path:
@@ -162,7 +183,8 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         raw = {**raw, "policy": [{"match": "*", "level": raw["policy"]}]}
     for key, value in raw.items():
         if key not in known:
-            raise UsageError(f"unknown setting {key!r}", where=str(path), hint=f"known: {', '.join(sorted(known))}")
+            hint = did_you_mean(key, known) or f"known: {', '.join(sorted(known))}"
+            raise UsageError(f"unknown setting {key!r}", where=str(path), hint=hint)
         if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
             raise UsageError(f"{key} must be a {_KINDS[key].__name__}", where=str(path))
     checked = dict(raw)

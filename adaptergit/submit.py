@@ -17,18 +17,19 @@ from urllib.parse import urlsplit
 
 from adaptergit.errors import ReleaseError, TransportError, UsageError
 from adaptergit.git import Clone, Git
+from adaptergit.index.changes import CHANGE_NAMESPACE, change_statement
 from adaptergit.index.propose import check_change
 from adaptergit.index.repository import IndexRepository
 from adaptergit.index.sources import SourceFile, SourceKey, retired
 from adaptergit.publish import principal_of, signing_key
 from adaptergit.reference import Source
 from adaptergit.settings import load_settings
-from adaptergit.trust import parse_allowed_signers
+from adaptergit.trust import parse_allowed_signers, sign
 from adaptergit.web.download import Download
 from adaptergit.web.forges import PullRequest, kind_of, open_pull_request, page_for
 
 _PROTOCOLS = ("https", "http", "ssh", "file")
-_PARTS = ("policy.yaml", "roots", "rotations")
+_PARTS = ("policy.yaml", "revoked.jsonl", "roots")
 TOKEN = "ADAPTERGIT_FORGE_TOKEN"  # noqa: S105 - the name of a variable
 
 
@@ -49,9 +50,11 @@ def submit(
     *,
     clone: str | Path = ".",
     keys: Sequence[str | Path] = (),
-    threshold: int = 1,
-    mirrors: Sequence[str] = (),
+    sign_with: Sequence[str | Path] = (),
+    threshold: int | None = None,
+    mirrors: Sequence[str] | None = None,
     contact: str | None = None,
+    tracks: str | None = None,
     remote: str = "origin",
     repository: str | None = None,
     url: str | None = None,
@@ -66,9 +69,12 @@ def submit(
         index: URL of the index's git repository.
         clone: Any folder inside the publisher's clone.
         keys: Public keys to enrol; default: those that ``.adaptergit/allowed_signers`` announces, else the signing key.
-        threshold: How many different keys sign each release.
-        mirrors: Where else the releases are.
-        contact: For the maintainers; default: git's ``user.email``.
+        sign_with: Keys that sign a change of a source that is listed, as many as sign its releases; default: ``keys``,
+            else the signing key.
+        threshold: How many different keys sign each release; default: as it is listed, else 1.
+        mirrors: Where else the releases are; default: as it is listed, else nowhere.
+        contact: For the maintainers; default: as it is listed, else git's ``user.email``.
+        tracks: The repository (``host/org/repo``) that this one is a copy of; default: as it is listed, else none.
         remote: Git remote of the clone.
         repository: The principal, where the remote's URL does not tell it.
         url: What people fetch from; default: https at the principal, or the remote's URL.
@@ -78,7 +84,7 @@ def submit(
         report: Called with one line per step.
 
     Raises:
-        UsageError: Not a clone, or no key.
+        UsageError: Not a clone, no key, or none that signs a change.
         ReleaseError: A rule of the index is broken, or the forge refuses. Nothing was pushed, or, if the forge refused,
             the branch was.
         TransportError: The index or the repository cannot be reached.
@@ -86,20 +92,26 @@ def submit(
     settings = load_settings()
     here = Clone.at(Path(clone))
     principal = principal_of(here, remote, repository)
-    source = SourceFile(
-        principal,
-        url or _public_url(here.remote_url(remote), principal),
-        tuple(_keys(here, keys)),
-        contact or _contact(here),
-        threshold,
-        tuple(mirrors),
-    )
-    SourceFile.from_yaml(source.to_yaml(), where=source.path)  # as strictly as the index will read it
     with tempfile.TemporaryDirectory(prefix="adaptergit-submit-") as folder:
-        target = _bring(index, Path(folder))
-        commit = _commit(target, source, Path(folder))
-        if commit is None:
+        target = _bring(index, principal, Path(folder))
+        data = target.read(f"sources/{principal}.yaml")
+        before = None if data is None else SourceFile.from_yaml(data, where=f"sources/{principal}.yaml")
+        source = SourceFile(
+            principal,
+            url or _public_url(here.remote_url(remote), principal),
+            tuple(_keys(here, keys)),
+            contact or (before.contact if before else _contact(here)),
+            threshold or (before.threshold if before else 1),
+            tuple(mirrors) if mirrors is not None else before.mirrors if before else (),
+            tracks or (before.tracks if before else None),
+        )
+        if before is not None:
+            source = _continued(source, before)
+        SourceFile.from_yaml(source.to_yaml(), where=source.path)  # as strictly as the index will read it
+        if source == before:
             raise ReleaseError(f"the index lists {principal} exactly so already", where=index)
+        title = f"{'Add' if before is None else 'Change'} {principal}"
+        commit = _commit(target, source, title, Path(folder), _signed(target, source, data, sign_with or keys))
         report(f"wrote {source.path}")
         checked = check_change(IndexRepository(target.root), settings, base=target.head or "HEAD", head=commit)
         if not checked.passed:
@@ -111,7 +123,7 @@ def submit(
             return Submitted(source, branch, "", False)
         target.git.text("push", "--quiet", "--", fork or index, f"+{commit}:refs/heads/{branch}", protocols=_PROTOCOLS)
         report(f"pushed {branch} to {fork or index}")
-        return _propose(index, fork, forge, source, target, branch, settings.allow_http)
+        return _propose(index, fork, forge, source, title, target, branch, settings.allow_http)
 
 
 def _propose(
@@ -119,11 +131,11 @@ def _propose(
     fork: str | None,
     forge: str | None,
     source: SourceFile,
+    title: str,
     target: Clone,
     branch: str,
     allow_http: Sequence[str],
 ) -> Submitted:
-    title = f"Add {source.repository}"
     body = f"Source: {source.url}\n\nKeys: {', '.join(key.public.fingerprint for key in source.keys)}\n"
     one = PullRequest(index, branch, target.branch.removeprefix("refs/heads/"), title, body, fork)
     kind = forge or kind_of(index)
@@ -132,8 +144,8 @@ def _propose(
     return Submitted(source, branch, page_for(one, kind), False)
 
 
-def _bring(index: str, folder: Path) -> Clone:
-    """Clone the index without checking it out; only its policy, roots and rotations are written to files."""
+def _bring(index: str, principal: str, folder: Path) -> Clone:
+    """Clone the index without checking it out; only what the rules look at is written to files."""
     Source.parse(index)  # no options, no helpers
     git = Git(folder, trusted=True)
     try:
@@ -148,7 +160,8 @@ def _bring(index: str, folder: Path) -> Clone:
         raise UsageError("the repository is empty", where=index, hint="give the URL of an index") from error
     if not inner.text("ls-tree", "--full-tree", "HEAD", "--", "roots"):
         raise UsageError("this is not an index: it has no roots", where=index, hint="give the URL of an index")
-    for entry in inner.raw("ls-tree", "-r", "-z", "--full-tree", "HEAD", "--", *_PARTS).split(b"\0"):
+    parts = (*_PARTS, f"entries/{principal}.jsonl", f"rotations/{principal}.jsonl")
+    for entry in inner.raw("ls-tree", "-r", "-z", "--full-tree", "HEAD", "--", *parts).split(b"\0"):
         fields, _, name = entry.partition(b"\t")
         path = name.decode("utf-8", "replace")
         if fields.startswith(b"100644") and ".." not in path:
@@ -157,22 +170,36 @@ def _bring(index: str, folder: Path) -> Clone:
     return clone
 
 
-def _commit(target: Clone, source: SourceFile, folder: Path) -> str | None:
-    """Write the proposal as a commit; None if nothing changes."""
-    existing = target.read(source.path)
-    if existing is not None:
-        before, now = SourceFile.from_yaml(existing, where=source.path), datetime.now(UTC).replace(microsecond=0)
-        mine = {key.public for key in source.keys}
-        # Keys that were replaced: what the index saw from them stays, nothing new by them is taken.
-        kept = tuple(retired(key, now) for key in before.keys if key.public not in mine)
-        source = replace(source, since=before.since, keys=(*source.keys, *kept))
-    if existing == source.to_yaml():
+def _continued(source: SourceFile, before: SourceFile) -> SourceFile:
+    """Carry over what the index has of a source: what people do not say again, and keys that were replaced."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    known = {key.public: key for key in before.keys}
+    mine = tuple(replace(known.get(key.public, key), comment=key.comment) for key in source.keys)
+    # What the index saw from keys that were replaced stays, nothing new by them is taken.
+    kept = tuple(retired(key, now) for key in before.keys if key.public not in {key.public for key in mine})
+    return replace(source, since=before.since, homepage=before.homepage, keys=(*mine, *kept))
+
+
+def _signed(target: Clone, source: SourceFile, before: bytes | None, keys: Sequence[str | Path]) -> bytes | None:
+    """Sign the change of a source that is listed; a new one proves itself by the keys its repository announces."""
+    if before is None:
         return None
-    file = folder / "source.yaml"
-    file.write_bytes(source.to_yaml())
-    (oid,) = target.store_files({"source": file}).values()
-    tree = target.replace(source.path, "blob", oid)
-    return target.commit(tree, f"Add {source.repository}", [target.head] if target.head else [])
+    name = IndexRepository(target.root).current_root().index
+    statement = change_statement(name, source.repository, before, source.to_yaml())
+    opened = dict.fromkeys([signing_key(key) for key in keys] or [signing_key(None)])
+    return b"".join(sign(statement, key, namespace=CHANGE_NAMESPACE) for key in opened)
+
+
+def _commit(target: Clone, source: SourceFile, title: str, folder: Path, signatures: bytes | None) -> str:
+    """Write the proposal as a commit."""
+    files = {source.path: source.to_yaml()} | ({} if signatures is None else {source.signature_path: signatures})
+    tree = target.head
+    for path, data in files.items():
+        file = folder / "file"
+        file.write_bytes(data)
+        (oid,) = target.store_files({"file": file}).values()
+        tree = replace(target, head=tree).replace(path, "blob", oid)
+    return target.commit(tree or "", title, [target.head] if target.head else [])
 
 
 def _keys(here: Clone, keys: Sequence[str | Path]) -> list[SourceKey]:

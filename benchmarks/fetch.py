@@ -1,11 +1,10 @@
 """What one adapter out of many costs on the wire and in time, against what people would do by hand. Run: make bench.
 
-``python benchmarks/fetch.py [ADAPTERS]``: of 3.5 MB each (default 40; 300 make a repository of 1 GiB).
+``python benchmarks/fetch.py [--quick] [ADAPTERS]``: of 3.5 MB each (default 300, a repository of 1 GiB; quick: 40).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import statistics
@@ -18,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy
-from safetensors.numpy import save
+from results import save
+from safetensors.numpy import save as tensor_file
 
 from adaptergit.git import GitServer
 from adaptergit.lock import lock, sync
@@ -33,7 +33,9 @@ SIZE, ROUNDS, BATCH = 3_500_000, 5, 20
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    adapters = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    quick = "--quick" in sys.argv
+    given = [int(value) for value in sys.argv[1:] if value != "--quick"]
+    adapters = given[0] if given else 40 if quick else 300
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         os.environ |= {"HOME": folder, "ADAPTERGIT_CONFIG_DIR": f"{folder}/config", "GIT_CONFIG_NOSYSTEM": "1"}
@@ -43,9 +45,7 @@ def main() -> None:
             result = measure(root, server, adapters)
     for name, row in result.items():
         print(f"{name:<34} {row['seconds']:8.3f} s  {row['bytes']:>13,} bytes  {row['requests']:>3} requests")
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "fetch.json").write_text(json.dumps({"adapters": adapters, "rows": result}, indent=1) + "\n")
+    save("fetch", {"adapters": adapters, "rows": result}, quick=quick)
 
 
 def measure(root: Path, server: GitServer, adapters: int) -> dict[str, dict[str, float]]:
@@ -114,7 +114,7 @@ def package(folder: Path, name: str) -> Path:
     }  # fmt: skip
     (folder / "card.yaml").write_bytes(Card(card).to_yaml())
     weights = numpy.frombuffer(os.urandom(SIZE), dtype=numpy.uint8)
-    (folder / "adapter.safetensors").write_bytes(save({"blocks.0.ffn.down.weight": weights}))
+    (folder / "adapter.safetensors").write_bytes(tensor_file({"blocks.0.ffn.down.weight": weights}))
     return folder
 
 

@@ -1,6 +1,7 @@
 """What an index of a given size costs: building, fetching, searching, updating. Run: make bench.
 
-``python benchmarks/index.py [RELEASES …]`` (default 10000 100000; 1000000 takes a quarter of an hour). Entries are
+``python benchmarks/index.py [--quick] [RELEASES …]`` (default 10000 100000, quick 10000; 1000000 takes a quarter of an
+hour). Entries are
 synthetic, 200 to a source, with words of a Zipf distribution; keys, signatures, shards, HTTP server and database are
 real.
 """
@@ -24,13 +25,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from results import folder_of, save
+
 from adaptergit.index.build import build
-from adaptergit.index.database import Query
 from adaptergit.index.entry import Entry, Metric
 from adaptergit.index.maintain import init_index, sign_snapshot
 from adaptergit.index.repository import IndexRepository
 from adaptergit.index.repository import replace as write
 from adaptergit.index.sources import SourceFile, SourceKey
+from adaptergit.index.words import Query
 from adaptergit.indexes import client
 from adaptergit.settings import load_settings
 from adaptergit.trust import generate_key
@@ -189,17 +192,14 @@ def queries(user: Any, vocabulary: list[str], principal: str) -> dict[str, float
 
 
 def main() -> None:
-    sizes = [int(value) for value in sys.argv[1:]] or [10_000, 100_000]
-    path = Path(__file__).parent / "results" / "index.json"
+    quick = "--quick" in sys.argv
+    given = [int(value) for value in sys.argv[1:] if value != "--quick"]
+    path = folder_of(quick) / "index.json"
     results = {str(one["releases"]): one for one in (json.loads(path.read_text())["sizes"] if path.exists() else [])}
-    for size in sizes:
+    for size in given or ([10_000] if quick else [10_000, 100_000]):
         results[str(size)] = found = measure(size)
         print(json.dumps(found, indent=1), flush=True)
-    ordered = [results[key] for key in sorted(results, key=int)]
-    path.write_text(
-        json.dumps({"measured": f"{datetime.now(UTC):%Y-%m-%d}", "cores": os.cpu_count(), "sizes": ordered}, indent=1)
-        + "\n"
-    )
+    save("index", {"sizes": [results[key] for key in sorted(results, key=int)]}, quick=quick)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
-"""How publishing and loading grow with the releases a repository already has. Run: python benchmarks/scale.py."""
+"""How publishing and loading grow with the releases a repository already has.
+
+Run: ``python benchmarks/scale.py [--quick]``.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 
 from fetch import package
+from results import save
 
 from adaptergit.git import GitServer
 from adaptergit.pins import pin_key
@@ -19,12 +23,12 @@ from adaptergit.publish import publish
 from adaptergit.resolve import fetch
 from adaptergit.trust import SigningKey, generate_key
 
-SIZES, ROUNDS = (100, 1_000, 10_000), 5
+SIZES, QUICK_SIZES, ROUNDS = (100, 1_000, 10_000), (100, 1_000), 5
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    rows = {}
+    rows, quick = {}, "--quick" in sys.argv
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         os.environ |= {"HOME": folder, "ADAPTERGIT_CONFIG_DIR": f"{folder}/config", "GIT_CONFIG_NOSYSTEM": "1"}
@@ -33,12 +37,10 @@ def main() -> None:
         (root / "server").mkdir()
         key = generate_key(root / "key")
         with GitServer(root / "server") as server:
-            for number in SIZES:
+            for number in QUICK_SIZES if quick else SIZES:
                 rows[number] = row = measure(root, server, key, number)
                 print(f"{number:>7,} releases  " + "  ".join(f"{name} {value:,}" for name, value in row.items()))
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "scale.json").write_text(json.dumps(rows, indent=1) + "\n")
+    save("scale", {"sizes": rows}, quick=quick)
 
 
 def measure(root: Path, server: GitServer, key: SigningKey, number: int) -> dict[str, float]:

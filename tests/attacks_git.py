@@ -364,7 +364,12 @@ def odd_tag(scene: Scene) -> Strike:
 # --- objects -----------------------------------------------------------------------------------------------------------
 
 
-@attack("stored-object-that-is-another", CHANGED, TransportError, r"corrupt|mismatch|did not send|bad object|missing")
+@attack(
+    "stored-object-that-is-another",
+    CHANGED,
+    TransportError,
+    r"corrupt|mismatch|did not send|did not receive|bad object|missing",
+)
 def other_object(scene: Scene) -> Strike:
     """The server's disk holds other bytes under the blob's oid."""
     bare = scene.hub().bare
@@ -406,7 +411,7 @@ def oid_option(scene: Scene) -> Strike:
 )
 def past_the_grammar(scene: Scene, url: str) -> Strike:
     """Were the grammar of references to fail, git must still not run it."""
-    return lambda: list_versions(Remote(url.format(owned=scene.tmp / "owned"), ("https",)), "x")
+    return lambda: list_versions(Remote(url.format(owned=scene.tmp / "owned"), ("https",)), "x", Limits())
 
 
 # --- servers that speak something else ---------------------------------------------------------------------------------
@@ -497,7 +502,7 @@ def silent(scene: Scene) -> Strike:
     listening.bind(("127.0.0.1", 0))
     listening.listen()
     url = f"http://127.0.0.1:{listening.getsockname()[1]}/acme/adapters.git"
-    return lambda: list_versions(Remote(url, ("http",)), "sst2", timeout=1.0)
+    return lambda: list_versions(Remote(url, ("http",)), "sst2", Limits(fetch_seconds=1.0))
 
 
 @attack("server-of-a-byte-now-and-then", SILENT, TransportError, r"no end within 1 s")

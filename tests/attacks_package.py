@@ -232,7 +232,7 @@ BOMB = b"a: &a [x]\n" + b"".join(b"b%d: &b%d [*a, *a]\n" % (i, i) for i in range
         "card-of-a-hundred-kilobytes": (r"card\.yaml: more than 65536 bytes", lambda c: c + b"#" * 100_000),
         "card-that-is-empty": (r"the file is empty", lambda c: b""),
         "card-that-is-a-list": (r"card: .*is not of type 'object'", lambda c: b"- name\n"),
-        "card-with-an-unknown-key": (r"card: 'colour' does not match", lambda c: c + b"colour: red\n"),
+        "card-with-an-unknown-key": (r"colour: 'colour' was unexpected", lambda c: c + b"colour: red\n"),
         "card-without-a-base-model": (r"'base_model' is a required property", lambda c: c.replace(b"base_model:", b"x-base:")),
         "card-with-a-licence-that-is-code": (r"license: ", lambda c: c.replace(b"Apache-2.0", b"__import__('os')")),
         "card-with-a-licence-of-brackets": (r"license: .*is not an SPDX expression", lambda c: c.replace(b"Apache-2.0", b"(" * 190)),
@@ -535,7 +535,7 @@ def of_method(name: str, change: Callable[[dict[str, Any]], object]) -> Callable
         "config-with-an-impossible-dropout": (r"dropout", of_method("vera", lambda c: c.update(dropout=5))),
         "config-with-a-number-for-a-pattern": (r"adapter\.config or head", of_method("unipelt", lambda c: c["configs"][2].update(rank_pattern=5))),
         "config-with-a-number-for-modules": (r"adapter\.config or head", of_method("unipelt", lambda c: c["configs"][2].update(target_modules=5))),
-        "format-of-others": (r"format 'peft' cannot be loaded", deep("adapter.format", "peft")),
+        "format-of-others": (r"not one adapter in the format 'peft'", deep("adapter.format", "peft")),
     },
 )  # fmt: skip
 def config_bomb(scene: Scene, change: Callable[[dict[str, Any]], None]) -> Strike:

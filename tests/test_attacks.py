@@ -169,7 +169,7 @@ def test_an_address_past_the_grammar_is_asked_when_it_is_honest(scene: Scene) ->
     from adaptergit.git import Remote, list_versions
     from adaptergit.reference import Source
 
-    assert set(list_versions(Remote.of(Source.parse(scene.hub().url)), "sst2").versions) == {"1.0.0", "1.1.0"}
+    assert set(list_versions(Remote.of(Source.parse(scene.hub().url)), "sst2", Limits()).versions) == {"1.0.0", "1.1.0"}
     assert Reference.parse(f"{PRINCIPAL}@sst2").source.principal == PRINCIPAL
 
 
@@ -251,7 +251,7 @@ def environment(name: str, value: str) -> Any:
     ],
 )  # fmt: skip
 def test_what_surrounds_a_fetch_does_not_reach_it(arrange: Any, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adaptergit.git.runner import _user_transport_settings
+    from adaptergit.git.runner import transport_settings
 
     for name in [n for n in os.environ if n.startswith("GIT_")]:
         monkeypatch.delenv(name)  # and so restored afterwards, whatever a case sets
@@ -259,12 +259,12 @@ def test_what_surrounds_a_fetch_does_not_reach_it(arrange: Any, scene: Scene, mo
     before = dict(os.environ)
     try:
         arrange(scene)
-        _user_transport_settings.cache_clear()
+        transport_settings.cache_clear()
         found = fetch(f"{hub.url}@sst2==1.0.0")
     finally:
         for name in set(os.environ) - set(before):
             del os.environ[name]
-        _user_transport_settings.cache_clear()
+        transport_settings.cache_clear()
     assert found.version == "1.0.0"
     assert (found.path / "README.md").read_bytes() != b"replaced"
     assert not (scene.tmp / "owned").exists()

@@ -18,6 +18,7 @@ from adaptergit.cli import _COMMANDS, main
 
 Source = Callable[..., Path]
 GROUPS = {"index": ["add"], "trust": ["add", "ls", "remove", "revoke", "explain"], "bundle": ["export", "import"]}
+GROUPS["card"] = ["make", "edit", "validate", "render"]
 GROUPS["store"] = ["ls", "du", "verify", "prune"]
 LEAVES = [[name] for name in _COMMANDS if name not in GROUPS] + [
     [g, name] for g, names in GROUPS.items() for name in names

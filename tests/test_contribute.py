@@ -21,30 +21,26 @@ from hypothesis import strategies as st
 
 from adaptergit.cli import main
 from adaptergit.errors import ReleaseError, TransportError, UsageError
+from adaptergit.index.changes import CHANGE_NAMESPACE, change_statement
 from adaptergit.index.entry import Entry
 from adaptergit.index.maintain import init_index, recover
+from adaptergit.index.names import alike, distance
 from adaptergit.index.propose import check_change
+from adaptergit.index.release_rules import RELEASE_RULES, Release
 from adaptergit.index.repository import IndexPolicy, IndexRepository
 from adaptergit.index.repository import replace as write
-from adaptergit.index.rules import (
-    RELEASE_RULES,
-    SOURCE_RULES,
-    Proposal,
-    Release,
-    _distance,
-    broken_by,
-    comment,
-    documentation,
-)
+from adaptergit.index.rules import broken_by, comment, documentation
+from adaptergit.index.source_rules import SOURCE_RULES, Proposal
 from adaptergit.index.sources import SourceFile, SourceKey
 from adaptergit.publish import initialise
 from adaptergit.rotate import rotate
 from adaptergit.settings import load_settings
 from adaptergit.submit import submit
-from adaptergit.trust import SigningKey, generate_key
+from adaptergit.trust import Revocation, SigningKey, generate_key, sign
 
 PRINCIPAL = "127.0.0.1/acme/adapters"
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
+DAY = timedelta(days=1)
 
 
 # --- every rule: one that keeps it, one that breaks it ---------------------------------------------------------------
@@ -67,7 +63,10 @@ def good(keys: list[SigningKey]) -> Proposal:
         source=source,
         problem="",
         before=None,
-        others=frozenset({"github.com/other/things", "codeberg.org/swahili-nlp/lexicon"}),
+        others=frozenset(
+            {"github.com/other/things", "codeberg.org/swahili-nlp/lexicon", "github.com/ucl-nlp/adapters"}
+        ),
+        kin=frozenset(),
         policy=IndexPolicy(waiting_hours=72),
         announced=frozenset({keys[0].public}),
         proposed=NOW - timedelta(hours=73),
@@ -81,6 +80,10 @@ def renamed(one: Proposal, principal: str) -> Proposal:
     return replace(one, source=source, path=source.path)
 
 
+def until(key: SigningKey, when: datetime) -> SourceKey:
+    return SourceKey(key.public, valid_before=when)
+
+
 BREAKING: list[tuple[str, str, Callable[[Proposal, list[SigningKey]], Proposal]]] = [
     ("schema", "not YAML", lambda p, k: replace(p, problem="not YAML")),
     ("place", "belongs at", lambda p, k: replace(p, path="sources/github.com/acme/other.yaml")),
@@ -92,22 +95,40 @@ BREAKING: list[tuple[str, str, Callable[[Proposal, list[SigningKey]], Proposal]]
     ("proof", "does not announce", lambda p, k: replace(p, announced=frozenset({k[1].public}))),
     ("rekeyed", "a rotation", lambda p, k: replace(p, before=replace(p.source, keys=(SourceKey(k[1].public),)))),
     ("rekeyed", "may not go down", lambda p, k: replace(p, before=replace(p.source, threshold=2))),
+    ("rekeyed", "count for longer", lambda p, k: replace(p, before=replace(p.source, keys=(until(k[0], NOW),)))),
+    ("signed", "is signed by", lambda p, k: replace(p, before=replace(p.source, contact="b@b.c"))),
+    ("signed", "this one by 1", lambda p, k: replace(p, source=replace(p.source, threshold=2), before=replace(p.source, threshold=2, contact="b"), signed=frozenset({k[0].public}))),
+    ("signed", "only maintainers", lambda p, k: replace(p, before=replace(p.source, keys=(), legacy=True))),
+    ("retired", "nobody could sign", lambda p, k: replace(p, source=replace(p.source, keys=(until(k[0], NOW),)))),
+    ("retired", "1 of its keys", lambda p, k: replace(p, source=replace(p.source, threshold=2, keys=(SourceKey(k[0].public), until(k[1], NOW))))),
+    ("retired", "is listed", lambda p, k: replace(p, source=replace(p.source, keys=(SourceKey(k[0].public), until(k[1], NOW - DAY))), listed={k[1].public.fingerprint: NOW})),
+    ("retired", "keep it", lambda p, k: replace(p, before=replace(p.source, keys=(SourceKey(k[0].public), SourceKey(k[1].public))), listed={k[1].public.fingerprint: NOW - DAY})),
+    ("tracks", "itself", lambda p, k: replace(p, source=replace(p.source, tracks=p.source.repository))),
+    ("tracks", "name the original", lambda p, k: replace(p, source=replace(p.source, tracks="github.com/a/b"), original=replace(p.source, tracks="github.com/c/d"))),
+    ("tracks", "of its own", lambda p, k: replace(p, source=replace(p.source, tracks="github.com/a/b"), listed={"x": NOW - DAY})),
     ("reserved", "reserved", lambda p, k: replace(p, policy=IndexPolicy(reserved=("github.com/acme/*",)))),
     ("alike", "looks? alike|look alike", lambda p, k: renamed(p, "github.com/0ther/things")),
     ("alike", "look alike", lambda p, k: renamed(p, "github.com/Other/Things")),
     ("alike", "look alike", lambda p, k: renamed(p, "github.com/other/th1ngs")),
-    ("alike", "hard to tell", lambda p, k: renamed(p, "github.com/otherr/things")),
-    ("alike", "hard to tell", lambda p, k: renamed(p, "codeberg.org/swahili-npl/lexicon")),
+    ("alike", "typing error", lambda p, k: renamed(p, "github.com/otherr/things")),
+    ("alike", "typing error", lambda p, k: renamed(p, "codeberg.org/swahili-npl/lexicon")),
+    ("alike", "typing error", lambda p, k: renamed(p, "github.com/ucl-npl/adapters")),
+    ("alike", "same owner and name", lambda p, k: renamed(p, "gitlab.com/other/things")),
+    ("alike", "same owner and name", lambda p, k: renamed(p, "gitlab.com/ucl-nlp/adapters")),
     ("peers", "with other keys", lambda p, k: replace(p, peers={"https://x/": frozenset({"SHA256:x"})})),
     ("waiting", "waits 72 hours", lambda p, k: replace(p, proposed=NOW - timedelta(hours=71))),
-]
+    ("waiting", "waits 72 hours", lambda p, k: replace(p, before=replace(p.source, contact="b"), proposed=NOW - timedelta(hours=71))),
+]  # fmt: skip
 
 
 def test_a_good_proposal_keeps_every_rule(good: Proposal) -> None:
     assert broken_by(good) == []
     assert "**can be merged**" in comment(good.path, good)
-    known = replace(good, before=good.source, proposed=NOW, policy=IndexPolicy(reserved=("*",)))
-    assert broken_by(known) == []  # what is listed already waits for nothing
+    assert good.source is not None
+    signed = frozenset(key.public for key in good.source.keys)
+    before = replace(good.source, contact="before@b.c")
+    known = replace(good, before=before, signed=signed, policy=IndexPolicy(reserved=("*",)))
+    assert broken_by(known) == []  # what is listed already may be named as it is
 
 
 @pytest.mark.parametrize(("rule", "message", "change"), BREAKING)
@@ -118,6 +139,31 @@ def test_a_rule_that_is_broken_is_named(
     assert rule in found
     assert pytest.importorskip("re").search(message, found[rule])
     assert f"❌ | `{rule}`" in comment(good.path, change(good, keys))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "github.com/uva-nlp/adapters", "github.com/mit-nlp/adapters", "github.com/other/thing",
+        "github.com/another/things", "codeberg.org/lexicon/swahili-nlp",
+    ],
+)  # fmt: skip
+def test_a_name_that_nobody_takes_for_another_passes(good: Proposal, name: str) -> None:
+    assert broken_by(renamed(good, name)) == []
+
+
+def test_names_that_are_numbered_or_short_are_not_alike() -> None:
+    for one, other in (("lab1", "lab2"), ("ukp", "uki"), ("eth", "epf"), ("team-10", "team-11")):
+        assert alike(f"github.com/{one}/adapters", f"github.com/{other}/adapters") is None
+    assert alike("github.com/roberta-sst-2/a", "github.com/roberta-sst2/a") is not None
+
+
+def test_a_publishers_own_and_what_maintainers_looked_at_may_be_alike(good: Proposal) -> None:
+    one = renamed(good, "gitlab.com/other/things")
+    assert broken_by(replace(one, kin=frozenset({"github.com/other/things"}))) == []
+    assert broken_by(replace(one, policy=IndexPolicy(distinct=("gitlab.com/other/*",)))) == []
+    assert one.source is not None
+    assert broken_by(replace(one, source=replace(one.source, tracks="github.com/other/things"))) == []
 
 
 def test_every_rule_has_an_example_that_breaks_it() -> None:
@@ -184,14 +230,14 @@ def test_a_release_that_breaks_a_rule_is_named(release: Release, rule: str, mess
 
 @given(st.text("abc", max_size=7), st.text("abc", max_size=7))
 def test_the_distance_of_names_is_one(a: str, b: str) -> None:
-    found = _distance(a, b, 9)
-    assert found == _distance(b, a, 9)
+    found = distance(a, b, 9)
+    assert found == distance(b, a, 9)
     assert (found == 0) == (a == b)
     assert abs(len(a) - len(b)) <= found <= max(len(a), len(b))
 
 
 def test_a_swap_of_letters_is_one_error() -> None:
-    assert [_distance("acme", other) for other in ("acme", "amce", "acm", "acmee", "abme", "xyzw")] == [
+    assert [distance("acme", other) for other in ("acme", "amce", "acm", "acmee", "abme", "xyzw")] == [
         0,
         1,
         1,
@@ -320,6 +366,24 @@ def listed(index: IndexRepository, source: SourceFile) -> None:
     git(index.root, "commit", "-qm", "list")
 
 
+def test_a_publisher_may_be_on_two_hosts_and_nobody_else_may(
+    index: IndexRepository, announced: Hub, other_key: SigningKey
+) -> None:
+    listed(index, source_of(announced))
+    moved = replace(
+        source_of(announced),
+        repository="localhost/acme/adapters",
+        url=announced.url.replace("127.0.0.1", "localhost"),
+    )
+    head = proposal(index, {moved.path: moved.to_yaml()}, "own")
+    checked = check_change(index, load_settings(), base="main", head=head)
+    assert checked.passed, checked.problems
+    theirs = replace(moved, keys=(SourceKey(other_key.public),))
+    head = proposal(index, {moved.path: theirs.to_yaml()}, "theirs")
+    (broken,) = check_change(index, load_settings(), base="main", head=head).problems.values()
+    assert "same owner and name on 127.0.0.1" in dict(broken)["alike"]
+
+
 def test_taking_a_source_away_or_over_is_refused(index: IndexRepository, announced: Hub, other_key: SigningKey) -> None:
     source = source_of(announced)
     listed(index, source)
@@ -330,7 +394,117 @@ def test_taking_a_source_away_or_over_is_refused(index: IndexRepository, announc
     announced.git("push", "-q", "origin", "HEAD")
     head = proposal(index, {source.path: source_of(announced, other_key).to_yaml()}, "over")
     (broken,) = check_change(index, load_settings(), base="main", head=head).problems.values()
-    assert [rule for rule, _ in broken] == ["rekeyed"]
+    assert [rule for rule, _ in broken] == ["rekeyed", "signed"]
+
+
+@pytest.fixture
+def pair(index: IndexRepository, announced: Hub, other_key: SigningKey) -> SourceFile:
+    """A listed source of two announced keys, of which one signs."""
+    initialise(announced.clone, other_key.path)
+    announced.git("commit", "-qam", "a second key")
+    announced.git("push", "-q", "origin", "HEAD")
+    source = source_of(announced, announced.key, other_key, mirrors=("https://good.example/a.git",))
+    listed(index, source)
+    return source
+
+
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
+HOSTILE_CHANGES: dict[str, Callable[[SourceFile], SourceFile]] = {
+    "asks for more signatures": lambda s: replace(s, threshold=2),
+    "drops a key": lambda s: replace(s, keys=s.keys[:1]),
+    "retires a key": lambda s: replace(s, keys=(s.keys[0], replace(s.keys[1], valid_before=PAST))),
+    "retires all keys": lambda s: replace(s, keys=tuple(replace(key, valid_before=PAST) for key in s.keys)),
+    "lets keys count earlier": lambda s: replace(s, keys=tuple(replace(key, valid_after=PAST) for key in s.keys)),
+    "a mirror of its own": lambda s: replace(s, mirrors=("https://evil.example/a.git",)),
+    "takes mirrors away": lambda s: replace(s, mirrors=()),
+    "says that it is a copy": lambda s: replace(s, tracks="github.com/evil/x"),
+    "its own contact": lambda s: replace(s, contact="evil@example.org"),
+    "a homepage": lambda s: replace(s, homepage="https://evil.example/"),
+    "when it was accepted": lambda s: replace(s, since="2020-01-01T00:00:00Z"),
+    "another port": lambda s: replace(s, url=f"http://127.0.0.1:1/{s.repository.partition('/')[2]}.git"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_CHANGES)
+def test_a_strangers_change_of_a_listed_source_is_refused(
+    index: IndexRepository, pair: SourceFile, keys: list[SigningKey], name: str
+) -> None:
+    changed = HOSTILE_CHANGES[name](pair)
+    files: dict[str, bytes | None] = {pair.path: changed.to_yaml()}
+    head = proposal(index, files, "unsigned")
+    (broken,) = check_change(index, load_settings(), base="main", head=head).problems.values()
+    assert "signed" in dict(broken)
+    # A key of the stranger's own, the right bytes.
+    statement = change_statement("community", pair.repository, pair.to_yaml(), changed.to_yaml())
+    signature = sign(statement, keys[1], namespace=CHANGE_NAMESPACE)
+    head = proposal(index, {**files, pair.signature_path: signature}, "strangers")
+    (broken,) = check_change(index, load_settings(), base="main", head=head).problems.values()
+    assert "signed" in dict(broken)
+
+
+@pytest.mark.parametrize("what", ["another index", "another source before", "another source after", "as a release"])
+def test_a_signature_is_good_for_one_change_of_one_index(
+    index: IndexRepository, announced: Hub, pair: SourceFile, what: str
+) -> None:
+    changed = replace(pair, contact="new@example.org")
+    statement = change_statement(
+        "other" if what == "another index" else "community",
+        pair.repository,
+        b"" if what == "another source before" else pair.to_yaml(),
+        b"" if what == "another source after" else changed.to_yaml(),
+    )
+    namespace = "manifest.v1@adaptergit" if what == "as a release" else CHANGE_NAMESPACE
+    signature = sign(statement, announced.key, namespace=namespace)
+    head = proposal(index, {pair.path: changed.to_yaml(), pair.signature_path: signature})
+    (broken,) = check_change(index, load_settings(), base="main", head=head).problems.values()
+    assert "signed" in dict(broken)
+
+
+def test_a_change_that_enrolled_keys_signed_is_taken(
+    index: IndexRepository, announced: Hub, pair: SourceFile, other_key: SigningKey
+) -> None:
+    changed = replace(pair, threshold=2, mirrors=())
+    statement = change_statement("community", pair.repository, pair.to_yaml(), changed.to_yaml())
+    signature = sign(statement, announced.key, namespace=CHANGE_NAMESPACE)
+    head = proposal(index, {pair.path: changed.to_yaml(), pair.signature_path: signature})
+    checked = check_change(index, load_settings(), base="main", head=head)
+    assert checked.passed, checked.problems
+    # From now on two must sign, a change as a release.
+    git(index.root, "merge", "-q", head)
+    further = replace(changed, contact="new@example.org")
+    statement = change_statement("community", pair.repository, changed.to_yaml(), further.to_yaml())
+    both = [sign(statement, key, namespace=CHANGE_NAMESPACE) for key in (announced.key, other_key)]
+    for number, data, good in ((1, both[0], False), (2, both[0] * 2, False), (3, b"".join(both), True)):
+        head = proposal(index, {pair.path: further.to_yaml(), pair.signature_path: data}, f"further-{number}")
+        assert check_change(index, load_settings(), base="main", head=head).passed is good
+
+
+def test_a_key_that_was_replaced_or_revoked_signs_no_change(
+    index: IndexRepository, announced: Hub, pair: SourceFile, other_key: SigningKey, keys: list[SigningKey]
+) -> None:
+    rotate(keys[1].path, key=announced.key.path, clone=announced.clone)
+    changed = replace(pair, contact="thief@example.org")
+    statement = change_statement("community", pair.repository, pair.to_yaml(), changed.to_yaml())
+    for number, key in enumerate((announced.key, keys[1])):
+        signature = sign(statement, key, namespace=CHANGE_NAMESPACE)
+        head = proposal(index, {pair.path: changed.to_yaml(), pair.signature_path: signature}, f"by-{number}")
+        broken = check_change(index, load_settings(), base="main", head=head).problems[pair.path]
+        assert ("signed" in dict(broken)) is (key is announced.key)
+    git(index.root, "checkout", "-q", "main")
+    index.revoke(Revocation(other_key.public.fingerprint, None, None, "refuse", "stolen", "revoked.jsonl"))
+    git(index.root, "commit", "-qam", "revoke")
+    signature = sign(statement, other_key, namespace=CHANGE_NAMESPACE)
+    head = proposal(index, {pair.path: changed.to_yaml(), pair.signature_path: signature}, "revoked")
+    assert "signed" in dict(check_change(index, load_settings(), base="main", head=head).problems[pair.path])
+
+
+def test_a_signature_comes_with_the_change_that_it_signs(index: IndexRepository, announced: Hub) -> None:
+    source = source_of(announced)
+    head = proposal(index, {source.path: source.to_yaml(), source.signature_path: b"x"}, "new")
+    assert check_change(index, load_settings(), base="main", head=head).problems[source.signature_path][0][0] == "scope"
+    listed(index, source)
+    head = proposal(index, {source.signature_path: b"x"}, "alone")
+    assert not check_change(index, load_settings(), base="main", head=head).passed
 
 
 def test_a_rotated_or_recovered_key_is_taken(
@@ -339,16 +513,28 @@ def test_a_rotated_or_recovered_key_is_taken(
     source = source_of(announced)
     listed(index, source)
     rotate(other_key.path, key=announced.key.path, clone=announced.clone)
-    head = proposal(index, {source.path: source_of(announced, other_key).to_yaml()})
-    assert check_change(index, load_settings(), base="main", head=head).passed
+    changed = replace(source, keys=(SourceKey(other_key.public), until(announced.key, datetime.now(UTC))))
+    statement = change_statement("community", source.repository, source.to_yaml(), changed.to_yaml())
+    signature = sign(statement, other_key, namespace=CHANGE_NAMESPACE)
+    head = proposal(index, {source.path: changed.to_yaml(), source.signature_path: signature})
+    checked = check_change(index, load_settings(), base="main", head=head)
+    assert checked.passed, checked.problems
     third = keys[1]
     recover(index, PRINCIPAL, [third.public], keys[:1], reason="lost")
     assert index.source(PRINCIPAL).keys[0].public == third.public
 
 
-def test_the_waiting_period_holds(index: IndexRepository, announced: Hub) -> None:
+@pytest.mark.parametrize("new", [True, False])
+def test_the_waiting_period_holds(index: IndexRepository, announced: Hub, new: bool) -> None:
     source = source_of(announced)
-    head = proposal(index, {source.path: source.to_yaml()})
+    files: dict[str, bytes | None] = {source.path: source.to_yaml()}
+    if not new:
+        listed(index, source)
+        changed = replace(source, contact="new@example.org")
+        statement = change_statement("community", source.repository, source.to_yaml(), changed.to_yaml())
+        signature = sign(statement, announced.key, namespace=CHANGE_NAMESPACE)
+        files = {source.path: changed.to_yaml(), source.signature_path: signature}
+    head = proposal(index, files)
     options: dict[str, Any] = {"base": "main", "head": head, "proposed": NOW}
     assert not check_change(index, load_settings(), **options, now=NOW + timedelta(hours=1)).passed
     assert check_change(index, load_settings(), **options, now=NOW + timedelta(hours=73)).passed
@@ -441,6 +627,23 @@ def test_submitting_what_the_index_would_refuse_pushes_nothing(
         submit(pushed.replace("community", "nobody"), clone=announced.clone)
     with pytest.raises(UsageError):
         submit("--upload-pack=x", clone=announced.clone)
+
+
+def test_submitting_again_keeps_what_is_not_said_and_signs_what_changes(
+    pushed: str, index: IndexRepository, announced: Hub, other_key: SigningKey, home: Path
+) -> None:
+    bare = announced.bare.parents[1] / "community" / "index.git"
+    listed(index, source_of(announced, mirrors=("https://good.example/a.git",)))
+    git(index.root, "push", "-q", pushed, "main")
+    rotate(other_key.path, key=announced.key.path, clone=announced.clone)
+    with pytest.raises(ReleaseError, match="--sign-with"):
+        submit(pushed, clone=announced.clone, sign_with=[announced.key.path])
+    done = submit(pushed, clone=announced.clone, sign_with=[other_key.path])
+    assert [key.public for key in done.source.keys] == [other_key.public, announced.key.public]
+    assert (done.source.mirrors, done.source.contact) == (("https://good.example/a.git",), "a@b.c")
+    assert git(bare, "show", f"{done.branch}:{done.source.signature_path}").startswith("-----BEGIN SSH SIGNATURE")
+    with pytest.raises(UsageError, match="no signing key"):
+        submit(pushed, clone=announced.clone, threshold=1)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch import nn
 from adaptergit.errors import UsageError
 from adaptergit.splice import ClassificationHead, Route, adapters, parse_composition
 
+NEWEST = int(transformers.__version__.split(".")[0]) >= 5
 IDS = torch.randint(5, 60, (2, 8), generator=torch.Generator().manual_seed(3))
 
 
@@ -77,6 +78,8 @@ def test_a_cache_changes_nothing(name: str, padded: bool, config: str) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
 def test_a_static_cache_changes_nothing_for_a_prefix(name: str, attention: str) -> None:
     """It has room behind the tokens: what is last in it is not what is last in the sequence."""
+    if name == "t5" and not NEWEST:
+        pytest.skip("a limit that docs/compatibility.md names")
     model = seq2seq() if name == "t5" else causal(name)
     model.set_attn_implementation(attention)
     panel = adapters(model)
@@ -329,7 +332,8 @@ def test_a_compiled_model_sees_what_is_activated_later(name: str, config: str) -
             assert torch.allclose(compiled(IDS)[0], model(IDS)[0], atol=1e-5)
         with panel.using("b"):
             assert torch.allclose(compiled(IDS)[0], model(IDS)[0], atol=1e-5)
-    assert len(graphs) <= 4, "what was compiled is found again"
+    # transformers 4 compiles the model without adapters once more when it is come back to
+    assert len(graphs) <= (4 if NEWEST else 5), "what was compiled is found again"
 
 
 @pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForSequenceClassification"])

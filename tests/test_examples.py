@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from test_training import needs_model
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+TRAINERS = {
+    "plain_trainer": (),
+    "seq2seq": (),
+    "plain_loop": (),
+    "lightning_module": ("lightning",),
+    "trl_sft": ("trl", "datasets"),
+}
+
+
+def run(script: Path, tmp_path: Path, *options: str) -> str:
+    """What a script prints, started as people start it."""
+    environment = {**os.environ, "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, str(script), "--quick", *options]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def needs(*packages: str) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install 'adaptergit[examples]'")
 
 
 @pytest.mark.slow
@@ -21,3 +49,38 @@ def test_the_community_index(tmp_path: Path) -> None:
     assert "no version of 'sentiment'" in facts["after yank"]
     assert "revoked: stolen laptop (the index community)" in facts["after revocation"]
     assert facts["pages"] > 10
+
+
+@pytest.mark.slow
+@needs_model
+def test_languages_and_tasks_are_put_together(tmp_path: Path) -> None:
+    needs("django", "polib")
+    run(EXAMPLES / "cross-lingual" / "run.py", tmp_path, str(tmp_path / "example"))
+    facts = json.loads((tmp_path / "example" / "report.json").read_text())
+    assert facts["came along"] == ["component", "en"]
+    assert facts["came along with the fusion"] == ["component", "en", "place", "sentence"]
+    assert facts["swapped"] == "Stack(de, component)"
+    assert {row["blocks"] for row in facts["dropped"]} == set(range(facts["blocks"]))
+    assert len(facts["releases"]) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINERS)
+def test_everybodys_trainer(name: str, tmp_path: Path) -> None:
+    needs(*TRAINERS[name])
+    said = run(EXAMPLES / "trainers" / f"{name}.py", tmp_path)
+    expected = {
+        "plain_trainer": "checkpoints with the adapter: ['checkpoint-2', 'checkpoint-4']",
+        "seq2seq": "checkpoint: ['adapter_state.safetensors']\n",
+        "plain_loop": "trained: 3,266 of 38,562",
+        "lightning_module": "checkpoint: ",
+        "trl_sft": "the adapter in the checkpoint: True",
+    }
+    assert expected[name] in said
+    assert len((EXAMPLES / "trainers" / f"{name}.py").read_text().splitlines()) <= 80
+
+
+@pytest.mark.slow
+def test_a_data_set_is_answered_by_many_adapters(tmp_path: Path) -> None:
+    needs("datasets")
+    assert "rows: 500" in run(EXAMPLES / "batch-inference.py", tmp_path)

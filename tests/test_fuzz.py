@@ -23,6 +23,7 @@ from adaptergit.splice import adapters
 from adaptergit.store.lockfile import read_lock
 from adaptergit.store.mirror import parse_listing
 from adaptergit.trust import parse_allowed_signers, parse_public_key, parse_revocations, parse_signature
+from adaptergit.web.refs import parse_refs
 
 MANIFEST = Manifest(
     repository=PRINCIPAL, name="sst2", version="1.2.0", created="2026-11-23T09:00:00Z", license="MIT", method="seq_bn",
@@ -155,6 +156,19 @@ def test_revocations_are_read_or_refused(data: bytes) -> None:
         for one in parse_revocations(data, source="x"):
             one.covers("SHA256:" + "a" * 43, None)
             str(one)
+
+
+REFS = b"004b%s refs/tags/adapters/sst2/1.0.0\n" % (b"1" * 40) + b"0000"
+
+
+@quick(300)
+@given(anything(REFS))
+def test_a_list_of_refs_is_read_or_refused(data: bytes) -> None:
+    assert parse_refs(REFS, where="x") == {"refs/tags/adapters/sst2/1.0.0": "1" * 40}
+    with contextlib.suppress(AdaptergitError):
+        for name, oid in parse_refs(data, where="x").items():
+            assert name
+            assert int(oid, 16) >= 0
 
 
 @quick(120)

@@ -267,3 +267,23 @@ def test_threads_have_heads_of_their_own(head: Any) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_a_second_copy_of_a_classes_head_is_not_a_copy_of_the_first(tmp_path: Path) -> None:
+    alone = {}
+    for seed, name in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        model = tiny_model("bert", "AutoModelForSequenceClassification")
+        panel = adapters(model)
+        panel.add(name)
+        panel.train(name)
+        panel.save(name, tmp_path / name)
+        with torch.no_grad():
+            alone[name] = model.eval()(input_ids=IDS).logits
+    both = tiny_model("bert", "AutoModelForSequenceClassification")
+    for name in ("a", "b"):  # a answers while b is loaded
+        adaptergit.load(tmp_path / name, both)
+    for name in ("b", "a"):
+        adapters(both).active = name
+        with torch.no_grad():
+            assert torch.allclose(both(input_ids=IDS).logits, alone[name], atol=1e-6)

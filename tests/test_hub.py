@@ -30,7 +30,7 @@ from adaptergit.package import Card, canonical
 from adaptergit.pins import pin_key
 from adaptergit.publish import initialise, publish
 from adaptergit.resolve import fetch, verify
-from adaptergit.settings import Settings
+from adaptergit.settings import Limits, Settings
 from adaptergit.trust import SigningKey
 
 Source = Callable[..., Path]
@@ -96,10 +96,25 @@ def test_only_this_adapters_bytes_are_fetched(hub: Hub, source: Source) -> None:
     assert package <= wire <= package + 16_000
 
 
+def test_the_newest_version_costs_the_same_however_many_other_tags_there_are(hub: Hub, source: Source) -> None:
+    release(hub, source(os.urandom(300_000)))
+    costs = []
+    for number in (0, 3000):
+        commit = git(hub.bare, "rev-parse", "main")
+        created = "".join(f"create refs/tags/adapters/other{i}/1.0.0 {commit}\n" for i in range(number))
+        git(hub.bare, "update-ref", "--stdin", stdin=created)
+        hub.server.reset()
+        path = fetch(f"{hub.url}@sst2", refresh=True).path
+        costs.append(hub.server.traffic.sent + hub.server.traffic.received)
+        assert len(hub.server.traffic.requests) == 4  # one for the list, three for the tag
+    package = sum(p.stat().st_size for p in path.iterdir())
+    assert package <= costs[0] <= package + 12_000
+    assert abs(costs[1] - costs[0]) < 1000
+
+
 def test_a_pinned_tree_is_fetched_in_two_requests_or_by_its_tag(hub: Hub, source: Source, tmp_path: Path) -> None:
     from adaptergit.git import Remote, fetch_release
     from adaptergit.reference import Source as Repository
-    from adaptergit.settings import Limits
 
     published = release(hub, source())
     remote = Remote.of(Repository.parse(hub.url))
@@ -257,7 +272,7 @@ def test_over_https_with_the_certificate_the_user_trusts(
 ) -> None:
     import ssl
 
-    from adaptergit.git.runner import _user_transport_settings
+    from adaptergit.git.runner import transport_settings
 
     pem = certificate(tmp_path)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -265,18 +280,18 @@ def test_over_https_with_the_certificate_the_user_trusts(
     (tmp_path / "root").mkdir()
     with GitServer(tmp_path / "root", tls=tls) as server:
         url = server.create("acme/adapters")
-        _user_transport_settings.cache_clear()
+        transport_settings.cache_clear()
         with pytest.raises(TransportError, match="certificate"):
             fetch(f"{url}@sst2")
         with (home / ".gitconfig").open("a") as file:
             file.write(f"[http]\nsslCAInfo = {pem}\n")
-        _user_transport_settings.cache_clear()
+        transport_settings.cache_clear()
         git(tmp_path, "clone", "-q", url, "clone2")
         published = publish(source(), clone=tmp_path / "clone2", key=key.path)
         assert published.repository == "localhost/acme/adapters"
         pin_key("localhost/acme/adapters", key.public.line)
         assert fetch(f"{url}@sst2").digest == published.digest
-        _user_transport_settings.cache_clear()
+        transport_settings.cache_clear()
 
 
 @pytest.fixture
@@ -326,6 +341,20 @@ def test_over_ssh(tmp_path: Path, source: Source, key: SigningKey, ssh_server: i
     assert published.repository == f"127.0.0.1{bare.with_suffix('')}"
     pin_key(published.repository, key.public.line)
     assert fetch(f"{url}@sst2").verdict.digest == published.digest
+
+
+def test_a_large_adapter_over_ssh_from_a_server_that_filters(
+    tmp_path: Path, source: Source, key: SigningKey, ssh_server: int
+) -> None:
+    """A stock sshd speaks protocol v0, which filters, but gives no object that it did not advertise."""
+    bare, clone = tmp_path / "srv" / "adapters.git", tmp_path / "clone2"
+    git(tmp_path, "init", "-q", "--bare", str(bare))
+    git(bare, "config", "uploadpack.allowFilter", "true")
+    url = f"ssh://{getpass.getuser()}@127.0.0.1:{ssh_server}{bare}"
+    git(tmp_path, "clone", "-q", url, str(clone))
+    published = publish(source(os.urandom(400_000)), clone=clone, key=key.path)
+    pin_key(published.repository, key.public.line)
+    assert fetch(f"{url}@sst2").digest == published.digest
 
 
 def test_a_sha256_repository_over_ssh(tmp_path: Path, source: Source, key: SigningKey, ssh_server: int) -> None:
@@ -729,7 +758,6 @@ def test_a_release_copied_to_another_repository_or_name_is_refused(hub: Hub, sou
 
 
 def test_a_release_larger_than_the_limit_is_refused(hub: Hub, source: Source) -> None:
-    from adaptergit.settings import Limits
 
     release(hub, source(os.urandom(3_000_000)))
     small = Settings(limits=Limits(package_bytes=500_000, file_bytes=500_000))
@@ -745,13 +773,13 @@ def test_a_server_that_never_answers_is_given_up(source: Source) -> None:
         silent.listen()
         remote = Remote(f"http://127.0.0.1:{silent.getsockname()[1]}/a.git", ("http",))
         with pytest.raises(TransportError, match="no end within 1 s"):
-            list_versions(remote, "x", timeout=1)
+            list_versions(remote, "x", Limits(fetch_seconds=1))
 
 
 def test_a_helper_that_lives_on_holds_nobody_up(tmp_path: Path, home: Path) -> None:
     """The user's own ssh command is used, and what it leaves running is killed with git."""
     from adaptergit.git import Remote, list_versions
-    from adaptergit.git.runner import _user_transport_settings
+    from adaptergit.git.runner import transport_settings
 
     script = tmp_path / "ssh"
     script.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n(sleep 30 <&- >&-)& exit 255\n")
@@ -759,11 +787,11 @@ def test_a_helper_that_lives_on_holds_nobody_up(tmp_path: Path, home: Path) -> N
     (home / "more").write_text(f"[core]\nsshCommand = {script}\n")
     with (home / ".gitconfig").open("a") as file:
         file.write("[include]\npath = more\n")
-    _user_transport_settings.cache_clear()
+    transport_settings.cache_clear()
     started = time.monotonic()
     with pytest.raises(TransportError):
-        list_versions(Remote("git@127.0.0.1:a/b", ("ssh",)), "x")
-    _user_transport_settings.cache_clear()
+        list_versions(Remote("git@127.0.0.1:a/b", ("ssh",)), "x", Limits())
+    transport_settings.cache_clear()
     assert (tmp_path / "called").exists()
     assert time.monotonic() - started < 25, "the sleeping helper was waited for"
 
@@ -789,6 +817,17 @@ def test_an_outer_git_cannot_redirect_a_fetch(
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_a_git_too_old_to_be_hardened_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").write_text("#!/bin/sh\necho git version 2.31.8\n")
+    (tmp_path / "bin" / "git").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "adaptergit", "load", "http://127.0.0.1:9/acme/adapters.git@sst2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert "git 2.31.8 is too old" in done.stderr
+
+
 def test_a_hostile_url_runs_nothing(tmp_path: Path) -> None:
     from adaptergit.git import Remote, list_versions
 
@@ -798,7 +837,7 @@ def test_a_hostile_url_runs_nothing(tmp_path: Path) -> None:
         f"-u;touch {tmp_path}/owned",
     ):
         with pytest.raises(TransportError):
-            list_versions(Remote(url, ("https",)), "x")
+            list_versions(Remote(url, ("https",)), "x", Limits())
     assert not (tmp_path / "owned").exists()
 
 

@@ -344,6 +344,23 @@ def test_maintainers_recover_a_publisher(
     assert fetch(f"{hub.url}@sst2").version == "1.1.0"
 
 
+def test_a_key_that_was_retired_by_mistake_is_recovered(listed: Index, hub: Hub) -> None:
+    user = listed.user()
+    good = listed.repository.source(PRINCIPAL)
+    over = SourceKey(hub.key.public, valid_before=datetime(2020, 1, 1, tzinfo=UTC))
+    write(listed.repository.root / good.path, replace(good, keys=(over,)).to_yaml())
+    listed.publish()
+    assert user.update("community").refused == ()
+    write(listed.repository.root / good.path, good.to_yaml())
+    listed.publish()
+    (refused,) = user.update("community").refused
+    assert "count for longer" in refused
+    recover(listed.repository, PRINCIPAL, [hub.key.public], listed.maintainers[:2], reason="retired by mistake")
+    listed.publish()
+    assert user.update("community").refused == ()
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+
+
 def test_ones_own_word_goes_before_an_indexs(listed: Index, hub: Hub, other_key: SigningKey) -> None:
     listed.user()
     pin_key(PRINCIPAL, other_key.public.line)
@@ -381,6 +398,71 @@ def test_a_private_scope_is_never_asked_elsewhere(
             fetch(f"{hub.url}@sst2")
         assert listed.forge.asked == []
         assert [one.name for one in client(load_settings()).speaks_for("github.com/a/b")] == ["community"]
+
+
+@pytest.fixture
+def copy(listed: Index, hub: Hub) -> SourceFile:
+    """A copy of the publisher's repository, in the same index."""
+    subprocess.run(["git", "push", "-q", "--mirror", hub.server.create("copies/acme")], cwd=hub.bare, check=True)
+    url = hub.url.replace("acme/adapters", "copies/acme")
+    return listed.add(url, hub.key, principal="127.0.0.1/copies/acme", tracks=PRINCIPAL)
+
+
+def test_a_copy_is_asked_where_the_original_is_gone(listed: Index, hub: Hub, copy: SourceFile) -> None:
+    listed.release()
+    assert listed.repository.entries(copy.repository) == [], "what it holds is the original's"
+    user = listed.user()
+    assert [hit.id for hit in adaptergit.search()] == [f"{PRINCIPAL}@sst2"]
+    hub.bare.rename(hub.bare.with_name("gone.git"))
+    found = fetch(f"{hub.url}@sst2")
+    assert (found.served_by, found.verdict.manifest.repository) == (copy.url, PRINCIPAL)
+    done = CliRunner().invoke(main, ["index", "explain", PRINCIPAL])
+    assert f"asked where it is gone: {copy.url}" in done.output
+    assert f"a copy of {PRINCIPAL}" in CliRunner().invoke(main, ["index", "explain", copy.repository]).output
+    assert user.copies("github.com/x/y") == []
+
+
+def test_a_copy_that_lies_is_named(listed: Index, hub: Hub, copy: SourceFile, source: Callable[..., Path]) -> None:
+    listed.publish()
+    listed.user()
+    bare = hub.bare.parents[1] / "copies" / "acme.git"
+    shutil.rmtree(bare)  # nothing of the original is left in it
+    hub.server.create("copies/acme")
+    hub.bare.rename(hub.bare.with_name("gone.git"))
+    git(hub.clone, "checkout", "-q", "--orphan", "theirs")
+    git(hub.clone, "rm", "-rfq", ".")
+    git(hub.clone, "remote", "set-url", "origin", copy.url)
+    git(hub.clone, "tag", "-d", "adapters/sst2/1.0.0")
+    evil = source(b"evil", folder="evil")
+    publish(evil, clone=hub.clone, key=hub.key.path, repository=PRINCIPAL)
+    with pytest.raises(AdaptergitError):
+        fetch(f"{hub.url}@sst2")
+
+
+def test_the_crawl_says_what_a_copy_lacks(
+    listed: Index, hub: Hub, copy: SourceFile, source: Callable[..., Path]
+) -> None:
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=hub.key.path)
+    crawl(listed.repository, load_settings())
+    found = {one.principal: one for one in crawl(listed.repository, load_settings())}
+    assert found[copy.repository].missing == ("sst2==1.1.0",)
+
+
+def test_only_an_index_that_speaks_for_it_names_copies(
+    listed: Index, hub: Hub, copy: SourceFile, tmp_path: Path, people: list[SigningKey]
+) -> None:
+    """Its own copy in its own scope, or what the first that knows the repository lists."""
+    (listed.repository.root / copy.path).unlink()
+    listed.publish()
+    user = listed.user(priority=1)
+    for second in make_index(tmp_path / "second", people, "second"):
+        second.add(hub.url, hub.key)
+        second.add(copy.url, hub.key, principal=copy.repository, tracks=PRINCIPAL)
+        second.publish()
+        second.user(name="stranger")
+        assert user.copies(PRINCIPAL) == []
+        second.user(name="corporate", scope=["127.0.0.1/copies/*"])
+        assert user.copies(PRINCIPAL) == [copy.url]
 
 
 # --- attacks on the index -----------------------------------------------------------------------------------------------

@@ -190,6 +190,16 @@ def test_a_hostile_archive_is_refused(
     assert not list((cache_dir() / "tmp").iterdir())
 
 
+def test_the_time_there_is_is_for_all_ways_together(hub: Hub, source: Source, forge: Forge) -> None:
+    """A server that sends a byte now and then has used it up: nobody else is asked."""
+    release(hub, source())
+    forge.faults["/info/refs"] = [slowly] * 20
+    settings = Settings(limits=Limits(fetch_seconds=2), mirrors=((PRINCIPAL, (f"{forge.url}/mirror/",)),))
+    with pytest.raises(TransportError, match="no end within 2 s"):
+        fetch(f"{elsewhere(hub, forge)}@sst2==1.0.0", settings=settings)
+    assert {path.partition("?")[0] for path, _ in forge.asked} == {"/acme/adapters.git/info/refs"}
+
+
 # --- downloads --------------------------------------------------------------------------------------------------------
 
 

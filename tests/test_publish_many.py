@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from adaptergit.lock import lock
 from adaptergit.mirror import mirror
 from adaptergit.publish import publish, publish_all, yank
 from adaptergit.resolve import fetch
+from adaptergit.rotate import rotate
+from adaptergit.trust import SigningKey
 
 Source = Callable[..., Path]
 
@@ -44,6 +47,47 @@ def test_many_adapters_are_published_in_one_push(hub: Hub, source: Source) -> No
     assert {p.name for p in (hub.clone / "adapters").iterdir()} == {f"a{i}" for i in range(5)}
     again = publish_all(folders, clone=hub.clone, key=hub.key.path, version="1.1.0")
     assert [one.previous for one in again] == [one.digest for one in releases]
+
+
+@pytest.mark.parametrize("filters", ["true", "false"])
+def test_a_clone_that_is_behind_does_not_fork_the_history(
+    hub: Hub, source: Source, tmp_path: Path, filters: str
+) -> None:
+    """Tags of releases are no part of the branch: ``git pull`` does not bring them."""
+    git(hub.bare, "config", "uploadpack.allowFilter", filters)
+    release(hub, source())
+    behind = tmp_path / "behind"
+    git(tmp_path, "clone", "-q", hub.url, str(behind))
+    second = release(hub, source(os.urandom(400_000)), version="1.1.0", pull_request=True)
+    assert fetch(f"{hub.url}@sst2").version == "1.1.0"  # somebody has it
+    for version in ("1.0.5", "1.1.0"):
+        with pytest.raises(ReleaseError, match=r"not newer than 1\.1\.0|released already"):
+            publish(source(b"x"), clone=behind, key=hub.key.path, version=version, pull_request=True)
+    third = publish(source(b"x"), clone=behind, key=hub.key.path, version="1.2.0", pull_request=True)
+    assert third.previous == second.digest
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.2.0"
+
+
+def test_a_tag_that_is_no_release_is_not_followed(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    git(hub.bare, "update-ref", "refs/tags/adapters/sst2/2.0.0", "refs/tags/adapters/sst2/1.0.0")
+    before = state(hub)
+    with pytest.raises(ReleaseError, match=r"the tag holds sst2 1\.0\.0"):
+        release(hub, source(), version="3.0.0")
+    git(hub.bare, "update-ref", "refs/tags/adapters/sst2/2.0.0", "main")
+    with pytest.raises(ReleaseError, match="the tag is not a release"):
+        release(hub, source(), version="3.0.0")
+    assert state(hub) == before
+
+
+def test_the_server_is_asked_once_for_all_adapters(hub: Hub, source: Source) -> None:
+    hub.trust()
+    folders = [source(folder=f"out{i}", name=f"a{i}") for i in range(6)]
+    publish_all(folders, clone=hub.clone, key=hub.key.path)
+    hub.server.reset()
+    publish_all(folders, clone=hub.clone, key=hub.key.path, version="1.1.0")
+    asked = [request for request in hub.server.traffic.requests if "git-upload-pack" in request]
+    assert len(asked) == 1
 
 
 def test_all_of_them_or_none(hub: Hub, source: Source) -> None:
@@ -95,6 +139,22 @@ def test_a_yanked_release_is_given_to_those_who_name_it(hub: Hub, source: Source
         yank("sst2", "1.1.0", reason="", clone=hub.clone, undo=True)
     with pytest.raises(ReleaseError, match="never released"):
         yank("sst2", "9.0.0", reason="x", clone=hub.clone)
+
+
+@pytest.mark.parametrize("what", ["yank", "publish", "rotate"])
+def test_a_token_in_the_remotes_address_is_refused_and_not_shown(
+    hub: Hub, source: Source, other_key: SigningKey, what: str
+) -> None:
+    release(hub, source())
+    hub.git("remote", "set-url", "origin", hub.url.replace("http://", "http://me:s3cr3t@"))
+    run = {
+        "yank": lambda: yank("sst2", "9.9.9", reason="x", clone=hub.clone),
+        "publish": lambda: release(hub, source(), version="1.1.0"),
+        "rotate": lambda: rotate(other_key.path, key=hub.key.path, clone=hub.clone),
+    }[what]
+    with pytest.raises(UsageError, match="never holds credentials") as caught:
+        run()
+    assert "s3cr3t" not in str(caught.value)
 
 
 def test_yanking_everything_leaves_nothing_to_choose(hub: Hub, source: Source) -> None:

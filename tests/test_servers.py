@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import Hub, git
 
-from adaptergit.errors import TransportError
+from adaptergit.errors import TransportError, TrustError
 from adaptergit.housekeeping import stored, verify_store
 from adaptergit.pins import pin_key
 from adaptergit.publish import publish
@@ -54,10 +55,12 @@ def wait_for(port: int) -> None:
 
 @dataclass
 class Nginx:
-    """One nginx with fcgiwrap, which can be killed and started again on its port."""
+    """One nginx with fcgiwrap, which can be killed and started again on its ports."""
 
     folder: Path
     port: int
+    old_port: int
+    """Here protocol v2 is not passed on."""
     running: list[subprocess.Popen[bytes]]
 
     def start(self) -> None:
@@ -85,8 +88,9 @@ http {{
   server {{
     listen 127.0.0.1:{port};
     location ~ ^/private/ {{ auth_basic "git"; auth_basic_user_file {folder}/htpasswd; {fastcgi} }}
-    location / {{ {rate} {fastcgi} }}
+    location / {{ if (-f {folder}/busy) {{ return 503; }} {rate} {fastcgi} }}
   }}
+  server {{ listen 127.0.0.1:{old_port}; location / {{ {old} }} }}
 }}
 """
 FASTCGI = (
@@ -101,15 +105,17 @@ FASTCGI = (
 
 @pytest.fixture
 def nginx(hub: Hub, tmp_path: Path) -> Iterator[Nginx]:
-    folder, port = tmp_path / "nginx", free_port()
+    folder, port, old_port = tmp_path / "nginx", free_port(), free_port()
     folder.mkdir()
     root = tmp_path / "server"
     fastcgi = FASTCGI.format(folder=folder, backend=BACKEND, root=root)
+    old = fastcgi.replace("GIT_PROTOCOL $http_git_protocol;", 'HTTP_GIT_PROTOCOL "";')
     user = "user root;" if os.geteuid() == 0 else ""
-    config = CONFIG.format(folder=folder, port=port, fastcgi=fastcgi, rate="limit_rate 2m;", user=user)
+    ports = {"port": port, "old_port": old_port}
+    config = CONFIG.format(folder=folder, **ports, fastcgi=fastcgi, old=old, rate="limit_rate 2m;", user=user)
     (folder / "nginx.conf").write_text(config)
     (folder / "htpasswd").write_text("me:{PLAIN}secret\n")
-    server = Nginx(folder, port, [])
+    server = Nginx(folder, port, old_port, [])
     git(hub.bare, "config", "safe.directory", "*")
     server.start()
     yield server
@@ -131,6 +137,25 @@ def test_nginx_with_http_backend(hub: Hub, source: Source, nginx: Nginx, filters
     assert "git-upload-pack" in log
 
 
+@pytest.mark.parametrize("filters", ["true", "false"])
+@pytest.mark.parametrize("wanted", ["sst2", "sst2==1.0.0"])
+def test_a_large_adapter_from_a_server_of_protocol_v0(
+    hub: Hub, source: Source, nginx: Nginx, filters: str, wanted: str
+) -> None:
+    """It filters, but gives no object that it did not advertise: what was kept back comes with the tag."""
+    git(hub.bare, "config", "uploadpack.allowFilter", filters)
+    published(hub, source, 400_000)
+    assert fetch(f"http://127.0.0.1:{nginx.old_port}/acme/adapters.git@{wanted}").version == "1.0.0"
+    assert verify_store() == {}
+
+
+def test_a_repository_without_tags_at_a_server_of_protocol_v0(hub: Hub, source: Source, nginx: Nginx) -> None:
+    git(hub.bare, "config", "uploadpack.allowFilter", "true")
+    published(hub, source, 400_000)
+    git(hub.bare, "tag", "-d", "adapters/sst2/1.0.0")
+    assert fetch(f"http://127.0.0.1:{nginx.old_port}/acme/adapters.git@sst2").version == "1.0.0"
+
+
 def test_basic_authentication_through_gits_credential_helper_only(
     hub: Hub, source: Source, nginx: Nginx, home: Path, tmp_path: Path
 ) -> None:
@@ -148,15 +173,76 @@ def test_basic_authentication_through_gits_credential_helper_only(
         config.write(f"[credential]\nhelper = {helper}\n")
     from adaptergit.git import runner
 
-    runner._user_transport_settings.cache_clear()
+    runner.transport_settings.cache_clear()
     pin_key("127.0.0.1/private/adapters", hub.key.public.line)
-    with pytest.raises(Exception, match="belongs to 127") as caught:  # the manifest is of acme/adapters
-        fetch(f"{url}@sst2==1.0.0")
-    assert "secret" not in str(caught.value)
-    runner._user_transport_settings.cache_clear()
+    for wanted in ("sst2", "sst2==1.0.0"):
+        with pytest.raises(TrustError, match="belongs to 127") as caught:  # the manifest is of acme/adapters
+            fetch(f"{url}@{wanted}")
+        assert "secret" not in str(caught.value)
+    runner.transport_settings.cache_clear()
     assert base64.b64encode(b"me:secret").decode() not in "".join(
         p.read_text("utf-8", "replace") for p in cache_dir().rglob("*") if p.is_file()
     )
+
+
+def test_a_publisher_is_let_in_by_the_settings_of_the_clone(
+    hub: Hub, source: Source, nginx: Nginx, tmp_path: Path
+) -> None:
+    """As continuous integration does it: a header with a token, in the clone's own configuration."""
+    private = tmp_path / "server" / "private"
+    private.mkdir()
+    shutil.copytree(hub.bare, private / "adapters.git")
+    git(private / "adapters.git", "config", "http.receivepack", "true")
+    url = f"http://127.0.0.1:{nginx.port}/private/adapters.git"
+    header = f"Authorization: Basic {base64.b64encode(b'me:secret').decode()}"
+    clones = [tmp_path / "first", tmp_path / "behind"]
+    for clone in clones:
+        git(tmp_path, "-c", f"http.extraHeader={header}", "clone", "-q", url, str(clone))
+        git(clone, "config", "http.extraHeader", header)
+    first = publish(source(), clone=clones[0], key=hub.key.path, pull_request=True)
+    second = publish(source(), clone=clones[1], key=hub.key.path, version="1.1.0", pull_request=True)
+    assert second.previous == first.digest
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no list of processes to look at")
+def test_no_secret_of_the_users_configuration_is_seen_in_the_list_of_processes(home: Path) -> None:
+    from adaptergit.git import runner
+
+    with socket.socket() as proxy:  # it takes the connection and says nothing
+        proxy.bind(("127.0.0.1", 0))
+        proxy.listen()
+        with (home / ".gitconfig").open("a") as config:
+            config.write(f"[http]\nproxy = http://me:s3cr3t@127.0.0.1:{proxy.getsockname()[1]}\n")
+            config.write('[credential]\nhelper = "!f() { echo password=s3cr3t; }; f"\n')
+        runner.transport_settings.cache_clear()
+        seen: list[bytes] = []
+
+        def look() -> None:
+            peer, _ = proxy.accept()
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    seen.append(path.read_bytes())
+            peer.close()
+
+        watching = threading.Thread(target=look)
+        watching.start()
+        with pytest.raises(TransportError) as caught:
+            fetch("http://127.0.0.1:9/acme/adapters.git@sst2")
+        watching.join()
+        runner.transport_settings.cache_clear()
+    assert any(b"git-remote-http" in line or b"remote-http" in line for line in seen)
+    assert not [line for line in seen if b"s3cr3t" in line]
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wanted", ["sst2", "sst2==1.0.0"])
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(hub: Hub, source: Source, nginx: Nginx, wanted: str) -> None:
+    published(hub, source)
+    busy = nginx.folder / "busy"
+    busy.touch()
+    threading.Timer(0.4, busy.unlink).start()
+    assert fetch(f"http://127.0.0.1:{nginx.port}/acme/adapters.git@{wanted}").version == "1.0.0"
+    assert " 503 " in (nginx.folder / "access.log").read_text()
 
 
 def test_a_server_that_dies_in_the_middle_is_asked_again(hub: Hub, source: Source, nginx: Nginx) -> None:

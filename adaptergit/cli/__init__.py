@@ -6,11 +6,13 @@ Commands are imported when they are run, so that ``adaptergit --help`` is quick 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import click
 
 from adaptergit._version import __version__
+from adaptergit.cli.groups import Group
 from adaptergit.cli.output import run_safely
 
 # name: (module, one line for --help). The order is the order of a first hour with adaptergit.
@@ -25,8 +27,14 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "rotate": ("publish", "Sign with another key from now on."),
     "load": ("load", "Fetch and verify an adapter, and say what it is."),
     "predict": ("predict", "Run a published adapter over texts."),
+    "serve": ("serve", "Answer requests for many adapters over HTTP."),
     "verify": ("load", "Verify a package folder, step by step."),
     "info": ("load", "Show an adapter's card."),
+    "summary": ("compare", "Say what an adapter is: parameters, placement, sizes."),
+    "diff": ("compare", "Show what differs between two adapters."),
+    "convert": ("convert", "Bring a checkpoint from one library's format to another's."),
+    "export": ("convert", "Write a published adapter for vLLM, PEFT or adapters."),
+    "card": ("card", "Make, change, check and show the card of an adapter."),
     "search": ("search", "Search the indexes you have added."),
     "show": ("search", "Show what your indexes know of an adapter."),
     "inspect": ("inspect", "Show where adapters go in a model."),
@@ -37,10 +45,23 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "bundle": ("mirror", "Carry releases to a machine without network."),
     "store": ("store", "See and tidy what was fetched."),
     "trust": ("trust", "See and change whose signatures count."),
+    "doctor": ("doctor", "Look at everything needed here, and say what mends it."),
+    "completion": ("doctor", "Print the script that completes commands in a shell."),
 }
 
 
-class _Lazy(click.Group):
+# What people say elsewhere.
+_ALIASES = {
+    **dict.fromkeys(("download", "get", "install", "pull", "clone"), "load"),
+    **dict.fromkeys(("push", "upload", "release"), "publish"),
+    **dict.fromkeys(("list", "find"), "search"),
+    **dict.fromkeys(("delete", "withdraw", "unpublish"), "yank"),
+    **dict.fromkeys(("config", "settings", "check", "status"), "doctor"),
+    "import": "convert",
+}
+
+
+class _Lazy(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -50,6 +71,17 @@ class _Lazy(click.Group):
         module = importlib.import_module(f"adaptergit.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, {"eval": "evaluate"}.get(cmd_name, cmd_name))
         return command
+
+    def suggestion(self, ctx: click.Context, name: str) -> str | None:
+        """Also name the groups that have such a command, and our word for what others call so."""
+        groups = {one: self.get_command(ctx, one) for one in _COMMANDS}
+        inside = [
+            f"{one} {name}" for one, group in groups.items() if isinstance(group, Group) and name in group.commands
+        ]
+        known = [*inside, *([_ALIASES[name]] if name in _ALIASES else [])]
+        if not known:
+            return super().suggestion(ctx, name)
+        return f"did you mean {' or '.join(repr(one) for one in known)}?"
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -61,10 +93,15 @@ class _Lazy(click.Group):
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="adaptergit")
-def main() -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Print results and errors only: no steps, no progress.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print where an error comes from, and what libraries warn of.")
+@click.pass_context
+def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     """Publish, find, verify and load transformer adapters, with nothing but git.
 
     \b
     Exit codes: 0 done · 1 other error · 2 wrong usage · 3 invalid package · 4 refused by verification
     5 not found · 6 git or network failed · 7 does not fit the model · 8 unusable data · 9 release refused
     """
+    if os.environ.get("NO_COLOR"):  # https://no-color.org
+        ctx.color = False

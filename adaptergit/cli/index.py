@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from adaptergit.cli.groups import Group
 from adaptergit.cli.load import policy_option
 from adaptergit.cli.output import clean, json_option, print_json, step, waiting
 
@@ -19,7 +20,7 @@ _keys = click.option(
 _now = click.option("--now", type=click.DateTime(), hidden=True, help="Instead of the clock (UTC).")
 
 
-@click.group()
+@click.group(cls=Group)
 def index() -> None:
     """Add, update and maintain indexes.
 
@@ -182,12 +183,14 @@ def explain(repository: str, as_json: bool) -> None:
     principal = Source.parse(repository, default_host=settings.default_host).principal or repository
     indexes = client(settings)
     asked, known = indexes.speaks_for(principal), {one.index: one for one in indexes.known(principal)}
+    copies = indexes.copies(principal)
     if as_json:
         print_json(
             {
                 "repository": principal,
                 "asked": [one.name for one in asked],
                 "known": {name: one.source.to_dict() for name, one in known.items()},
+                "copies": copies,
             }
         )
         return
@@ -199,7 +202,11 @@ def explain(repository: str, as_json: bool) -> None:
         keys = ", ".join(key.public.fingerprint for key in found.source.keys)
         click.echo(f"{one.name}: {len(found.lines)} releases, signed by {found.source.threshold} of {keys}")
         if found.source.tracks:
-            click.echo(f"{one.name}: a copy of {clean(found.source.tracks)}")
+            click.echo(f"{one.name}: a copy of {clean(found.source.tracks)}; load {clean(found.source.tracks)}@…")
+        for url in found.source.mirrors:
+            click.echo(f"{one.name}: mirror {clean(url)}")
+    for url in copies:
+        click.echo(f"asked where it is gone: {clean(url)}, a copy")
     if not asked:
         click.echo("no index speaks for it", err=True)
 
@@ -219,9 +226,16 @@ def _refused(refused: tuple[str, ...]) -> None:
 @click.option(
     "--key", "keys", multiple=True, type=click.Path(path_type=Path), help="Default: those that are announced."
 )
-@click.option("--threshold", default=1, show_default=True, help="How many different keys sign each release.")
-@click.option("--mirror", "mirrors", multiple=True, help="Where else the releases are.")
-@click.option("--contact", help="Default: git's user.email.")
+@click.option(
+    "--sign-with",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Key that signs a change of what is listed already; default: --key, else your signing key.",
+)
+@click.option("--threshold", type=int, help="How many different keys sign each release; default: as listed, else 1.")
+@click.option("--mirror", "mirrors", multiple=True, help="Where else the releases are; default: as listed.")
+@click.option("--contact", help="Default: as listed, else git's user.email.")
+@click.option("--tracks", help="The repository host/org/repo that yours is a copy of: asked where that one is gone.")
 @click.option("--remote", default="origin", show_default=True, help="Git remote of your clone.")
 @click.option("--repository", help="Public name host/org/repo, where the remote's URL does not tell it.")
 @click.option("--url", help="What people fetch from, where it is not the remote's URL.")
@@ -233,9 +247,11 @@ def submit(
     to: str,
     clone: Path,
     keys: tuple[Path, ...],
-    threshold: int,
+    sign_with: tuple[Path, ...],
+    threshold: int | None,
     mirrors: tuple[str, ...],
     contact: str | None,
+    tracks: str | None,
     remote: str,
     repository: str | None,
     url: str | None,
@@ -248,10 +264,12 @@ def submit(
 
     Writes the source file, checks it with the rules the index's CI uses, pushes a branch, and opens the pull request
     (with a token in ADAPTERGIT_FORGE_TOKEN, ~/.netrc or git's credential helper) or prints the page that does.
+    A change of what is listed already (other keys, mirrors, threshold) is signed with keys that are enrolled.
 
     \b
     Example:
       adaptergit index submit --to https://github.com/community/index.git --dry-run
+      adaptergit index submit --to https://github.com/community/index.git --sign-with ~/.ssh/adapters_2027
     """
     from adaptergit.submit import submit as run
 
@@ -259,9 +277,11 @@ def submit(
         to,
         clone=clone,
         keys=keys,
+        sign_with=sign_with,
         threshold=threshold,
-        mirrors=mirrors,
+        mirrors=mirrors or None,
         contact=contact,
+        tracks=tracks,
         remote=remote,
         repository=repository,
         url=url,
@@ -389,7 +409,7 @@ def check(
     from adaptergit.settings import load_settings
 
     if rules:
-        click.echo(documentation())
+        click.echo(documentation().rstrip())
         return
     repository = IndexRepository(folder.resolve())
     if base is None:
@@ -449,7 +469,7 @@ def crawl(
         raise UsageError(f"--shard {shard!r}: write i/n, with i from 0 to n-1")
 
     def tell(one: object) -> None:
-        if not as_json and (one.added or one.yanked or one.refused or one.error):  # type: ignore[attr-defined]
+        if not as_json and (one.added or one.yanked or one.missing or one.refused or one.error):  # type: ignore[attr-defined]
             _tell(one)
 
     found = run(
@@ -477,6 +497,8 @@ def _tell(one: object) -> None:
         step(f"{one.principal}@{release}")
     for release in one.yanked:
         step(f"{one.principal}@{release} yanked or no longer yanked")
+    for release in one.missing:
+        step(clean(f"{one.principal} does not have {release} of the repository that it copies"))
     for release, why in one.refused.items():
         step(clean(f"{one.principal}@{release} refused: {why}"))
     if one.error:

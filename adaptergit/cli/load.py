@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adaptergit.cli.checkpoint import show_checkpoint
 from adaptergit.cli.output import clean, json_option, print_json, step, waiting
-from adaptergit.reference import expand, is_folder
+from adaptergit.reference import expand, is_folder, is_hub
 
 if TYPE_CHECKING:
     from adaptergit.package import Card
@@ -41,12 +42,15 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
     Example:
       adaptergit load acme/adapters@sst2
       adaptergit load "acme/adapters@ner>=1.2,<2" --policy tofu
+      adaptergit load hf:acme/bert-sst2 --policy tofu
     """
     reference = named(reference)
     if is_folder(reference):
         _show_folder(expand(reference), policy, as_json)
         return
-    found = _fetched(reference, policy=policy, offline=offline, index=index, refresh=refresh, quiet=as_json)
+    found = _fetched(reference, policy=policy, offline=offline, index=index, refresh=refresh, as_json=as_json)
+    if found is None:
+        return
     if as_json:
         verdict = _verdict(found.verdict)
         print_json({"path": found.path, "from_store": found.from_store, "verdict": verdict, "card": found.card.data})
@@ -75,6 +79,7 @@ def verify(path: str, policy: str | None, model_signing_key: Path | None, as_jso
     Example:
       adaptergit verify ./adapters/sst2
       adaptergit verify acme/adapters@sst2==1.0.0
+      adaptergit verify hf:acme/bert-sst2
     """
     from adaptergit.errors import TrustError
     from adaptergit.resolve import verify as check
@@ -85,7 +90,9 @@ def verify(path: str, policy: str | None, model_signing_key: Path | None, as_jso
         if is_folder(path):
             folder, verdict = expand(path), check(expand(path), policy=policy)
         else:
-            found = _fetched(path, policy=policy, quiet=as_json)
+            found = _fetched(path, policy=policy, as_json=as_json)
+            if found is None:
+                return
             folder, verdict = found.path, found.verdict
     except TrustError as error:
         if not as_json:
@@ -125,7 +132,9 @@ def info(reference: str, offline: bool, refresh: bool, as_json: bool) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what load warns of, this command is for
-        found = _fetched(reference, policy="unsigned", offline=offline, refresh=refresh, quiet=as_json)
+        found = _fetched(reference, policy="unsigned", offline=offline, refresh=refresh, as_json=as_json)
+    if found is None:
+        return
     if as_json:
         signers = found.verdict.signers
         print_json({"path": found.path, "digest": found.digest, "signers": signers, "card": found.card.data})
@@ -146,11 +155,20 @@ def named(reference: str) -> str:
     return full_name(reference, load_settings())
 
 
-def _fetched(reference: str, *, quiet: bool, **options: Any) -> Fetched:
+def _fetched(reference: str, *, as_json: bool, **options: Any) -> Fetched | None:
+    """Fetch a release. An unsigned checkpoint is shown right away: None."""
+    from adaptergit.errors import UsageError
+    from adaptergit.hf import Checkpoint, fetch_hub
     from adaptergit.resolve import fetch
 
-    with waiting(f"fetching {reference}", quiet=quiet):
-        return fetch(reference, **options)
+    if is_hub(reference) and options.pop("index", None) is not None:
+        raise UsageError("--index is not for what is on the Hub", hint=f"write {reference}@<commit>#sha256:…")
+    with waiting(f"fetching {reference}", quiet=as_json):
+        found = fetch_hub(reference, **options) if is_hub(reference) else fetch(reference, **options)
+    if isinstance(found, Checkpoint):
+        show_checkpoint(found, as_json)
+        return None
+    return found
 
 
 def _show_folder(folder: Path, policy: str | None, as_json: bool) -> None:

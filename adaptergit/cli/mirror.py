@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from adaptergit.cli.groups import Group
 from adaptergit.cli.load import policy_option
 from adaptergit.cli.output import json_option, print_json, waiting
 
@@ -40,7 +41,7 @@ def mirror(references: tuple[str, ...], to: str, lock: Path | None, policy: str 
     _show(copied, as_json)
 
 
-@click.group()
+@click.group(cls=Group)
 def bundle() -> None:
     """Carry releases, with their publishers' keys, to a machine without network.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,9 +31,9 @@ def run_safely(action: Callable[[], T]) -> T:
         _report(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        note = (
-            "; 'adaptergit train … --resume' goes on from the last finished epoch" if "train" in sys.argv[1:2] else ""
-        )
+        context = click.get_current_context(silent=True)
+        training = context is not None and context.invoked_subcommand == "train"
+        note = "; 'adaptergit train … --resume' goes on from the last finished epoch" if training else ""
         click.echo(f"interrupted{note}", err=True)
         sys.exit(130)
     except OSError as error:
@@ -44,7 +45,16 @@ def run_safely(action: Callable[[], T]) -> T:
         sys.exit(what.exit_code)
 
 
+def asked_for(flag: str) -> bool:
+    """Tell whether ``--quiet`` or ``--verbose`` was said, before the command."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().params.get(flag))
+
+
 def _report(error: AdaptergitError) -> None:
+    if asked_for("verbose"):
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            click.echo(clean(line), err=True)
     if "--json" in sys.argv:
         detail: dict[str, Any] = {
             "type": type(error).__name__,
@@ -56,10 +66,15 @@ def _report(error: AdaptergitError) -> None:
             detail["passed"] = list(error.steps)
         click.echo(json.dumps({"error": detail}, ensure_ascii=False))
     else:
-        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo("\n".join(clean(line) for line in str(error).split("\n")), err=True)
-        for note in getattr(error, "__notes__", ()):
-            click.echo(f"  {clean(note)}", err=True)
+        show_error(error)
+
+
+def show_error(error: AdaptergitError) -> None:
+    """Print an error as people read it: what happened, where, and what to do."""
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo("\n".join(clean(line) for line in str(error).split("\n")), err=True)
+    for note in getattr(error, "__notes__", ()):
+        click.echo(f"  {clean(note)}", err=True)
 
 
 def print_json(value: Any) -> None:
@@ -73,8 +88,9 @@ def clean(text: object) -> str:
 
 
 def step(text: str) -> None:
-    """Print a line about what was just done, beside the result."""
-    click.echo(f"  {text}", err=True)
+    """Print a line about what was just done, beside the result; not with ``--quiet``."""
+    if not asked_for("quiet"):
+        click.echo(f"  {text}", err=True)
 
 
 @contextmanager
@@ -82,7 +98,7 @@ def waiting(text: str, quiet: bool = False) -> Iterator[None]:
     """Show that something is going on that has no measurable end: a spinner on a terminal, nothing elsewhere."""
     from rich.console import Console
 
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(stderr=True, quiet=quiet or asked_for("quiet"))
     if not console.is_terminal:
         yield
         return
@@ -96,7 +112,7 @@ def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], Non
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(stderr=True, quiet=quiet or asked_for("quiet"))
     if not console.is_terminal:
         seen: dict[str, int] = {}
 
@@ -129,7 +145,9 @@ def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], Non
 
 
 def quiet_transformers() -> None:
-    """Keep the libraries' own loading bars and reports away from the terminal."""
+    """Keep the libraries' own loading bars and reports away from the terminal, unless ``--verbose`` asks for them."""
+    if asked_for("verbose"):
+        return
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
@@ -156,3 +174,5 @@ def _show_warning(
     if issubclass(category, AdaptergitWarning):
         click.secho("warning: ", fg="yellow", nl=False, err=True)
         click.echo(str(message), err=True)
+    elif asked_for("verbose"):
+        click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)

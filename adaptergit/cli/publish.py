@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -88,6 +89,7 @@ def init(clone: Path, key: Path | None, as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="PEM file of an elliptic-curve key: sign an OpenSSF bundle (model.sig) too.",
 )
+@click.option("--to", help="hf:org/repo[/folder]: publish to the Hugging Face Hub, without a clone.")
 @click.option("--dry-run", is_flag=True, help="Show everything, change nothing.")
 @json_option
 def publish(
@@ -102,6 +104,7 @@ def publish(
     repository: str | None,
     pull_request: bool,
     model_signing_key: Path | None,
+    to: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -115,23 +118,27 @@ def publish(
       adaptergit publish out/sst2 --name sst2 --version 1.0.0 --dry-run
       adaptergit publish out/sst2 --name sst2 --version 1.0.0
       adaptergit publish out/*
+      adaptergit publish out/sst2 --to hf:acme/bert-sst2
     """
+    from adaptergit.publish import publish as publish_one
     from adaptergit.publish import publish_all
 
-    releases = publish_all(
-        paths,
-        name=name,
-        version=version,
-        clone=clone,
-        key=key,
-        cosigners=cosigners,
-        remote=None if no_push else remote,
-        repository=repository,
-        pull_request=pull_request,
-        model_signing_key=model_signing_key,
-        dry_run=dry_run,
-        report=(lambda _: None) if as_json else step,
-    )
+    if to is not None and len(paths) > 1:
+        raise click.UsageError("--to takes one folder at a time")
+    options: dict[str, Any] = {
+        "name": name,
+        "version": version,
+        "clone": clone,
+        "key": key,
+        "cosigners": cosigners,
+        "remote": None if no_push else remote,
+        "repository": repository,
+        "pull_request": pull_request,
+        "model_signing_key": model_signing_key,
+        "dry_run": dry_run,
+        "report": (lambda _: None) if as_json else step,
+    }
+    releases = publish_all(paths, **options) if to is None else [publish_one(paths[0], to=to, **options)]
     if as_json:
         print_json(releases[0] if len(releases) == 1 else {"releases": releases})
         return

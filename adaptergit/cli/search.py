@@ -106,31 +106,42 @@ def show(reference: str, as_json: bool) -> None:
                 "indexes": found.indexes,
                 "signers": found.signers,
                 "releases": [entry.to_dict() for entry in found.releases],
+                "revoked": found.revoked,
+                "warned": found.warned,
+                "revoked_keys": found.revoked_keys,
             }
         )
         return
-    newest = found.releases[0]
+    one = found.chosen or found.releases[0]
+    over = found.revoked_keys
+    signers = ", ".join(f"{key} ({over[key]})" if key in over else key for key in found.signers)
     rows = [
         ("adapter", found.id),
-        ("description", newest.description.strip()),
-        ("task", " / ".join(part for part in (newest.task, newest.dataset) if part)),
-        ("languages", ", ".join(newest.languages)),
-        ("base model", newest.base_model),
-        ("method", f"{newest.method}, {newest.parameters:,} parameters" if newest.parameters else newest.method),
-        ("evaluation", "; ".join(f"{m.name} {m.value:g} on {m.dataset}" for m in newest.metrics)),
-        ("licence", newest.license),
-        ("authors", ", ".join(newest.authors)),
-        ("built on", ", ".join(newest.dependencies)),
+        ("description", one.description.strip()),
+        ("task", " / ".join(part for part in (one.task, one.dataset) if part)),
+        ("languages", ", ".join(one.languages)),
+        ("base model", one.base_model),
+        ("method", f"{one.method}, {one.parameters:,} parameters" if one.parameters else one.method),
+        ("evaluation", "; ".join(f"{m.name} {m.value:g} on {m.dataset}" for m in one.metrics)),
+        ("licence", one.license),
+        ("authors", ", ".join(one.authors)),
+        ("built on", ", ".join(one.dependencies)),
         ("listed by", ", ".join(found.indexes)),
-        ("signed by", ", ".join(found.signers) or "nobody: a legacy file, only its checksum is known"),
+        ("signed by", "nobody: a legacy file, only its checksum is known" if one.legacy else signers),
+        ("legacy file", one.legacy),
     ]
     for title, text in rows:
         if text:
             click.echo(f"{title:<12} {clean(text)}")
     for entry in found.releases:
-        gone = found.revoked.get(entry.manifest_sha256)
-        note = f"   yanked: {clean(entry.yanked)}" if entry.yanked else ""
-        note += f"   {clean(gone)}" if gone else ""
-        click.echo(f"  {entry.version:<12} {entry.size:>12,} bytes  {entry.published[:10]}{note}")
-    if any(entry.yanked is None for entry in found.releases) and not newest.legacy:
-        click.echo(f'load it: adaptergit.load("{newest.address}")')
+        notes = [f"yanked: {entry.yanked}" if entry.yanked is not None else ""]
+        notes += [told.get(entry.manifest_sha256, "") for told in (found.revoked, found.warned)]
+        size = f"{entry.size:>12,} bytes" if entry.size else f"{'size unknown':>18}"
+        said = "".join(f"   {clean(note)}" for note in notes if note)
+        click.echo(f"  {entry.version:<12} {size}  {entry.published[:10]}{said}")
+    if one.citation:
+        click.echo("\n".join(["", *(clean(line) for line in one.citation.strip().splitlines())]))
+    if found.chosen is None:
+        click.secho("\nnone of its releases is to be used", fg="yellow")
+    else:
+        click.echo(f"\n{found.chosen.snippet}")

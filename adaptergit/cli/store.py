@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from adaptergit.cli.groups import Group
 from adaptergit.cli.output import json_option, print_json, step, waiting
 
 if TYPE_CHECKING:
     from adaptergit.store import Stored
 
 
-@click.group()
+@click.group(cls=Group)
 def store() -> None:
     """See and tidy what was fetched.
 

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 
 import click
 
+from adaptergit.cli.groups import Group
 from adaptergit.cli.output import json_option, print_json
 
 
-@click.group()
+@click.group(cls=Group)
 def trust() -> None:
     """See and change whose signatures count.
 
@@ -43,47 +44,52 @@ def add(repository: str, key: str, as_json: bool) -> None:
 @trust.command("ls")
 @json_option
 def ls(as_json: bool) -> None:
-    """List whose signatures count, and where that is written.
+    """List whose signatures count and which unsigned checkpoints are pinned, and where that is written.
 
     \b
     Example:
       adaptergit trust ls --json
     """
-    from adaptergit.pins import known_revocations, known_signers
+    from adaptergit.pins import known_checkpoints, known_revocations, known_signers
     from adaptergit.settings import load_settings
 
     settings = load_settings()
-    signers = known_signers(settings)
+    signers, checkpoints = known_signers(settings), known_checkpoints(settings)
     revoked = {one.key: f"\t{one}" for one in known_revocations(settings) if one.key}
     if as_json:
         print_json(
             {
                 "signers": [
                     {"principals": s.principals, "fingerprint": s.key.fingerprint, "source": s.source} for s in signers
-                ]
+                ],
+                "checkpoints": {place: sorted(pinned) for place, pinned in checkpoints.items()},
             }
         )
         return
     for signer in signers:
         note = revoked.get(signer.key.fingerprint, "")
         click.echo(f"{', '.join(signer.principals)}\t{signer.key.fingerprint}\t{signer.source}{note}")
-    if not signers:
+    for place, pinned in checkpoints.items():
+        for identity in sorted(pinned):
+            click.echo(f"{place}\tsha256:{identity}\t{settings.checkpoints_path}")
+    if not signers and not checkpoints:
         click.echo("nobody yet: adaptergit trust add REPOSITORY KEY", err=True)
 
 
 @trust.command("remove")
-@click.argument("fingerprint")
+@click.argument("what")
 @json_option
-def remove(fingerprint: str, as_json: bool) -> None:
-    """Remove every pin of a key from your pins.
+def remove(what: str, as_json: bool) -> None:
+    """Remove every pin of WHAT, a key or an unsigned checkpoint, from your pins.
 
     \b
     Example:
       adaptergit trust remove SHA256:qzN…
+      adaptergit trust remove huggingface.co/acme/bert-sst2@main
     """
-    from adaptergit.pins import unpin_key
+    from adaptergit.pins import unpin
 
-    count = unpin_key(fingerprint)
+    count = unpin(what)
     if as_json:
         print_json({"removed": count})
     else:
@@ -126,7 +132,7 @@ def explain(repository: str, as_json: bool) -> None:
     """
     from adaptergit.indexes import revoked as revoked_by_indexes
     from adaptergit.indexes import word_on
-    from adaptergit.pins import known_revocations, known_signers
+    from adaptergit.pins import known_checkpoints, known_revocations, known_signers
     from adaptergit.settings import load_settings
 
     settings = load_settings()
@@ -136,6 +142,11 @@ def explain(repository: str, as_json: bool) -> None:
     if not signers:
         signers, threshold = word.signers, max(threshold, word.threshold)
     revoked = {one.key: one for one in (*known_revocations(settings), *revoked_by_indexes(settings)) if one.key}
+    places = {
+        place: sorted(pinned)
+        for place, pinned in known_checkpoints(settings).items()
+        if place.startswith((f"{repository}@", f"{repository}/"))
+    }
     if as_json:
         print_json(
             {
@@ -150,6 +161,7 @@ def explain(repository: str, as_json: bool) -> None:
                     }
                     for s in signers
                 ],
+                "checkpoints": places,
             }
         )
         return
@@ -158,5 +170,7 @@ def explain(repository: str, as_json: bool) -> None:
         gone = revoked.get(signer.key.fingerprint)
         note = "" if gone is None else f", but {gone}" + ("; that only warns" if gone.severity == "warn" else "")
         click.echo(f"may sign     {signer.key.fingerprint} ({signer.source}){note}")
+    for place, pinned in places.items():
+        click.echo(f"unsigned     {place}: {', '.join(f'sha256:{identity}' for identity in pinned)}")
     if not signers:
         click.echo("may sign     nobody you know" + ("; the first key seen is pinned" if level == "tofu" else ""))

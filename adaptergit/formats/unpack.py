@@ -55,7 +55,7 @@ def unpacked(source: Path, *, allow_pickle: bool = False) -> Iterator[Path]:
         for path in pickled:
             made = path.with_name(PICKLES[path.name])
             if not made.exists():
-                unpickle(path, made)
+                unpickle(path, made, where=str(source / path.relative_to(folder)))
             path.unlink()
         yield folder
 

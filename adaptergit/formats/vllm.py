@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from adaptergit.errors import UsageError
+from adaptergit.formats.adapterhub import CONFIG
+from adaptergit.formats.files import Folder
 from adaptergit.formats.peft_write import write_peft
 from adaptergit.splice.methods import LoRA
 from adaptergit.splice.panel import Panel
@@ -34,6 +37,23 @@ def write_vllm(panel: Panel, name: str, folder: Path) -> None:
     if config.r > RANKS[-1]:
         raise UsageError(f"vLLM serves ranks up to {RANKS[-1]}, and this is {config.r}")
     write_peft(panel, name, folder)
+
+
+def serve_command(folder: Path, name: str, base: str | None = None) -> str:
+    """Return the command that serves a written adapter under a name, for people to copy.
+
+    Args:
+        folder: It was written to.
+        name: For requests to ask for.
+        base: Where the base model is; default: the id in the files.
+
+    Raises:
+        NotFoundError, PackageError: There is no adapter in the folder.
+    """
+    raw = Folder(folder).json(CONFIG)
+    model, rank = base or str(raw.get("base_model_name_or_path") or "BASE"), served_rank(int(raw["r"]))
+    module = shlex.quote(f"{name}={folder.resolve()}")
+    return f"vllm serve {shlex.quote(model)} --enable-lora --max-lora-rank {rank} --lora-modules {module}"
 
 
 def served_rank(r: int) -> int:

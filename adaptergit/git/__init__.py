@@ -1,24 +1,18 @@
 """Hardened git: the only room that starts it.
 
-``runner.py`` is the one way to run a command; ``fetch.py`` brings one release from any server without ever checking
-out; ``release.py`` writes one with plumbing, ``copies.py`` to mirrors; ``server.py`` serves repositories over HTTP on
-loopback.
+``runner.py`` is the one way to run a command, ``remote.py`` the one way to ask a server; ``listing.py`` says what is
+there, ``fetch.py`` brings one release from any server without ever checking out (``objects.py``), ``files.py`` the
+small things beside them; ``previous.py`` knows what was released before, ``release.py`` writes a release with plumbing,
+``copies.py`` to mirrors; ``server.py`` serves repositories over HTTP on loopback.
 """
 
 from adaptergit.git.copies import push_copies
-from adaptergit.git.fetch import (
-    Fetched,
-    Listing,
-    Remote,
-    fetch_file,
-    fetch_files,
-    fetch_release,
-    fetch_rotations,
-    list_all,
-    list_versions,
-    yank_reason,
-)
+from adaptergit.git.fetch import Fetched, fetch_release
+from adaptergit.git.files import fetch_file, fetch_files, fetch_rotations, yank_reason
+from adaptergit.git.listing import Listing, list_all, list_versions
+from adaptergit.git.previous import Last, last_releases
 from adaptergit.git.release import Plan, plan_release, publish_releases, push_rotation, yank_release
+from adaptergit.git.remote import Remote
 from adaptergit.git.runner import Git
 from adaptergit.git.server import GitServer
 from adaptergit.git.worktree import Clone, commit_time
@@ -28,6 +22,7 @@ __all__ = [
     "Fetched",
     "Git",
     "GitServer",
+    "Last",
     "Listing",
     "Plan",
     "Remote",
@@ -36,6 +31,7 @@ __all__ = [
     "fetch_files",
     "fetch_release",
     "fetch_rotations",
+    "last_releases",
     "list_all",
     "list_versions",
     "plan_release",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adaptergit.errors import ReleaseError
-from adaptergit.git.fetch import OID, TAGS, Remote
+from adaptergit.git.remote import OID, TAGS, Remote
 from adaptergit.git.runner import init_bare
 from adaptergit.git.worktree import Clone
 from adaptergit.package import Manifest

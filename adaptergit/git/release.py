@@ -13,15 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packaging.version import Version
-
 from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError
-from adaptergit.git.fetch import ROTATIONS, TAGS, YANKED, Remote
-from adaptergit.git.worktree import Clone
+from adaptergit.git.remote import ROTATIONS, TAGS, YANKED, Remote
+from adaptergit.git.worktree import FOLDER, Clone
 from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Manifest, is_generated, unlisted_names
-from adaptergit.package.version import is_version
 
-FOLDER = "adapters"
 _PROTOCOLS = ("https", "http", "ssh", "file")
 _FIRST = {CARD, README, WEIGHTS}
 """What may lie committed in an adapter's folder before its first release."""
@@ -46,45 +42,6 @@ class Plan:
     def tag(self) -> str:
         """Full name of the release's tag."""
         return f"{TAGS}/{self.name}/{self.version}"
-
-
-def previous_release(clone: Clone, name: str) -> bytes | None:
-    """Return ``manifest.json`` of the last release that the clone knows, on the branch or as a tag; None for the first.
-
-    A release that waits for its pull request is not on the branch yet, and still is what the next one follows.
-    """
-    tags = clone.git.text("for-each-ref", "--format=%(refname)", f"{TAGS}/{name}/").splitlines()
-    versions = [version for tag in tags if is_version(version := tag.removeprefix(f"{TAGS}/{name}/"))]
-    on_branch = clone.read(f"{FOLDER}/{name}/{MANIFEST}")
-    newest = max(versions, key=Version, default=None)
-    if on_branch is not None:
-        there = Manifest.from_bytes(on_branch, where=f"{FOLDER}/{name}/{MANIFEST}").version
-        if newest is None or Version(there) >= Version(newest):
-            return on_branch
-    return None if newest is None else clone.git.raw("cat-file", "blob", f"{TAGS}/{name}/{newest}:{MANIFEST}")
-
-
-def check_new_version(clone: Clone, name: str, version: str, released: str | None, remote: Remote | None) -> None:
-    """Refuse a version that exists, here or on the server, or that is not newer than the last one.
-
-    Raises:
-        ReleaseError: It does or is not.
-        TransportError: The server cannot be asked.
-    """
-    ref = f"{TAGS}/{name}/{version}"
-    exists = bool(clone.git.text("for-each-ref", "--format=%(refname)", ref))
-    if not exists and remote is not None:
-        listing = clone.git.text("ls-remote", "--tags", "--refs", "--", remote.url, ref, protocols=remote.protocols)
-        exists = bool(listing)
-    if exists:
-        raise ReleaseError(
-            f"{name} {version} was released already, and releases never change",
-            hint="choose a higher --version",
-        )
-    if released is not None and Version(version) <= Version(released):
-        raise ReleaseError(
-            f"{version} is not newer than {released}, the last release of {name}", hint="choose a higher --version"
-        )
 
 
 def plan_release(clone: Clone, package: Path, name: str, version: str, *, source: Path | None = None) -> Plan:
@@ -202,21 +159,29 @@ def publish_releases(plans: Sequence[Plan], remote: str | None, *, branch: str |
     _follow_or_warn(plans, branch)
 
 
-def yank_release(clone: Clone, remote: str, name: str, version: str, reason: str, *, undo: bool) -> None:
+def yank_release(clone: Clone, remote: str, where: Remote, name: str, version: str, reason: str, *, undo: bool) -> None:
     """Mark a release as withdrawn, or take that back: a tag beside the release's own, which stays.
+
+    Args:
+        clone: The publisher's clone.
+        remote: Name of the remote.
+        where: What it leads to.
+        name: Of the adapter.
+        version: Of the release.
+        reason: For people.
+        undo: Take the mark away.
 
     Raises:
         ReleaseError: There is no such release, or it is (not) yanked already.
         TransportError: The server cannot be reached.
     """
     tag, mark = f"{TAGS}/{name}/{version}", f"{YANKED}/{name}/{version}"
-    url = clone.remote_url(remote)
-    listing = clone.git.text("ls-remote", "--tags", "--refs", "--", url, tag, mark, protocols=_PROTOCOLS)
+    listing = clone.git.text("ls-remote", "--tags", "--refs", "--", where.url, tag, mark, protocols=where.protocols)
     there = {line.partition("\t")[2] for line in listing.splitlines()}
     if tag not in there:
-        raise ReleaseError(f"{name} {version} was never released", where=url)
+        raise ReleaseError(f"{name} {version} was never released", where=where.url)
     if (mark in there) is not undo:
-        raise ReleaseError(f"{name} {version} is {'not yanked' if undo else 'yanked already'}", where=url)
+        raise ReleaseError(f"{name} {version} is {'not yanked' if undo else 'yanked already'}", where=where.url)
     commit = "" if undo else clone.commit(clone.make_tree(()), f"yank {name} {version}\n\n{reason}", ())
     clone.git.text("push", "--quiet", "--no-verify", "--", remote, f"{commit}:{mark}", protocols=_PROTOCOLS)
 

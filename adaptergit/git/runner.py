@@ -7,7 +7,8 @@ What is switched off, and why:
   ``file://`` never run, whatever the user's configuration says; reads use ``none``, so that a promisor remote can never
   make a read go to the network;
 * the system's and the user's configuration, when talking to somebody else's server: ``url.*.insteadOf`` would move the
-  host silently. Proxy, CA, credential helper and ssh command are passed through by name;
+  host silently. Proxy, CA, credential helper and ssh command are passed through by name, in the environment: a list of
+  processes, which anybody can read, shows no password of a proxy;
 * hooks, fsmonitor, templates, submodules, LFS smudging, gc and maintenance;
 * prompts: a missing credential is an error, not a hang.
 
@@ -51,9 +52,17 @@ _CONFIG = (
     "tag.gpgSign=false",
     "advice.detachedHead=false",
 )
+_THROWN_AWAY = (
+    # Packs are kept as they came, and nothing waits for the disk: what is wanted of them is written anew.
+    "fetch.unpackLimit=1",
+    "core.fsync=none",
+)
 _PASSED_THROUGH = (
     r"^(http\.(.*\.)?(proxy|sslcainfo|sslcapath)|credential\.(.*\.)?(helper|username|usehttppath)|core\.sshcommand)$"
 )
+_FROM_CLONES = r"^(http\.(.*\.)?(extraheader|sslcert|sslkey))$"
+MINIMUM = (2, 32)
+"""The oldest git that is supported: an older one does not hear of the settings that harden it."""
 _TIMEOUT = 120.0
 _MAX_OUTPUT = 64 * 2**20
 _MAX_MEMORY_KB = 4 * 2**20
@@ -86,6 +95,7 @@ class Git:
         timeout: float = _TIMEOUT,
         max_file_bytes: int | None = None,
         max_output: int = _MAX_OUTPUT,
+        settings: Sequence[str] = (),
     ) -> bytes:
         """Run git to its end and return its output.
 
@@ -97,11 +107,12 @@ class Git:
             timeout: Seconds until git and everything it started is killed.
             max_file_bytes: Bound on any one file git may write, a pack included.
             max_output: Bound on what git may print, in bytes.
+            settings: More settings, ``name=value``; they win over the others.
 
         Raises:
             TransportError: Git failed, with what it said.
         """
-        process = self._start(arguments, stdin, env or {}, protocols, max_file_bytes)
+        process = self._start(arguments, stdin, env or {}, protocols, max_file_bytes, settings)
         with _Deadline(process, timeout) as deadline:
             errors = _Tail(process.stderr)
             output = bytearray()
@@ -119,8 +130,16 @@ class Git:
             hint = "check the network, or try again later"
             raise TransportError(f"git {arguments[0]}: no end within {timeout:.0f} s", hint=hint)
         if status != 0:
-            raise _failure(arguments, said, status)
+            failure = _failure(arguments, said, status)
+            if max_file_bytes is not None and self._is_full(max_file_bytes):
+                failure.what = f"the server sent more than the limit allows ({failure.what})"
+            raise failure
         return bytes(output)
+
+    def _is_full(self, max_file_bytes: int) -> bool:
+        """Tell whether git was stopped for writing too large a pack: it says so in many ways, or not at all."""
+        packs = (self.directory / "objects" / "pack").glob("tmp_*")
+        return any(path.stat().st_size >= max_file_bytes // 512 * 512 for path in packs)
 
     @contextmanager
     def stream(self, *arguments: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
@@ -145,10 +164,11 @@ class Git:
         env: Mapping[str, str],
         protocols: Sequence[str],
         max_file_bytes: int | None,
+        settings: Sequence[str] = (),
     ) -> Any:
-        environment = {**self._environment(protocols), **env}
+        environment = {**self._environment(protocols, settings), **env}
         started = _git_class()(str(self.directory)).execute(
-            _confined([*self._command(protocols), *arguments], max_file_bytes, trusted=self.trusted, own=environment),
+            _confined([*self._command(), *arguments], max_file_bytes, trusted=self.trusted, own=environment),
             istream=stdin if stdin is not None else subprocess.DEVNULL,
             env=environment,
             as_process=True,
@@ -157,18 +177,10 @@ class Git:
         process, started.proc = started.proc, None  # ours to wait for
         return process
 
-    def _command(self, protocols: Sequence[str]) -> list[str]:
-        settings = [*_CONFIG]
-        if protocols and not self.trusted:
-            # Later settings win: the user's own ssh command, if there is one.
-            settings += ["core.sshCommand=ssh -o BatchMode=yes -o ConnectTimeout=20", *_user_transport_settings()]
-        if protocols == ("http",):
-            # On loopback, or where a person allowed it: a redirect would lead elsewhere without encryption.
-            settings.append("http.followRedirects=false")
-        where = [] if self.trusted else [f"--git-dir={self.directory}"]
-        return ["git", *where, *(part for setting in settings for part in ("-c", setting))]
+    def _command(self) -> list[str]:
+        return ["git"] if self.trusted else ["git", f"--git-dir={self.directory}"]
 
-    def _environment(self, protocols: Sequence[str]) -> dict[str, str]:
+    def _environment(self, protocols: Sequence[str], settings: Sequence[str]) -> dict[str, str]:
         environment = {
             "LC_ALL": "C",
             "GIT_ALLOW_PROTOCOL": ":".join(protocols) or "none",
@@ -177,6 +189,7 @@ class Git:
             "GIT_ASKPASS": "true",
             "GIT_LFS_SKIP_SMUDGE": "1",
             "GIT_OPTIONAL_LOCKS": "0",
+            **_as_environment([*self._settings(protocols), *settings]),
         }
         if self.trusted:
             return environment
@@ -185,39 +198,75 @@ class Git:
             "GIT_CONFIG_GLOBAL": os.devnull,
         }
 
+    def _settings(self, protocols: Sequence[str]) -> list[str]:
+        settings = [*_CONFIG, *(() if self.trusted else _THROWN_AWAY)]
+        if protocols and not self.trusted:
+            # Later settings win: the user's own ssh command, if there is one.
+            settings += ["core.sshCommand=ssh -o BatchMode=yes -o ConnectTimeout=20", *transport_settings()]
+        if protocols == ("http",):
+            # On loopback, or where a person allowed it: a redirect would lead elsewhere without encryption.
+            settings.append("http.followRedirects=false")
+        return settings
+
+
+def _as_environment(settings: Sequence[str]) -> dict[str, str]:
+    """Return settings as variables that git reads; later ones win."""
+    environment = {"GIT_CONFIG_COUNT": str(len(settings))}
+    for number, setting in enumerate(settings):
+        name, _, value = setting.partition("=")
+        environment |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+    return environment
+
 
 def init_bare(directory: Path, *, object_format: str = "sha1") -> Git:
-    """Make an empty bare repository without templates or hooks."""
-    directory.mkdir(parents=True, exist_ok=True)
-    git = Git(directory)
-    git.text("init", "--quiet", "--bare", "--template=", f"--object-format={object_format}")
-    return git
+    """Make an empty bare repository without templates or hooks, to be thrown away: no process is started for it."""
+    for name in ("objects", "refs"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    (directory / "HEAD").write_text("ref: refs/heads/main\n")
+    wide = object_format != "sha1"
+    extension = f"[extensions]\n\tobjectFormat = {object_format}\n" if wide else ""
+    (directory / "config").write_text(f"[core]\n\trepositoryFormatVersion = {int(wide)}\n\tbare = true\n{extension}")
+    return Git(directory)
 
 
 @functools.cache
 def _git_class() -> Any:
     """Import GitPython on first use: it starts ``git version`` when imported, which a cached load must not."""
     if shutil.which("git") is None:
-        raise TransportError("git is not installed", hint="install git 2.30 or newer")
+        raise TransportError("git is not installed", hint=f"install git {MINIMUM[0]}.{MINIMUM[1]} or newer")
     import git
 
+    found = git.Git().version_info
+    if found < MINIMUM:
+        # It would not hear of the settings that harden it.
+        raise TransportError(
+            f"git {'.'.join(map(str, found))} is too old", hint=f"install git {MINIMUM[0]}.{MINIMUM[1]} or newer"
+        )
     return git.Git
 
 
 @functools.cache
-def _user_transport_settings() -> tuple[str, ...]:
-    """The few of the user's settings that reaching a server may need."""
-    command = ["git", "config", "--global", "--includes", "-z", "--get-regexp", _PASSED_THROUGH]
-    status, output, _ = _git_class()(str(Path.home())).execute(
-        _confined(command, None, trusted=True),
-        with_extended_output=True,
-        with_exceptions=False,
-        kill_after_timeout=20.0,
-    )
-    if status != 0:
-        return ()
-    pairs = (entry.partition("\n") for entry in output.split("\0") if entry)
-    return tuple(f"{name}={value}" for name, _, value in pairs)
+def transport_settings(clone: Path | None = None) -> tuple[str, ...]:
+    """Return the few of the machine's and the user's settings that reaching a server may need.
+
+    Args:
+        clone: A clone of the user's own, whose settings count too: also headers and certificates of its remote.
+    """
+    # Outside of clones no folder may be looked at: the home folder can be one.
+    outside = {} if clone is not None else {"GIT_DIR": os.devnull}
+    found: list[str] = []
+    for names in (_PASSED_THROUGH, *((_FROM_CLONES,) if clone is not None else ())):
+        status, output, _ = _git_class()(str(clone or Path.home())).execute(
+            _confined(["git", "config", "--includes", "-z", "--get-regexp", names], None, trusted=True, own=outside),
+            env=outside,
+            with_extended_output=True,
+            with_exceptions=False,
+            kill_after_timeout=20.0,
+        )
+        if status == 0:
+            pairs = (entry.partition("\n") for entry in output.split("\0") if entry)
+            found += [f"{name}={value}" for name, _, value in pairs]
+    return tuple(found)
 
 
 def _confined(command: list[str], max_file_bytes: int | None, *, trusted: bool, own: Iterable[str] = ()) -> list[str]:
@@ -307,6 +356,4 @@ def _failure(arguments: Sequence[str], errors: str, status: int) -> TransportErr
         hint = "check the address and the network"
     elif "No space left" in said:
         hint = "free some space, or move the store with ADAPTERGIT_CACHE_DIR"
-    elif "died of signal 25" in said or "File size limit" in said:  # SIGXFSZ
-        what = f"the server sent more than the limit allows ({what})"
     return TransportError(f"git {arguments[0]}: {what}", hint=hint)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from adaptergit.errors import ReleaseError, TransportError, UsageError
-from adaptergit.git.runner import Git
+from adaptergit.git.remote import Remote
+from adaptergit.git.runner import Git, transport_settings
+from adaptergit.reference import Source
 
+FOLDER = "adapters"
+"""Where adapters lie on the branch."""
 _EMPTY = ""
 
 
@@ -64,6 +69,11 @@ class Clone:
             raise UsageError(
                 f"the clone has no remote {remote!r}", where=str(self.root), hint="git remote add origin URL"
             ) from error
+
+    def reached(self, source: Source) -> Remote:
+        """Return how to reach what a remote's URL leads to: with this clone's settings, and as it does already."""
+        remote = Remote.of(source, allow_http=(urlsplit(source.url).hostname or "",))
+        return replace(remote, settings=transport_settings(self.root))
 
     def read(self, path: str) -> bytes | None:
         """Return a file of the last commit, or None."""

@@ -26,8 +26,9 @@ from packaging.version import Version
 from adaptergit.errors import AdaptergitError, PackageError, TrustError
 from adaptergit.git import Listing, Remote, fetch_release, fetch_rotations, list_all, yank_reason
 from adaptergit.index.entry import Entry, entry_of
+from adaptergit.index.release_rules import Release
 from adaptergit.index.repository import IndexPolicy, IndexRepository, Proof
-from adaptergit.index.rules import Release, broken_by
+from adaptergit.index.rules import broken_by
 from adaptergit.index.sources import SourceFile
 from adaptergit.package import check_files, read_package
 from adaptergit.reference import Source
@@ -64,6 +65,8 @@ class Crawled:
     yanked: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     """Releases that were not listed, and why."""
+    missing: tuple[str, ...] = ()
+    """Releases of the original that a copy does not have."""
     error: str = ""
     """Why the source could not be looked at."""
 
@@ -105,7 +108,10 @@ def crawl(
             if source.legacy:
                 return Crawled(principal)
             with hosts.of(source.url):
-                found = crawl_source(index, source, settings, policy, revocations, moment)
+                if source.tracks is None:
+                    found = crawl_source(index, source, settings, policy, revocations, moment)
+                else:
+                    found = look_at_copy(index, source, source.tracks, settings)
         except (AdaptergitError, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
             found = Crawled(principal, error=str(error))  # whatever a stranger's files do: the others go on
         report(found)
@@ -113,6 +119,18 @@ def crawl(
 
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
         return list(pool.map(one, chosen))
+
+
+def look_at_copy(index: IndexRepository, source: SourceFile, original: str, settings: Settings) -> Crawled:
+    """Compare what a copy has with what is listed of the original; a copy lists nothing of its own.
+
+    Raises:
+        TransportError: It cannot be reached.
+    """
+    listings, _ = list_all(Remote.of(Source.parse(source.url), allow_http=settings.allow_http), settings.limits)
+    listed = [entry for entry in index.entries(original) if entry.yanked is None]
+    missing = [e for e in listed if e.name not in listings or e.version not in listings[e.name].versions]
+    return Crawled(source.repository, missing=tuple(f"{entry.name}=={entry.version}" for entry in missing))
 
 
 def crawl_source(
@@ -129,7 +147,7 @@ def crawl_source(
         TransportError: It cannot be reached. Nothing was written.
     """
     remote = Remote.of(Source.parse(source.url), allow_http=settings.allow_http)
-    listings, rotations = list_all(remote)
+    listings, rotations = list_all(remote, settings.limits)
     entries = index.entries(source.repository)
     known = {(entry.name, entry.version): entry for entry in entries}
     added: dict[tuple[str, str], Entry] = {}

@@ -1,42 +1,58 @@
 """The local database of one index: SQLite with full-text search, rows in the order of their static rank.
 
 The rank of an adapter is its row number, best first, so that the best hits of a query are found first and ``LIMIT``
-ends it early: sorting by relevance would look at every hit. Facets are words of their own (``t_sentiment``,
-``l_de``), so that a filter is one more word of the query. The database is only a cache of the shards and can be built
-again at any time.
+ends it early: sorting by relevance would look at every hit. Another order is walked along its own index where there are
+many hits. The database is only a cache of the shards and can be built again at any time.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adaptergit.errors import PackageError, UsageError
 from adaptergit.index.entry import Entry, newest
+from adaptergit.index.words import SORTS, Query, base_of, begins_with, names_of, ordered, pair_of, rank, text_of
 
-FILTERS = ("task", "base_model", "method", "language", "license")
-_LETTERS = {"task": "t", "base_model": "b", "method": "m", "language": "l", "license": "c"}
-SORTS = ("best", "newest", "smallest", "name")
-_MAX_CANDIDATES = 2000
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS source(principal TEXT PRIMARY KEY, shard TEXT NOT NULL, loaded INTEGER NOT NULL)
-    WITHOUT ROWID;
+_FORMAT = 2
+"""Of the file; one of another format is made anew."""
+_FEW = 2000
+"""Hits that are sorted; more of them are met in the order that is asked for, which is an index."""
+_SOME = 200
+"""Hits that are looked at for a longer beginning of a word than the index knows."""
+_PREFIX = 5
+"""Letters of the longest beginning of words that is indexed."""
+_PAIRS = 64
+"""Numbers of task and base model that stand for a filter; where more would, their words do."""
+_ORDER = {
+    "best": ("", "place"),
+    "newest": ("INDEXED BY adapter_published", "published DESC, place"),
+    "smallest": ("INDEXED BY adapter_size", "size, place"),
+    "name": ("INDEXED BY adapter_name", "name, place"),
+}
+_TOKENS = """tokenize="unicode61 tokenchars '_'" """
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS source(principal TEXT PRIMARY KEY, shard TEXT NOT NULL, loaded INTEGER NOT NULL,
+    tracks TEXT NOT NULL, url TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS source_tracks ON source(tracks) WHERE tracks != '';
 CREATE TABLE IF NOT EXISTS adapter(place INTEGER PRIMARY KEY, principal TEXT NOT NULL, name TEXT NOT NULL,
     fingerprint TEXT NOT NULL, published TEXT NOT NULL, size INTEGER NOT NULL, line BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS adapter_name ON adapter(name);
 CREATE INDEX IF NOT EXISTS adapter_principal ON adapter(principal);
 CREATE INDEX IF NOT EXISTS adapter_fingerprint ON adapter(fingerprint);
-CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(text, content='',
-    detail=none, prefix='2 3 4 5', tokenize="unicode61 tokenchars '_'");
+CREATE INDEX IF NOT EXISTS adapter_published ON adapter(published DESC);
+CREATE INDEX IF NOT EXISTS adapter_size ON adapter(size);
+CREATE TABLE IF NOT EXISTS pair(number INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+CREATE VIRTUAL TABLE IF NOT EXISTS pairs USING fts5(text, content='', detail=none, {_TOKENS});
+CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(text, content='', detail=none, prefix='2 3 4 5', {_TOKENS});
 INSERT INTO words(words, rank) VALUES('hashsize', 67108864);
+PRAGMA application_id = {_FORMAT};
 """
 _STAGE = (
     "CREATE TABLE stage.gone(principal TEXT PRIMARY KEY) WITHOUT ROWID",
@@ -46,15 +62,17 @@ _STAGE = (
 
 
 @dataclass(frozen=True)
-class Query:
-    """What is looked for."""
+class News:
+    """What is new of a source."""
 
-    text: str = ""
-    """Words; each must occur. Where no entry has them all, the last one may be the beginning of a word."""
-    filters: tuple[tuple[str, str], ...] = ()
-    """Pairs of a name in :data:`FILTERS` and what it must be: every word of it, compared without case."""
-    sort: str = "best"
-    limit: int = 50
+    principal: str
+    shard: str
+    """Digest."""
+    entries: Sequence[Entry] | None
+    """None: only where the shard is."""
+    tracks: str = ""
+    """The principal whose copy it is."""
+    url: str = ""
 
 
 class Database:
@@ -90,10 +108,14 @@ class Database:
         try:
             found = cls(path)
             found.connection.execute("SELECT 1 FROM source, adapter LIMIT 1")
+            format = found._number("PRAGMA application_id")
         except sqlite3.DatabaseError as error:
             raise PackageError(
                 f"not a search database: {error}", where=str(path), hint="remove it, then: adaptergit index update"
             ) from error
+        if format != _FORMAT:
+            found.close()
+            raise PackageError("of another version of adaptergit", where=str(path), hint="adaptergit index update")
         return found
 
     @classmethod
@@ -105,13 +127,14 @@ class Database:
         os.close(handle)
         temporary = Path(name)
         try:
-            if path.is_file():
-                shutil.copyfile(path, temporary)
             try:
-                database = cls(temporary, writable=True)
-            except sqlite3.DatabaseError:
-                temporary.write_bytes(b"")  # damaged: everything is fetched again
-                database = cls(temporary, writable=True)
+                cls.read(path).close()
+            except PackageError:
+                pass  # everything is taken over again
+            else:
+                if path.is_file():
+                    shutil.copyfile(path, temporary)
+            database = cls(temporary, writable=True)
             try:
                 with database._changing():
                     yield database
@@ -149,52 +172,51 @@ class Database:
         row = self.connection.execute("SELECT shard FROM source WHERE principal = ?", (principal,)).fetchone()
         return None if row is None else str(row[0])
 
-    def replace(self, gone: Iterable[str], new: Iterable[tuple[str, str, Iterable[Entry] | None]]) -> None:
-        """Forget sources, and take over others.
+    def copies(self, principal: str) -> list[tuple[str, str]]:
+        """Return the sources that are copies of one, each with its address."""
+        sql = "SELECT principal, url FROM source WHERE tracks = ? AND tracks != '' ORDER BY principal"
+        return [(str(copy), str(url)) for copy, url in self.connection.execute(sql, (principal,))]
 
-        Args:
-            gone: Principals.
-            new: Principal, digest of its shard, and its entries; without entries, only where the shard is.
-        """
+    def replace(self, gone: Iterable[str], new: Iterable[News]) -> None:
+        """Forget sources, by their principals, and take over others."""
         # Everything in the order of ranks: the full-text index writes a segment whenever a number is not larger than
         # the last, and rows far from each other in the table are pages far from each other.
         for statement in _STAGE:
             self.connection.execute(statement)
         for principal in gone:
             self.connection.execute("INSERT OR IGNORE INTO stage.gone VALUES(?)", (principal,))
-        for principal, shard, entries in new:
-            self.connection.execute("INSERT OR IGNORE INTO stage.gone VALUES(?)", (principal,))
-            self.connection.execute(
-                "INSERT INTO stage.new_source VALUES(?, ?, ?)", (principal, shard, entries is not None)
-            )
+        for one in new:
+            self.connection.execute("INSERT OR IGNORE INTO stage.gone VALUES(?)", (one.principal,))
+            row = (one.principal, one.shard, one.entries is not None, one.tracks, one.url)
+            self.connection.execute("INSERT INTO stage.new_source VALUES(?, ?, ?, ?, ?)", row)
             self.connection.executemany(
                 "INSERT INTO stage.new VALUES(?,?,?,?,?,?,?,?)",
                 [
                     (
-                        _rank(entry),
-                        principal,
+                        rank(entry),
+                        one.principal,
                         entry.name,
                         entry.fingerprint,
                         entry.published,
                         entry.size,
                         entry.to_line(),
-                        _words(entry),
+                        self._text(entry),
                     )
-                    for entry in newest(entries or ()).values()
+                    for entry in newest(one.entries or ()).values()
                 ],
             )
         sql = "SELECT place, line FROM adapter WHERE principal IN (SELECT principal FROM stage.gone) ORDER BY place"
         for place, line in self.connection.execute(sql):
             # The index keeps no text of its own: it is told again what it was told.
-            told = _words(Entry.from_line(line, where=str(self.path)))
+            told = self._text(Entry.from_line(line, where=str(self.path)))
             self.connection.execute("INSERT INTO words(words, rowid, text) VALUES('delete', ?, ?)", (place, told))
         for table in ("adapter", "source"):
             sql = f"DELETE FROM {table} WHERE principal IN (SELECT principal FROM stage.gone)"  # noqa: S608 - from a tuple
             self.connection.execute(sql)
         self.connection.execute("INSERT INTO source SELECT * FROM stage.new_source")
         last = -1
-        for rank, *row, words in self.connection.execute("SELECT * FROM stage.new ORDER BY rank, principal, name"):
-            last = max(rank, last + 1)
+        for place, *row, words in self.connection.execute("SELECT * FROM stage.new ORDER BY rank, principal, name"):
+            last = max(place, last + 1)
             while True:
                 try:
                     self.connection.execute("INSERT INTO adapter VALUES(?,?,?,?,?,?,?)", (last, *row))
@@ -211,11 +233,11 @@ class Database:
 
     def marked(self) -> int:
         """Return which snapshot this is."""
-        return int(self.connection.execute("PRAGMA user_version").fetchone()[0])
+        return self._number("PRAGMA user_version")
 
     def count(self) -> int:
         """Return how many adapters there are."""
-        return int(self.connection.execute("SELECT count(*) FROM adapter").fetchone()[0])
+        return self._number("SELECT count(*) FROM adapter")
 
     def search(self, query: Query) -> list[Entry]:
         """Return the newest release of every adapter that matches.
@@ -225,22 +247,24 @@ class Database:
         """
         if query.sort not in SORTS:
             raise UsageError(f"unknown order {query.sort!r}", hint=f"one of {', '.join(SORTS)}")
-        words = re.findall(r"\w+", query.text.casefold().replace("_", " "))
-        found = self._search(query, words, _match(words, query.filters))
+        facets = self._facets(query)
+        if facets is None:
+            return []
+        words = query.words
+        found = self._search(query, [*(f'"{word}"' for word in words), *facets])
+        if found or not words or len(words[-1]) < 2:
+            return found
         # Whole words first: every word with a common beginning would have to be looked at before the first hit.
-        return found or (self._search(query, words, _match(words, query.filters, beginning=True)) if words else [])
-
-    def _search(self, query: Query, words: list[str], match: str | None) -> list[Entry]:
-        order = {"best": "place", "newest": "published DESC, place", "smallest": "size, place", "name": "name, place"}
-        if match is None:
-            sql = f"SELECT line FROM adapter ORDER BY {order[query.sort]} LIMIT ?"  # noqa: S608 - from a table
-            return self._entries(sql, (query.limit,))
-        if query.sort == "best":
-            sql = "SELECT line FROM adapter JOIN (SELECT rowid AS r FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?) ON place = r ORDER BY place"  # noqa: E501 - one statement
-            found = self._entries(sql, (match, 2 * query.limit))
-            return _named_first(self._named(words, match), found, words)[: query.limit]
-        sql = f"SELECT line FROM adapter JOIN (SELECT rowid AS r FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?) ON place = r ORDER BY {order[query.sort]} LIMIT ?"  # noqa: S608, E501
-        return self._entries(sql, (match, _MAX_CANDIDATES, query.limit))
+        *before, last = words
+        rest = [*(f'"{word}"' for word in before), *facets]
+        if len(last) > _PREFIX and query.sort == "best":
+            # The index knows beginnings of a few letters; of a longer one, it would read all lists of its words.
+            wide = replace(query, limit=max(2 * query.limit, _SOME))
+            near = self._search(wide, [f'"{last[:_PREFIX]}"*', *rest])
+            found = [entry for entry in near if begins_with(entry, last)][: query.limit]
+            if len(found) == query.limit or len(near) < wide.limit:
+                return found
+        return self._search(query, [f'"{last}"*', *rest])
 
     def named(self, name: str) -> list[Entry]:
         """Return the adapters with exactly this name."""
@@ -256,94 +280,66 @@ class Database:
         rows = self.connection.execute("SELECT DISTINCT fingerprint FROM adapter WHERE fingerprint != ''")
         return [row[0] for row in rows]
 
-    def of_fingerprints(self, fingerprints: Iterable[str], limit: int) -> list[Entry]:
-        """Return the adapters of base models."""
-        wanted = list(fingerprints)[:500]
-        marks = ",".join("?" * len(wanted))
-        sql = f"SELECT line FROM adapter WHERE fingerprint IN ({marks}) ORDER BY place LIMIT ?"  # noqa: S608 - marks
-        return self._entries(sql, (*wanted, limit))
+    def _facets(self, query: Query) -> list[str] | None:
+        """Return what the filters mean as parts of a match, or None where nothing can match."""
+        pair, others = query.facets()
+        parts = [f'"{word}"' for word in others]
+        if query.fingerprints is not None:
+            if not query.fingerprints:
+                return None
+            parts.append(f"({' OR '.join(map(base_of, query.fingerprints))})")
+        if pair:
+            words = " AND ".join(f'"{word}"' for word in pair)
+            sql = "SELECT rowid FROM pairs WHERE pairs MATCH ? LIMIT ?"
+            numbers = [row[0] for row in self.connection.execute(sql, (words, _PAIRS + 1))]
+            if not numbers:
+                return None
+            known = len(numbers) <= _PAIRS
+            parts.insert(0, f"({' OR '.join(f'x_{number}' for number in numbers)})" if known else f"({words})")
+        return parts
+
+    def _search(self, query: Query, parts: list[str]) -> list[Entry]:
+        index, order = _ORDER[query.sort]
+        if not parts:
+            return self._entries(f"SELECT line FROM adapter {index} ORDER BY {order} LIMIT ?", (query.limit,))  # noqa: S608 - from a table
+        match = " AND ".join(parts)
+        few = "SELECT rowid AS r FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?"
+        if query.sort == "best":
+            sql = f"SELECT line FROM adapter JOIN ({few}) ON place = r ORDER BY place"  # noqa: S608 - from above
+            found = [*self._named(query.words, match), *self._entries(sql, (match, 2 * query.limit))]
+            return ordered({entry.id: entry for entry in found}.values(), query)[: query.limit]
+        if self._number(f"SELECT count(*) FROM ({few})", (match, _FEW + 1)) <= _FEW:  # noqa: S608 - from above
+            sql = f"SELECT line FROM adapter JOIN ({few}) ON place = r ORDER BY {order} LIMIT ?"  # noqa: S608 - from above
+            return self._entries(sql, (match, _FEW, query.limit))
+        every = "SELECT rowid FROM words WHERE words MATCH ?"
+        sql = f"SELECT line FROM adapter {index} WHERE +place IN ({every}) ORDER BY {order} LIMIT ?"  # noqa: S608 - from above
+        return self._entries(sql, (match, query.limit))
 
     def _named(self, words: list[str], match: str) -> list[Entry]:
         """What is called exactly as the query may be far down in the order of ranks."""
-        if not 1 <= len(words) <= 4:
+        names = names_of(words)
+        if not any(
+            self.connection.execute("SELECT 1 FROM adapter WHERE name = ? LIMIT 1", (n,)).fetchone() for n in names
+        ):
             return []
-        names = {separator.join(words) for separator in "-_."}
         marks = ",".join("?" * len(names))
         sql = f"SELECT line FROM adapter JOIN words ON words.rowid = place WHERE name IN ({marks}) AND words MATCH ? ORDER BY place LIMIT 20"  # noqa: S608, E501
-        return self._entries(sql, (*sorted(names), match)) if self._has_name(names) else []
+        return self._entries(sql, (*names, match))
 
-    def _has_name(self, names: Iterable[str]) -> bool:
-        found = (
-            self.connection.execute("SELECT 1 FROM adapter WHERE name = ? LIMIT 1", (n,)).fetchone() for n in names
-        )
-        return any(found)
+    def _text(self, entry: Entry) -> str:
+        """Return what the full-text index is told of an entry: the same when it is to forget it."""
+        text = pair_of(entry)
+        sql = "SELECT number FROM pair WHERE text = ?"
+        row = self.connection.execute(sql, (text,)).fetchone()
+        if row is None:
+            number = self.connection.execute("INSERT INTO pair(text) VALUES(?)", (text,)).lastrowid
+            self.connection.execute("INSERT INTO pairs(rowid, text) VALUES(?, ?)", (number, text))
+        else:
+            number = row[0]
+        return text_of(entry, int(number or 0))
+
+    def _number(self, sql: str, values: tuple[object, ...] = ()) -> int:
+        return int(self.connection.execute(sql, values).fetchone()[0])
 
     def _entries(self, sql: str, values: tuple[object, ...]) -> list[Entry]:
         return [Entry.from_line(row[0], where=str(self.path)) for row in self.connection.execute(sql, values)]
-
-
-def _match(words: list[str], filters: Iterable[tuple[str, str]], *, beginning: bool = False) -> str | None:
-    parts = [f'"{word}"' for word in words]
-    if beginning and words and len(words[-1]) > 1:
-        parts[-1] += "*"
-    for name, value in filters:
-        if name not in _LETTERS:
-            raise UsageError(f"unknown filter {name!r}", hint=f"one of {', '.join(FILTERS)}")
-        found = re.findall(r"\w+", value.casefold().replace("_", " "))
-        parts += [f'"{_LETTERS[name]}_{word}"' for word in found]
-    return " AND ".join(parts) or None
-
-
-def _facets(entry: Entry) -> str:
-    values: Mapping[str, Iterable[str]] = {
-        "task": (entry.task, entry.dataset),
-        "base_model": (entry.base_model,),
-        "method": (entry.method,),
-        "language": entry.languages,
-        "license": (entry.license,),
-    }
-    found = {
-        f"{_LETTERS[name]}_{word}"
-        for name, texts in values.items()
-        for text in texts
-        for word in re.findall(r"\w+", text.casefold().replace("_", " "))
-    }
-    return " ".join(sorted(found))
-
-
-def _words(entry: Entry) -> str:
-    """All that is looked up: facets with their letter, and words, in which there is no underscore."""
-    parts = (
-        entry.name,
-        entry.principal,
-        entry.task,
-        entry.dataset,
-        entry.base_model,
-        entry.method,
-        *entry.keywords,
-        *entry.languages,
-        *entry.authors,
-        entry.description,
-    )
-    return f"{_facets(entry)} {' '.join(parts).casefold().replace('_', ' ')}"
-
-
-def _rank(entry: Entry) -> int:
-    """Measured before unmeasured, new before old; then anyhow, but always the same."""
-    stated = re.match(r"(\d{4})-(\d{2})", entry.published)
-    year, month = (int(stated[1]), int(stated[2])) if stated else (2000, 1)
-    quality = min(max((year - 2000) * 12 + month, 0), 4095) + (4096 if entry.metrics else 0)
-    # Small numbers near each other: the lists of the full-text index hold differences.
-    tie = int.from_bytes(hashlib.sha256(entry.id.encode()).digest()[:4], "big") >> 12
-    return (8191 - quality) << 20 | tie
-
-
-def _named_first(named: list[Entry], found: list[Entry], words: list[str]) -> list[Entry]:
-    """What is called so, then where the words are in its name, task or keywords; else the order of ranks."""
-
-    def hits(entry: Entry) -> int:
-        head = " ".join((entry.name, entry.task, entry.dataset, *entry.keywords)).casefold()
-        return -sum(word in head for word in words)
-
-    known = {entry.id for entry in named}
-    return [*named, *sorted((entry for entry in found if entry.id not in known), key=hits)]

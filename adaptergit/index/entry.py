@@ -81,6 +81,17 @@ class Entry:
         """Of the adapter."""
         return self.id.rpartition("@")[2]
 
+    @property
+    def pinned(self) -> str:
+        """The reference of exactly this release."""
+        return f"{self.address}=={self.version}#sha256:{self.manifest_sha256}"
+
+    @property
+    def snippet(self) -> str:
+        """Two lines of Python that load it."""
+        call = f'"{self.pinned}", policy="digest"' if self.legacy else f'"{self.address}"'
+        return f"import adaptergit\nmodel = adaptergit.load({call})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; what is empty is left out."""
         # By hand: asdict() copies deeply, which is most of the time a large index takes.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adaptergit.errors import NotFoundError, PackageError, UsageError
 from adaptergit.git import Remote, fetch_files
-from adaptergit.index.client import Place, Subscription
+from adaptergit.index.subscription import Place, Subscription
 from adaptergit.reference import Source, expand
 from adaptergit.settings import Settings, cache_dir
 from adaptergit.web.download import Download

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from adaptergit.errors import AdaptergitError, NotFoundError, TransportError, TrustError, UsageError
 from adaptergit.git import Git, Remote, fetch_file, fetch_rotations
-from adaptergit.index.documents import check_recovery
+from adaptergit.index.changes import change_signers, change_statement
+from adaptergit.index.documents import check_recovery, when
 from adaptergit.index.entry import check_document
 from adaptergit.index.local import MAX_BYTES as MAX_INDEX_BYTES
+from adaptergit.index.names import alike
 from adaptergit.index.repository import IndexRepository
-from adaptergit.index.rules import Proposal, broken_by, comment
+from adaptergit.index.rules import broken_by, comment
+from adaptergit.index.source_rules import Proposal
 from adaptergit.index.sources import MAX_BYTES, SourceFile
 from adaptergit.reference import Source
 from adaptergit.settings import Settings
@@ -69,7 +72,10 @@ def check_change(
             raise UsageError(f"{commit!r} is not a commit")
     problems: dict[str, list[tuple[str, str]]] = {}
     reports = []
-    for path in _changed(git, base, head):
+    changed = _changed(git, base, head)
+    for path in changed:
+        if _signs(git, path, changed, base):
+            continue
         if not _SOURCE.fullmatch(path) or ".." in path:
             problems[path] = [("scope", "a pull request of a publisher changes files below sources/ only")]
             reports.append(
@@ -80,6 +86,14 @@ def check_change(
         problems[path] = [(rule.id, why) for rule, why in broken_by(one)]
         reports.append(comment(path, one))
     return Checked(problems, "\n".join(reports) or "Nothing below `sources/` changes.\n")
+
+
+def _signs(git: Git, path: str, changed: Collection[str], base: str) -> bool:
+    """Tell whether a file holds signatures of a change of a listed source that comes with it."""
+    signed = path.removesuffix(".sig")
+    if signed == path or not _SOURCE.fullmatch(signed) or signed not in changed:
+        return False
+    return bool(git.text("ls-tree", "--full-tree", base, "--", signed))
 
 
 def _changed(git: Git, base: str, head: str | None) -> list[str]:
@@ -105,34 +119,83 @@ def _proposal(
     proposed: datetime | None,
     now: datetime,
 ) -> Proposal:
-    data, problem = _read(git, head, path) if head is not None else _on_disk(index.root / path)
+    data, problem = _content(index, git, head, path)
     source = None
     if not problem:
         source, problem = _parsed(data, path)
-    before, _ = _parsed(_read(git, base, path)[0], path)
-    announced, unreachable, followed = None, "", frozenset[PublicKey]()
+    old = _read(git, base, path)[0]
+    before, _ = _parsed(old, path)
+    asked, unreachable = _Asked(), ""
     if source is not None:
         try:
-            announced, followed = _ask(index, source, before, settings, now)
+            asked = _ask(index, source, before, settings, now)
         except (AdaptergitError, OSError) as error:
             unreachable = f"{source.url} cannot be looked at: {str(error).partition(chr(10))[0]}"
+    signed, listed = frozenset[PublicKey](), dict[str, datetime]()
+    if source is not None and before is not None:
+        statement = change_statement(index.current_root().index, before.repository, old, data)
+        signatures, _ = _content(index, git, head, f"{path}.sig")
+        signed = change_signers(statement, signatures, asked.counting)
+        listed = _last_seen(index, before.repository)
     listing = git.raw("ls-tree", "-r", "-z", "--name-only", "--full-tree", base, "--", "sources/").split(b"\0")
-    names = {name.decode().removeprefix("sources/").removesuffix(".yaml") for name in listing if name}
+    files = {name.decode() for name in listing if name.endswith(b".yaml")}
+    names = {name.removeprefix("sources/").removesuffix(".yaml") for name in files}
+    others = frozenset(names - {source.repository if source else ""})
     return Proposal(
         path=path,
         data=data,
         source=source,
         problem=problem,
         before=before,
-        others=frozenset(names - {source.repository if source else ""}),
+        others=others,
+        kin=_kin(git, base, source, others) if source is not None and before is None else frozenset(),
         policy=index.policy(),
-        announced=announced,
+        announced=asked.announced,
         unreachable=unreachable,
-        followed=followed,
+        followed=asked.followed,
+        original=_original(git, base, source),
+        signed=signed,
+        listed=listed,
         peers=_peers(index.policy().peers, source, settings),
         proposed=proposed,
         now=now,
     )
+
+
+def _original(git: Git, base: str, source: SourceFile | None) -> SourceFile | None:
+    if source is None or source.tracks is None:
+        return None
+    path = f"sources/{source.tracks}.yaml"
+    return _parsed(_read(git, base, path)[0], path)[0]
+
+
+def _kin(git: Git, base: str, source: SourceFile, others: Iterable[str]) -> frozenset[str]:
+    """Return the listed sources that are called alike and have a key in common with this one."""
+    mine, found = {key.public for key in source.keys}, set()
+    for other in others:
+        if alike(source.repository, other) is not None:
+            listed, _ = _parsed(_read(git, base, f"sources/{other}.yaml")[0], other)
+            if listed is not None and mine & {key.public for key in listed.keys}:
+                found.add(other)
+    return frozenset(found)
+
+
+def _last_seen(index: IndexRepository, principal: str) -> dict[str, datetime]:
+    """Return when the newest listed release that a key signed was first seen, by the fingerprints of keys that are not
+    revoked."""
+    gone = {one.key for one in parse_revocations(index.revoked(), source="revoked.jsonl") if one.severity == "refuse"}
+    found: dict[str, datetime] = {}
+    for entry in index.entries(principal):
+        for fingerprint in entry.signers if entry.first_seen else ():
+            if fingerprint not in gone:
+                seen = when(entry.first_seen, principal)
+                found[fingerprint] = max(seen, found.get(fingerprint, seen))
+    return found
+
+
+def _content(index: IndexRepository, git: Git, head: str | None, path: str) -> tuple[bytes, str]:
+    """Return a file of the proposal, empty if there is none; and what is wrong with it."""
+    return _read(git, head, path) if head is not None else _on_disk(index.root / path)
 
 
 def _read(git: Git, commit: str, path: str) -> tuple[bytes, str]:
@@ -169,9 +232,20 @@ def _parsed(data: bytes, path: str) -> tuple[SourceFile | None, str]:
         return None, str(error)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a repository says of its keys."""
+
+    announced: frozenset[PublicKey] | None = None
+    followed: frozenset[PublicKey] = frozenset()
+    """What its rotations, or the maintainers' recoveries, lead to."""
+    counting: frozenset[PublicKey] = frozenset()
+    """Those of the listed source, and those that came after them, that count now."""
+
+
 def _ask(
     index: IndexRepository, source: SourceFile, before: SourceFile | None, settings: Settings, now: datetime
-) -> tuple[frozenset[PublicKey], frozenset[PublicKey]]:
+) -> _Asked:
     """Ask the repository which keys it announces, and where the old ones lead.
 
     Raises:
@@ -182,7 +256,7 @@ def _ask(
     text = fetch_file(remote, ".adaptergit/allowed_signers", settings.limits, most=2**18) or b""
     announced = frozenset(s.key for s in parse_allowed_signers(text.decode("utf-8", "replace"), source=source.url))
     if before is None:
-        return announced, frozenset()
+        return _Asked(announced)
     beside = index.root / ".git"
     found = fetch_rotations(
         remote, settings.limits, beside=beside if beside.is_dir() else index.root, most=MAX_ROTATIONS
@@ -200,7 +274,9 @@ def _ask(
                 keys |= set(check_recovery(proof.data, b"".join(proof.signatures.values()), index.current_root()).keys)
             except (TrustError, NotFoundError):
                 continue
-    return announced, frozenset(keys)
+    over = {one.key for one in (*gone, *change.removed) if one.severity == "refuse"}
+    counting = {key for key in before.counting(now) | keys if key.fingerprint not in over}
+    return _Asked(announced, frozenset(keys), frozenset(counting))
 
 
 def _peers(urls: Iterable[str], source: SourceFile | None, settings: Settings) -> dict[str, frozenset[str]]:

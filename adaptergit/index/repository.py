@@ -40,6 +40,7 @@ class IndexPolicy:
     waiting_hours: int = 72
     hosts: tuple[str, ...] = ()
     reserved: tuple[str, ...] = ()
+    distinct: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
 
 

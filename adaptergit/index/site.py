@@ -22,8 +22,9 @@ from packaging.version import Version
 
 from adaptergit.index.documents import Root
 from adaptergit.index.entry import Entry, newest
+from adaptergit.index.release_rules import RELEASE_RULES
 from adaptergit.index.repository import IndexRepository, replace
-from adaptergit.index.rules import RELEASE_RULES, SOURCE_RULES
+from adaptergit.index.source_rules import SOURCE_RULES
 from adaptergit.trust import parse_revocations
 
 _TEMPLATES = Path(__file__).parent / "templates"

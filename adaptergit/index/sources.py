@@ -38,6 +38,7 @@ class SourceKey:
     comment: str = ""
     valid_after: datetime | None = None
     valid_before: datetime | None = None
+    """What the index saw from it before then stays; nothing new by it is taken."""
 
 
 def _check_kinds(raw: Mapping[str, Any], where: str) -> None:
@@ -67,6 +68,13 @@ def retired(key: SourceKey, when: datetime) -> SourceKey:
     return replace(key, valid_before=when)
 
 
+def looser(key: SourceKey, was: SourceKey) -> bool:
+    """Tell whether a key would count at a time at which it did not."""
+    before = was.valid_before is not None and (key.valid_before is None or key.valid_before > was.valid_before)
+    after = was.valid_after is not None and (key.valid_after is None or key.valid_after < was.valid_after)
+    return before or after
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """What an index knows of a repository."""
@@ -90,6 +98,15 @@ class SourceFile:
     def path(self) -> str:
         """Where the file lies in an index."""
         return f"sources/{self.repository}.yaml"
+
+    @property
+    def signature_path(self) -> str:
+        """Where its keys' signatures of the last change lie."""
+        return f"{self.path}.sig"
+
+    def counting(self, now: datetime) -> set[PublicKey]:
+        """Return the keys whose signatures count at a time."""
+        return {signer.key for signer in self.signers("") if not signer.refusal(MANIFEST_NAMESPACE, now)}
 
     def signers(self, index: str) -> list[AllowedSigner]:
         """Return whose signatures count, on the word of an index."""

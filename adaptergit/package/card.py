@@ -47,7 +47,7 @@ class Card:
         """Return a card with other top-level fields; comments of the text it was read from are kept."""
         if self._source is None:
             return Card({**self.data, **changes})
-        return Card.from_yaml(yamlfile.update(self._source, changes))
+        return Card.from_yaml(yamlfile.update(self._source, {(key,): value for key, value in changes.items()}))
 
     @property
     def name(self) -> str:

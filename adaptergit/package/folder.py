@@ -208,6 +208,7 @@ def pack(
     previous: str | None,
     created: datetime,
     address: str | None = None,
+    readme: bytes | None = None,
 ) -> bytes:
     """Write the package of ``source`` into the empty folder ``target`` and return the manifest's bytes, unsigned.
 
@@ -219,6 +220,7 @@ def pack(
         previous: Digest of the previous version's manifest.
         created: Aware time; stored in UTC to the second.
         address: What people load it from, for the README; default: the principal.
+        readme: Written as ``README.md``; default: the source's own, or the card rendered.
 
     Raises:
         PackageError: The source holds what a package may not hold.
@@ -227,8 +229,12 @@ def pack(
     if not any(name.endswith(".safetensors") for name in names):
         raise PackageError("there are no weights (*.safetensors)", where=str(source))
     _write(target / CARD, card.to_yaml())
-    if README not in names:  # a README of the publisher's own is published as it is
-        _write(target / README, render_readme(card, address or repository).encode("utf-8"))
+    if readme is not None:
+        names.discard(README)
+        _write(target / README, readme)
+    elif README not in names:  # a README of the publisher's own is published as it is
+        size = sum((source / name).stat().st_size for name in names if name.endswith(".safetensors"))
+        _write(target / README, render_readme(card, address or repository, size=size).encode("utf-8"))
     for name in sorted(names):
         _copy(source / name, target / name)
     manifest = Manifest(

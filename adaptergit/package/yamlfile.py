@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,15 +70,55 @@ def dumps(data: Mapping[str, Any]) -> bytes:
     return stream.getvalue().encode("utf-8")
 
 
-def update(source: bytes, changes: Mapping[str, Any]) -> bytes:
-    """Set top-level keys in YAML text, keeping its comments and its layout."""
+def update(source: bytes, changes: Mapping[Path, Any], removed: Iterable[Path] = ()) -> bytes:
+    """Set and remove values in YAML text, keeping its comments and its layout.
+
+    Args:
+        source: YAML whose top is a mapping.
+        changes: New values by path; mappings on the way are made, and an index one past the end of a list adds to it.
+        removed: Paths to take out.
+
+    Raises:
+        KeyError: A path that is not there, or leads through something that is neither a mapping nor a list.
+    """
     yaml = _round_trip()
     tree = yaml.load(source.decode("utf-8"))
-    for key, value in changes.items():
-        tree[key] = _styled(value)
+    for path in removed:
+        holder = _holder(tree, path, make=False)
+        if not _has(holder, path[-1]):
+            raise KeyError(path)
+        del holder[path[-1]]
+    for path, value in changes.items():
+        holder, last = _holder(tree, path, make=True), path[-1]
+        if isinstance(holder, list) and last == len(holder):
+            holder.append(_styled(value))
+        elif isinstance(holder, Mapping) is isinstance(last, str) and (isinstance(last, str) or _has(holder, last)):
+            holder[last] = _styled(value)
+        else:
+            raise KeyError(path)
     stream = io.StringIO()
     yaml.dump(tree, stream)
     return stream.getvalue().encode("utf-8")
+
+
+def _holder(tree: Any, path: Path, *, make: bool) -> Any:
+    """Return the mapping or list that holds what a path leads to."""
+    for number, step in enumerate(path[:-1], 1):
+        if not _has(tree, step) or tree[step] is None:
+            if isinstance(tree, dict) and isinstance(step, str) and make:
+                tree[step] = [] if isinstance(path[number], int) else {}
+            elif isinstance(tree, list) and step == len(tree) and make:
+                tree.append({})
+            else:
+                raise KeyError(path[:number])
+        tree = tree[step]
+    return tree
+
+
+def _has(tree: Any, step: str | int) -> bool:
+    if isinstance(tree, Mapping):
+        return step in tree
+    return isinstance(tree, list) and isinstance(step, int) and 0 <= step < len(tree)
 
 
 def _round_trip() -> YAML:

@@ -52,7 +52,7 @@ class Block:
                 yield child
 
     def __str__(self) -> str:
-        items = ["None" if c is None else str(c) if isinstance(c, Block) else _quoted(c) for c in self.children]
+        items = [composition_text(child) for child in self.children]
         for field in self.named:
             value = getattr(self, field)
             if value != next(f.default for f in fields(self) if f.name == field):
@@ -76,7 +76,7 @@ class Stack(Block):
     """
 
     def __str__(self) -> str:
-        return super().__str__() if len(self.children) > 1 else str(self.children[0])
+        return super().__str__() if len(self.children) > 1 else composition_text(self.children[0])
 
 
 @dataclass(frozen=True, init=False)
@@ -193,6 +193,13 @@ def parse_composition(value: Composition) -> Composition:
     if not isinstance(value, str):
         raise UsageError(f"{value!r} is not a composition", hint='write "qa" or "Stack(de, qa)"')
     return _Parser(value).parse()
+
+
+def composition_text(tree: Composition | None) -> str:
+    """Write what :func:`parse_composition` reads."""
+    if tree is None or isinstance(tree, Block):
+        return str(tree)
+    return tree if _WORD.fullmatch(tree) and tree != "None" else repr(tree)
 
 
 class _Parser:
@@ -396,7 +403,3 @@ def for_row(tree: Composition | None, row: int, rows: int, tasks: Sequence[int] 
 def _check_sizes(kind: str, field: str, sizes: Sequence[Any], children: int) -> None:
     if len(sizes) != children or not all(type(size) is int and size > 0 for size in sizes):
         raise UsageError(f"{kind} needs {field}: {children} positive numbers, one for each child")
-
-
-def _quoted(name: str) -> str:
-    return name if _WORD.fullmatch(name) and name != "None" else repr(name)

@@ -22,7 +22,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 from typing import Union as TypingUnion
 
-from adaptergit.errors import UsageError
+from adaptergit.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +109,10 @@ def _part(text: str, start: int, stop: int) -> MethodConfig:
         raise _at(text, start, "expected the name of a method", "write it like seq_bn or seq_bn[reduction_factor=64]")
     name, opening = _ALIASES.get(match[1], match[1]), match.end()
     if name not in _PRESETS:
-        raise _at(text, match.start(1), f"{match[1]!r} is not a method", f"known: {', '.join(sorted(_PRESETS))}")
+        near = did_you_mean(match[1], _PRESETS)
+        raise _at(
+            text, match.start(1), f"{match[1]!r} is not a method", near or f"known: {', '.join(sorted(_PRESETS))}"
+        )
     preset = _PRESETS[name]
     changes: dict[str, Any] = {}
     places: dict[str, int] = {}
@@ -120,8 +123,10 @@ def _part(text: str, start: int, stop: int) -> MethodConfig:
             found = f"expected field=value, found {field_text.strip()!r}"
             raise _at(text, where, found, "for example reduction_factor=64")
         if key not in {f.name for f in fields(preset)}:
-            known = ", ".join(sorted(f.name for f in fields(preset)))
-            raise _at(text, where, f"{name} has no field {key!r}", f"fields: {known}")
+            known = sorted(f.name for f in fields(preset))
+            raise _at(
+                text, where, f"{name} has no field {key!r}", did_you_mean(key, known) or f"fields: {', '.join(known)}"
+            )
         if key in changes:
             raise _at(text, where, f"the field {key!r} appears twice", "name each field once")
         places[key] = offset + field_text.index("=") + 1 + len(value_text) - len(value_text.lstrip())

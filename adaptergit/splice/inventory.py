@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from adaptergit.errors import ModelError, UsageError
+from adaptergit.errors import ModelError, UsageError, did_you_mean
 from adaptergit.splice.anatomy import Anatomy, Site, base_of, parameter_of
 from adaptergit.splice.config import MethodConfig, check_types
 from adaptergit.splice.embeddings import Embeddings
@@ -396,7 +396,7 @@ def _look_up(table: Mapping[str, T], name: str, what: str) -> T:
         known = what if what.endswith("s") else f"{what}s"
         raise UsageError(
             f"there {'are' if known == what else 'is'} no {what} {name!r}",
-            hint=f"{known}: {', '.join(table) or 'none'}",
+            hint=did_you_mean(name, table) or f"{known}: {', '.join(table) or 'none'}",
         )
     return table[name]
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Site
-from adaptergit.splice.composition import Block, Composition, Fuse, parse_composition
+from adaptergit.splice.composition import Block, Composition, Fuse, composition_text, parse_composition
 from adaptergit.splice.config import MethodConfig, config_from_dict, describe
 from adaptergit.splice.embeddings import Embeddings, EmbeddingsConfig, output_embedding
 from adaptergit.splice.fusion import Fusion, FusionConfig, fusion_config
@@ -144,7 +144,7 @@ def as_card(setup: Setup) -> dict[str, Any]:
     ]
     return {
         "config": {
-            "composition": None if setup.composition is None else str(setup.composition),
+            "composition": None if setup.composition is None else composition_text(setup.composition),
             "adapters": [{"name": n, "method": c.method, "config": describe(c)} for n, c in setup.adapters.items()],
             "fusions": fusions,
             "heads": heads,

@@ -123,7 +123,7 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     losses = _run_trainer(ready)
     seconds = time.monotonic() - started
     answers = _answers(ready, held_out, "evaluating")
-    metrics = measured(task.measures(answers, held_out), len(held_out))
+    metrics = measured(task.measures(answers, held_out), len(answers))
     _gather(panel, spec.adapter_name)
     mine = spec.adapter_name
     if _first():
@@ -200,11 +200,11 @@ def _run_trainer(ready: _Ready) -> tuple[float, ...]:
         raise NotFoundError(
             "there is no checkpoint to resume from", where=str(spec.checkpoints), hint="train without --resume"
         )
-    arguments = _arguments(ready)
     if not spec.resume and _first():
         shutil.rmtree(spec.checkpoints, ignore_errors=True)
 
     features = task.features(ready.data, ready.tools)
+    arguments = _arguments(ready, len(features))
 
     class Scored(AdapterTrainer):
         """Evaluates with the task's own measures, and deals out batches so that more processes change nothing."""
@@ -212,7 +212,7 @@ def _run_trainer(ready: _Ready) -> tuple[float, ...]:
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
             assert ready.validation is not None
             answers = _answers(ready, ready.validation, "validating")
-            found = measured(task.measures(answers, ready.validation), len(ready.validation), resamples=1)
+            found = measured(task.measures(answers, ready.validation), len(answers), resamples=1)
             metrics = {f"eval_{found.main}": found.first if found.higher_is_better else -found.first}
             metrics["eval_score"] = metrics[f"eval_{found.main}"]
             self.log(metrics)
@@ -240,7 +240,7 @@ def _run_trainer(ready: _Ready) -> tuple[float, ...]:
     return tuple(round(float(log["loss"]), 6) for log in trainer.state.log_history if "loss" in log)
 
 
-def _arguments(ready: _Ready) -> Any:
+def _arguments(ready: _Ready, size: int) -> Any:
     from transformers import TrainingArguments
 
     spec = ready.spec
@@ -264,7 +264,7 @@ def _arguments(ready: _Ready) -> Any:
         eval_strategy="epoch" if stopping else "no",
         save_total_limit=1,
         save_only_model=spec.fsdp,
-        logging_steps=20 if len(ready.data) > 20 * spec.batch_size else 1,
+        logging_steps=20 if size > 20 * spec.batch_size else 1,
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -44,6 +45,30 @@ class SigningKey:
             return cls(path, parse_public_key(text))
         except TrustError as error:
             raise TrustError(error.what, where=str(public_path), hint=error.hint) from error
+
+
+def unlocked(path: Path) -> PublicKey | None:
+    """Return the public key that a private key file itself holds, or None if a passphrase guards it.
+
+    Raises:
+        TrustError: ``ssh-keygen`` cannot use the file, and why.
+    """
+    try:
+        return parse_public_key(_run(["ssh-keygen", "-y", "-P", "", "-f", str(path)], f"cannot read the key {path}"))
+    except TrustError as error:
+        if "incorrect passphrase" in error.what:
+            return None
+        raise
+
+
+def openssh_version() -> tuple[int, int] | None:
+    """Return the version of OpenSSH's client, or None where it cannot be told."""
+    try:
+        done = subprocess.run(["ssh", "-V"], capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r"OpenSSH\D*(\d+)\.(\d+)", done.stderr + done.stdout)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def generate_key(path: Path, *, comment: str = "", ask_passphrase: bool = False) -> SigningKey:

@@ -50,7 +50,7 @@ def fetch_archive(url: str, target: Path, limits: Limits, *, allow_http: Collect
     """
     with tempfile.TemporaryDirectory(prefix="archive-", dir=target.parent) as folder:
         path = Path(folder) / "archive"
-        Download(allow_http, limits.fetch_seconds).save(url, path, limits.package_bytes + _OVERHEAD)
+        Download(allow_http, limits.seconds_left).save(url, path, limits.package_bytes + _OVERHEAD)
         try:
             with path.open("rb") as packed, tarfile.open(fileobj=packed, mode="r|gz", tarinfo=_Bounded) as archive:
                 _unpack(archive, target, limits, url)

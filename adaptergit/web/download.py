@@ -11,7 +11,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,20 @@ class Download:
         with path.open("xb") as file:
             self._run(url, limit, file.write, file.tell, exceeded)
 
+    def post(self, url: str, question: bytes, limit: int, headers: Mapping[str, str]) -> bytes:
+        """Send a question, once, and return the answer; redirects are not followed.
+
+        Raises:
+            NotFoundError, TransportError: See :meth:`read`.
+        """
+        parts: list[bytes] = []
+        deadline = time.monotonic() + self.seconds
+        try:
+            self._attempt(url, limit, parts.append, lambda: 0, deadline, TransportError, (question, headers))
+        except _TransientError as error:
+            raise TransportError(error.what, where=url, hint="try again later") from error
+        return b"".join(parts)
+
     def _run(
         self, url: str, limit: int, write: Any, written: Any, exceeded: type[AdaptergitError] = TransportError
     ) -> None:
@@ -82,7 +96,14 @@ class Download:
         raise AssertionError("unreachable")
 
     def _attempt(
-        self, url: str, limit: int, write: Any, written: Any, deadline: float, exceeded: type[AdaptergitError]
+        self,
+        url: str,
+        limit: int,
+        write: Any,
+        written: Any,
+        deadline: float,
+        exceeded: type[AdaptergitError],
+        question: tuple[bytes, Mapping[str, str]] | None = None,
     ) -> None:
         start = written()
         headers = {"User-Agent": f"adaptergit/{__version__}", "Accept-Encoding": "identity"}
@@ -92,7 +113,7 @@ class Download:
             with (
                 requests.Session() as session,
                 _cut_off(session, deadline),
-                self._get(session, url, headers, deadline) as response,
+                self._sent(session, url, headers, deadline, question) as response,
             ):
                 if response.status_code in (404, 410, 451):
                     raise NotFoundError(f"the server answered {response.status_code}", where=url)
@@ -133,14 +154,23 @@ class Download:
         except requests.RequestException as error:
             raise TransportError(f"cannot be asked for: {type(error).__name__}", where=url) from error
 
-    def _get(self, session: requests.Session, url: str, headers: dict[str, str], deadline: float) -> requests.Response:
+    def _sent(
+        self,
+        session: requests.Session,
+        url: str,
+        headers: dict[str, str],
+        deadline: float,
+        question: tuple[bytes, Mapping[str, str]] | None,
+    ) -> requests.Response:
         """Follow redirects by hand: each is judged, and each looks up credentials for its own host."""
+        body, more = question or (None, {})
+        options: Any = {"data": body, "headers": {**headers, **more}, "stream": True, "allow_redirects": False}
         for _ in range(_REDIRECTS + 1):
             self.check(url)
             left = max(0.1, deadline - time.monotonic())
             patience = (min(20.0, left), min(60.0, left))
             try:
-                response = session.get(url, headers=headers, stream=True, allow_redirects=False, timeout=patience)
+                response = session.request("POST" if body is not None else "GET", url, timeout=patience, **options)
             except ValueError as error:
                 if isinstance(error, requests.RequestException):
                     raise
@@ -148,6 +178,8 @@ class Download:
             if not response.is_redirect:
                 return response
             response.close()
+            if body is not None:
+                raise TransportError("the server sends elsewhere", where=url)
             try:
                 target = urljoin(url, response.headers["Location"])
                 urlsplit(target).port  # noqa: B018 - raises

@@ -71,7 +71,10 @@ def main(folder: Path, *, stay: bool = False) -> dict[str, Any]:
         time.sleep(1.1)  # a rotation's time has seconds: what was signed before must be before
         lab.adaptergit("rotate", str(lab.home / "new_key"), cwd=lab.home / "adapters")
         release(lab, "bantu-lab", "sentiment", "1.1.0", key=lab.home / "new_key")
-        done = lab.adaptergit("index", "submit", "--to", community["url"], cwd=lab.home / "adapters")
+        done = lab.adaptergit(
+            "index", "submit", "--to", community["url"], "--sign-with", str(lab.home / "new_key"),
+            cwd=lab.home / "adapters",
+        )  # fmt: skip
         merge(community, done["branch"])
 
         say("quechua-group withdraws a release that was trained on its test set")

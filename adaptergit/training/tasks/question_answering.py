@@ -26,7 +26,8 @@ class _Piece:
     """A part of a text, with the question in front."""
 
     inputs: Feature
-    row: Row
+    index: int
+    """Of its row."""
     spans: list[tuple[int, int] | None]
     """Where every token of the text is in it; None: no token of the text."""
 
@@ -62,7 +63,7 @@ class QuestionAnswering(Task):
         made = []
         for piece in self._pieces(data, tools):
             start = end = 0
-            for text, begin in self._gold(piece.row)[:1]:
+            for text, begin in self._gold(data.rows[piece.index])[:1]:
                 tokens = [
                     i for i, span in enumerate(piece.spans) if span and span[0] < begin + len(text) and span[1] > begin
                 ]
@@ -86,20 +87,13 @@ class QuestionAnswering(Task):
                 zip(output.start_logits.float().cpu(), output.end_logits.float().cpu(), strict=True)
             ),
         )
-        best: dict[str, tuple[float, str]] = {}
-        nowhere: dict[str, float] = {}
+        best = [(float("-inf"), "")] * len(data)
+        nowhere = [float("inf")] * len(data)
         for piece, (starts, ends) in zip(pieces, found, strict=True):
-            where = piece.row.where + piece.row.text(self.columns["question"])
-            nowhere[where] = min(nowhere.get(where, float("inf")), float(starts[0] + ends[0]))
-            score, text = _best_span(piece, starts, ends, piece.row.text(self.columns["context"]))
-            if score > best.get(where, (float("-inf"), ""))[0]:
-                best[where] = (score, text)
-        said = []
-        for row in data:
-            where = row.where + row.text(self.columns["question"])
-            score, text = best.get(where, (float("-inf"), ""))
-            said.append(text if score >= nowhere[where] else "")
-        return said
+            context = data.rows[piece.index].text(self.columns["context"])
+            nowhere[piece.index] = min(nowhere[piece.index], float(starts[0] + ends[0]))
+            best[piece.index] = max(best[piece.index], _best_span(piece, starts, ends, context), key=lambda one: one[0])
+        return [text if score >= none else "" for (score, text), none in zip(best, nowhere, strict=True)]
 
     def measures(self, answers: Sequence[str], data: Data) -> list[measures.Measure]:
         """Exact match and F1 of words, as SQuAD's own script defines them: against the nearest of the answers."""
@@ -149,7 +143,7 @@ class QuestionAnswering(Task):
         return [
             _Piece(
                 {key: found[key][index] for key in found},
-                data.rows[owner],
+                owner,
                 [
                     tuple(span) if part == 1 else None
                     for span, part in zip(offsets[index], found.sequence_ids(index), strict=True)

@@ -49,8 +49,8 @@ class TokenClassification(Task):
     def features(self, data: Data, tools: Tools) -> list[Feature]:
         """Tokenise; a sentence that is too long comes in pieces."""
         made = []
-        for piece, row, words in self._pieces(data, tools):
-            wanted = self._targets(row)
+        for piece, index, words in self._pieces(data, tools):
+            wanted = self._targets(data.rows[index])
             made.append({**piece, "labels": [_IGNORED if word is None else wanted[word] for word in words]})
         return made
 
@@ -68,12 +68,10 @@ class TokenClassification(Task):
             padding(tools),
             lambda output, _: output.logits.argmax(dim=-1).tolist(),
         )
-        said: dict[str, dict[int, str]] = {row.where: {} for row in data}
-        for (_, row, words), tags in zip(pieces, found, strict=True):
-            for position, word in enumerate(words):
-                if word is not None:
-                    said[row.where][word] = self.labels[tags[position]]
-        return [[said[row.where][i] for i in range(len(row.texts(self.columns["text"])))] for row in data]
+        said: list[dict[int, str]] = [{} for _ in data]
+        for (_, index, words), tags in zip(pieces, found, strict=True):
+            said[index] |= {word: self.labels[tags[i]] for i, word in enumerate(words) if word is not None}
+        return [[tags[word] for word in range(len(tags))] for tags in said]
 
     def measures(self, answers: Sequence[list[str]], data: Data) -> list[measures.Measure]:
         """F1 of entities where tags begin with B- or I-, and how many tags are right."""
@@ -92,8 +90,8 @@ class TokenClassification(Task):
     def _targets(self, row: Row) -> list[int]:
         return [known_label(tag, self.labels, row) for tag in _tags(row, self.columns)]
 
-    def _pieces(self, data: Data, tools: Tools) -> list[tuple[Feature, Row, list[int | None]]]:
-        """Return inputs, the row they are of, and at every token the word it begins."""
+    def _pieces(self, data: Data, tools: Tools) -> list[tuple[Feature, int, list[int | None]]]:
+        """Return inputs, the index of the row they are of, and at every token the word it begins."""
         if not getattr(tools.tokenizer, "is_fast", False):
             raise UsageError("this base model's tokenizer does not say which word a token is of")
         found = tools.tokenizer(
@@ -111,7 +109,7 @@ class TokenClassification(Task):
                 first = word is not None and (owner, word) not in seen
                 firsts.append(word if first else None)
                 seen.add((owner, word))
-            made.append(({key: found[key][index] for key in found}, data.rows[owner], firsts))
+            made.append(({key: found[key][index] for key in found}, owner, firsts))
         for number, row in enumerate(data):
             for word, text in enumerate(row.texts(self.columns["text"])):
                 if (number, word) not in seen:

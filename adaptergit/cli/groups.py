@@ -1,0 +1,25 @@
+"""Groups of commands that say what was probably meant."""
+
+from __future__ import annotations
+
+import click
+
+from adaptergit.errors import did_you_mean
+
+
+class Group(click.Group):
+    """A group that knows its commands' near misses."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is called, or say which one may be meant."""
+        name = str(args[0])
+        if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
+            near = self.suggestion(ctx, name)
+            ctx.fail(f"No such command {name!r}." + (f" {near[0].upper()}{near[1:]}" if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def suggestion(self, ctx: click.Context, name: str) -> str | None:
+        """Return what a name that is no command may stand for."""
+        return did_you_mean(name, self.list_commands(ctx))

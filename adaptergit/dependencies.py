@@ -1,0 +1,39 @@
+"""What an adapter was trained on top of: the releases its card names, to be loaded with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from adaptergit.errors import PackageError
+from adaptergit.package import CARD, Card
+from adaptergit.reference import Reference
+from adaptergit.resolve import parse_reference
+from adaptergit.settings import Settings
+
+DEPTH = 8
+"""Adapters on top of each other, at most."""
+
+
+def dependencies_of(card: Card, settings: Settings, *, foreign: bool) -> list[Reference]:
+    """Return the releases that a card names, pinned where it gives a digest.
+
+    Args:
+        card: Of the adapter.
+        settings: Give the default host.
+        foreign: The card came from somewhere else: it may not name places of this machine.
+
+    Raises:
+        UsageError: A reference that is none.
+        PackageError: A card from elsewhere names a folder of this machine.
+    """
+    found = []
+    for entry in card.data.get("dependencies", ()):
+        reference = parse_reference(str(entry["reference"]), settings)
+        local = reference.source.kind == "path" or reference.source.url.startswith("file:")
+        if foreign and local:
+            raise PackageError(f"the dependency {reference} is a place of this machine", where=f"{card.name}/{CARD}")
+        digest = entry.get("digest")
+        if digest is not None and reference.digest not in (None, digest):
+            raise PackageError(f"the dependency {reference} has two digests", where=f"{card.name}/{CARD}")
+        found.append(replace(reference, digest=digest or reference.digest))
+    return found

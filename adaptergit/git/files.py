@@ -1,0 +1,132 @@
+"""Small things a repository holds beside its releases: rotations, reasons, single files, an index."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from adaptergit.errors import NotFoundError, PackageError, TransportError
+from adaptergit.git.listing import list_refs
+from adaptergit.git.objects import extract, find_tree, sizes_of, write_blobs
+from adaptergit.git.remote import ROTATIONS, YANKED, Remote, fetch_objects
+from adaptergit.settings import Limits
+
+_INDEX_PATH = re.compile(
+    r"snapshot\.json(\.sig)?|catalog\.json\.zst|revoked\.jsonl|roots/[0-9]+\.json(\.sig)?|shards/[0-9a-f]{2}/[0-9a-f]{64}\.jsonl\.zst"
+)
+_MAX_INDEX_BYTES = 2**31
+
+
+def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) -> list[dict[str, bytes]]:
+    """Return the files of every rotation that a repository holds, by name; none if it holds none.
+
+    Args:
+        remote: Where from.
+        limits: Bounds on bytes and time.
+        beside: Existing folder for what is fetched.
+        most: How many at most; more is an error.
+
+    Raises:
+        TransportError: The server cannot be reached or failed.
+        PackageError: What is there is no rotation.
+    """
+    limits = limits.started()
+    with tempfile.TemporaryDirectory(prefix="git-", dir=beside) as folder:
+        refs = list_refs(remote, (f"{ROTATIONS}/",), limits)
+        if len(refs) > most:
+            raise PackageError(f"{len(refs)} rotations, the limit is {most}", where=remote.url)
+        if not refs:
+            return []
+        git = fetch_objects(Path(folder) / "rotations", remote, list(refs), limits)
+        small = replace(limits, files=32, file_bytes=2**16, package_bytes=2**20)
+        found = []
+        for number, oid in enumerate(refs.values()):
+            target = Path(folder) / f"files-{number}"
+            target.mkdir()
+            tree = find_tree(git, oid)
+            if tree is None:
+                raise PackageError("a rotation is a folder of files", where=remote.url)
+            extract(git, tree, target, small, None)
+            found.append({path.name: path.read_bytes() for path in target.iterdir()})
+        return found
+
+
+def yank_reason(remote: Remote, adapter: str, version: str, limits: Limits) -> str:
+    """Return why a publisher withdrew a release, in one line of plain text; empty if that cannot be had."""
+    with tempfile.TemporaryDirectory(prefix="adaptergit-yank-") as folder:
+        try:
+            git = fetch_objects(Path(folder) / "git", remote, [f"{YANKED}/{adapter}/{version}"], limits)
+            said = git.text("log", "-1", "--format=%b", "FETCH_HEAD", max_output=2**16)
+        except (TransportError, NotFoundError):
+            return ""
+    return " ".join("".join(char if char.isprintable() else " " for char in said).split())[:500]
+
+
+def fetch_file(remote: Remote, path: str, limits: Limits, *, most: int) -> bytes | None:
+    """Return one small file of the default branch, or None if there is none.
+
+    Raises:
+        TransportError: The server cannot be reached or failed.
+    """
+    depth = path.count("/") + 2
+    with tempfile.TemporaryDirectory(prefix="adaptergit-file-") as folder:
+        try:
+            git = fetch_objects(Path(folder) / "git", remote, ["HEAD"], limits, only=f"tree:{depth}")
+        except NotFoundError:
+            return None
+        if not git.text("ls-tree", "--full-tree", "FETCH_HEAD", "--", path).startswith("100"):
+            return None
+        return git.raw("cat-file", "blob", f"FETCH_HEAD:{path}", max_output=most)
+
+
+def fetch_files(remote: Remote, beside: Path, limits: Limits) -> Path:
+    """Bring the branch ``dist`` of a repository, or the folder ``dist`` of its default branch, into a folder.
+
+    The folder belongs to the address and is brought up to date when it is asked for again.
+
+    Args:
+        remote: Where from.
+        beside: Folder for such folders.
+        limits: Bounds on bytes and time.
+
+    Raises:
+        TransportError: The server cannot be reached or failed.
+        NotFoundError: There is neither.
+        PackageError: The tree holds something else than plain files in plain folders.
+    """
+    target = beside / hashlib.sha256(remote.url.encode()).hexdigest()[:16]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="git-", dir=beside) as folder:
+        try:
+            git = fetch_objects(Path(folder) / "dist", remote, ["refs/heads/dist"], limits)
+            top = "FETCH_HEAD"
+        except NotFoundError:
+            git = fetch_objects(Path(folder) / "head", remote, ["HEAD"], limits)
+            top = "FETCH_HEAD:dist"
+        try:
+            listing = git.raw("ls-tree", "-r", "-z", "--full-tree", "--end-of-options", top)
+        except TransportError as error:
+            raise NotFoundError("neither a branch nor a folder 'dist'", where=remote.url) from error
+        oids: dict[str, str] = {}
+        for entry in listing.split(b"\0"):
+            if entry:
+                fields, _, raw_name = entry.partition(b"\t")
+                mode, _, oid = fields.decode("ascii", "replace").split()
+                name = raw_name.decode("utf-8", "replace")
+                # The site, and what a host needs for it, are not of interest here.
+                if mode == "100644" and _INDEX_PATH.fullmatch(name):
+                    oids[name] = oid
+        fresh = Path(folder) / "files"
+        for name in oids:
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+        sizes = sizes_of(git, oids)
+        if sum(sizes.values()) > _MAX_INDEX_BYTES:
+            raise PackageError(f"more than {_MAX_INDEX_BYTES} bytes", where=remote.url)
+        write_blobs(git, oids, sizes, fresh)
+        if target.exists():
+            target.rename(Path(folder) / "old")
+        fresh.rename(target)
+    return target

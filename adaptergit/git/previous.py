@@ -1,0 +1,125 @@
+"""What was released before: what the next release must be newer than, and what it follows.
+
+The server is asked, and not only the clone: release tags point at commits of their own, which ``git pull`` does not
+bring, so that an honest publisher would fork the history.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from packaging.version import Version
+
+from adaptergit.errors import PackageError, ReleaseError, TransportError
+from adaptergit.git.listing import list_refs
+from adaptergit.git.remote import SMALL, TAGS, Remote, fetch_objects
+from adaptergit.git.runner import Git
+from adaptergit.git.worktree import FOLDER, Clone
+from adaptergit.package import MANIFEST, Manifest
+from adaptergit.package.manifest import MAX_BYTES
+from adaptergit.package.version import is_version
+from adaptergit.settings import Limits
+
+
+@dataclass(frozen=True)
+class Last:
+    """The releases of one adapter so far, as far as the server and the clone know."""
+
+    versions: frozenset[str] = frozenset()
+    newest: str | None = None
+    manifest: bytes | None = None
+    """``manifest.json`` of the newest one."""
+
+    def check_new(self, name: str, version: str) -> None:
+        """Refuse a version that exists, or that is not newer than the last one.
+
+        Raises:
+            ReleaseError: It does or is not.
+        """
+        if version in self.versions:
+            raise ReleaseError(
+                f"{name} {version} was released already, and releases never change", hint="choose a higher --version"
+            )
+        if self.newest is not None and Version(version) <= Version(self.newest):
+            raise ReleaseError(
+                f"{version} is not newer than {self.newest}, the last release of {name}",
+                hint="choose a higher --version",
+            )
+
+
+def last_releases(clone: Clone, names: Sequence[str], remote: Remote | None, limits: Limits) -> dict[str, Last]:
+    """Find out what was released of some adapters, withdrawn releases and those that wait for a pull request included.
+
+    Args:
+        clone: The publisher's clone.
+        names: Of the adapters.
+        remote: Whom to ask, once for all of them; None: what the clone knows is all there is.
+        limits: Bounds on bytes and time.
+
+    Raises:
+        TransportError: The server cannot be asked.
+        ReleaseError: A tag that should be a release is none.
+    """
+    limits = limits.started()
+    prefixes = tuple(f"{TAGS}/{name}/" for name in names)
+    local = _refs(clone.git, prefixes)
+    listed = {} if remote is None else list_refs(remote, prefixes, limits, git=clone.git)
+    tags = {**local, **listed}
+    newest = {name: _newest(tags, name) for name in names}
+    # The server's word goes before the clone's; what both have need not be fetched.
+    strange = [tag for tag in newest.values() if tag is not None and tag in listed and local.get(tag) != listed[tag]]
+    manifests = {tag: _manifest(clone.git, tags[tag], tag) for tag in newest.values() if tag and tag not in strange}
+    if strange and remote is not None:
+        manifests |= _fetched(remote, {tag: listed[tag] for tag in strange}, limits)
+    return {name: _last(clone, name, tags, newest[name], manifests) for name in names}
+
+
+def _last(clone: Clone, name: str, tags: Mapping[str, str], newest: str | None, manifests: Mapping[str, bytes]) -> Last:
+    versions = frozenset(_versions(tags, name))
+    version = None if newest is None else newest.rpartition("/")[2]
+    path = f"{FOLDER}/{name}/{MANIFEST}"
+    on_branch = clone.read(path)
+    if on_branch is not None:  # of a repository that lost its tags
+        there = Manifest.from_bytes(on_branch, where=path).version
+        if version is None or Version(there) > Version(version):
+            return Last(versions, there, on_branch)
+    return Last(versions, version, None if newest is None else manifests[newest])
+
+
+def _fetched(remote: Remote, tags: Mapping[str, str], limits: Limits) -> dict[str, bytes]:
+    """Fetch manifests by tag; without the weights, where the server can filter."""
+    bounds = replace(limits, package_bytes=limits.package_bytes * len(tags))
+    with tempfile.TemporaryDirectory(prefix="adaptergit-previous-") as folder:
+        git = fetch_objects(Path(folder) / "git", remote, list(tags), bounds, only=SMALL)
+        return {tag: _manifest(git, oid, tag) for tag, oid in tags.items()}
+
+
+def _manifest(git: Git, oid: str, tag: str) -> bytes:
+    _, name, version = tag.rsplit("/", 2)
+    hint = "somebody pushed it by hand: have the tag removed, then publish again"
+    try:
+        data = git.raw("cat-file", "blob", f"{oid}:{MANIFEST}", max_output=MAX_BYTES)
+        manifest = Manifest.from_bytes(data, where=tag)
+    except (TransportError, PackageError) as error:
+        raise ReleaseError(f"the tag is not a release: {error.what}", where=tag, hint=hint) from error
+    if (manifest.name, manifest.version) != (name, version):
+        raise ReleaseError(f"the tag holds {manifest.name} {manifest.version}", where=tag, hint=hint)
+    return data
+
+
+def _refs(git: Git, prefixes: Iterable[str]) -> dict[str, str]:
+    output = git.text("for-each-ref", "--format=%(refname) %(objectname)", *prefixes)
+    return dict(line.split(" ") for line in output.splitlines())
+
+
+def _versions(tags: Iterable[str], name: str) -> list[str]:
+    prefix = f"{TAGS}/{name}/"
+    return [version for tag in tags if tag.startswith(prefix) and is_version(version := tag.removeprefix(prefix))]
+
+
+def _newest(tags: Iterable[str], name: str) -> str | None:
+    version = max(_versions(tags, name), key=Version, default=None)
+    return None if version is None else f"{TAGS}/{name}/{version}"

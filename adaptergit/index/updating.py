@@ -1,0 +1,254 @@
+"""One update of an index: fetched and checked in the order in which things vouch for each other.
+
+It is all or nothing: nothing that was fetched counts before everything about it was checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from adaptergit.errors import NotFoundError, PackageError, TrustError
+from adaptergit.index.build import shard_path
+from adaptergit.index.database import Database, News
+from adaptergit.index.documents import (
+    MAX_CATALOG_BYTES,
+    MAX_ROOT_BYTES,
+    MAX_SIGNATURES_BYTES,
+    MAX_SNAPSHOT_BYTES,
+    Root,
+    Shard,
+    Snapshot,
+    check_snapshot,
+    first_root,
+    next_root,
+    parse_catalog,
+    parse_snapshot,
+)
+from adaptergit.index.repository import replace as write
+from adaptergit.index.shards import of_source, parse_shard, rekeyed, unpack
+from adaptergit.index.subscription import (
+    Place,
+    State,
+    Subscription,
+    Update,
+    database_path,
+    fetched_dir,
+    read_state,
+    remember,
+    trusted_dir,
+)
+from adaptergit.package import canonical
+from adaptergit.trust import Revocation, parse_revocations
+
+MAX_SHARD_BYTES = 256 * 2**20
+_MAX_ROOTS = 256
+_MAX_REVOKED_BYTES = 16 * 2**20
+
+
+def told_root(one: Subscription, place: Place) -> Root:
+    """Find the root that a person was told among the index's roots.
+
+    Raises:
+        NotFoundError: There is no index.
+        TrustError: There is no such root.
+    """
+    for version in range(1, _MAX_ROOTS):
+        try:
+            data = place.read(f"roots/{version}.json", MAX_ROOT_BYTES)
+        except NotFoundError as error:
+            if version == 1:
+                raise NotFoundError("there is no index", where=one.url, hint="give the address of its dist/") from error
+            break
+        if canonical.sha256(data) == one.root:
+            return first_root(data, place.read(f"roots/{version}.json.sig", MAX_SIGNATURES_BYTES), one.root)
+    raise TrustError(
+        f"none of the index's roots has the digest sha256:{one.root}",
+        where=one.url,
+        hint="compare it with what the index's maintainers say; this may not be their index",
+    )
+
+
+def updated(one: Subscription, source: Place, root: Root) -> Update:
+    """Fetch what is new.
+
+    Args:
+        one: The index.
+        source: Where its files are.
+        root: The newest that is trusted.
+
+    Raises:
+        TrustError: It is older than what was seen, expired, mixed or not signed by whom it should be.
+        PackageError: It cannot be understood.
+        TransportError: It cannot be had.
+    """
+    place, now, state = _Counted(source), datetime.now(UTC), read_state(one.name)
+    root = _follow_roots(place, root)
+    data = place.read("snapshot.json", MAX_SNAPSHOT_BYTES)
+    unchanged = canonical.sha256(data) == state.snapshot_sha256 and root.version == state.root_version
+    if unchanged and _complete(one, state):
+        # Signed and believed before: only its age can have changed.
+        _check_age(data, root, now)
+        return Update(one.name, len(state.sources), _adapters(one), 0, place.received, (), state.expires)
+    try:
+        signatures = place.read("snapshot.json.sig", MAX_SIGNATURES_BYTES)
+    except NotFoundError as error:
+        hint = "its maintainers are at it, or forgot: try again later"
+        raise TrustError("the snapshot is not signed", where=one.url, hint=hint) from error
+    snapshot = check_snapshot(
+        data, signatures, root, now, last_version=state.snapshot_version, last_digest=state.snapshot_sha256
+    )
+    shards, revoked = _catalog(one, place, snapshot), _revoked(one, place, snapshot, root, state)
+    gone = parse_revocations(revoked, source=f"the index {one.name}")
+    folder = trusted_dir(one.name)
+    with Database.rewritten(database_path(one.name)) as database:
+        taking = _Taking(one, place, state, root, gone, now)
+        database.replace(database.shards().keys() - shards.keys(), taking.changed(shards, database.shards()))
+        kept = {digest for digest, _ in database.shards().values()}
+        database.mark(snapshot.version)
+        # What is trusted first, then what it vouches for: a crash in between costs a download, not a protection.
+        write(folder / "revoked.jsonl", revoked)
+        new = State(
+            root.version,
+            snapshot.version,
+            canonical.sha256(data),
+            f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            f"{snapshot.expires:%Y-%m-%dT%H:%M:%SZ}",
+            taking.sources,
+        )
+        remember(one.name, new)
+        write(folder / "root.json", root.data)
+    _sweep(one, kept)
+    refused = tuple(taking.refused)
+    return Update(one.name, len(shards), _adapters(one), taking.count, place.received, refused, new.expires)
+
+
+def _follow_roots(place: Place, root: Root) -> Root:
+    for _ in range(_MAX_ROOTS):
+        path = f"roots/{root.version + 1}.json"
+        try:
+            data = place.read(path, MAX_ROOT_BYTES)
+        except NotFoundError:
+            return root
+        root = next_root(root, data, place.read(f"{path}.sig", MAX_SIGNATURES_BYTES))
+    raise TrustError("too many roots", where=root.index)
+
+
+def _catalog(one: Subscription, place: Place, snapshot: Snapshot) -> dict[str, Shard]:
+    if snapshot.catalog_size > MAX_CATALOG_BYTES:
+        raise PackageError("the catalog is far too large", where=one.url)
+    packed = place.read("catalog.json.zst", MAX_CATALOG_BYTES)
+    return parse_catalog(unpack(packed, snapshot.catalog_size, "catalog.json"), snapshot)
+
+
+def _revoked(one: Subscription, place: Place, snapshot: Snapshot, root: Root, state: State) -> bytes:
+    """Return what is revoked, with what was before: the online key cannot take it back, only a new root can."""
+    if snapshot.revoked_size > _MAX_REVOKED_BYTES:
+        raise PackageError("the revocations are far too many", where=one.url)
+    revoked = place.read("revoked.jsonl", snapshot.revoked_size) if snapshot.revoked_size else b""
+    if canonical.sha256(revoked) != snapshot.revoked:
+        raise TrustError("not the revocations that the snapshot names", where=f"{one.url} revoked.jsonl")
+    parse_revocations(revoked, source=f"the index {one.name}")
+    path = trusted_dir(one.name) / "revoked.jsonl"
+    if root.version > state.root_version or not path.is_file():
+        return revoked
+    lines = [*path.read_bytes().split(b"\n"), *revoked.split(b"\n")]
+    return b"".join(line + b"\n" for line in dict.fromkeys(lines) if line.strip())
+
+
+class _Taking:
+    """Takes over the shards that changed, where nothing speaks against it."""
+
+    def __init__(
+        self, one: Subscription, place: Place, state: State, root: Root, gone: list[Revocation], now: datetime
+    ) -> None:
+        self.one, self.place, self.root, self.gone, self.now = one, place, root, gone, now
+        self.sources: dict[str, Mapping[str, Any]] = dict(state.sources)
+        self.refused: list[str] = []
+        self.count = 0
+
+    def changed(self, shards: Mapping[str, Shard], have: Mapping[str, tuple[str, bool]]) -> Iterator[News]:
+        """Yield every shard that is taken; of a lazy index, without its entries."""
+        for principal, shard in shards.items():
+            digest, loaded = have.get(principal, ("", False))
+            if digest == shard.sha256 and (self.one.lazy or (loaded and principal in self.sources)):
+                continue
+            if self.one.lazy:
+                yield News(principal, shard.sha256, None)
+                continue
+            data = _fetch(self.one, self.place, shard, principal)
+            self.count += 1
+            try:
+                known = parse_shard(self.one.name, data, principal)
+                entries = known.entries()
+                why = rekeyed(known, self.sources.get(principal), self.root, self.gone, self.now)
+            except (PackageError, TrustError) as error:
+                why = error.what
+            if why is not None:
+                self.refused.append(f"{principal}: {why}")
+                continue
+            self.sources[principal] = of_source(known.source)
+            source = known.source
+            yield News(principal, shard.sha256, entries, source.tracks or "", source.url)
+
+
+def _fetch(one: Subscription, place: Place, shard: Shard, principal: str) -> bytes:
+    if shard.size > MAX_SHARD_BYTES:
+        raise PackageError(f"{shard.size} bytes, the limit is {MAX_SHARD_BYTES}", where=principal)
+    path = shard_path(shard.sha256)
+    packed = place.read(path, shard.size + 4096)
+    data = unpack(packed, shard.size, path)
+    if canonical.sha256(data) != shard.sha256:
+        raise TrustError(f"the shard of {principal} is not the one that the catalog names", where=one.url)
+    write(fetched_dir(one.name) / path, packed)
+    return data
+
+
+def _complete(one: Subscription, state: State) -> bool:
+    """Tell whether the database holds the snapshot that was believed last."""
+    database = Database.read(database_path(one.name))
+    try:
+        return database.marked() == state.snapshot_version
+    finally:
+        database.close()
+
+
+def _adapters(one: Subscription) -> int:
+    database = Database.read(database_path(one.name))
+    try:
+        return database.count()
+    finally:
+        database.close()
+
+
+def _sweep(one: Subscription, kept: set[str]) -> None:
+    for path in (fetched_dir(one.name) / "shards").glob("*/*.jsonl.zst"):
+        if path.name.removesuffix(".jsonl.zst") not in kept:
+            path.unlink(missing_ok=True)
+
+
+def _check_age(data: bytes, root: Root, now: datetime) -> None:
+    """Refuse a snapshot that was believed before and has expired since."""
+    expires = min(parse_snapshot(data).expires, root.expires)
+    if now >= expires:
+        raise TrustError(
+            f"expired on {expires:%Y-%m-%d %H:%M} UTC: the index is not maintained, or somebody holds back news",
+            where="snapshot.json",
+            hint="what was fetched, or is locked, can still be loaded",
+        )
+
+
+@dataclass
+class _Counted:
+    """Counts what a place sends."""
+
+    place: Place
+    received: int = 0
+
+    def read(self, path: str, limit: int) -> bytes:
+        """Return a file; see :class:`Place`."""
+        data = self.place.read(path, limit)
+        self.received += len(data)
+        return data

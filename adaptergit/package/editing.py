@@ -1,0 +1,114 @@
+"""Changing a card on disk: its comments stay, and what would not be valid is not written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from adaptergit.errors import NotFoundError, UsageError
+from adaptergit.package import yamlfile
+from adaptergit.package.card import MAX_BYTES, Card
+from adaptergit.package.fields import parse_field, parse_fields
+from adaptergit.package.folder import CARD, read_bounded
+from adaptergit.package.readme import render_readme
+from adaptergit.package.schemas import dotted
+from adaptergit.reference import expand
+from adaptergit.settings import cache_dir
+
+
+def card_path(path: str | Path) -> Path:
+    """Return the card that is meant: the file, or the one in a folder.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    found = expand(path)
+    found = found / CARD if found.is_dir() else found
+    if not found.is_file():
+        raise NotFoundError("there is no card", where=str(found), hint=f"adaptergit card make {expand(path)}")
+    return found
+
+
+def read_card(path: str | Path) -> Card:
+    """Read a card from its file, or from the folder it lies in.
+
+    Raises:
+        NotFoundError: There is none.
+        PackageError: It is not valid: file, line and field.
+    """
+    found = card_path(path)
+    return Card.from_yaml(read_bounded(found, MAX_BYTES), where=str(found))
+
+
+def edit_card(path: str | Path, assignments: Iterable[str] = (), *, unset: Iterable[str] = ()) -> Card:
+    """Change fields of a card, and keep its comments and layout.
+
+    Args:
+        path: Of the card, or of its folder.
+        assignments: ``field=value``, as in ``task.type=ner``; a list by naming its field more than once, or as JSON.
+        unset: Fields to take out.
+
+    Raises:
+        UsageError: No such field, or the card is in the store.
+        NotFoundError: There is no card.
+        PackageError: It would not be valid; it is as it was.
+    """
+    found = card_path(path)
+    before = read_bounded(found, MAX_BYTES)
+    Card.from_yaml(before, where=str(found))
+    changes, removed = parse_fields(assignments), [parse_field(name) for name in unset]
+    try:
+        after = yamlfile.update(before, changes, removed)
+    except KeyError as error:
+        raise UsageError(f"{dotted(error.args[0])} is not there", where=str(found)) from error
+    return write_card(found, after, before=before)
+
+
+def write_card(path: Path, text: bytes, *, before: bytes) -> Card:
+    """Replace a card by another text, in one step.
+
+    Raises:
+        PackageError: The text is no card; the old one stays.
+        UsageError: Somebody else changed it meanwhile, it is in the store, or it cannot be written.
+    """
+    path = path.resolve()
+    if path.is_relative_to(cache_dir().resolve()):
+        raise UsageError("what is in the store never changes", where=str(path), hint="copy the folder, and edit there")
+    card = Card.from_yaml(text, where=str(path))
+    if read_bounded(path, MAX_BYTES) != before:
+        raise UsageError("the card was changed meanwhile", where=str(path))
+    if text != before:
+        try:
+            _replace(path, text)
+        except OSError as error:
+            raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    return card
+
+
+def render_card(path: str | Path, *, address: str = "org/repo") -> str:
+    """Render the README that publishing writes for a card.
+
+    Args:
+        path: Of the card, or of its folder.
+        address: The repository, as people will load from it.
+
+    Raises:
+        NotFoundError, PackageError: There is no valid card.
+    """
+    card, folder = read_card(path), card_path(path).parent
+    weights = [file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file()]
+    return render_readme(card, address, size=sum(weights) if weights else None)
+
+
+def _replace(path: Path, text: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,143 @@
+"""Pack and sign: a folder with weights and a card becomes a signed package, wherever it is published then."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.package import (
+    CARD,
+    MANIFEST,
+    SIGNATURE,
+    WEIGHTS,
+    Card,
+    Manifest,
+    canonical,
+    check_files,
+    pack,
+    read_package,
+)
+from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
+from adaptergit.package.folder import MODEL_SIGNATURE, read_bounded
+from adaptergit.package.version import check_version
+from adaptergit.reference import check_adapter_name, expand
+from adaptergit.trust import SigningKey, sign
+from adaptergit.trust.oms import sign_bundle
+
+Report = Callable[[str], None]
+
+
+def card_to_publish(source: Path, name: str | None, version: str | None) -> Card:
+    """Read the card of a folder, with another name or version where one is given.
+
+    Raises:
+        NotFoundError: No such folder, or no card in it.
+        PackageError, UsageError: The card, the name or the version is not valid.
+    """
+    if not source.is_dir():
+        raise NotFoundError("no such folder", where=str(source))
+    if not (source / CARD).is_file():
+        raise NotFoundError(
+            f"there is no {CARD}", where=str(source), hint="'adaptergit train' writes one; see docs/formats.md"
+        )
+    card = Card.from_yaml(read_bounded(source / CARD, MAX_CARD_BYTES), where=str(source / CARD))
+    changes: dict[str, str] = {}
+    if name is not None and check_adapter_name(name) != card.name:
+        changes["name"] = name
+    if version is not None:
+        try:
+            check_version(version)
+        except PackageError as error:
+            raise UsageError(error.what.replace("version:", "--version:"), hint=error.hint) from error
+        if version != card.version:
+            changes["version"] = version
+    return card.updated(**changes) if changes else card
+
+
+def check_weights(source: Path, card: Card, report: Report) -> None:
+    """Open the weights as everybody who loads them will, count what the card counts, and report what was found.
+
+    Raises:
+        NotFoundError, PackageError: They are not there, or not what the card says.
+    """
+    if card.data["adapter"]["format"] == "adaptergit":
+        _count(source, card)
+    report(f"validated {source}: {card.name} {card.version}, {card.method} for {card.base_model.id}")
+    if "/" not in card.base_model.id:
+        report(f"note: the card calls the base model {card.base_model.id!r}; organisation/name is found more easily")
+
+
+def _count(source: Path, card: Card) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    path = source / WEIGHTS
+    if not path.is_file():
+        raise NotFoundError(f"there is no {WEIGHTS}", where=str(source))
+    try:
+        with safe_open(str(path), framework="np") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
+    others = ("head.", "heads.", "embeddings.", "fusions.")
+    counts = {key: math.prod(shape) for key, shape in shapes.items() if not key.startswith(others)}
+    count = sum(counts.values())
+    # VeRA keeps projections that it does not train.
+    untrained = sum(number for key, number in counts.items() if "shared" in key.split("."))
+    stated = card.data["adapter"].get("parameters", count)
+    if stated not in (count, count - untrained):
+        raise PackageError(
+            f"adapter.parameters: the card says {stated}, the weights hold {count}", where=str(source / CARD)
+        )
+
+
+def packed(
+    source: Path,
+    folder: Path,
+    card: Card,
+    *,
+    repository: str,
+    previous: str | None,
+    address: str | None,
+    report: Report,
+    readme: bytes | None = None,
+) -> Manifest:
+    """Write the package of ``source`` into the empty folder ``folder``, unsigned, and check every byte of it.
+
+    Args:
+        report: Called with a line on what was packed.
+        source, folder, card, repository, previous, address, readme: See :func:`~adaptergit.package.pack`.
+
+    Raises:
+        PackageError: The source holds what a package may not hold.
+    """
+    created = datetime.now(UTC)
+    data = pack(
+        source, folder, card, repository=repository, previous=previous, created=created, address=address, readme=readme
+    )
+    manifest = Manifest.from_bytes(data)
+    check_files(read_package(folder), manifest)
+    size = sum(file.size for file in manifest.files)
+    report(f"packed {len(manifest.files)} files, {size:,} bytes, manifest sha256 {canonical.sha256(data)}")
+    return manifest
+
+
+def sign_package(
+    folder: Path, card: Card, signers: Sequence[SigningKey], model_signing_key: str | Path | None, report: Report
+) -> None:
+    """Write the signatures of a packed folder: the publisher's, the co-signers', and for other tools a bundle.
+
+    Raises:
+        TrustError: Signing failed.
+    """
+    manifest = (folder / MANIFEST).read_bytes()
+    for number, signer in enumerate(signers):
+        mark = hashlib.sha256(signer.public.blob).hexdigest()[:8]
+        (folder / (f"{MANIFEST}.{mark}.sig" if number else SIGNATURE)).write_bytes(sign(manifest, signer))
+        report(f"{'co-' if number else ''}signed by {signer.public.fingerprint}")
+    if model_signing_key is not None:
+        (folder / MODEL_SIGNATURE).write_bytes(sign_bundle(folder, card.name, expand(model_signing_key)))
+        report(f"signed {MODEL_SIGNATURE} for other tools")

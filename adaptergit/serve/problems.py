@@ -1,0 +1,125 @@
+"""Errors as problem JSON (RFC 9457), whatever went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adaptergit.serve.messages import Problem, Wrong
+
+MEDIA_TYPE = "application/problem+json"
+_CODES = {404: "not-found", 405: "method-not-allowed", 400: "invalid-input", 413: "too-large"}
+_MOST = 20
+"""Things that are wrong with one request and named."""
+_DRAINED = 8
+"""So many times the most that a body may have is read, and thrown away."""
+
+
+class Refusal(HTTPException):
+    """A request is not answered.
+
+    Args:
+        status: Of HTTP.
+        code: What kind of problem it is.
+        detail: What happened.
+        hint: What to do.
+        wrong: What is wrong with the request, by field.
+        headers: More headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        hint: str | None = None,
+        wrong: Sequence[Wrong] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, detail, dict(headers or {}))
+        self.code, self.hint, self.wrong = code, hint, list(wrong)
+
+
+def install(app: FastAPI, told: Callable[[str], None]) -> None:
+    """Make an application answer every error with a problem.
+
+    Args:
+        app: The application.
+        told: Called with the code of each.
+    """
+
+    def refused(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = getattr(error, "code", _CODES.get(error.status_code, "refused"))
+        wrong = getattr(error, "wrong", None) or None
+        return _response(error.status_code, code, str(error.detail), getattr(error, "hint", None), wrong, error.headers)
+
+    def invalid(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        wrong = [_wrong(one) for one in error.errors()[:_MOST]]
+        detail = f"{wrong[0].where}: {wrong[0].what}" if wrong else "the request is not valid"
+        return _response(422, "invalid-input", detail, "GET /openapi.json describes requests", wrong)
+
+    def failed(_request: Request, _error: Exception) -> Response:
+        return _response(500, "failed", "the request could not be answered", "the server's log says why")
+
+    def _response(
+        status: int,
+        code: str,
+        detail: str,
+        hint: str | None = None,
+        wrong: list[Wrong] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        told(code)
+        title = HTTPStatus(status).phrase
+        problem = Problem(title=title, status=status, code=code, detail=detail, hint=hint, errors=wrong)
+        return Response(
+            problem.model_dump_json(exclude_none=True), status, media_type=MEDIA_TYPE, headers=dict(headers or {})
+        )
+
+    app.add_exception_handler(HTTPException, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, failed)
+
+
+class BodyLimit:
+    """Refuse bodies of more than so many bytes, however they are sent; nothing of what is too much is kept."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count what is received."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen <= self._limit:
+                return message
+            # A client that is still sending would not hear why; one that sends without end need not.
+            while message.get("more_body", False) and seen < _DRAINED * self._limit:
+                message = await receive()
+                seen += len(message.get("body", b""))
+            raise Refusal(413, "too-large", f"the body is longer than {self._limit:,} bytes", hint="send fewer texts")
+
+        await self._app(scope, counted, send)
+
+
+def _wrong(error: Mapping[str, Any]) -> Wrong:
+    location = [part for part in error["loc"] if part != "body"]
+    if error["type"] == "json_invalid":  # where it is, in characters
+        return Wrong(where="body", what=f"not JSON, from character {location[0] if location else 0} on")
+    return Wrong(where=".".join(map(str, location)) or "body", what=str(error["msg"]))

@@ -1,0 +1,94 @@
+"""Results of ``fetch.py``, ``scale.py`` and ``index.py`` as the report shows them, with what was promised for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from results import Result, Row
+
+_ADAPTER_BYTES = 3_500_000
+
+
+def fetched(raw: dict[str, Any]) -> Result:
+    """Return what one adapter out of many costs on the wire."""
+    rows = raw["rows"]
+    result = _result("fetch", f"Fetching one adapter of 3.5 MB out of {raw['adapters']}", raw)
+    for name, row in rows.items():
+        who = "ours" if name.startswith("adaptergit") else "git"
+        facts = {"requests": row["requests"]}
+        result.rows.append(Row("time", who, name, row["seconds"], "s"))
+        result.rows.append(Row("on the wire", who, name, row["bytes"], "bytes", facts=facts))
+    result.rows.sort(key=lambda row: row.group, reverse=True)
+    locked, newest = rows["adaptergit, locked"], rows["adaptergit, newest"]
+    clone, sparse = rows["git clone"], rows["git clone, blobless and sparse"]
+    result.target("bytes on the wire, pinned, against the adapter's", locked["bytes"] / _ADAPTER_BYTES, 1.005, "x")
+    result.target("requests, pinned", locked["requests"], 2, "requests")
+    for name, row in (("pinned", locked), ("newest", newest)):
+        result.target(f"time against a full clone, {name}", row["seconds"] / clone["seconds"], 1 / 50, "x")
+        what = f"time against a blobless sparse clone, {name} and verified"
+        result.target(what, row["seconds"] / sparse["seconds"], 1, "x")
+    again = rows["adaptergit, again"]
+    result.target("again, from the store: requests", again["requests"], 0, "requests")
+    result.target("again, from the store", again["seconds"], 0.010, "s")
+    return result
+
+
+def scaled(raw: dict[str, Any]) -> Result:
+    """Return how publishing and loading grow with the releases of a repository."""
+    sizes = {int(size): row for size, row in raw["sizes"].items()}
+    result = _result("scale", "A repository with many releases", raw)
+    for name, unit in (("publish s", "s"), ("load s", "s"), ("load bytes", "bytes"), ("newest bytes", "bytes")):
+        for size, row in sizes.items():
+            title = name.removesuffix(" s").removesuffix(" bytes")
+            what = {"s": "time", "bytes": "bytes on the wire"}[unit]
+            shown = "load the newest" if title == "newest" else title
+            result.rows.append(Row(f"{size:,} releases", "ours", f"{shown}: {what}", row[name], unit, x=size))
+    least, most = min(sizes), max(sizes)
+    grown = {name: sizes[most][name] / sizes[least][name] for name in ("load bytes", "load s")}
+    result.target(f"bytes with {most:,} releases against {least:,}", grown["load bytes"], 1.005, "x")
+    result.target(f"time with {most:,} releases against {least:,}", grown["load s"], 2, "x")
+    return result
+
+
+def indexed(raw: dict[str, Any]) -> Result:
+    """Return what an index of a given size costs."""
+    result = _result("index", "An index of many releases", raw)
+    names = {
+        "build_seconds": ("build", "s"),
+        "add_seconds": ("add: fetch and make the database", "s"),
+        "update_50_seconds": ("update after 50 changes", "s"),
+        "peak_memory_mib": ("memory", "bytes"),
+        "database_bytes": ("database", "bytes"),
+        "add_bytes": ("add: bytes", "bytes"),
+        "update_50_bytes": ("update after 50 changes: bytes", "bytes"),
+        "resolve_cold_bytes": ("resolve one, nothing there: bytes", "bytes"),
+    }
+    for size in raw["sizes"]:
+        count = size["releases"]
+        for key, (title, unit) in names.items():
+            value = size[key] * 2**20 if key.endswith("mib") else size[key]
+            result.rows.append(Row(f"{count:,} releases", "ours", title, value, unit, x=count))
+        for kind, milliseconds in size["queries_p95_ms"].items():
+            title = f"query, 95th percentile: {kind}"
+            result.rows.append(Row(f"{count:,} releases", "ours", title, milliseconds / 1000, "s", x=count))
+    largest = max(raw["sizes"], key=lambda size: size["releases"])
+    if largest["releases"] < 1_000_000:
+        return result
+    result.target("10⁶ releases: build", largest["build_seconds"], 600, "s")
+    result.target("10⁶ releases: memory", largest["peak_memory_mib"] * 2**20, 2 * 2**30, "bytes")
+    result.target("10⁶ releases: add", largest["add_seconds"], 180, "s")
+    for kind, milliseconds in largest["queries_p95_ms"].items():
+        result.target(f"10⁶ releases: query, 95th percentile, {kind}", milliseconds / 1000, 0.010, "s")
+    result.target("10⁶ releases: update after 50 changes", largest["update_50_seconds"], 10, "s")
+    result.target("10⁶ releases: update after 50 changes, bytes", largest["update_50_bytes"], 2_000_000, "bytes")
+    result.target("10⁶ releases: resolve one, nothing there", largest["resolve_cold_bytes"], 300_000, "bytes")
+    return result
+
+
+FORMS = {"fetch": fetched, "scale": scaled, "index": indexed}
+
+
+def _result(name: str, title: str, raw: dict[str, Any]) -> Result:
+    result = Result(name, title, raw.get("mode", "full"), {}, date=raw["date"], machine=raw.get("machine", {}))
+    result.versions = raw.get("versions", {})
+    return result

@@ -1,0 +1,199 @@
+"""How the command line behaves whatever the command: near misses, quiet and verbose, colours, completion."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from conftest import Hub, tiny_model
+
+import adaptergit
+from adaptergit.cli import _ALIASES, _COMMANDS, main
+from adaptergit.cli.groups import Group
+from adaptergit.errors import NotFoundError, UsageError
+from adaptergit.publish import publish
+from adaptergit.splice import adapters
+
+Source = Callable[..., Path]
+COMMAND = [sys.executable, "-m", "adaptergit"]
+
+
+def said(*argv: str) -> str:
+    result = CliRunner().invoke(main, list(argv))
+    assert result.exit_code == 2
+    return result.stderr.splitlines()[-1]
+
+
+# --- near misses ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        (["publsh"], "Did you mean 'publish'?"),
+        (["VERIFY"], "Did you mean 'verify'?"),
+        (["index", "ad"], "Did you mean 'add'?"),
+        (["trust", "revok"], "Did you mean 'revoke'?"),
+        (["card", "rendr"], "Did you mean 'render'?"),
+        (["store", "prun"], "Did you mean 'prune'?"),
+        (["bundle", "exprt"], "Did you mean 'export'?"),
+        (["prune"], "Did you mean 'store prune'?"),
+        (["ls"], "Did you mean 'index ls' or 'store ls' or 'trust ls'?"),
+        (["push"], "Did you mean 'publish'?"),
+        (["-q", "downlod"], "No such command 'downlod'."),
+        (["load", "a/b@c", "--refrsh"], "--refresh"),
+    ],
+)
+def test_a_misspelt_command_is_recognised(argv: list[str], meant: str) -> None:
+    assert meant.replace("'", "") in said(*argv).replace("'", "")
+
+
+def test_nothing_is_suggested_for_what_is_like_nothing() -> None:
+    assert said("xyzzy") == "Error: No such command 'xyzzy'."
+
+
+def test_every_group_and_every_alias_is_real() -> None:
+    for name in _COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        assert isinstance(command, Group) is isinstance(command, click.Group)
+    assert set(_ALIASES.values()) <= set(_COMMANDS)
+    assert not set(_ALIASES) & set(_COMMANDS)
+
+
+def test_a_misspelt_adapter_of_a_repository_is_recognised(hub: Hub, source: Source) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    publish(source(folder="b", name="ner-german"), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    with pytest.raises(NotFoundError, match="did you mean 'sst2'"):
+        adaptergit.fetch(f"{hub.url}@sst")
+    with pytest.raises(NotFoundError, match="it has ner-german, sst2"):
+        adaptergit.resolve(f"{hub.url}@qa")
+
+
+def test_misspelt_names_in_a_panel_and_in_a_config_string_are_recognised() -> None:
+    panel = adapters(tiny_model("bert"))
+    panel.add("german", "seq_bn")
+    with pytest.raises(UsageError, match="did you mean 'german'"):
+        panel.active = "germn"
+    with pytest.raises(UsageError, match="adapters: german"):
+        panel.active = "x"
+    with pytest.raises(UsageError, match="did you mean 'seq_bn'"):
+        panel.add("b", "seqbn")
+    with pytest.raises(UsageError, match="did you mean 'reduction_factor'"):
+        panel.add("b", "seq_bn[reduction_facter=4]")
+
+
+def test_a_misspelt_setting_is_recognised(home: Path) -> None:
+    (home / "config").mkdir()
+    (home / "config" / "config.toml").write_text("[base_model]\n")
+    assert "did you mean 'base_models'" in CliRunner().invoke(main, ["load", "a/b@c"]).stderr
+
+
+# --- quiet, verbose ---------------------------------------------------------------------------------------------------
+
+
+def test_quiet_leaves_the_result_alone(hub: Hub, source: Source) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    CliRunner().invoke(main, ["load", f"{hub.url}@sst2"])  # from here on it is in the store
+    loud = CliRunner().invoke(main, ["load", f"{hub.url}@sst2"])
+    quiet = CliRunner().invoke(main, ["--quiet", "load", f"{hub.url}@sst2"])
+    assert "found in the store" not in quiet.stderr
+    assert loud.stderr
+    assert quiet.stdout == loud.stdout
+    assert "error: " in CliRunner().invoke(main, ["-q", "info", "nowhere"]).stderr
+
+
+def test_verbose_says_where_an_error_comes_from() -> None:
+    plain = CliRunner().invoke(main, ["info", "nowhere"])
+    verbose = CliRunner().invoke(main, ["-v", "info", "nowhere"])
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in verbose.stderr
+    assert "local.py" in verbose.stderr
+    assert verbose.stderr.endswith(plain.stderr)
+    assert verbose.exit_code == plain.exit_code == 5
+
+
+# --- colours ----------------------------------------------------------------------------------------------------------
+
+
+def on_a_terminal(*argv: str, **variables: str) -> str:
+    """Run with a terminal for stdout and stderr, and return what it was sent."""
+    outer, inner = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    process = subprocess.Popen(
+        [*COMMAND, *argv], stdout=inner, stderr=inner, stdin=inner, env={**environment, "TERM": "xterm", **variables}
+    )
+    os.close(inner)
+    sent = b""
+    while True:
+        try:
+            block = os.read(outer, 1 << 16)
+        except OSError:  # the other side is closed
+            break
+        if not block:
+            break
+        sent += block
+    os.close(outer)
+    process.wait()
+    return sent.decode()
+
+
+def test_colours_are_for_terminals_and_for_those_who_want_them() -> None:
+    assert "\x1b[31m" in on_a_terminal("info", "nowhere")
+    assert "\x1b[3" not in on_a_terminal("info", "nowhere", NO_COLOR="1")
+    assert "\x1b" not in CliRunner().invoke(main, ["info", "nowhere"]).stderr
+
+
+# --- completion -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> dict[str, str]:
+    """An environment in which adaptergit is on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "adaptergit").write_text(f'#!/bin/sh\nexec {sys.executable} -m adaptergit "$@"\n')
+    (folder / "adaptergit").chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("adaptergit pub", {"publish"}),
+        ("adaptergit card ", {"make", "edit", "validate", "render"}),
+        ("adaptergit export x y --to ", {"vllm", "peft", "adapterhub"}),
+        ("adaptergit load --off", {"--offline"}),
+    ],
+)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_options_and_values(program: dict[str, str], line: str, wanted: set[str]) -> None:
+    script = (
+        'eval "$(adaptergit completion bash)"\n'
+        f"COMP_WORDS=({line.rstrip()}{' ' + chr(39) * 2 if line.endswith(' ') else ''})\n"
+        "COMP_CWORD=$((${#COMP_WORDS[@]} - 1))\n"
+        "_adaptergit_completion adaptergit\nprintf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    done = subprocess.run(["bash", "-c", script], env=program, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == wanted, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_script_for_every_shell(shell: str) -> None:
+    done = CliRunner().invoke(main, ["completion", shell])
+    assert "_ADAPTERGIT_COMPLETE" in done.stdout
+    found = json.loads(CliRunner().invoke(main, ["completion", shell, "--json"]).stdout)
+    assert found == {"shell": shell, "script": done.stdout.removesuffix("\n")}
+    if (path := shutil.which(shell)) is not None and shell != "fish":
+        subprocess.run([path, "-n"], input=done.stdout, text=True, check=True)
+    assert "'powershell'" in said("completion", "powershell")
