@@ -7,6 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
+import transformers
 from conftest import tiny_model
 from hypothesis import HealthCheck, given, settings
 from reference import Reference
@@ -125,6 +126,81 @@ def stacks_updates(tree: Any) -> bool:
         if child and set("li") & set([child] if isinstance(child, str) else child.names())
     ]
     return (isinstance(tree, Stack) and len(low) > 1) or any(map(stacks_updates, tree.children))
+
+
+METHODS = {
+    **ADAPTERS,
+    "compacter": "compacter[phm_dim=2, reduction_factor=4]",
+    "nice": "seq_bn_inv[reduction_factor=4, inv_adapter_reduction_factor=2]",
+    "glow": "seq_bn[reduction_factor=4, inv_adapter=glow, inv_adapter_reduction_factor=2]",
+    "dora": "dora[r=2]",
+    "vera": "vera[r=2]",
+    "dvora": "dvora[r=2]",
+    "gated": "lora[r=2, use_gating=True]",
+    "prefix": "prefix_tuning[prefix_length=3, bottleneck_size=4]",
+    "flat": "prefix_tuning_flat[prefix_length=2]",
+    "loreft": "loreft[r=2, prefix_positions=1, suffix_positions=1]",
+    "direft": "direft[prefix_positions=2]",
+    "mam": "prefix_tuning[prefix_length=1, bottleneck_size=4] | par_bn[reduction_factor=4]",
+}
+alone = st.sampled_from(list(METHODS))
+stacked = st.tuples(alone, alone).filter(lambda pair: pair[0] != pair[1]).map(lambda pair: Stack(*pair))
+
+
+@st.composite
+def trees_of_rows(draw: st.DrawFn) -> Any:
+    """Every row with adapters of its own, at the top or below a Stack."""
+    kind = draw(st.sampled_from([BatchSplit, Parallel, Route, MultiTask]))
+    if kind is Route:
+        return Route(*draw(st.lists(st.none() | alone, min_size=ROWS, max_size=ROWS)))
+    if kind is BatchSplit:
+        sizes = draw(shares(ROWS))
+        tree: Any = BatchSplit(*[draw(alone | stacked) for _ in sizes], batch_sizes=sizes)
+    else:
+        tree = kind(*draw(st.lists(alone | stacked, min_size=2, max_size=2)))
+    return Stack(draw(alone), tree) if draw(st.booleans()) else tree
+
+
+@pytest.fixture(scope="module", params=["bert", "llama", "t5"])
+def methods(request: pytest.FixtureRequest) -> Any:
+    torch.manual_seed(0)
+    small = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 70}
+    t5 = transformers.T5Config(**small, tie_word_embeddings=False)
+    model = transformers.T5Model(t5).eval() if request.param == "t5" else tiny_model(request.param)
+    if request.param == "llama":
+        model.set_attn_implementation("sdpa")  # its eager softmax is in single precision whatever the model is
+    panel = adapters(model.double())
+    for name, config in METHODS.items():
+        panel.add(name, config)
+    with torch.no_grad():
+        for module in map(panel.module, panel.names):
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape) * 0.2)
+    return panel
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tree=trees_of_rows(), tasks=st.lists(st.integers(0, 1), min_size=ROWS, max_size=ROWS), left=st.booleans())
+def test_every_row_is_as_if_its_adapters_were_alone(methods: Any, tree: Any, tasks: list[int], left: bool) -> None:
+    ids = torch.randint(5, 60, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    for row in range(1, ROWS):
+        mask[row, slice(row - 1) if left else slice(LENGTH - row + 1, None)] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if methods.model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids.flip(1)
+    rows, seen = ROWS * copies_of(tree), mask.bool().repeat(copies_of(tree), 1)
+    reference, expected = Reference(methods, tree, tasks), []
+    for row in range(rows):
+        own = {key: value[row % ROWS][None] for key, value in inputs.items()}
+        with methods.using(reference.row(tree, row, rows)), torch.no_grad():
+            expected.append(methods.model(**own)[0])
+    with methods.using(tree, task_ids=tasks), torch.no_grad():
+        found = methods.model(**inputs)[0]
+    if "decoder_input_ids" in inputs:
+        seen = torch.ones_like(seen)
+    assert torch.allclose(found[seen], torch.cat(expected)[seen], atol=1e-8), str(tree)
 
 
 @given(tree=trees())

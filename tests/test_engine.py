@@ -448,9 +448,8 @@ def test_a_value_of_another_type_is_refused(config: str) -> None:
         lambda p: p.average("c", ["a", "b"], [float("inf"), 1], normalize_weights=False),
         lambda p: p.average("c", ["a", "b"], ["x", 1]),
         lambda p: p.activate("a", skip_layers=["0"]),
-        lambda p: p.activate("a", skip_layers=[99]),
         lambda p: p.activate("a", skip_layers=[-1]),
-        lambda p: p.using("a", skip_layers=[2]).__enter__(),
+        lambda p: p.using("a", skip_layers=[-2]).__enter__(),
     ],
 )
 def test_wrong_arguments_change_nothing(bad: Any) -> None:

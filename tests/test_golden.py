@@ -124,15 +124,22 @@ def test_golden_adapters(name: str) -> None:
         flatten(f"head.{number}", answer, seen)
     expected = {key: value for key, value in io.items() if not key.startswith("in.")}
     if why in ("average", "nested", "first only"):
-        got = {"out.last_hidden_state": seen["out.last_hidden_state"]}
-        expected = {"out.last_hidden_state": alone(panel, tree, tasks, inputs)}
-        seen = got
-    elif why == "merge":
-        return  # test_merging compares the merged model with the forward
-    elif why is not None:
+        seen, expected = final(seen), {"out.last_hidden_state": alone(panel, tree, tasks, inputs)}
+    elif why in ("merge", "xmod"):
         assert not agrees(seen, expected, case)
-        return
+        seen, expected = final(seen), {"out.last_hidden_state": alone(panel, tree, tasks, inputs)}
+    elif why == "prompt mask":
+        assert not agrees(seen, expected, case)
+        real = inputs["attention_mask"].bool()
+        seen = {"real": seen["out.last_hidden_state"][:, -real.shape[1] :][real]}
+        expected = {"real": prompted(panel, tree, inputs["input_ids"], real)}
     assert agrees(seen, expected, case), differences(seen, expected)
+    if why == "merge":
+        panel.activate(None)
+        panel.merge(case["active"])
+        with torch.no_grad():
+            merged = {"out.last_hidden_state": panel.host.base(**inputs)[0]}
+        assert agrees(merged, expected, case), differences(merged, expected)
 
 
 @pytest.mark.parametrize("name", cases("peft"))
@@ -175,6 +182,23 @@ def alone(panel: Any, tree: Any, tasks: Any, inputs: dict[str, Any]) -> torch.Te
         return rows_alone(panel, tree, inputs)
     with Reference(panel, tree, tasks, repeated.get("attention_mask")), torch.no_grad():
         return panel.host.base(**{k: v for k, v in repeated.items() if k not in ONLY_FOR_HEADS})[0]
+
+
+def final(seen: dict[str, Any]) -> dict[str, Any]:
+    return {"out.last_hidden_state": seen["out.last_hidden_state"]}
+
+
+def prompted(panel: Any, name: str, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Run DistilBERT's blocks on prompt and tokens of one row at a time, without padding, so without a mask."""
+    (site,) = panel.spliced(name).parts.places.values()
+    prompt, base, rows = next(site.parameters()), panel.host.base, []
+    panel.activate(None)
+    with torch.no_grad():
+        for tokens, kept in zip(ids, real, strict=True):
+            embedded = base.embeddings(tokens[kept][None])
+            output = base.transformer(torch.cat([prompt[None], embedded], 1), attention_mask=None)
+            rows.append(output[0][0, len(prompt) :])
+    return torch.cat(rows)
 
 
 def rows_alone(panel: Any, tree: Any, inputs: dict[str, Any]) -> torch.Tensor:

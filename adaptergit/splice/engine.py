@@ -221,7 +221,8 @@ class Engine:
         needed += ["embeddings"] if any(plan.embeddings is not None for plan in plans) else []
         heads = [head for plan in plans if plan.answer is not None for head in plan.answer.heads.values()]
         needed += ["generate"] if any(plan.copies > 1 for plan in plans) and hasattr(self._model, "generate") else []
-        needed += dict.fromkeys(hooked for head in heads for hooked in getattr(head, "copies", ("answer",)))
+        copied = dict.fromkeys(path for head in heads for path in getattr(head, "copies", ()))
+        needed += [("copy", path) for path in copied] or (["answer"] if heads else [])
         needed += sorted(
             {place for plan in plans for place in plan.places}, key=lambda place: (isinstance(place, Tuned), place.key)
         )
@@ -255,8 +256,8 @@ class Engine:
             return [_Generate(self._model, self).undo]
         if place == "answer":
             return hook_heads(self._model, self._base, self.pooling, self)
-        if isinstance(place, str):
-            return hook_copies(self._model, place, self)
+        if isinstance(place, tuple):
+            return hook_copies(self._model, place[1], self)
         if isinstance(place, Site):
             return self._hook_site(place)
         if isinstance(place, Tuned):

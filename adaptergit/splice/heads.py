@@ -24,6 +24,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.utils.generic import ModelOutput
 
 from adaptergit.errors import ModelError, UsageError
@@ -575,7 +576,7 @@ def static_paths(model: nn.Module) -> tuple[str, ...]:
     What scores tokens is no head of a task, tied to the embedding or not.
     """
     base = base_of(model)
-    if base is model:
+    if base is model or type(model).__name__ in MODEL_MAPPING_NAMES.values():  # DINOv3's base has a base
         return ()
     tied = {id(p) for p in base.parameters()}
     scoring = getattr(model, "get_output_embeddings", lambda: None)()

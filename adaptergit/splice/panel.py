@@ -627,11 +627,9 @@ class Panel(Inventory):
         task_ids: Sequence[int] | torch.Tensor | None,
         embeddings: str | None,
     ) -> Plan:
-        strange = [index for index in skip if type(index) is not int or not 0 <= index < self.anatomy.blocks]
+        strange = [index for index in skip if type(index) is not int or index < 0]
         if strange:
-            raise UsageError(
-                f"there is no block {strange[0]!r} to skip", hint=f"blocks: 0 to {self.anatomy.blocks - 1}"
-            )
+            raise UsageError(f"{strange[0]!r} is no number of a block", hint=f"blocks: 0 to {self.anatomy.blocks - 1}")
         chosen = embeddings or self._embeddings_of(composition)
         acting = None if chosen is None else self.embeddings_module(chosen)
         answer = self._answer(composition, head)

@@ -285,7 +285,7 @@ def _rehearse(model: nn.Module, inputs: Mapping[str, Any], found: Sequence[Found
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.numel() == other.numel() and torch.allclose(
-        one.float().view(-1), other.float().reshape(-1), rtol=1e-2, atol=1e-2 * float(one.abs().max())
+        one.float().reshape(-1), other.float().reshape(-1), rtol=1e-2, atol=1e-2 * float(one.abs().max())
     )
 
 
