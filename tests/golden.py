@@ -108,13 +108,12 @@ def splice_fusion(panel: Any, folder: Path) -> None:
     tensors = tensors_of(folder, "model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin")
     name, config, renamed = translate_fusion(raw, tensors, panel.host)
     modules = {}
-    for site in panel.anatomy.sites:
+    for site in panel.branches_of(raw["adapter_names"]):
         own = {k.removeprefix(f"{site.key}."): v for k, v in renamed.items() if k.startswith(f"{site.key}.")}
-        if own or any(site in panel.spliced(child).parts.places for child in raw["adapter_names"]):
-            module = Fusion(config, panel.host.width(site))
-            fresh = {"temperature": module.temperature} if config.temperature else {}
-            module.load_state_dict(own | fresh)
-            modules[site] = module
+        module = Fusion(config, panel.host.width(site))
+        fresh = {"temperature": module.temperature} if config.temperature else {}
+        module.load_state_dict(own | fresh)
+        modules[site] = module
     panel.insert_fusion(name, config, modules, raw["adapter_names"])
 
 

@@ -20,7 +20,14 @@ from packaging.version import InvalidVersion, Version
 from torch import nn
 
 from adaptergit.errors import ModelError, PackageError, UsageError
-from adaptergit.formats.adapterhub_sites import PLUGGED_IN, as_adapters_has_it, block_numbers, old_path
+from adaptergit.formats.adapterhub_sites import (
+    PLUGGED_IN,
+    as_adapters_has_it,
+    block_numbers,
+    is_pair,
+    old_path,
+    rescaling,
+)
 from adaptergit.formats.files import Folder
 from adaptergit.splice.anatomy import branch_and_role
 from adaptergit.splice.config import MethodConfig, config_from_dict, parse_config
@@ -136,6 +143,12 @@ def translate(
 
     host = as_adapters_has_it(host)
     config = translate_config(raw, tensors, host, where)
+    if any(".crossattention.output.adapters." in key for key in tensors):
+        config = _crossing(config)
+    if getattr(getattr(host.base, "config", None), "model_type", "") == "whisper" and any(
+        isinstance(part, Bottleneck) and part.inv_adapter for part in _parts_of(config)
+    ):
+        raise ModelError("adapters puts Whisper's invertible adapters behind the encoder: they invert nothing there")
     renamed = _rename(tensors, config, host, where)
     if isinstance(config, Union):
         renamed = _number(renamed, config, host, where)
@@ -312,18 +325,28 @@ def _translate_key(
     if match := _LORA.fullmatch(key):
         return _lora_key(match, tensor, config, host, where)
     if match := _INVERTIBLE.fullmatch(key):
-        return f"embedding.{match['part']}", tensor
+        return f"embedding.{match['part']}", tensor * rescaling(match["part"], host)
     if match := _SHARED.fullmatch(key):
         return f"shared.{match['part']}", tensor
     if _PROMPT.fullmatch(key):
         return "prompt.prompt_embedding", tensor
     if match := _PREFIX.fullmatch(key):
-        return f"shared.{_group(match['group'], host)}.{match['part']}", tensor
+        group = _group(match["group"], host)
+        if group == "self_prefix" and is_pair(host) and match["place"].startswith("encoder."):
+            group = "encoder_prefix"
+        return f"shared.{group}.{match['part']}", tensor
     if match := _GATE.fullmatch(key):
         block, tail = _block(match["place"], host, where)
         branch = branch_and_role(f"{tail}.q")[0]
         return f"blocks.{block}.{branch}.prefix.gate.{match['part']}", tensor
     raise ModelError(f"the tensor {key} belongs to no place of this model", where=where)
+
+
+def _crossing(config: MethodConfig) -> MethodConfig:
+    """Models of BERT's kind have attention adapters behind cross-attention too, whatever ``cross_adapter`` says."""
+    if isinstance(config, Union):
+        return Union(tuple(map(_crossing, config.configs)))
+    return replace(config, cross_adapter=True) if isinstance(config, Bottleneck) and config.mh_adapter else config
 
 
 def _parts_of(config: MethodConfig) -> tuple[MethodConfig, ...]:

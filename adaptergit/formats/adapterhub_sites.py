@@ -6,6 +6,7 @@ block's norm from the last block (adapters 1.3.0, ``init_bottleneck``); what was
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -56,7 +57,7 @@ def block_numbers(host: Host) -> list[int]:
     stacks = list(dict.fromkeys(host.stack_of(path) for path in paths))
     order = sorted(stacks, key=lambda stack: (not stack.startswith("text"), stacks.index(stack)))
     start, starts = 0, {}
-    pair = getattr(getattr(host.base, "config", None), "model_type", "") == "encoder-decoder"
+    pair = is_pair(host)
     for stack in order:
         starts[stack] = 0 if pair else start
         start += sum(host.stack_of(path) == stack for path in paths)
@@ -67,6 +68,23 @@ def block_numbers(host: Host) -> list[int]:
         numbers.append(starts[stack] + seen.get(stack, 0))
         seen[stack] = seen.get(stack, 0) + 1
     return numbers
+
+
+def is_pair(host: Host) -> bool:
+    """Tell whether a model is two models of other kinds, one encoding and one decoding."""
+    return getattr(getattr(host.base, "config", None), "model_type", "") == "encoder-decoder"
+
+
+def rescaling(part: str, host: Host) -> float:
+    """Return what a tensor of an invertible adapter (``F.0.weight``) is multiplied by when it comes from the library.
+
+    In Gemma 2 it acts before the embedding is scaled by √hidden, which transformers 5 does inside the embedding: with
+    ``n`` the scale, ``n (x + F(y))`` is ``nx + F'(ny)``.
+    """
+    if getattr(getattr(host.base, "config", None), "model_type", "") != "gemma2":
+        return 1.0
+    scale = math.sqrt(host.hidden_size)
+    return {"0.weight": 1 / scale, "0.bias": 1.0}.get(part[2:], scale)
 
 
 def block_number(host: Host, index: int) -> int:

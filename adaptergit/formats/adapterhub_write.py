@@ -19,7 +19,7 @@ from torch import nn
 from adaptergit.errors import UsageError
 from adaptergit.formats.adapterhub import CONFIG, FUSION_CONFIG, FUSION_WEIGHTS, WEIGHTS
 from adaptergit.formats.adapterhub_heads import HEAD_CONFIG, HEAD_WEIGHTS
-from adaptergit.formats.adapterhub_sites import as_adapters_has_it, block_number, old_path
+from adaptergit.formats.adapterhub_sites import as_adapters_has_it, block_number, old_path, rescaling
 from adaptergit.formats.folders import SETUP
 from adaptergit.splice.anatomy import Projection, Site
 from adaptergit.splice.composition import Average, Composition, Fuse
@@ -189,6 +189,13 @@ def _config(config: MethodConfig, host: Host) -> dict[str, Any]:
     if isinstance(config, Bottleneck):
         fields.pop("inv_adapter_undo")
         fields["scaling"] = float(config.scaling) if isinstance(config.scaling, int | float) else config.scaling
+        kind = getattr(getattr(host.base, "config", None), "model_type", "")
+        crossing = any(site.branch == "cross_attention" for site in host.sites)
+        if kind in _LIKE_BERT and crossing and config.mh_adapter != config.cross_adapter:
+            raise UsageError(
+                f"in {kind} models, adapters has attention adapters behind cross-attention too",
+                hint="set mh_adapter and cross_adapter alike",
+            )
         if config.inv_adapter == "glow":
             raise UsageError("adapters cannot run GLOW adapters")
         return fields
@@ -277,7 +284,7 @@ def _one(
         yield f"{_old(place.path, kind)}.loras.{name}.{names.get(part, part)}", value
     elif isinstance(place, Embedding):
         stack = "encoder." if kind in _LIKE_T5 or kind in ("bart", "mbart", "plbart", "whisper") else ""
-        yield f"{stack}invertible_adapters.{name}.{part}", tensor
+        yield f"{stack}invertible_adapters.{name}.{part}", tensor / rescaling(part, host)
     elif isinstance(place, BlockOutput):
         yield from _reft(place, module, part, tensor, name, kind)
     elif isinstance(place, Attention):
@@ -297,7 +304,8 @@ def _location(site: Site, host: Host, kind: str) -> str:
         order = [one.branch for one in host.sites if one.block == site.block]
         return f"{block}.layer.{order.index(site.branch)}"
     if kind in _LIKE_BERT:
-        return f"{block}.{'attention.output' if site.branch == 'attention' else 'output'}"
+        tails = {"attention": "attention.output", "cross_attention": "crossattention.output"}
+        return f"{block}.{tails.get(site.branch, 'output')}"
     names = {"attention": "attention_adapters", "cross_attention": "cross_attention_adapters"}
     tail = names.get(site.branch, "output_adapters")
     if kind == "albert" and site.branch == "attention":

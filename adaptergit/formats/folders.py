@@ -150,12 +150,10 @@ def _fusion(panel: Panel, folder: Folder, name: str | None) -> Loaded:
     tensors = folder.tensors(FUSION_WEIGHTS, "pytorch_model_adapter_fusion.bin")
     own, config, renamed = translate_fusion(raw, tensors, panel.host, str(folder))
     children = [str(child) for child in raw.get("adapter_names") or own.split(",")]
-    acting = [panel.spliced(child).parts.places for child in children if child in panel]
     with torch.device("meta"):
         modules: dict[Place, Fusion] = {
             site: Fusion(config, panel.host.width(site))
-            for site in panel.anatomy.sites
-            if any(site in places for places in acting)
+            for site in panel.branches_of(child for child in children if child in panel)
         }
     if config.temperature:  # it is not stored there: it starts again
         renamed |= {f"{site.key}.temperature": torch.tensor(HOTTEST) for site in modules}

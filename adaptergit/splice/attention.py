@@ -43,9 +43,9 @@ class Binding:
 
 def bind(module: nn.Module, binding: Binding) -> Undo:
     """Make an attention module ask ``binding`` for its prefix; return what undoes it."""
-    names = projected_by_itself(module)
-    if names is not None:
-        return _ByProjections(module, binding, *names).undo
+    way = own_way(module)
+    if way is not None:
+        return way(module, binding).undo
     from transformers import AttentionInterface
 
     AttentionInterface.register(_NAME, _attend)
@@ -175,21 +175,26 @@ def _function(module: nn.Module, name: str | None) -> Callable[..., Any]:
 # Attentions that compute everything themselves, and take as many keys as their projections give.
 _KEY_VALUE = (("key_proj", "value_proj"), ("key", "value"), ("k", "v"))
 # Only these: others of transformers 4 reshape by the length of the input, turn keys by their position or hash them.
-_BY_ITSELF = re.compile(
+_PROJECTING = re.compile(
     r"((Bert|BertGeneration|BlipText|Camembert|Data2VecText|Electra|Ernie|RemBert|RoCBert|Roberta|RobertaPreLayerNorm"
     r"|Tapas|VisualBert|XLMRoberta|XLMRobertaXL)(Sdpa)?Self|T5|MT5|UMT5)Attention"
 )
+_SCORING = re.compile(r"(GPTJ|CodeGen)Attention")
 
 
-def projected_by_itself(module: nn.Module) -> tuple[str, str] | None:
-    """Return the names of the key and value projections of an attention that computes everything itself in a known way.
+def own_way(module: nn.Module) -> Callable[[nn.Module, Binding], _Own] | None:
+    """Return how to bind an attention that computes everything itself, in a way that is known; None: another.
 
-    These are DeBERTa-v2's, and those of BERT's and T5's kind in transformers 4.
+    These are DeBERTa's, GPT-J's, and in transformers 4 those of BERT's and T5's kind.
     """
-    disentangled = hasattr(module, "disentangled_attention_bias")
-    old = _BY_ITSELF.fullmatch(type(module).__name__) and _major_version() < 5
-    names = next((pair for pair in _KEY_VALUE if all(hasattr(module, name) for name in pair)), None)
-    return names if disentangled or old else None
+    kind = type(module).__name__
+    if _SCORING.fullmatch(kind):
+        return _ByScores
+    if hasattr(module, "disentangled_att_bias"):
+        return _ByOneProjection
+    if hasattr(module, "disentangled_attention_bias") or (_PROJECTING.fullmatch(kind) and _major_version() < 5):
+        return _ByProjections
+    return None
 
 
 def _major_version() -> int:
@@ -198,25 +203,61 @@ def _major_version() -> int:
     return int(transformers.__version__.partition(".")[0])
 
 
-class _ByProjections:
-    """Longer keys and values out of the projections, a wider mask, and a relative bias that knows of the prefix."""
+class _Own:
+    """Methods of a module that stand in for its class's, and hooks."""
 
-    def __init__(self, module: Any, binding: Binding, key: str, value: str) -> None:
-        self.module, self.binding = module, binding
-        self.local = threading.local()
-        biases = {"disentangled_attention_bias": self.bias, "compute_bias": self.relative}
-        self.biases = {name: own for name, own in biases.items() if hasattr(module, name)}
-        hooks = ((getattr(module, key), self.keys), (getattr(module, value), self.values))
-        self.hooks = [before(module, self.begin), *(after(layer, hook) for layer, hook in hooks)]
-        for name, own in self.biases.items():
+    def __init__(self, module: Any, binding: Binding, methods: dict[str, Any], hooks: list[Undo]) -> None:
+        self.module, self.binding, self.local = module, binding, threading.local()
+        self.hooks, self.methods = hooks, {name: own for name, own in methods.items() if hasattr(module, name)}
+        for name, own in self.methods.items():
             setattr(module, name, own)
 
     def undo(self) -> None:
         """Give the module back as it was."""
         for take_away in self.hooks:
             take_away()
-        for name in self.biases:
+        for name in self.methods:
             delattr(self.module, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "local"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.local = threading.local()
+
+
+class _ByScores(_Own):
+    """Longer keys and values where they are scored: GPT-J's and CodeGen's."""
+
+    def __init__(self, module: Any, binding: Binding) -> None:
+        super().__init__(module, binding, {"_attn": self.score}, [])
+
+    def score(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *others: Any,
+    ) -> Any:
+        """Score (batch, heads, seq, size) with the prefix in front."""
+        prefix, score = self.binding(), type(self.module)._attn
+        if prefix is None or prefix.keys is None or prefix.values is None:
+            return score(self.module, query, key, value, attention_mask, *others)
+        keys = torch.cat([prefix.keys.to(key.dtype), key], dim=2)
+        values = torch.cat([prefix.values.to(value.dtype), value], dim=2)
+        return score(self.module, query, keys, values, widen(attention_mask, prefix, query, key, False), *others)
+
+
+class _ByProjections(_Own):
+    """Longer keys and values out of the projections, a wider mask, and a relative bias that knows of the prefix."""
+
+    def __init__(self, module: Any, binding: Binding) -> None:
+        key, value = next(pair for pair in _KEY_VALUE if all(hasattr(module, name) for name in pair))
+        methods = {"disentangled_attention_bias": self.bias, "compute_bias": self.relative}
+        projections = after(getattr(module, key), self.keys), after(getattr(module, value), self.values)
+        super().__init__(module, binding, methods, [before(module, self.begin), *projections])
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Ask for the prefix and widen the mask (…, keys)."""
@@ -271,9 +312,50 @@ class _ByProjections:
         bias: torch.Tensor = type(self.module).disentangled_attention_bias(self.module, query, key[:, length:], *args)
         return F.pad(bias, (length, 0))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "local"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.local = threading.local()
+class _ByOneProjection(_Own):
+    """More rows out of DeBERTa's one projection; their queries are taken away again."""
+
+    def __init__(self, module: Any, binding: Binding) -> None:
+        hooks = [before(module, self.begin), after(module.in_proj, self.project), after(module, self.end)]
+        super().__init__(module, binding, {"disentangled_att_bias": self.bias}, hooks)
+
+    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Ask for the prefix and widen the mask (batch, 1, queries, keys), of ones and zeros."""
+        self.local.prefix = prefix = self.binding()
+        if prefix is None or prefix.keys is None:
+            return args, kwargs
+        mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
+        wide = F.pad(mask, (prefix.length, 0, prefix.length, 0), value=1)
+        if prefix.counts is not None:
+            wide = wide.expand(len(prefix.counts), *wide.shape[1:]).clone()
+            wide[..., : prefix.length] *= prefix.counts[:, None, None, :].to(wide.dtype)
+        if "attention_mask" in kwargs:
+            return args, {**kwargs, "attention_mask": wide}
+        return (args[0], wide, *args[2:]), kwargs
+
+    def project(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        """Put rows in front of queries, keys and values, which every head has side by side: (batch, seq, 3 hidden)."""
+        prefix = getattr(self.local, "prefix", None)
+        if prefix is None or prefix.keys is None:
+            return output
+        keys = prefix.keys.transpose(1, 2)
+        # The bias is not the prefix's, but added to every row.
+        values = prefix.values.transpose(1, 2) - self.module.v_bias.view(1, 1, keys.shape[2], keys.shape[3])
+        rows = torch.cat([torch.zeros_like(keys), keys, values], dim=-1)
+        return torch.cat([rows.flatten(2).to(output.dtype), output], dim=1)
+
+    def bias(self, query: torch.Tensor, key: torch.Tensor, *args: Any) -> torch.Tensor:
+        """Return the bias of the tokens, and none for the prefix."""
+        prefix = getattr(self.local, "prefix", None)
+        length = 0 if prefix is None or prefix.keys is None else prefix.length
+        made = type(self.module).disentangled_att_bias(self.module, query[:, :, length:], key[:, :, length:], *args)
+        return F.pad(made, (length, 0, length, 0)) if isinstance(made, torch.Tensor) else made
+
+    def end(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """Take away what the rows in front have asked for."""
+        prefix, self.local.prefix = getattr(self.local, "prefix", None), None
+        if prefix is None or prefix.keys is None:
+            return output
+        context, scores = output
+        return context[:, prefix.length :], None if scores is None else scores[:, :, prefix.length :]

@@ -277,7 +277,7 @@ class Engine:
                 undo.append(before(head, _Unembed(self, place), with_kwargs=False, prepend=True))
             return undo
         if isinstance(place, Prompt):
-            return [after(module, _Leave(self, place))] if place.path else []
+            return [before(module, _own_mask), after(module, _Leave(self, place))] if place.path else []
         assert isinstance(place, Attention)
         relative = self._relative(place)
         remember: list[Any] = [_Remember(self, place, _INPUT + place.key)]
@@ -660,6 +660,14 @@ def _make_room(
     if mask is not None:
         named["attention_mask"] = _widen(mask, length, 1)
     return named
+
+
+def _own_mask(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Give embeddings that clear padding (DeBERTa's) the mask of their tokens, without the prompt's."""
+    mask, given = kwargs.get("mask"), first_tensors(args, {k: v for k, v in kwargs.items() if k != "mask"})
+    if not isinstance(mask, torch.Tensor) or not given:
+        return None
+    return args, {**kwargs, "mask": mask[:, -given[0].shape[1] :]}
 
 
 def _prompt_length(node: Any) -> int:

@@ -86,6 +86,11 @@ class HeadCall:
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         ids = self.inputs.get("input_ids")
         if self.pooling == "eos" and isinstance(ids, torch.Tensor):
+            if ids.shape[1] > hidden.shape[1]:
+                raise ModelError(
+                    f"the head reads the decoder where input_ids end, and it was given {hidden.shape[1]} positions",
+                    hint="pass decoder_input_ids as long as input_ids: the same tokens, shifted right",
+                )
             marks = ids.eq(self.config.eos_token_id).long()
             positions = torch.arange(ids.shape[1], device=ids.device)
             return hidden[rows, (marks * positions).argmax(dim=1)]

@@ -261,6 +261,15 @@ class Inventory:
         self._heads[name] = config
         self._sidecar.passengers[_key(name, ":head")] = module
 
+    def branches_of(self, names: Iterable[str]) -> list[Site]:
+        """Return the branches where any of some adapters acts, in the model's order.
+
+        What a checkpoint of ``adapters`` brings may act at other modules than the anatomy's.
+        """
+        order = {site.key: number for number, site in enumerate(self.anatomy.sites)}
+        found = {p for name in names for p in self.spliced(name).parts.places if isinstance(p, Site)}
+        return sorted(found, key=lambda site: order.get(site.key, len(order)))
+
     def insert_fusion(
         self,
         name: str,

@@ -124,13 +124,11 @@ class Panel(Inventory):
         fuse = listed if isinstance(listed, Fuse) else Fuse(*(child.strip() for child in listed), name=name)
         wanted = fusion_config(config)
         modules: dict[Place, Fusion] = {}
-        for place in self.anatomy.sites:
-            present = [place in self.spliced(child).parts.places for child in fuse.names()]
-            if any(present) and not all(present):
+        for place in self.branches_of(fuse.names()):
+            if not all(place in self.spliced(child).parts.places for child in fuse.names()):
                 raise UsageError(f"not all of {fuse.key} act at {place.key}", hint="fuse adapters of one configuration")
-            if any(present):
-                modules[place] = Fusion(wanted, self.host.width(place))
-                modules[place].reset_parameters()
+            modules[place] = Fusion(wanted, self.host.width(place))
+            modules[place].reset_parameters()
         if not modules:
             raise UsageError(f"{fuse.key}: AdapterFusion is defined for bottleneck adapters")
         self.insert_fusion(fuse.key, wanted, modules, fuse.names())

@@ -7,6 +7,7 @@ Every place has an architecture-free key, which the names of tensors start with.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from torch import nn
 
 from adaptergit.errors import ModelError
 from adaptergit.splice.anatomy import Anatomy, Projection, Site, base_of, features_of, is_linear, projections_of
-from adaptergit.splice.attention import projected_by_itself
+from adaptergit.splice.attention import own_way
 from adaptergit.splice.families import Branch
 
 
@@ -237,13 +238,13 @@ class Host:
             yield BlockOutput(index, path)
 
     def stack_of(self, path: str) -> str:
-        """Return the path of the list a block is in: blocks of one stack share it."""
-        return path.rpartition(".")[0]
+        """Return the path of the list a block is in, without numbers: blocks of one stack share it, and groups do."""
+        return re.sub(r"\.\d+(?=\.|$)", "", path.rpartition(".")[0])
 
 
 def uses_attention_function(module: nn.Module) -> bool:
     """Tell whether a module calls the function that its configuration names (``ALL_ATTENTION_FUNCTIONS``)."""
-    if projected_by_itself(module) is not None:
+    if own_way(module) is not None:
         return True
     if getattr(module, "config", None) is None:
         return False

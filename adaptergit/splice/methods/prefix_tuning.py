@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
 from adaptergit.errors import ModelError
-from adaptergit.splice.attention import projected_by_itself
+from adaptergit.splice.attention import own_way
 from adaptergit.splice.config import MethodConfig, register, register_preset
 from adaptergit.splice.layers import activation, require_counts, require_one_of, require_shares
 from adaptergit.splice.places import Attention, Parts
@@ -71,7 +71,7 @@ class PrefixTuning(MethodConfig):
             group = self._group(attention, host)
             if group is not None and attention.block not in self.leave_out:
                 module = host.module(attention.path)
-                if self.positions == "before" and projected_by_itself(module) and hasattr(module, "compute_bias"):
+                if self.positions == "before" and own_way(module) and hasattr(module, "compute_bias"):
                     raise ModelError(
                         "this prefix takes positions, which needs transformers 5 here", where=attention.path
                     )
@@ -93,7 +93,8 @@ class PrefixTuning(MethodConfig):
 
     def _group(self, place: Attention, host: Host) -> str | None:
         """Name the kind of attention, or None if the configuration leaves it out."""
-        stacks = list(dict.fromkeys(host.stack_of(path) for path in host.anatomy.block_paths))
+        widths = {site.block: host.width(site) for site in host.sites}
+        stacks = [(host.stack_of(path), widths.get(i)) for i, path in enumerate(host.anatomy.block_paths)]
         crossing = {
             host.stack_of(host.anatomy.block_paths[s.block]) for s in host.sites if s.branch == "cross_attention"
         }
@@ -102,7 +103,7 @@ class PrefixTuning(MethodConfig):
         stack = host.stack_of(host.anatomy.block_paths[place.block])
         if crossing and stack not in crossing:
             return "encoder_prefix" if self.encoder_prefix else None
-        number = 0 if crossing else stacks.index(stack)
+        number = 0 if crossing else list(dict.fromkeys(stacks)).index(stacks[place.block])
         return "self_prefix" if not number else f"self_prefix{number + 1}"
 
     def initialise(self, parts: Parts, host: Host, generator: torch.Generator | None) -> None:

@@ -54,8 +54,11 @@ class PromptTuning(MethodConfig):
         behind = isinstance(embeddings, nn.Module) and not self.before_positions and embeddings is not lookup
         if not behind and not {"input_ids", "inputs_embeds"} & set(inspect.signature(host.base.forward).parameters):
             raise ModelError(f"{type(host.base).__name__} is given no tokens: there is no place for a prompt")
-        width = getattr(lookup, "embedding_dim", host.hidden_size)
-        parts.put(Prompt("embeddings" if behind else ""), PromptSite(self, host.hidden_size if behind else width))
+        # Behind the embedding layer, ELECTRA's and ALBERT's are still as narrow as its last norm.
+        norm = getattr(getattr(embeddings, "LayerNorm", None), "weight", None) if behind else None
+        width = len(norm) if norm is not None else host.hidden_size
+        width = width if behind else getattr(lookup, "embedding_dim", host.hidden_size)
+        parts.put(Prompt("embeddings" if behind else ""), PromptSite(self, width))
         return parts
 
     def initialise(self, parts: Parts, host: Host, generator: torch.Generator | None) -> None:
