@@ -123,9 +123,10 @@ def test_golden_adapters(name: str) -> None:
     for number, answer in enumerate(output.get("head_outputs") or ()):
         flatten(f"head.{number}", answer, seen)
     expected = {key: value for key, value in io.items() if not key.startswith("in.")}
+    seen = dict(seen)  # what is run from here on is compared with it
     if why in ("average", "nested", "first only"):
         expected = alone(panel, tree, tasks, inputs)
-    elif why in ("merge", "xmod"):
+    elif why in ("merge", "xmod", "average drops inverse"):
         assert not agrees(seen, expected, case)
         expected = alone(panel, tree, tasks, inputs)
     elif why == "prompt mask":
