@@ -22,7 +22,7 @@ from adaptergit.index.documents import (
     parse_root,
 )
 from adaptergit.index.repository import replace as write
-from adaptergit.index.shards import Known, of_source, parse_shard, rekeyed, unpack
+from adaptergit.index.shards import Known, of_source, parse_shard, unpack
 from adaptergit.index.subscription import (
     Place,
     State,
@@ -30,12 +30,13 @@ from adaptergit.index.subscription import (
     Update,
     database_path,
     fetched_dir,
+    read_late,
     read_state,
     remember,
     speakers,
     trusted_dir,
 )
-from adaptergit.index.updating import MAX_SHARD_BYTES, told_root, updated
+from adaptergit.index.updating import MAX_SHARD_BYTES, judged, told_root, updated
 from adaptergit.locks import exclusively
 from adaptergit.package import canonical
 from adaptergit.reference import expand
@@ -197,8 +198,10 @@ class Client:
             if digest is not None and (data := self._shard(one, digest, offline)) is not None:
                 known = parse_shard(one.name, data, principal)
                 if one.lazy:
-                    self._meet(one, known)
-                found.append(known)
+                    self._meet(one, known, digest)
+                late = read_late(one.name).items()
+                mine = {key.rpartition("@")[2]: at for key, at in late if key.startswith(f"{principal}@")}
+                found.append(replace(known, late=mine))
         return found
 
     def copies(self, principal: str) -> list[str]:
@@ -221,19 +224,21 @@ class Client:
             first = first and not knows
         return found
 
-    def _meet(self, one: Subscription, known: Known) -> None:
-        """Judge the keys of a source that a lazy index meets only now, and remember them.
+    def _meet(self, one: Subscription, known: Known, digest: str) -> None:
+        """Judge what a lazy index says of a source that is met only now, and remember it.
 
         Raises:
-            TrustError: They were changed, and nobody who may signed that.
+            TrustError: Its keys or its releases were changed, and nobody who may sign that.
         """
         principal, now = known.source.repository, datetime.now(UTC)
         with exclusively(cache_dir() / "locks", f"index {one.name}"):
             state = self.state(one.name)
             gone = [each for each in self.revocations() if each.source == f"the index {one.name}"]
-            if (why := rekeyed(known, state.sources.get(principal), self.root(one.name), gone, now)) is not None:
+            before = state.sources.get(principal)
+            _, why = judged(one, known, before, self.root(one.name), gone, now, "")
+            if why is not None:
                 raise TrustError(f"{principal}: {why}", where=f"the index {one.name}")
-            if state.sources.get(principal) != (new := of_source(known.source)):
+            if before != (new := of_source(known.source, digest)):
                 remember(one.name, replace(state, sources={**state.sources, principal: new}))
 
     def revocations(self) -> list[Revocation]:
