@@ -91,6 +91,10 @@ class TransportError(AdaptergitError):
     exit_code = 6
 
 
+class StorageError(TransportError):
+    """The disk of this machine is full or may not be written to: asking somebody else would not help."""
+
+
 class ModelError(AdaptergitError):
     """The adapter and the model do not fit; the model is as it was."""
 

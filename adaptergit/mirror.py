@@ -14,12 +14,13 @@ from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageErro
 from adaptergit.package.names import is_allowed
 from adaptergit.pins import add_pin, known_signers
 from adaptergit.reference import Reference, Source, check_adapter_name, expand
-from adaptergit.resolve import Fetched, fetch, verify
+from adaptergit.resolve import Fetched, fetch, parse_reference, verify
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Seen, Store
 from adaptergit.store.lockfile import read_lock
 from adaptergit.store.mirror import MARK, SIGNERS, Mirrored, add_signers, add_to_mirror, parse_listing
 from adaptergit.trust import AllowedSigner, format_signer, parse_allowed_signers
+from adaptergit.yanks import Answers, ask_for_yanks
 
 _MAX_BUNDLE_FILES = 100_000
 _PARTS = ("releases", "packages")
@@ -60,13 +61,14 @@ def mirror(
         NotFoundError, TransportError, TrustError: A release cannot be had or was refused.
     """
     settings = settings or load_settings()
-    found = _fetched(references, lock, policy, settings)
+    found, answers = _fetched(references, lock, policy, settings)
     if not (isinstance(to, str) and ("://" in to or ":" in to.partition("/")[0])):
-        return _to_folder(expand(to), found, settings)
+        return _to_folder(expand(to), found, settings, answers)
     from adaptergit.git import Remote, push_copies
 
     remote = Remote.of(Source.parse(to), allow_http=settings.allow_http)
-    new = push_copies(remote, [(one.path, one.verdict.manifest) for one in found])
+    copies = [(one.path, one.verdict.manifest) for one in found]
+    new = push_copies(remote, copies, _withdrawn(found, settings, answers))
     return [_copied(one, fresh) for one, fresh in zip(found, new, strict=True)]
 
 
@@ -88,11 +90,11 @@ def export_bundle(
         See :func:`mirror`.
     """
     settings = settings or load_settings()
-    found = _fetched(references, lock, policy, settings)
+    found, answers = _fetched(references, lock, policy, settings)
     file = expand(file)
     with tempfile.TemporaryDirectory(dir=file.resolve().parent, prefix=f".{file.name}.") as folder:
         root = Path(folder) / "bundle"
-        copied = _to_folder(root, found, settings)
+        copied = _to_folder(root, found, settings, answers)
         packed = Path(folder) / "packed"
         with tarfile.open(packed, "w") as archive:
             for path in sorted(path for path in root.rglob("*") if path.is_file()):
@@ -163,21 +165,23 @@ def _brought(path: Path, principals: set[str]) -> list[AllowedSigner]:
 
 def _fetched(
     references: Iterable[str], lock: str | Path | None, policy: str | None, settings: Settings
-) -> list[Fetched]:
-    found = [fetch(reference, policy=policy, settings=settings) for reference in references]
-    if lock is not None:
-        found += [fetch(one.reference, policy=policy, lock=lock, settings=settings) for one in read_lock(lock).values()]
-    if not found:
+) -> tuple[list[Fetched], Answers]:
+    """Fetch and verify everything that is to be copied; ask what of it was withdrawn."""
+    named = [parse_reference(text, settings) for text in references]
+    locked = [] if lock is None else [parse_reference(one.reference, settings) for one in read_lock(lock).values()]
+    if not (named or locked):
         raise UsageError("there is nothing to copy", hint="name references, or a lock file")
-    return found
+    answers = ask_for_yanks([*named, *locked], settings)
+    found = [fetch(one, policy=policy, settings=settings) for one in named]
+    return [*found, *(fetch(one, policy=policy, lock=lock, settings=settings) for one in locked)], answers
 
 
-def _to_folder(root: Path, found: Sequence[Fetched], settings: Settings) -> list[Copied]:
+def _to_folder(root: Path, found: Sequence[Fetched], settings: Settings, answers: Answers) -> list[Copied]:
     if root.exists() and not root.is_dir():
         raise UsageError("this is not a folder", where=str(root))
     if root.is_dir() and any(root.iterdir()) and not (root / MARK).is_file():
         raise UsageError("the folder holds something else than a mirror", where=str(root), hint="choose an empty one")
-    copied, signers = [], known_signers(settings)
+    copied, signers, withdrawn = [], known_signers(settings), _withdrawn(found, settings, answers)
     for one in found:
         manifest = one.verdict.manifest
         fresh = add_to_mirror(
@@ -188,11 +192,26 @@ def _to_folder(root: Path, found: Sequence[Fetched], settings: Settings) -> list
             version=manifest.version,
             digest=one.digest,
             tree=one.tree,
+            yanked=withdrawn.get((manifest.repository, manifest.name)),
         )
         own = [s for s in signers if s.names(manifest.repository) and s.key.fingerprint in one.verdict.signers]
         add_signers(root, [format_signer(replace(s, principals=(manifest.repository,))) for s in own])
         copied.append(_copied(one, fresh))
     return copied
+
+
+def _withdrawn(found: Sequence[Fetched], settings: Settings, answers: Answers) -> dict[tuple[str, str], dict[str, str]]:
+    """Return why publishers have withdrawn what they have, by version, by repository and adapter."""
+    from adaptergit.git import Remote, yank_reason
+
+    marks: dict[tuple[str, str], dict[str, str]] = {}
+    for one in found:
+        manifest, source = one.verdict.manifest, one.reference.source
+        key, versions = (manifest.repository, manifest.name), answers.get((source.publisher, manifest.name))
+        if versions is not None and key not in marks:
+            remote = Remote.of(source, allow_http=settings.allow_http)
+            marks[key] = {v: yank_reason(remote, manifest.name, v, settings.limits) for v in sorted(versions)}
+    return marks
 
 
 def _copied(one: Fetched, new: bool) -> Copied:
@@ -250,7 +269,8 @@ def _listed(folder: Path) -> list[tuple[str, str, Mirrored]]:
     for path in sorted(root.rglob("*.json")):
         principal = path.parent.relative_to(root).as_posix()
         found += [
-            (principal, path.stem, one) for one in parse_listing(path.read_bytes(), str(path.relative_to(folder)))
+            (principal, path.stem, one)
+            for one in parse_listing(path.read_bytes(), str(path.relative_to(folder))).releases
         ]
     return found
 

@@ -3,15 +3,14 @@ unsigned checkpoints in ``known_checkpoints``."""
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 
+from adaptergit.durable import disk_errors, replace_file
 from adaptergit.errors import AdaptergitWarning, NotFoundError, TrustError, UsageError
 from adaptergit.locks import exclusively
 from adaptergit.reference import expand
@@ -217,8 +216,7 @@ def _locked(path: Path) -> AbstractContextManager[None]:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(temporary).replace(path)
+    hint = "make the folder writable, or choose another one with ADAPTERGIT_CONFIG_DIR"
+    with disk_errors("your settings", path, hint):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        replace_file(path, text.encode(), mode=0o600)

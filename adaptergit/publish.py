@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+from adaptergit.durable import scratch
 from adaptergit.errors import ReleaseError, UsageError
 from adaptergit.package import (
     MANIFEST,
@@ -179,7 +179,7 @@ def publish_all(
     with contextlib.ExitStack() as stack:
         drafts: list[_Draft] = []
         for source, card in zip(sources, cards, strict=True):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adaptergit-publish-")))
+            folder = stack.enter_context(scratch())
             head = drafts[-1].plan.branch_commit if drafts and drafts[-1].plan else here.head
             drafts.append(
                 _draft(

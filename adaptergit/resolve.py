@@ -23,6 +23,7 @@ from adaptergit.errors import (
     AdaptergitWarning,
     NotFoundError,
     PackageError,
+    StorageError,
     TransportError,
     TrustError,
     UsageError,
@@ -40,6 +41,7 @@ from adaptergit.store import Known, Seen, Store
 from adaptergit.store.lockfile import lock_id, read_lock
 from adaptergit.trust import ROTATION, AllowedSigner, Change, Past, Policy, SignedRotation, Verdict, evaluate, follow
 from adaptergit.trust.rotation import MAX_ROTATIONS
+from adaptergit.yanks import noted, warn_if_yanked
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,9 @@ def verify(
     """
     check_policy(policy)
     asked = Asked(settings or load_settings(), policy, reference, version, allowed_signers)
-    return verified(Path(path), asked)[0]
+    verdict, _ = verified(Path(path), asked)
+    take_over(verdict, asked.settings)
+    return verdict
 
 
 def parse_reference(ref: str | Reference, settings: Settings) -> Reference:
@@ -230,24 +234,27 @@ def check_policy(policy: str | None) -> None:
 
 
 def verified(path: Path, asked: Asked) -> tuple[Verdict, Card]:
-    """Verify a package folder, tell what there is to warn of, and remember the keys that this brought.
+    """Verify a package folder; remember nothing.
 
     Raises:
         TrustError, PackageError, NotFoundError: See :func:`verify`.
     """
     package = read_package(path, asked.settings.limits)
     verdict = judged(package.manifest_bytes, package.signatures, str(path), asked)
-    card = check_files(package, verdict.manifest, asked.settings.limits)
+    return verdict, check_files(package, verdict.manifest, asked.settings.limits)
+
+
+def take_over(verdict: Verdict, settings: Settings) -> None:
+    """Remember the keys that a verdict brought, and say what a person should know."""
+    if verdict.pin is not None:
+        add_pin(settings, verdict.pin)
+    for signer in verdict.change.added:
+        add_pin(settings, signer)
+    for one in verdict.change.removed:
+        add_revocation(settings, one)
     for warning in verdict.warnings:
         # A registry of its own: told on every load, not once per process, and still under the caller's filters.
         warnings.warn_explicit(warning, AdaptergitWarning, __file__, 1, registry={})
-    if verdict.pin is not None:
-        add_pin(asked.settings, verdict.pin)
-    for signer in verdict.change.added:
-        add_pin(asked.settings, signer)
-    for one in verdict.change.removed:
-        add_revocation(asked.settings, one)
-    return verdict, card
 
 
 def judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, asked: Asked) -> Verdict:
@@ -438,13 +445,10 @@ def _from_store(reference: Reference, pin: Pin | None, store: Store, asked: Aske
         except (PackageError, TrustError, NotFoundError) as error:
             refused[found.version] = error
         else:
+            take_over(verdict, settings)
             tree = found.tree or ""
             known = store.known(reference.source.publisher, reference.adapter)
-            if found.version in known.yanked or found.version in asked.word.yanked(reference.adapter):
-                listed = asked.word.releases(reference.adapter).get(found.version)
-                why = f": {listed[0].yanked}" if listed and listed[0].yanked else " by its publisher"
-                told = f"{reference.adapter} {found.version} was yanked{why}"
-                warnings.warn_explicit(told, AdaptergitWarning, __file__, 1, registry={})
+            warn_if_yanked(reference, found.version, known, asked.word)
             return Fetched(reference, found.version, found.digest, path, tree, card, verdict, True)
         if not offline:
             return None  # damaged, or stored with other signatures: the repository is asked
@@ -459,12 +463,13 @@ def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> 
 
     who, adapter = reference.source.publisher, reference.adapter
     try:
-        listing = released(reference, settings)
+        listing, own = released(reference, settings)
     except TransportError as error:
-        if store.known(who, adapter).fetched:
+        if store.known(who, adapter).fetched and not isinstance(error, StorageError):
             error.hint = "what was fetched before can be loaded with --offline, or offline=True"
         raise
-    yanked = listing.yanked | word.yanked(adapter)
+    # A mirror may not have heard of a yank, and cannot take one back.
+    yanked = listing.yanked | word.yanked(adapter) | (set() if own else set(store.known(who, adapter).yanked))
     versions = tuple(version for version in listing.versions if version not in yanked)
     known = replace(store.known(who, adapter), released=versions, asked=time.time(), yanked=tuple(yanked))
     store.remember(who, adapter, known)
@@ -535,7 +540,9 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, mirrors: tuple[str, ...
             inner = folder / "package"
             inner.mkdir()
             try:
-                tree = way.fetch(inner)
+                got = way.fetch(inner)
+            except StorageError:
+                raise  # nobody else can help
             except (TransportError, NotFoundError) as error:
                 failed.append((way, error))
                 continue
@@ -547,14 +554,23 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, mirrors: tuple[str, ...
                 raise _told(error, way.source, reference, version) from error
             except NotFoundError as error:  # no manifest
                 raise PackageError(error.what, where=way.source) from error
+            new = store.find(verdict.digest) is None
             package = store.add(inner, settings.limits)
+        try:
+            take_over(verdict, settings)
+        except BaseException:  # also a warning that somebody made an error
+            if new:
+                store.remove(package.digest)
+            raise
         who, adapter = reference.source.publisher, reference.adapter
         known, found = store.known(who, adapter), verdict.manifest.version
         before = known.fetched.get(found)
         same = before is not None and before.digest == package.digest
-        seen = Seen(package.digest, tree, before.at if before is not None and same else time.time())
+        seen = Seen(package.digest, got.tree, before.at if before is not None and same else time.time())
+        known = noted(known, found, got.yanked, own=way.kind == "git")
         store.remember(who, adapter, replace(known, fetched={**known.fetched, found: seen}))
-        return Fetched(reference, found, package.digest, package.path, tree, card, verdict, False, way.source)
+        warn_if_yanked(reference, found, known, asked.word)
+        return Fetched(reference, found, package.digest, package.path, got.tree, card, verdict, False, way.source)
     (_, first), *others = failed
     for _, later in others:
         first.add_note(f"then: {later}")

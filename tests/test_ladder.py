@@ -14,6 +14,7 @@ from forge_simulator import Answer, Forge, body, cut_after, endless, slowly, sta
 
 from adaptergit.errors import (
     AdaptergitError,
+    AdaptergitWarning,
     NotFoundError,
     PackageError,
     ReleaseError,
@@ -24,7 +25,7 @@ from adaptergit.errors import (
 from adaptergit.git import GitServer
 from adaptergit.mirror import export_bundle, import_bundle, mirror
 from adaptergit.pins import known_signers
-from adaptergit.publish import publish
+from adaptergit.publish import publish, yank
 from adaptergit.resolve import fetch
 from adaptergit.settings import Limits, Settings, cache_dir, load_settings
 from adaptergit.web.download import Download
@@ -308,6 +309,45 @@ def test_another_repository_as_a_mirror(hub: Hub, source: Source, tmp_path: Path
         settings = Settings(mirrors=(("*", (url,)),))
         found = fetch(f"{hub.url}@sst2", settings=settings)
         assert (found.digest, found.tree) == (published.digest, published.tree)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["git", "static"])
+def test_a_mirror_says_what_was_yanked(hub: Hub, source: Source, tmp_path: Path, kind: str) -> None:
+    release(hub, source())
+    release(hub, source(b"v"), version="1.1.0")
+    references = [f"{hub.url}@sst2=={version}" for version in ("1.0.0", "1.1.0")]
+    bare = tmp_path / "copy.git"
+    git(tmp_path, "init", "-q", "--bare", str(bare))
+    to = bare.as_uri() if kind == "git" else str(tmp_path / "mirror")
+    settings = Settings(mirrors=((PRINCIPAL, (to,)),))
+    mirror(references, to=to)
+    yank("sst2", "1.1.0", reason="trained on the test set", clone=hub.clone)
+    with pytest.warns(AdaptergitWarning, match="yanked"):
+        mirror(references, to=to, settings=Settings(resolution_max_age=0))
+    gone = hub.bare.with_name("gone.git")
+    hub.bare.rename(gone)
+    forget()
+    assert fetch(f"{hub.url}@sst2", settings=settings).version == "1.0.0"
+    gone.rename(hub.bare)
+    yank("sst2", "1.1.0", reason="", clone=hub.clone, undo=True)
+    forget()
+    mirror(references, to=to)
+    hub.bare.rename(gone)
+    forget()
+    assert fetch(f"{hub.url}@sst2", settings=settings).version == "1.1.0"
+
+
+def test_a_yank_that_was_seen_is_not_forgotten_for_a_mirror_that_did_not_see_it(
+    hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    release(hub, source())
+    release(hub, source(b"v"), version="1.1.0")
+    mirror([f"{hub.url}@sst2=={version}" for version in ("1.0.0", "1.1.0")], to=tmp_path / "mirror")
+    yank("sst2", "1.1.0", reason="trained on the test set", clone=hub.clone)
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.0.0"
+    shutil.rmtree(hub.bare)
+    settings = Settings(mirrors=((PRINCIPAL, (str(tmp_path / "mirror"),)),))
+    assert fetch(f"{hub.url}@sst2", refresh=True, settings=settings).version == "1.0.0"
 
 
 def test_a_mirror_that_lies_is_named_and_nobody_else_is_asked(hub: Hub, source: Source, forge: Forge) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,12 @@ from conftest import Hub, git, snapshot
 from test_hub import state
 
 from adaptergit.errors import AdaptergitWarning, NotFoundError, ReleaseError, UsageError
-from adaptergit.lock import lock
+from adaptergit.lock import lock, sync
 from adaptergit.mirror import mirror
 from adaptergit.publish import publish, publish_all, yank
 from adaptergit.resolve import fetch
 from adaptergit.rotate import rotate
+from adaptergit.settings import cache_dir
 from adaptergit.trust import SigningKey
 
 Source = Callable[..., Path]
@@ -157,13 +159,46 @@ def test_a_token_in_the_remotes_address_is_refused_and_not_shown(
     assert "s3cr3t" not in str(caught.value)
 
 
+def test_a_release_that_is_fetched_for_the_first_time_says_that_it_was_yanked(
+    hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    release(hub, source())
+    release(hub, source(b"x"), version="1.0.0.post1")  # begins with the name of the other
+    lock([f"{hub.url}@sst2==1.0.0"], path=tmp_path / "l")
+    yank("sst2", "1.0.0", reason="trained on the test set", clone=hub.clone)
+    warned = AdaptergitWarning, "1.0.0 was yanked"
+
+    def forget() -> None:
+        shutil.rmtree(cache_dir())
+
+    forget()
+    hub.server.reset()
+    with pytest.warns(warned[0], match=warned[1]):
+        assert fetch(f"{hub.url}@sst2==1.0.0").version == "1.0.0"
+    assert len(hub.server.traffic.requests) == 3  # the mark comes with the tag
+    with pytest.warns(warned[0], match=warned[1]):
+        assert fetch(f"{hub.url}@sst2==1.0.0").from_store
+    forget()
+    with pytest.warns(warned[0], match=warned[1]):
+        sync(path=tmp_path / "l")
+    with pytest.warns(warned[0], match=warned[1]):
+        lock(path=tmp_path / "l")
+    forget()
+    assert fetch(f"{hub.url}@sst2==1.0.0.post1").version == "1.0.0.post1"  # a warning would be an error
+    yank("sst2", "1.0.0", reason="", clone=hub.clone, undo=True)
+    lock(path=tmp_path / "l")
+    forget()
+    assert fetch(f"{hub.url}@sst2==1.0.0").version == "1.0.0"
+
+
 def test_yanking_everything_leaves_nothing_to_choose(hub: Hub, source: Source) -> None:
     release(hub, source())
     yank("sst2", "1.0.0", reason="x", clone=hub.clone)
     with pytest.raises(NotFoundError, match=r"final release") as caught:
         fetch(f"{hub.url}@sst2")
     assert "1.0.0 (yanked)" in str(caught.value)
-    assert fetch(f"{hub.url}@sst2==1.0").version == "1.0.0"
+    with pytest.warns(AdaptergitWarning, match="yanked"):
+        assert fetch(f"{hub.url}@sst2==1.0").version == "1.0.0"
 
 
 def test_a_branch_that_may_not_be_pushed_refuses_all(hub: Hub, source: Source) -> None:
@@ -192,4 +227,16 @@ def test_a_copy_on_another_server_is_the_same_release(hub: Hub, source: Source, 
     assert git(bare, "rev-parse", "adapters/sst2/1.0.0^{tree}") == git(
         hub.bare, "rev-parse", "adapters/sst2/1.0.0^{tree}"
     )
+    assert git(bare, "fsck", "--strict") == ""
+
+
+def test_an_empty_repository_of_the_other_object_format_becomes_a_mirror(
+    hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    release(hub, source())
+    bare = tmp_path / "copy.git"
+    subprocess.run(["git", "init", "-q", "--bare", "--object-format=sha256", str(bare)], check=True)
+    assert [one.new for one in mirror([f"{hub.url}@sst2"], to=bare.as_uri())] == [True]
+    assert [one.new for one in mirror([f"{hub.url}@sst2"], to=bare.as_uri())] == [False]
+    assert len(git(bare, "rev-parse", "adapters/sst2/1.0.0")) == 64
     assert git(bare, "fsck", "--strict") == ""

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from adaptergit.errors import TransportError
+from adaptergit.errors import StorageError, TransportError
 
 _CONFIG = (
     "core.hooksPath=/dev/null",
@@ -72,6 +72,7 @@ _KEPT = re.compile(
     r"GIT_(AUTHOR|COMMITTER)_(NAME|EMAIL|DATE)|GIT_SSH(_COMMAND|_VARIANT)?|GIT_EXEC_PATH|GIT_SSL_CA(INFO|PATH)|GIT_PYTHON_.*"
 )
 _KEPT_IN_CLONES = re.compile(r"GIT_CONFIG_(GLOBAL|SYSTEM|NOSYSTEM)")
+_DISK = re.compile(r"No space left on device|Disk quota exceeded|Read-only file system")
 _SECRETS = re.compile(r"(?i)(https?://)[^/@\s]+@")
 
 
@@ -130,7 +131,7 @@ class Git:
             hint = "check the network, or try again later"
             raise TransportError(f"git {arguments[0]}: no end within {timeout:.0f} s", hint=hint)
         if status != 0:
-            failure = _failure(arguments, said, status)
+            failure = _failure(arguments, said, status, self.directory)
             if max_file_bytes is not None and self._is_full(max_file_bytes):
                 failure.what = f"the server sent more than the limit allows ({failure.what})"
             raise failure
@@ -339,7 +340,7 @@ class _Tail:
         return self._kept.decode("utf-8", "replace")
 
 
-def _failure(arguments: Sequence[str], errors: str, status: int) -> TransportError:
+def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path) -> TransportError:
     # What a server says is somebody else's text: it must not drive the terminal.
     plain = "".join(char if char.isprintable() or char == "\n" else " " for char in errors)
     said = _SECRETS.sub(r"\1***@", plain.strip())
@@ -354,6 +355,7 @@ def _failure(arguments: Sequence[str], errors: str, status: int) -> TransportErr
         hint = "connect once with ssh to see and accept the server's key"
     elif "Could not resolve host" in said or "Connection refused" in said or "Could not connect" in said:
         hint = "check the address and the network"
-    elif "No space left" in said:
-        hint = "free some space, or move the store with ADAPTERGIT_CACHE_DIR"
+    elif any(_DISK.search(line) for line in lines if not line.startswith("remote:")):
+        hint = "free some space; ADAPTERGIT_CACHE_DIR moves the store, TMPDIR what is written in between"
+        return StorageError(f"git {arguments[0]}: {what}", where=str(directory), hint=hint)
     return TransportError(f"git {arguments[0]}: {what}", hint=hint)

@@ -18,7 +18,7 @@ from adaptergit.package import MANIFEST, File, Manifest
 from adaptergit.package.folder import MODEL_SIGNATURE, check_sizes, read_bounded, signature_names
 from adaptergit.package.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
 from adaptergit.reference import HUB, Reference, Source
-from adaptergit.resolve import Asked, Fetched, history, judged, verified
+from adaptergit.resolve import Asked, Fetched, history, judged, take_over, verified
 from adaptergit.store import Seen
 
 _MAX_SMALL = 128 * 1024
@@ -46,6 +46,7 @@ def fetch_package(one: Wanted, found: Found) -> Fetched:
             found.save(file.path, inner)
         fetched = accepted_package(one, inner, manifest, found.hub.endpoint)
         package = one.store.add(inner, limits)
+    take_over(fetched.verdict, one.settings)
     who, name = one.reference.principal, manifest.name
     known = one.store.known(who, name)
     before = known.fetched.get(manifest.version)
@@ -60,7 +61,7 @@ def fetch_package(one: Wanted, found: Found) -> Fetched:
 
 
 def accepted_package(one: Wanted, path: Path, manifest: Manifest, served_by: str) -> Fetched:
-    """Verify every byte of a package folder, for this reference."""
+    """Verify every byte of a package folder, for this reference; remember nothing."""
     release = _release(one, manifest)
     verdict, card = verified(path, _asked(one, manifest))
     if manifest.version in one.word.yanked(manifest.name):
