@@ -37,6 +37,8 @@ class AdaptergitError(Exception):
     """
 
     exit_code = 1
+    steps: tuple[str, ...] = ()
+    """What was verified, and found right, before something was not."""
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(what)
@@ -73,8 +75,6 @@ class TrustError(AdaptergitError):
     """Verification refused the package. Never caught inside adaptergit, never retried elsewhere."""
 
     exit_code = 4
-    steps: tuple[str, ...] = ()
-    """What was checked, and found right, before it was refused."""
     unknown_key = False
     """Whether all is well but for the key: it does not count for the repository, where others do."""
 

@@ -16,8 +16,9 @@ from adaptergit.hf.signed import accepted_package, check_place, fetch_package
 from adaptergit.hf.unsigned import Checkpoint, fetch_checkpoint, used_checkpoint
 from adaptergit.hf.wanted import Found, Wanted, recall
 from adaptergit.indexes import word_on
+from adaptergit.judge import take_over
 from adaptergit.package import MANIFEST, Manifest
-from adaptergit.resolve import Fetched, check_policy, take_over
+from adaptergit.resolve import Fetched, check_policy
 from adaptergit.settings import Settings, cache_dir, load_settings
 
 
