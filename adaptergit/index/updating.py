@@ -5,7 +5,7 @@ It is all or nothing: nothing that was fetched counts before everything about it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -44,8 +44,8 @@ from adaptergit.package import canonical
 from adaptergit.trust import Revocation, parse_revocations
 
 MAX_SHARD_BYTES = 256 * 2**20
+MAX_REVOKED_BYTES = 16 * 2**20
 _MAX_ROOTS = 256
-_MAX_REVOKED_BYTES = 16 * 2**20
 
 
 def told_root(one: Subscription, place: Place) -> Root:
@@ -71,13 +71,14 @@ def told_root(one: Subscription, place: Place) -> Root:
     )
 
 
-def updated(one: Subscription, source: Place, root: Root) -> Update:
+def updated(one: Subscription, source: Place, root: Root, only: Collection[str] | None = None) -> Update:
     """Fetch what is new.
 
     Args:
         one: The index.
         source: Where its files are.
         root: The newest that is trusted.
+        only: Sources whose shards are there. What is known of the others stays, until an update of everything.
 
     Raises:
         TrustError: It is older than what was seen, expired, mixed or not signed by whom it should be.
@@ -88,7 +89,7 @@ def updated(one: Subscription, source: Place, root: Root) -> Update:
     root = _follow_roots(place, root)
     data = place.read("snapshot.json", MAX_SNAPSHOT_BYTES)
     unchanged = canonical.sha256(data) == state.snapshot_sha256 and root.version == state.root_version
-    if unchanged and _complete(one, state):
+    if unchanged and only is None and _complete(one, state):
         # Signed and believed before: only its age can have changed.
         _check_age(data, root, now)
         return Update(one.name, len(state.sources), _adapters(one), 0, place.received, (), state.expires)
@@ -101,13 +102,17 @@ def updated(one: Subscription, source: Place, root: Root) -> Update:
         data, signatures, root, now, last_version=state.snapshot_version, last_digest=state.snapshot_sha256
     )
     shards, revoked = _catalog(one, place, snapshot), _revoked(one, place, snapshot, root, state)
+    if only is not None:
+        shards = {principal: shard for principal, shard in shards.items() if principal in only}
     gone = parse_revocations(revoked, source=f"the index {one.name}")
     folder = trusted_dir(one.name)
     with Database.rewritten(database_path(one.name)) as database:
-        taking = _Taking(one, place, state, root, gone, now)
-        database.replace(database.shards().keys() - shards.keys(), taking.changed(shards, database.shards()))
+        taking = _Taking(one, place, state, root, gone, now, carried=only is not None)
+        dropped = database.shards().keys() - shards.keys() if only is None else ()
+        database.replace(dropped, taking.changed(shards, database.shards()))
         kept = {digest for digest, _ in database.shards().values()}
-        database.mark(snapshot.version)
+        if only is None:
+            database.mark(snapshot.version)
         # What is trusted first, then what it vouches for: a crash in between costs a download, not a protection.
         write(folder / "revoked.jsonl", revoked)
         new = State(
@@ -145,7 +150,7 @@ def _catalog(one: Subscription, place: Place, snapshot: Snapshot) -> dict[str, S
 
 def _revoked(one: Subscription, place: Place, snapshot: Snapshot, root: Root, state: State) -> bytes:
     """Return what is revoked, with what was before: the online key cannot take it back, only a new root can."""
-    if snapshot.revoked_size > _MAX_REVOKED_BYTES:
+    if snapshot.revoked_size > MAX_REVOKED_BYTES:
         raise PackageError("the revocations are far too many", where=one.url)
     revoked = place.read("revoked.jsonl", snapshot.revoked_size) if snapshot.revoked_size else b""
     if canonical.sha256(revoked) != snapshot.revoked:
@@ -162,9 +167,17 @@ class _Taking:
     """Takes over the shards that changed, where nothing speaks against it."""
 
     def __init__(
-        self, one: Subscription, place: Place, state: State, root: Root, gone: list[Revocation], now: datetime
+        self,
+        one: Subscription,
+        place: Place,
+        state: State,
+        root: Root,
+        gone: list[Revocation],
+        now: datetime,
+        *,
+        carried: bool,
     ) -> None:
-        self.one, self.place, self.root, self.gone, self.now = one, place, root, gone, now
+        self.one, self.place, self.root, self.gone, self.now, self.carried = one, place, root, gone, now, carried
         self.sources: dict[str, Mapping[str, Any]] = dict(state.sources)
         self.refused: list[str] = []
         self.count = 0
@@ -173,6 +186,8 @@ class _Taking:
         """Yield every shard that is taken; of a lazy index, without its entries."""
         for principal, shard in shards.items():
             digest, loaded = have.get(principal, ("", False))
+            if self.one.lazy and self.carried:
+                _fetch(self.one, self.place, shard, principal)  # it is here now, and where it comes from is not
             if digest == shard.sha256 and (self.one.lazy or (loaded and principal in self.sources)):
                 continue
             if self.one.lazy:
