@@ -13,7 +13,7 @@ from pathlib import Path
 from adaptergit.durable import disk_errors, replace_file
 from adaptergit.errors import AdaptergitWarning, NotFoundError, TrustError, UsageError
 from adaptergit.locks import exclusively
-from adaptergit.reference import expand
+from adaptergit.reference import Source, expand
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.trust import (
     MANIFEST_NAMESPACE,
@@ -55,8 +55,7 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
         TrustError: Not a public key.
     """
     settings = load_settings()
-    if re.fullmatch(r"[A-Za-z0-9_-]+/[^/.*?][^/]*", repository):
-        repository = f"{settings.default_host}/{repository}"
+    repository = _with_host(repository, settings)
     if not _REPOSITORY.fullmatch(repository):
         raise UsageError(
             f"{repository!r} is not the name of a repository",
@@ -69,6 +68,23 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
             told = f"{one.key} is {one}" + ("" if one.severity == "warn" else ": it does not count, pinned or not")
             warnings.warn(told, AdaptergitWarning, stacklevel=2)
     return signer
+
+
+def principal_of(repository: str, settings: Settings) -> str:
+    """Return the name that pins go by, however a repository was named: by its address, or without its host.
+
+    Raises:
+        UsageError: An address that is none.
+    """
+    if "://" in repository or ("@" in repository and ":" in repository):
+        return Source.parse(repository).principal or repository
+    return _with_host(repository, settings)
+
+
+def _with_host(repository: str, settings: Settings) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_-]+/[^/.*?][^/]*", repository):
+        return f"{settings.default_host}/{repository}"
+    return repository
 
 
 def public_key(key: str) -> PublicKey:

@@ -25,7 +25,7 @@ from adaptergit.package import (
 from adaptergit.package.version import check_version
 from adaptergit.packing import Report, card_to_publish, check_weights, packed, sign_package
 from adaptergit.reference import Source, check_adapter_name, expand
-from adaptergit.settings import Limits, config_dir
+from adaptergit.settings import Limits, check_online, config_dir
 from adaptergit.trust import SigningKey, parse_allowed_signers
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ def publish_all(
     """Publish the adapters in several folders in one push: all of them, or none.
 
     Args:
-        paths: See :func:`publish`, as everything else; ``name`` is for one folder only.
+        paths: See :func:`publish`, as everything else; ``name`` is for one folder only. Files among several are left
+            out.
 
     Raises:
         See :func:`publish`.
@@ -156,6 +157,10 @@ def publish_all(
     from adaptergit.git import Clone, last_releases, publish_releases
 
     sources = [Path(path) for path in paths]
+    if len(sources) > 1:  # of a pattern such as out/*: a file beside the folders is no mistake
+        for stray in [source for source in sources if source.is_file()]:
+            report(f"note: {stray} is a file, not the folder of an adapter: left out")
+            sources.remove(stray)
     if not sources or (name is not None and len(sources) > 1):
         raise UsageError(
             "one name for several adapters" if sources else "there is nothing to publish", hint="each card has a name"
@@ -165,7 +170,7 @@ def publish_all(
     if twice := next((one for one in names if names.count(one) > 1), None):
         raise UsageError(f"two folders are named {twice!r}", hint="publish one version after the other")
     here = Clone.at(Path(clone))
-    where = _push_source(here.remote_url(remote), here.root) if remote is not None else None
+    where = _destination(here, remote) if remote is not None else None
     proposal = f"refs/heads/publish/{names[0]}-{cards[0].version}" if pull_request else None
     target = _Target(_principal(repository, where), where, remote, proposal)
     signers = signing_keys(key, cosigners, model_signing_key, dry_run=dry_run)
@@ -241,7 +246,7 @@ def yank(
 
     check_version(version)
     here = Clone.at(Path(clone))
-    where = here.reached(_push_source(here.remote_url(remote), here.root))
+    where = here.reached(_destination(here, remote))
     yank_release(here, remote, where, check_adapter_name(name), version, reason, undo=undo)
 
 
@@ -265,12 +270,12 @@ class _Draft:
 
 
 def principal_of(clone: Clone, remote: str, repository: str | None) -> str:
-    """Return a clone's public name: what was said, or what the remote's URL tells.
+    """Return a clone's public name, to be pushed for: what was said, or what the remote's URL tells.
 
     Raises:
-        UsageError: Neither tells it.
+        UsageError: Neither tells it, or nothing may be pushed.
     """
-    return _principal(repository, _push_source(clone.remote_url(remote), clone.root))
+    return _principal(repository, _destination(clone, remote))
 
 
 def _principal(repository: str | None, where: Source | None) -> str:
@@ -421,6 +426,14 @@ def _proposal_link(where: Source | None, into: str, branch: str) -> str:
     if "gitlab" in host:
         return f"https://{host}/{path}/-/merge_requests/new?merge_request[source_branch]={quote(head)}"
     return f"https://{host}/{path}/compare/{quote(base)}...{quote(head)}"
+
+
+def _destination(clone: Clone, remote: str) -> Source:
+    """Return where pushes to a remote go, if they may go there."""
+    where = _push_source(clone.remote_url(remote), clone.root)
+    if urlsplit(where.url).scheme != "file":
+        check_online(clone.remote_url(remote))
+    return where
 
 
 def _push_source(url: str, root: Path) -> Source:

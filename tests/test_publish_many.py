@@ -240,3 +240,17 @@ def test_an_empty_repository_of_the_other_object_format_becomes_a_mirror(
     assert [one.new for one in mirror([f"{hub.url}@sst2"], to=bare.as_uri())] == [False]
     assert len(git(bare, "rev-parse", "adapters/sst2/1.0.0")) == 64
     assert git(bare, "fsck", "--strict") == ""
+
+
+def test_a_file_beside_the_folders_is_left_out(hub: Hub, source: Source, tmp_path: Path) -> None:
+    folders = [source(folder=f"out/{name}", name=name) for name in ("a", "b")]
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    said: list[str] = []
+    found = publish_all(
+        [*folders, tmp_path / "out" / "notes.txt"], clone=hub.clone, key=hub.key.path, report=said.append
+    )
+    assert [one.name for one in found] == ["a", "b"]
+    assert any("notes.txt is a file" in line for line in said)
+    (tmp_path / "out" / "empty").mkdir()
+    with pytest.raises(NotFoundError, match=r"no card\.yaml"):
+        publish_all([*folders, tmp_path / "out" / "empty"], clone=hub.clone, key=hub.key.path)

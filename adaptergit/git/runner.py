@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from adaptergit.errors import StorageError, TransportError
+from adaptergit.settings import check_online
 
 _CONFIG = (
     "core.hooksPath=/dev/null",
@@ -167,6 +168,9 @@ class Git:
         max_file_bytes: int | None,
         settings: Sequence[str] = (),
     ) -> Any:
+        # Where a clone's remote leads to is not known here: whoever pushes to it has asked before.
+        if not self.trusted and any(protocol != "file" for protocol in protocols):
+            check_online(f"git {arguments[0]}")
         environment = {**self._environment(protocols, settings), **env}
         started = _git_class()(str(self.directory)).execute(
             _confined([*self._command(), *arguments], max_file_bytes, trusted=self.trusted, own=environment),
