@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from adaptergit.durable import scratch
 from adaptergit.errors import ReleaseError, UsageError
@@ -30,6 +30,7 @@ from adaptergit.trust import SigningKey, parse_allowed_signers
 
 if TYPE_CHECKING:
     from adaptergit.git import Clone, Last, Plan
+    from adaptergit.git.pushing import Pushed
 
 _PRINCIPAL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+")
 
@@ -207,14 +208,13 @@ def publish_all(
             if remote is not None:
                 report(f"pushing {proposal or here.branch} and {', '.join(plan.tag for plan in plans)} to {remote}")
             # Every plan is made for the branch as it was here.
-            publish_releases([replace(plan, clone=here) for plan in plans], remote, branch=proposal)
+            pushed = publish_releases([replace(plan, clone=here) for plan in plans], remote, branch=proposal)
             report(
                 "the server has them" if remote else f"tagged {', '.join(plan.tag for plan in plans)}, nothing pushed"
             )
             if proposal is not None:
-                report(
-                    f"propose {proposal.removeprefix('refs/heads/')}: {_proposal_link(where, here.branch, proposal)}"
-                )
+                page = _proposal_page(where, here.branch, proposal, pushed)
+                report(f"propose {proposal.removeprefix('refs/heads/')}: {page}")
     return [draft.release for draft in drafts]
 
 
@@ -417,15 +417,18 @@ def check_announced(clone: Clone, signer: SigningKey) -> None:
             )
 
 
-def _proposal_link(where: Source | None, into: str, branch: str) -> str:
-    """The page where a forge opens the pull request; on a server without one, the branch is merged by hand."""
+def _proposal_page(where: Source | None, into: str, branch: str, pushed: Pushed | None) -> str:
+    """Where the pull request is opened: forges answer a push with it. Without a forge, the branch is merged by hand."""
+    from adaptergit.web.forges import PullRequest, kind_of, page_for
+
     base, head = into.removeprefix("refs/heads/"), branch.removeprefix("refs/heads/")
-    if where is None or where.principal is None or urlsplit(where.url).scheme == "http":
-        return f"git merge {head}"
-    host, _, path = where.principal.partition("/")
-    if "gitlab" in host:
-        return f"https://{host}/{path}/-/merge_requests/new?merge_request[source_branch]={quote(head)}"
-    return f"https://{host}/{path}/compare/{quote(base)}...{quote(head)}"
+    if where is not None and where.principal is not None:
+        host = where.principal.partition("/")[0]
+        if pushed is not None and (told := pushed.address(host)) is not None:
+            return told
+        if (kind := kind_of(where.url)) is not None:
+            return page_for(PullRequest(where.url, head, base, "", ""), kind)
+    return f"git fetch and git merge origin/{head}, in a clone that may push to {base}"
 
 
 def _destination(clone: Clone, remote: str) -> Source:

@@ -254,3 +254,71 @@ def test_a_file_beside_the_folders_is_left_out(hub: Hub, source: Source, tmp_pat
     (tmp_path / "out" / "empty").mkdir()
     with pytest.raises(NotFoundError, match=r"no card\.yaml"):
         publish_all([*folders, tmp_path / "out" / "empty"], clone=hub.clone, key=hub.key.path)
+
+
+# --- servers of all kinds ---------------------------------------------------------------------------------------------
+
+
+def hook(hub: Hub, name: str, text: str) -> None:
+    path = hub.bare / "hooks" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_a_server_that_takes_no_push_as_a_whole_is_given_the_tags_first(hub: Hub, source: Source) -> None:
+    git(hub.bare, "config", "receive.advertiseAtomic", "false")
+    hub.trust()
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+    assert hub.git("rev-parse", "HEAD") == git(hub.bare, "rev-parse", "main")
+    assert hub.git("status", "--porcelain") == ""
+    hook(hub, "update", '[ "$1" != refs/heads/main ]')
+    with pytest.warns(AdaptergitWarning, match=r"sst2 1\.1\.0: released, but the server did not take the branch"):
+        publish(source(version="1.1.0"), clone=hub.clone, key=hub.key.path)
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
+    assert hub.git("rev-parse", "HEAD") == git(hub.bare, "rev-parse", "main")
+
+
+def test_what_such_a_server_took_before_it_refused_is_said(hub: Hub, source: Source) -> None:
+    git(hub.bare, "config", "receive.advertiseAtomic", "false")
+    hook(hub, "update", '[ "$1" != refs/tags/adapters/b/1.0.0 ]')
+    folders = [source(folder=name, name=name) for name in ("a", "b", "c")]
+    before = hub.git("rev-parse", "--verify", "-q", "HEAD") if hub.git("branch") else ""
+    with pytest.raises(ReleaseError, match=r"refused b 1\.0\.0") as caught:
+        publish_all(folders, clone=hub.clone, key=hub.key.path)
+    assert "has a 1.0.0" in str(caught.value.hint)
+    assert git(hub.bare, "tag") == hub.git("tag") == "adapters/a/1.0.0"
+    assert (hub.git("rev-parse", "--verify", "-q", "HEAD") if hub.git("branch") else "") == before
+    (hub.bare / "hooks" / "update").unlink()
+    publish_all(folders[1:], clone=hub.clone, key=hub.key.path)
+
+
+def test_a_key_is_rotated_at_such_a_server_too(hub: Hub, source: Source, other_key: SigningKey) -> None:
+    git(hub.bare, "config", "receive.advertiseAtomic", "false")
+    hub.trust()
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    rotate(other_key.path, key=hub.key.path, clone=hub.clone)
+    publish(source(version="1.1.0"), clone=hub.clone, key=other_key.path)
+    with pytest.warns(AdaptergitWarning, match="has a new key"):
+        assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
+
+
+def test_a_forge_says_where_the_pull_request_is_opened(hub: Hub, source: Source) -> None:
+    """On whatever host and port it is, and whatever it is."""
+    page = f"{hub.url.removesuffix('.git')}/-/merge_requests/new?merge_request%5Bsource_branch%5D=publish%2Fsst2-1.0.0"
+    hook(
+        hub,
+        "post-receive",
+        f"echo; echo 'To create a merge request, visit:'; echo '  {page}' ; echo https://evil.example/x",
+    )
+    said: list[str] = []
+    publish(source(), clone=hub.clone, key=hub.key.path, pull_request=True, report=said.append)
+    assert said[-1] == f"propose publish/sst2-1.0.0: {page}"
+
+
+def test_a_server_that_is_no_forge_gets_no_link(hub: Hub, source: Source) -> None:
+    hook(hub, "post-receive", "echo see https://evil.example/x")
+    said: list[str] = []
+    publish(source(), clone=hub.clone, key=hub.key.path, pull_request=True, report=said.append)
+    assert said[-1].startswith("propose publish/sst2-1.0.0: git fetch and git merge origin/publish/sst2-1.0.0")

@@ -8,6 +8,7 @@ from pathlib import Path
 from adaptergit.durable import scratch
 from adaptergit.errors import ReleaseError, TransportError
 from adaptergit.git.listing import list_refs
+from adaptergit.git.pushing import push
 from adaptergit.git.remote import TAGS, YANKED, Remote
 from adaptergit.git.runner import init_bare
 from adaptergit.git.worktree import Clone
@@ -80,9 +81,9 @@ def _push(
                 commit = clone.commit(clone.make_tree(()), text, (), _identity("2000-01-01T00:00:00Z"))
                 refspecs.append(f"{commit}:{prefix}{version}")
         if refspecs:
-            git.text(
-                "push", "--quiet", "--atomic", "--", remote.url, *refspecs, protocols=remote.protocols, timeout=600.0
-            )
+            pushed = push(git, remote.url, refspecs, protocols=remote.protocols)
+            if pushed.refused is not None:
+                raise pushed.refused
         return new
 
 

@@ -26,7 +26,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +98,7 @@ class Git:
         max_file_bytes: int | None = None,
         max_output: int = _MAX_OUTPUT,
         settings: Sequence[str] = (),
+        heard: Callable[[bytes], None] | None = None,
     ) -> bytes:
         """Run git to its end and return its output.
 
@@ -110,13 +111,14 @@ class Git:
             max_file_bytes: Bound on any one file git may write, a pack included.
             max_output: Bound on what git may print, in bytes.
             settings: More settings, ``name=value``; they win over the others.
+            heard: Called, on a thread of its own, with what git says on stderr as it comes.
 
         Raises:
             TransportError: Git failed, with what it said.
         """
         process = self._start(arguments, stdin, env or {}, protocols, max_file_bytes, settings)
         with _Deadline(process, timeout) as deadline:
-            errors = _Tail(process.stderr)
+            errors = _Tail(process.stderr, heard)
             output = bytearray()
             with process.stdout:
                 # In blocks: one read of the limit would hold a buffer of that size.
@@ -327,8 +329,8 @@ class _Deadline:
 class _Tail:
     """Reads what a process says on stderr, and keeps the end of it."""
 
-    def __init__(self, pipe: IO[bytes]) -> None:
-        self._kept = b""
+    def __init__(self, pipe: IO[bytes], heard: Callable[[bytes], None] | None = None) -> None:
+        self._kept, self._heard = b"", heard
         self._thread = threading.Thread(target=self._read, args=(pipe,), daemon=True)
         self._thread.start()
 
@@ -336,6 +338,8 @@ class _Tail:
         with contextlib.suppress(OSError, ValueError):
             while block := os.read(pipe.fileno(), 1 << 16):
                 self._kept = (self._kept + block)[-(1 << 16) :]
+                if self._heard is not None:
+                    self._heard(block)
             pipe.close()
 
     def text(self) -> str:
