@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,6 +151,19 @@ class Client:
         one = self.get(name)
         with exclusively(cache_dir() / "locks", f"index {name}"):
             return updated(one, self.opened(one), self.root(name))
+
+    def take_news(self, name: str, place: Place, principals: Collection[str]) -> Update:
+        """Take over what was carried here of an index: roots, revocations, and what it says of some sources.
+
+        What it said of the others stays, and is brought up to date by the next :meth:`update`.
+
+        Raises:
+            TrustError, PackageError: See :meth:`update`.
+            NotFoundError: Something of it was not carried along.
+        """
+        one = self.get(name)
+        with exclusively(cache_dir() / "locks", f"index {name}"):
+            return updated(one, place, self.root(name), frozenset(principals))
 
     def root(self, name: str) -> Root:
         """Return the newest root of an index that is trusted."""

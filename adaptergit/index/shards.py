@@ -123,7 +123,12 @@ def parse_shard(index: str, data: bytes, principal: str) -> Known:
 
 
 def unpack(packed: bytes, limit: int, where: str) -> bytes:
-    """Decompress at most ``limit`` bytes."""
+    """Decompress at most ``limit`` bytes.
+
+    Raises:
+        TransportError: Not compressed data.
+        PackageError: More than that.
+    """
     try:
         with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(packed) as reader:
             data = reader.read(limit + 1)

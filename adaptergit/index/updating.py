@@ -5,7 +5,7 @@ It is all or nothing: nothing that was fetched counts before everything about it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -49,8 +49,8 @@ from adaptergit.package import canonical
 from adaptergit.trust import Revocation, parse_revocations
 
 MAX_SHARD_BYTES = 256 * 2**20
+MAX_REVOKED_BYTES = 16 * 2**20
 _MAX_ROOTS = 256
-_MAX_REVOKED_BYTES = 16 * 2**20
 
 
 def told_root(one: Subscription, place: Place) -> Root:
@@ -76,13 +76,14 @@ def told_root(one: Subscription, place: Place) -> Root:
     )
 
 
-def updated(one: Subscription, source: Place, root: Root) -> Update:
+def updated(one: Subscription, source: Place, root: Root, only: Collection[str] | None = None) -> Update:
     """Fetch what is new.
 
     Args:
         one: The index.
         source: Where its files are.
         root: The newest that is trusted.
+        only: Sources whose shards are there. What is known of the others stays, until an update of everything.
 
     Raises:
         TrustError: It is older than what was seen, expired, mixed or not signed by whom it should be.
@@ -91,7 +92,7 @@ def updated(one: Subscription, source: Place, root: Root) -> Update:
     """
     place, now, state = _Counted(source), datetime.now(UTC), read_state(one.name)
     root = _follow_roots(place, root)
-    current = root.version == state.root_version and _complete(one, state)
+    current = only is None and root.version == state.root_version and _complete(one, state)
     data, etag = place.changed("snapshot.json", MAX_SNAPSHOT_BYTES, state.etag if current else "")
     if current and (data is None or canonical.sha256(data) == state.snapshot_sha256):
         # Signed and believed before: only its age can have changed.
@@ -108,12 +109,17 @@ def updated(one: Subscription, source: Place, root: Root) -> Update:
         data, signatures, root, now, last_version=state.snapshot_version, last_digest=state.snapshot_sha256
     )
     shards, revoked = _catalog(one, place, snapshot), _revoked(one, place, snapshot, root, state)
+    if only is not None:
+        shards = {principal: shard for principal, shard in shards.items() if principal in only}
     gone = parse_revocations(revoked, source=f"the index {one.name}")
     folder = trusted_dir(one.name)
     with Database.rewritten(database_path(one.name)) as database:
-        taking = _Taking(one, place, state, root, gone, now)
-        database.replace(database.shards().keys() - shards.keys(), taking.changed(shards, database.shards()))
-        database.mark(snapshot.version)
+        taking = _Taking(one, place, state, root, gone, now, carried=only is not None)
+        dropped = database.shards().keys() - shards.keys() if only is None else ()
+        database.replace(dropped, taking.changed(shards, database.shards()))
+        kept = {digest for digest, _ in database.shards().values()}
+        if only is None:
+            database.mark(snapshot.version)
         # What is trusted first, then what it vouches for: a crash in between costs a download, not a protection.
         write(folder / "revoked.jsonl", revoked)
         new = State(
@@ -131,7 +137,8 @@ def updated(one: Subscription, source: Place, root: Root) -> Update:
         if taking.late:
             remember_late(one.name, {**read_late(one.name), **taking.late})
         write(folder / "root.json", root.data)
-    _sweep(one, {shard.sha256 for shard in shards.values()} | {str(v.get("shard")) for v in new.sources.values()})
+    kept |= {shard.sha256 for shard in shards.values()} | {str(v.get("shard")) for v in new.sources.values()}
+    _sweep(one, kept)
     return _update(one, new, len(shards), taking.count, place.received)
 
 
@@ -160,7 +167,7 @@ def _catalog(one: Subscription, place: Place, snapshot: Snapshot) -> dict[str, S
 
 def _revoked(one: Subscription, place: Place, snapshot: Snapshot, root: Root, state: State) -> bytes:
     """Return what is revoked, with what was before: the online key cannot take it back, only a new root can."""
-    if snapshot.revoked_size > _MAX_REVOKED_BYTES:
+    if snapshot.revoked_size > MAX_REVOKED_BYTES:
         raise PackageError("the revocations are far too many", where=one.url)
     revoked = place.read("revoked.jsonl", snapshot.revoked_size) if snapshot.revoked_size else b""
     if canonical.sha256(revoked) != snapshot.revoked:
@@ -177,9 +184,18 @@ class _Taking:
     """Takes over the shards that changed, where nothing speaks against it."""
 
     def __init__(
-        self, one: Subscription, place: Place, state: State, root: Root, gone: list[Revocation], now: datetime
+        self,
+        one: Subscription,
+        place: Place,
+        state: State,
+        root: Root,
+        gone: list[Revocation],
+        now: datetime,
+        *,
+        carried: bool,
     ) -> None:
         self.one, self.place, self.state, self.root, self.gone, self.now = one, place, state, root, gone, now
+        self.carried = carried
         self.sources: dict[str, Mapping[str, Any]] = dict(state.sources)
         self.refused: dict[str, str] = {}
         self.late: dict[str, str] = {}
@@ -189,6 +205,8 @@ class _Taking:
         """Yield every shard that is taken; of a lazy index, without its entries."""
         for principal, shard in shards.items():
             digest, loaded = have.get(principal, ("", False))
+            if self.one.lazy and self.carried:
+                self._fetched(shard, principal)  # it is here now, and where it comes from is not
             if digest == shard.sha256 and (self.one.lazy or (loaded and principal in self.sources)):
                 continue
             if self.one.lazy:

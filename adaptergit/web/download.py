@@ -24,6 +24,7 @@ from requests.adapters import HTTPAdapter
 
 from adaptergit._version import __version__
 from adaptergit.errors import AdaptergitError, NotFoundError, TransportError, UsageError
+from adaptergit.settings import check_online
 
 _REDIRECTS = 5
 _ATTEMPTS = 4
@@ -188,6 +189,7 @@ class Download:
         question: tuple[bytes, Mapping[str, str]] | None,
     ) -> requests.Response:
         """Follow redirects by hand: each is judged, and each looks up credentials for its own host."""
+        check_online(url)
         body, more = question or (None, {})
         options: Any = {"data": body, "headers": {**headers, **more}, "stream": True, "allow_redirects": False}
         for _ in range(_REDIRECTS + 1):
