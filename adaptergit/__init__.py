@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from adaptergit._version import __version__
 
 if TYPE_CHECKING:
+    from adaptergit.bundle import export_bundle, import_bundle
     from adaptergit.convert import convert, describe
     from adaptergit.diff import diff
     from adaptergit.doctor import doctor
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from adaptergit.housekeeping import prune, stored, verify_store
     from adaptergit.load import load
     from adaptergit.lock import check_lock, lock, sync
-    from adaptergit.mirror import export_bundle, import_bundle, mirror
+    from adaptergit.mirror import mirror
     from adaptergit.package.editing import edit_card, render_card
     from adaptergit.publish import publish, publish_all, yank
     from adaptergit.reference import Reference
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from adaptergit.trust import Verdict
 
 _HOMES = {
+    "adaptergit.bundle": ("export_bundle", "import_bundle"),
     "adaptergit.convert": ("convert", "describe"),
     "adaptergit.diff": ("diff",),
     "adaptergit.doctor": ("doctor",),
@@ -90,7 +92,7 @@ _HOMES = {
     "adaptergit.housekeeping": ("prune", "stored", "verify_store"),
     "adaptergit.load": ("load",),
     "adaptergit.lock": ("check_lock", "lock", "sync"),
-    "adaptergit.mirror": ("export_bundle", "import_bundle", "mirror"),
+    "adaptergit.mirror": ("mirror",),
     "adaptergit.package.editing": ("edit_card", "render_card"),
     "adaptergit.publish": ("publish", "publish_all", "yank"),
     "adaptergit.reference": ("Reference",),

@@ -37,6 +37,8 @@ class AdaptergitError(Exception):
     """
 
     exit_code = 1
+    steps: tuple[str, ...] = ()
+    """What was verified, and found right, before something was not."""
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(what)
@@ -73,8 +75,6 @@ class TrustError(AdaptergitError):
     """Verification refused the package. Never caught inside adaptergit, never retried elsewhere."""
 
     exit_code = 4
-    steps: tuple[str, ...] = ()
-    """What was checked, and found right, before it was refused."""
     unknown_key = False
     """Whether all is well but for the key: it does not count for the repository, where others do."""
 
@@ -89,6 +89,10 @@ class TransportError(AdaptergitError):
     """Git, the network or the disk failed before anything could be verified."""
 
     exit_code = 6
+
+
+class StorageError(TransportError):
+    """The disk of this machine is full or may not be written to: asking somebody else would not help."""
 
 
 class ModelError(AdaptergitError):

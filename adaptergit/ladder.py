@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adaptergit.errors import AdaptergitError, NotFoundError, TransportError
+from adaptergit.errors import AdaptergitError, NotFoundError, StorageError, TransportError
 from adaptergit.git import Listing, Remote, fetch_release, list_versions
 from adaptergit.git.fetch import fetch_from_branch
 from adaptergit.git.objects import Judge
@@ -22,13 +22,23 @@ from adaptergit.web.download import Download
 
 
 @dataclass(frozen=True)
+class Got:
+    """What is known of a package that was fetched, besides its bytes."""
+
+    tree: str = ""
+    """Oid of its tree; empty if it did not come through git."""
+    yanked: bool | None = None
+    """Whether whoever sent it says that it was withdrawn; None: nothing was said."""
+
+
+@dataclass(frozen=True)
 class Way:
     """One way to a release."""
 
     source: str
     """Who is asked."""
-    fetch: Callable[[Path], str]
-    """Write the package's files into an empty folder; return the oid of its tree, or an empty text."""
+    fetch: Callable[[Path], Got]
+    """Write the package's files into an empty folder."""
     kind: str = "git"
     """``git``, ``branch``, ``archive`` or ``mirror``."""
 
@@ -79,8 +89,8 @@ def ways(
                     yield Way(way.source, way.fetch, "mirror")
 
 
-def released(reference: Reference, settings: Settings) -> Listing:
-    """Return the versions of an adapter, from the repository or, if it cannot be reached, from a mirror.
+def released(reference: Reference, settings: Settings) -> tuple[Listing, bool]:
+    """Return the versions of an adapter, and whether the repository itself was asked: a mirror, if it cannot be.
 
     Raises:
         TransportError: Nobody can be reached.
@@ -88,15 +98,17 @@ def released(reference: Reference, settings: Settings) -> Listing:
     source, adapter = reference.source, reference.adapter
     settings = replace(settings, limits=settings.limits.started())
     try:
-        return list_versions(Remote.of(source, allow_http=settings.allow_http), adapter, settings.limits)
+        return list_versions(Remote.of(source, allow_http=settings.allow_http), adapter, settings.limits), True
+    except StorageError:
+        raise
     except (TransportError, NotFoundError) as error:
         for url in mirrors_of(source, settings):
             try:
                 if url.endswith("/"):
-                    listed = StaticMirror(url, _download(settings)).releases(source.principal or "", adapter)
-                    return Listing({one.version: one.tree for one in listed})
+                    shelf = StaticMirror(url, _download(settings)).shelf(source.principal or "", adapter)
+                    return Listing({one.version: one.tree for one in shelf.releases}, frozenset(shelf.yanked)), False
                 remote = Remote.of(Source.parse(url), allow_http=settings.allow_http)
-                return list_versions(remote, adapter, settings.limits)
+                return list_versions(remote, adapter, settings.limits), False
             except (TransportError, NotFoundError):
                 continue
         raise error
@@ -127,25 +139,24 @@ def _in_git(
 ) -> Iterator[Way]:
     remote = Remote.of(source, allow_http=settings.allow_http)
 
-    def release(target: Path) -> str:
+    def release(target: Path) -> Got:
         # A pinned release is fetched in one request: its digest says what it must be.
         phases = judge if tree is None else None
-        return fetch_release(
-            remote, adapter, target, version=version, tree=tree, limits=settings.limits, judge=phases
-        ).tree
+        found = fetch_release(remote, adapter, target, version=version, tree=tree, limits=settings.limits, judge=phases)
+        return Got(found.tree, found.yanked)
 
-    def branch(target: Path) -> str:
-        return fetch_from_branch(remote, adapter, target, limits=settings.limits).tree
+    def branch(target: Path) -> Got:
+        return Got(fetch_from_branch(remote, adapter, target, limits=settings.limits).tree)
 
     if version is not None or tree is not None:
         yield Way(source.url, release)
     yield Way(f"{source.url} (branch)", branch, "branch")
 
 
-def _archive(url: str, settings: Settings) -> Callable[[Path], str]:
-    def fetch(target: Path) -> str:
+def _archive(url: str, settings: Settings) -> Callable[[Path], Got]:
+    def fetch(target: Path) -> Got:
         fetch_archive(url, target, settings.limits, allow_http=settings.allow_http)
-        return ""
+        return Got()
 
     return fetch
 
@@ -156,15 +167,17 @@ def _static(
     version: str | None,
     settings: Settings,
     judge: Callable[[Path], Mapping[str, int]] | None,
-) -> Callable[[Path], str]:
-    def fetch(target: Path) -> str:
+) -> Callable[[Path], Got]:
+    def fetch(target: Path) -> Got:
         mirror = StaticMirror(url, _download(settings))
-        listed = mirror.releases(reference.source.principal or "", reference.adapter)
-        fitting = [one for one in listed if one.version == version and reference.digest in (None, one.manifest_sha256)]
+        shelf = mirror.shelf(reference.source.principal or "", reference.adapter)
+        fitting = [
+            one for one in shelf.releases if one.version == version and reference.digest in (None, one.manifest_sha256)
+        ]
         if not fitting:
             raise NotFoundError(f"the mirror has no {reference.adapter} {version or ''}", where=url)
         mirror.fetch(fitting[0], target, settings.limits, judge)
-        return fitting[0].tree
+        return Got(fitting[0].tree, fitting[0].version in shelf.yanked)
 
     return fetch
 

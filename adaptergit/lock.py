@@ -10,8 +10,10 @@ from adaptergit.dependencies import dependencies_of
 from adaptergit.errors import NotFoundError, PackageError, UsageError
 from adaptergit.reference import Reference
 from adaptergit.resolve import Fetched, fetch, parse_reference
-from adaptergit.settings import Settings, load_settings
+from adaptergit.settings import Settings, cache_dir, load_settings
+from adaptergit.store import Store
 from adaptergit.store.lockfile import DEFAULT, Locked, lock_id, read_lock, write_lock
+from adaptergit.yanks import ask_for_yanks
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,16 @@ def lock(
     ids = [lock_id(reference) for reference in chosen]
     if twice := next((one for one in ids if ids.count(one) > 1), None):
         raise UsageError(f"{twice} is asked for twice")
+
+    def keeps(reference: Reference) -> bool:
+        known = entries.get(lock_id(reference))
+        return known is not None and not upgrade and _fits(reference, known)
+
+    ask_for_yanks([one for one in chosen if keeps(one)], settings)
     changes: list[Change] = []
     for reference in chosen:  # grows by what its members depend on
         known = entries.get(lock_id(reference))
-        keep = known is not None and not upgrade and _fits(reference, known)
+        keep = keeps(reference)
         found = fetch(
             reference,
             policy=policy,
@@ -75,7 +83,9 @@ def lock(
         entries[entry.id] = entry
         asked = {lock_id(one) for one in chosen}
         below = dependencies_of(found.card, settings, foreign=reference.source.principal is not None)
-        chosen += [one for one in below if lock_id(one) not in asked]
+        new = [one for one in below if lock_id(one) not in asked]
+        ask_for_yanks([one for one in new if keeps(one)], settings)
+        chosen += new
     write_lock(path, entries.values())
     return changes
 
@@ -121,10 +131,11 @@ def sync(
         NotFoundError, TransportError, TrustError, PackageError: One cannot be had or was refused.
     """
     settings = settings or load_settings()
-    return [
-        fetch(one.reference, policy=policy, offline=offline, lock=path, settings=settings)
-        for one in read_lock(path).values()
-    ]
+    entries, store = read_lock(path).values(), Store(cache_dir())
+    missing = [one.reference for one in entries if store.find(one.manifest_sha256) is None]
+    if not offline:
+        ask_for_yanks([parse_reference(text, settings) for text in missing], settings)
+    return [fetch(one.reference, policy=policy, offline=offline, lock=path, settings=settings) for one in entries]
 
 
 def _fits(reference: Reference, known: Locked) -> bool:

@@ -3,18 +3,17 @@ unsigned checkpoints in ``known_checkpoints``."""
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 
+from adaptergit.durable import disk_errors, replace_file
 from adaptergit.errors import AdaptergitWarning, NotFoundError, TrustError, UsageError
 from adaptergit.locks import exclusively
-from adaptergit.reference import expand
+from adaptergit.reference import Source, expand
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.trust import (
     MANIFEST_NAMESPACE,
@@ -56,8 +55,7 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
         TrustError: Not a public key.
     """
     settings = load_settings()
-    if re.fullmatch(r"[A-Za-z0-9_-]+/[^/.*?][^/]*", repository):
-        repository = f"{settings.default_host}/{repository}"
+    repository = _with_host(repository, settings)
     if not _REPOSITORY.fullmatch(repository):
         raise UsageError(
             f"{repository!r} is not the name of a repository",
@@ -70,6 +68,23 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
             told = f"{one.key} is {one}" + ("" if one.severity == "warn" else ": it does not count, pinned or not")
             warnings.warn(told, AdaptergitWarning, stacklevel=2)
     return signer
+
+
+def principal_of(repository: str, settings: Settings) -> str:
+    """Return the name that pins go by, however a repository was named: by its address, or without its host.
+
+    Raises:
+        UsageError: An address that is none.
+    """
+    if "://" in repository or ("@" in repository and ":" in repository):
+        return Source.parse(repository).principal or repository
+    return _with_host(repository, settings)
+
+
+def _with_host(repository: str, settings: Settings) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_-]+/[^/.*?][^/]*", repository):
+        return f"{settings.default_host}/{repository}"
+    return repository
 
 
 def public_key(key: str) -> PublicKey:
@@ -217,8 +232,7 @@ def _locked(path: Path) -> AbstractContextManager[None]:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(temporary).replace(path)
+    hint = "make the folder writable, or choose another one with ADAPTERGIT_CONFIG_DIR"
+    with disk_errors("your settings", path, hint):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        replace_file(path, text.encode(), mode=0o600)

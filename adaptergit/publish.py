@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
+from adaptergit.durable import scratch
 from adaptergit.errors import ReleaseError, UsageError
 from adaptergit.package import (
     MANIFEST,
@@ -25,11 +25,12 @@ from adaptergit.package import (
 from adaptergit.package.version import check_version
 from adaptergit.packing import Report, card_to_publish, check_weights, packed, sign_package
 from adaptergit.reference import Source, check_adapter_name, expand
-from adaptergit.settings import Limits, config_dir
+from adaptergit.settings import Limits, check_online, config_dir
 from adaptergit.trust import SigningKey, parse_allowed_signers
 
 if TYPE_CHECKING:
     from adaptergit.git import Clone, Last, Plan
+    from adaptergit.git.pushing import Pushed
 
 _PRINCIPAL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+")
 
@@ -148,7 +149,8 @@ def publish_all(
     """Publish the adapters in several folders in one push: all of them, or none.
 
     Args:
-        paths: See :func:`publish`, as everything else; ``name`` is for one folder only.
+        paths: See :func:`publish`, as everything else; ``name`` is for one folder only. Files among several are left
+            out.
 
     Raises:
         See :func:`publish`.
@@ -156,6 +158,10 @@ def publish_all(
     from adaptergit.git import Clone, last_releases, publish_releases
 
     sources = [Path(path) for path in paths]
+    if len(sources) > 1:  # of a pattern such as out/*: a file beside the folders is no mistake
+        for stray in [source for source in sources if source.is_file()]:
+            report(f"note: {stray} is a file, not the folder of an adapter: left out")
+            sources.remove(stray)
     if not sources or (name is not None and len(sources) > 1):
         raise UsageError(
             "one name for several adapters" if sources else "there is nothing to publish", hint="each card has a name"
@@ -165,7 +171,7 @@ def publish_all(
     if twice := next((one for one in names if names.count(one) > 1), None):
         raise UsageError(f"two folders are named {twice!r}", hint="publish one version after the other")
     here = Clone.at(Path(clone))
-    where = _push_source(here.remote_url(remote), here.root) if remote is not None else None
+    where = _destination(here, remote) if remote is not None else None
     proposal = f"refs/heads/publish/{names[0]}-{cards[0].version}" if pull_request else None
     target = _Target(_principal(repository, where), where, remote, proposal)
     signers = signing_keys(key, cosigners, model_signing_key, dry_run=dry_run)
@@ -179,7 +185,7 @@ def publish_all(
     with contextlib.ExitStack() as stack:
         drafts: list[_Draft] = []
         for source, card in zip(sources, cards, strict=True):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adaptergit-publish-")))
+            folder = stack.enter_context(scratch())
             head = drafts[-1].plan.branch_commit if drafts and drafts[-1].plan else here.head
             drafts.append(
                 _draft(
@@ -202,14 +208,13 @@ def publish_all(
             if remote is not None:
                 report(f"pushing {proposal or here.branch} and {', '.join(plan.tag for plan in plans)} to {remote}")
             # Every plan is made for the branch as it was here.
-            publish_releases([replace(plan, clone=here) for plan in plans], remote, branch=proposal)
+            pushed = publish_releases([replace(plan, clone=here) for plan in plans], remote, branch=proposal)
             report(
                 "the server has them" if remote else f"tagged {', '.join(plan.tag for plan in plans)}, nothing pushed"
             )
             if proposal is not None:
-                report(
-                    f"propose {proposal.removeprefix('refs/heads/')}: {_proposal_link(where, here.branch, proposal)}"
-                )
+                page = _proposal_page(where, here.branch, proposal, pushed)
+                report(f"propose {proposal.removeprefix('refs/heads/')}: {page}")
     return [draft.release for draft in drafts]
 
 
@@ -241,7 +246,7 @@ def yank(
 
     check_version(version)
     here = Clone.at(Path(clone))
-    where = here.reached(_push_source(here.remote_url(remote), here.root))
+    where = here.reached(_destination(here, remote))
     yank_release(here, remote, where, check_adapter_name(name), version, reason, undo=undo)
 
 
@@ -265,12 +270,12 @@ class _Draft:
 
 
 def principal_of(clone: Clone, remote: str, repository: str | None) -> str:
-    """Return a clone's public name: what was said, or what the remote's URL tells.
+    """Return a clone's public name, to be pushed for: what was said, or what the remote's URL tells.
 
     Raises:
-        UsageError: Neither tells it.
+        UsageError: Neither tells it, or nothing may be pushed.
     """
-    return _principal(repository, _push_source(clone.remote_url(remote), clone.root))
+    return _principal(repository, _destination(clone, remote))
 
 
 def _principal(repository: str | None, where: Source | None) -> str:
@@ -412,15 +417,26 @@ def check_announced(clone: Clone, signer: SigningKey) -> None:
             )
 
 
-def _proposal_link(where: Source | None, into: str, branch: str) -> str:
-    """The page where a forge opens the pull request; on a server without one, the branch is merged by hand."""
+def _proposal_page(where: Source | None, into: str, branch: str, pushed: Pushed | None) -> str:
+    """Where the pull request is opened: forges answer a push with it. Without a forge, the branch is merged by hand."""
+    from adaptergit.web.forges import PullRequest, kind_of, page_for
+
     base, head = into.removeprefix("refs/heads/"), branch.removeprefix("refs/heads/")
-    if where is None or where.principal is None or urlsplit(where.url).scheme == "http":
-        return f"git merge {head}"
-    host, _, path = where.principal.partition("/")
-    if "gitlab" in host:
-        return f"https://{host}/{path}/-/merge_requests/new?merge_request[source_branch]={quote(head)}"
-    return f"https://{host}/{path}/compare/{quote(base)}...{quote(head)}"
+    if where is not None and where.principal is not None:
+        host = where.principal.partition("/")[0]
+        if pushed is not None and (told := pushed.address(host)) is not None:
+            return told
+        if (kind := kind_of(where.url)) is not None:
+            return page_for(PullRequest(where.url, head, base, "", ""), kind)
+    return f"git fetch and git merge origin/{head}, in a clone that may push to {base}"
+
+
+def _destination(clone: Clone, remote: str) -> Source:
+    """Return where pushes to a remote go, if they may go there."""
+    where = _push_source(clone.remote_url(remote), clone.root)
+    if urlsplit(where.url).scheme != "file":
+        check_online(clone.remote_url(remote))
+    return where
 
 
 def _push_source(url: str, root: Path) -> Source:

@@ -9,37 +9,34 @@ from __future__ import annotations
 
 import functools
 import time
-import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from adaptergit.errors import (
     AdaptergitError,
-    AdaptergitWarning,
     NotFoundError,
     PackageError,
+    StorageError,
     TransportError,
     TrustError,
     UsageError,
     did_you_mean,
 )
 from adaptergit.index.local import find_release
-from adaptergit.indexes import Word, revoked, word_on
+from adaptergit.indexes import Word, word_on
+from adaptergit.judge import Asked, history_of, judged, rotations_of, take_over, verified
 from adaptergit.legacy import refusal
-from adaptergit.package import Card, Manifest, canonical, check_files, read_package
+from adaptergit.package import Card, Manifest, read_package
 from adaptergit.package.version import is_version
-from adaptergit.pins import add_pin, add_revocation, known_revocations, known_signers
 from adaptergit.reference import Reference
 from adaptergit.settings import POLICY_LEVELS, Settings, cache_dir, load_settings
 from adaptergit.store import Known, Seen, Store
 from adaptergit.store.lockfile import lock_id, read_lock
-from adaptergit.trust import ROTATION, AllowedSigner, Change, Past, Policy, SignedRotation, Verdict, evaluate, follow
-from adaptergit.trust.rotation import MAX_ROTATIONS
+from adaptergit.trust import AllowedSigner, Verdict
+from adaptergit.yanks import noted, warn_if_yanked
 
 
 @dataclass(frozen=True)
@@ -194,29 +191,14 @@ def verify(
     """
     check_policy(policy)
     asked = Asked(settings or load_settings(), policy, reference, version, allowed_signers)
-    return verified(Path(path), asked)[0]
+    verdict, _ = verified(Path(path), asked)
+    take_over(verdict, asked.settings)
+    return verdict
 
 
 def parse_reference(ref: str | Reference, settings: Settings) -> Reference:
     """Return a parsed reference, with the settings' default host."""
     return ref if isinstance(ref, Reference) else Reference.parse(ref, default_host=settings.default_host)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a package must answer to."""
-
-    settings: Settings
-    policy: str | None = None
-    reference: Reference | None = None
-    version: str | None = None
-    allowed_signers: Sequence[AllowedSigner] | None = None
-    rotations: Callable[[], list[SignedRotation]] = list
-    """Asks the repository which keys came after those that are known; called only if an unknown key signed."""
-    word: Word = field(default_factory=Word)
-    """What the person's indexes say of the repository."""
-    expected: str | None = None
-    """The digest an index lists."""
 
 
 def check_policy(policy: str | None) -> None:
@@ -227,127 +209,6 @@ def check_policy(policy: str | None) -> None:
     """
     if policy is not None and policy not in POLICY_LEVELS:
         raise UsageError(f"unknown policy {policy!r}", hint=f"one of {', '.join(POLICY_LEVELS)}")
-
-
-def verified(path: Path, asked: Asked) -> tuple[Verdict, Card]:
-    """Verify a package folder, tell what there is to warn of, and remember the keys that this brought.
-
-    Raises:
-        TrustError, PackageError, NotFoundError: See :func:`verify`.
-    """
-    package = read_package(path, asked.settings.limits)
-    verdict = judged(package.manifest_bytes, package.signatures, str(path), asked)
-    card = check_files(package, verdict.manifest, asked.settings.limits)
-    for warning in verdict.warnings:
-        # A registry of its own: told on every load, not once per process, and still under the caller's filters.
-        warnings.warn_explicit(warning, AdaptergitWarning, __file__, 1, registry={})
-    if verdict.pin is not None:
-        add_pin(asked.settings, verdict.pin)
-    for signer in verdict.change.added:
-        add_pin(asked.settings, signer)
-    for one in verdict.change.removed:
-        add_revocation(asked.settings, one)
-    return verdict, card
-
-
-def judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, asked: Asked) -> Verdict:
-    """Decide on manifest and signatures alone."""
-    reference, version, settings = asked.reference, asked.version, asked.settings
-    principal = reference.source.principal if reference else None
-    # A local path names nobody: what its manifest claims may not choose a weaker rule, nor earn a pin.
-    level = asked.policy or settings.policy_for(principal)
-    signers = list(known_signers(settings) if asked.allowed_signers is None else asked.allowed_signers)
-    own = principal is not None and any(signer.names(principal) for signer in signers)
-    if not own:
-        signers += asked.word.signers  # the person's own word goes before that of an index
-    wanted = Policy(
-        level=level,
-        signers=tuple(signers),
-        digest=reference.digest if reference else None,
-        repository=principal,
-        name=reference.adapter if reference else None,
-        specifier=reference.specifier if reference else SpecifierSet(),
-        threshold=max(settings.threshold_for(principal), asked.word.threshold),
-        revocations=tuple(known_revocations(settings)),
-        first_seen=_first_seen(reference, version, manifest_bytes),
-        expected=asked.expected,
-        listed=tuple(revoked(settings)),
-        witnessed=_witnessed(reference, manifest_bytes, asked.word),
-        history=history(reference),
-    )
-    now = datetime.now(UTC)
-    try:
-        verdict = evaluate(manifest_bytes, signatures, wanted, now)
-    except TrustError as error:
-        # Perhaps the publisher has a new key, and an old one says so.
-        if not error.unknown_key or principal is None:
-            raise
-        if not (found := [*asked.word.rotations, *asked.rotations()]):
-            raise
-        gone = (*wanted.revocations, *wanted.listed)
-        change = follow(found, principal, wanted.signers, gone, now, threshold=wanted.threshold)
-        if not change:
-            raise
-        wanted = replace(
-            wanted,
-            signers=(*wanted.signers, *change.added),
-            revocations=(*wanted.revocations, *change.removed),
-        )
-        verdict = evaluate(manifest_bytes, signatures, wanted, now)
-        told = [f"{principal} has a new key {s.key.fingerprint}, by {s.source}" for s in change.added]
-        # What an index says is asked anew each time: a pin would hide what it says later.
-        verdict = replace(verdict, change=change if own else Change(), warnings=(*verdict.warnings, *told))
-    if version is not None and verdict.manifest.version != version:
-        raise TrustError(
-            f"the release is tagged {version}, but its manifest is of {verdict.manifest.version}",
-            where=where,
-            hint="somebody moved a tag: ask the publisher",
-        )
-    if verdict.pin is not None and principal is None:
-        raise TrustError(
-            "a local path names nobody, so there is no first use to remember",
-            hint=f"adaptergit trust add {verdict.manifest.repository} '{verdict.pin.key.line}'",
-        )
-    return verdict
-
-
-def history(reference: Reference | None) -> tuple[Past, ...]:
-    """What this machine had of an adapter before."""
-    if reference is None or reference.source.principal is None:
-        return ()
-    store = Store(cache_dir())
-    found = []
-    for version, seen in store.known(reference.source.publisher, reference.adapter).fetched.items():
-        try:
-            manifest = Manifest.from_bytes(store.open(seen.digest).manifest_bytes, where=seen.digest)
-        except (PackageError, NotFoundError, OSError):
-            found.append(Past(version, seen.digest, None, chained=False))  # pruned, or damaged
-        else:
-            found.append(Past(manifest.version, seen.digest, manifest.previous))
-    return tuple(found)
-
-
-def _first_seen(reference: Reference | None, version: str | None, manifest_bytes: bytes) -> datetime | None:
-    """When this machine first fetched exactly this release."""
-    if reference is None or version is None:
-        return None
-    seen = Store(cache_dir()).known(reference.source.publisher, reference.adapter).fetched.get(version)
-    if seen is None or not seen.at or seen.digest != canonical.sha256(manifest_bytes):
-        return None
-    return datetime.fromtimestamp(seen.at, UTC)
-
-
-def _witnessed(reference: Reference | None, manifest_bytes: bytes, word: Word) -> datetime | None:
-    """When the index that speaks for the repository first saw exactly this release."""
-    if reference is None or not word.known:
-        return None
-    digest = canonical.sha256(manifest_bytes)
-    entries = [entry for entry in word.known[0].entries(reference.adapter) if entry.manifest_sha256 == digest]
-    try:
-        moments = [datetime.fromisoformat(entry.first_seen) for entry in entries if entry.first_seen]
-        return min((m if m.tzinfo else m.replace(tzinfo=UTC) for m in moments), default=None)
-    except ValueError:
-        return None
 
 
 def _pin(
@@ -372,7 +233,7 @@ def _pin(
     chosen = word.chosen(reference)
     if chosen is None or (refresh and _exact(reference) is None):
         return None
-    had = _newest(reference, [past.version for past in history(reference) if past.chained])
+    had = _newest(reference, [past.version for past in history_of(reference) if past.chained])
     if had is not None and had not in word.yanked(reference.adapter) and Version(had) > Version(chosen[0].version):
         return None  # newer than what is listed: the repository is asked
     return Pin(chosen[0].version, chosen[0].manifest_sha256, chosen[0].tree, word.mirrors, vouched=True)
@@ -438,13 +299,10 @@ def _from_store(reference: Reference, pin: Pin | None, store: Store, asked: Aske
         except (PackageError, TrustError, NotFoundError) as error:
             refused[found.version] = error
         else:
+            take_over(verdict, settings)
             tree = found.tree or ""
             known = store.known(reference.source.publisher, reference.adapter)
-            if found.version in known.yanked or found.version in asked.word.yanked(reference.adapter):
-                listed = asked.word.releases(reference.adapter).get(found.version)
-                why = f": {listed[0].yanked}" if listed and listed[0].yanked else " by its publisher"
-                told = f"{reference.adapter} {found.version} was yanked{why}"
-                warnings.warn_explicit(told, AdaptergitWarning, __file__, 1, registry={})
+            warn_if_yanked(reference, found.version, known, asked.word)
             return Fetched(reference, found.version, found.digest, path, tree, card, verdict, True)
         if not offline:
             return None  # damaged, or stored with other signatures: the repository is asked
@@ -459,18 +317,19 @@ def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> 
 
     who, adapter = reference.source.publisher, reference.adapter
     try:
-        listing = released(reference, settings)
+        listing, own = released(reference, settings)
     except TransportError as error:
-        if store.known(who, adapter).fetched:
+        if store.known(who, adapter).fetched and not isinstance(error, StorageError):
             error.hint = "what was fetched before can be loaded with --offline, or offline=True"
         raise
-    yanked = listing.yanked | word.yanked(adapter)
+    # A mirror may not have heard of a yank, and cannot take one back.
+    yanked = listing.yanked | word.yanked(adapter) | (set() if own else set(store.known(who, adapter).yanked))
     versions = tuple(version for version in listing.versions if version not in yanked)
     known = replace(store.known(who, adapter), released=versions, asked=time.time(), yanked=tuple(yanked))
     store.remember(who, adapter, known)
     chosen = _choose(reference, versions, yanked, lambda: _others(reference, settings))
     # What is still here, with a manifest that says so: a damaged record shall not stand in the way.
-    here = [past.version for past in history(reference) if past.chained]
+    here = [past.version for past in history_of(reference) if past.chained]
     had = _newest(reference, [version for version in here if version not in yanked])
     if had is not None and Version(had) > Version(chosen):
         raise TrustError(
@@ -514,7 +373,7 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, mirrors: tuple[str, ...
         asked,
         reference=reference,
         version=version,
-        rotations=functools.cache(lambda: _rotations(reference, settings)),
+        rotations=functools.cache(lambda: rotations_of(reference, settings)),
     )
 
     def judge(folder: Path) -> dict[str, int]:
@@ -535,7 +394,9 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, mirrors: tuple[str, ...
             inner = folder / "package"
             inner.mkdir()
             try:
-                tree = way.fetch(inner)
+                got = way.fetch(inner)
+            except StorageError:
+                raise  # nobody else can help
             except (TransportError, NotFoundError) as error:
                 failed.append((way, error))
                 continue
@@ -547,35 +408,27 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, mirrors: tuple[str, ...
                 raise _told(error, way.source, reference, version) from error
             except NotFoundError as error:  # no manifest
                 raise PackageError(error.what, where=way.source) from error
+            new = store.find(verdict.digest) is None
             package = store.add(inner, settings.limits)
+        try:
+            take_over(verdict, settings)
+        except BaseException:  # also a warning that somebody made an error
+            if new:
+                store.remove(package.digest)
+            raise
         who, adapter = reference.source.publisher, reference.adapter
         known, found = store.known(who, adapter), verdict.manifest.version
         before = known.fetched.get(found)
         same = before is not None and before.digest == package.digest
-        seen = Seen(package.digest, tree, before.at if before is not None and same else time.time())
+        seen = Seen(package.digest, got.tree, before.at if before is not None and same else time.time())
+        known = noted(known, found, got.yanked, own=way.kind == "git")
         store.remember(who, adapter, replace(known, fetched={**known.fetched, found: seen}))
-        return Fetched(reference, found, package.digest, package.path, tree, card, verdict, False, way.source)
+        warn_if_yanked(reference, found, known, asked.word)
+        return Fetched(reference, found, package.digest, package.path, got.tree, card, verdict, False, way.source)
     (_, first), *others = failed
     for _, later in others:
         first.add_note(f"then: {later}")
     raise first
-
-
-def _rotations(reference: Reference, settings: Settings) -> list[SignedRotation]:
-    """Ask a repository which keys came after those that are known; where it cannot be asked, none did."""
-    from adaptergit.git import Remote, fetch_rotations
-
-    remote = Remote.of(reference.source, allow_http=settings.allow_http)
-    with Store(cache_dir()).workspace() as folder:
-        try:
-            found = fetch_rotations(remote, settings.limits, beside=folder, most=MAX_ROTATIONS)
-        except (TransportError, PackageError, NotFoundError):
-            return []
-    return [
-        SignedRotation(files[ROTATION], {name: data for name, data in files.items() if name != ROTATION})
-        for files in found
-        if ROTATION in files
-    ]
 
 
 def _told(error: AdaptergitError, source: str, reference: Reference, version: str | None) -> AdaptergitError:
@@ -585,8 +438,7 @@ def _told(error: AdaptergitError, source: str, reference: Reference, version: st
         hint = f"{version} is the newest; write the version you pinned: {reference.adapter}==…#sha256:…"
     where = f"{source} ({error.where})" if error.where and source not in error.where else source
     told = type(error)(error.what, where=where, hint=hint)
-    if isinstance(told, TrustError) and isinstance(error, TrustError):
-        told.steps = error.steps
+    told.steps = error.steps
     return told
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from adaptergit.durable import scratch
 from adaptergit.errors import UsageError
 from adaptergit.package import canonical
 from adaptergit.publish import check_announced, principal_of, signing_key
@@ -67,12 +67,12 @@ def rotate(
     removed = () if keep else (old[0].public.fingerprint,)
     rotation = Rotation(principal, (successor,), removed, datetime.now(UTC).replace(microsecond=0))
     data = rotation.to_bytes()
-    with tempfile.TemporaryDirectory(prefix="adaptergit-rotate-") as folder:
-        files = {ROTATION: Path(folder) / ROTATION}
+    with scratch() as folder:
+        files = {ROTATION: folder / ROTATION}
         files[ROTATION].write_bytes(data)
         for number, one in enumerate(old):
             mark = f".{hashlib.sha256(one.public.blob).hexdigest()[:8]}" if number else ""
-            path = Path(folder) / f"{ROTATION}{mark}.sig"
+            path = folder / f"{ROTATION}{mark}.sig"
             path.write_bytes(sign(data, one, namespace=ROTATION_NAMESPACE))
             files[path.name] = path
         announced = here.read(_ANNOUNCED) or b""

@@ -20,7 +20,7 @@
     threshold = 2                          # different keys that must have signed; default: 1
 
 Environment: ``ADAPTERGIT_CONFIG_DIR`` and ``ADAPTERGIT_CACHE_DIR`` move the two folders, ``ADAPTERGIT_OFFLINE=1``
-forbids every socket. No environment variable weakens a trust policy.
+forbids every socket (``true``, ``yes`` and ``on`` do too). No environment variable weakens a trust policy.
 """
 
 from __future__ import annotations
@@ -150,10 +150,10 @@ def load_settings(path: Path | None = None) -> Settings:
     """Read ``config.toml`` and the environment.
 
     Raises:
-        UsageError: The file is not TOML, or a key is unknown or of the wrong type.
+        UsageError: The file is not TOML, or a key or a value is not known.
     """
     path = path or config_dir() / "config.toml"
-    offline = os.environ.get("ADAPTERGIT_OFFLINE", "").lower() in ("1", "true", "yes")
+    offline = offline_by_environment()
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -163,6 +163,30 @@ def load_settings(path: Path | None = None) -> Settings:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"not valid TOML: {error}", where=str(path)) from error
     return Settings(**_checked(raw, path), offline=offline)
+
+
+def offline_by_environment() -> bool:
+    """Tell whether ``ADAPTERGIT_OFFLINE`` forbids every socket.
+
+    Raises:
+        UsageError: It says neither yes nor no: whoever set it meant something.
+    """
+    stated = os.environ.get("ADAPTERGIT_OFFLINE", "")
+    if stated.lower() in ("1", "true", "yes", "on"):
+        return True
+    if stated.lower() in ("", "0", "false", "no", "off"):
+        return False
+    raise UsageError(f"ADAPTERGIT_OFFLINE is {stated!r}", hint="1 forbids the network, 0 allows it")
+
+
+def check_online(where: str) -> None:
+    """Refuse to ask a server where ``ADAPTERGIT_OFFLINE`` forbids it.
+
+    Raises:
+        UsageError: It does, or says neither yes nor no.
+    """
+    if offline_by_environment():
+        raise UsageError("this needs the network, and ADAPTERGIT_OFFLINE forbids it", where=where, hint="unset it")
 
 
 _KINDS: dict[str, type] = {

@@ -55,6 +55,7 @@ def indexed(raw: dict[str, Any]) -> Result:
     result = _result("index", "An index of many releases", raw)
     names = {
         "build_seconds": ("build", "s"),
+        "site_seconds": ("pages", "s"),
         "add_seconds": ("add: fetch and make the database", "s"),
         "update_50_seconds": ("update after 50 changes", "s"),
         "peak_memory_mib": ("memory", "bytes"),
@@ -66,6 +67,8 @@ def indexed(raw: dict[str, Any]) -> Result:
     for size in raw["sizes"]:
         count = size["releases"]
         for key, (title, unit) in names.items():
+            if key not in size:
+                continue
             value = size[key] * 2**20 if key.endswith("mib") else size[key]
             result.rows.append(Row(f"{count:,} releases", "ours", title, value, unit, x=count))
         for kind, milliseconds in size["queries_p95_ms"].items():

@@ -34,8 +34,9 @@ from attacks_table import (
 from conftest import Hub, git
 from forge_simulator import Answer, Forge, Request, body, endless, slowly, status
 
+from adaptergit.bundle import export_bundle, import_bundle
 from adaptergit.errors import NotFoundError, PackageError, TransportError, TrustError, UsageError
-from adaptergit.mirror import export_bundle, import_bundle, mirror
+from adaptergit.mirror import mirror
 from adaptergit.resolve import fetch
 from adaptergit.search import search
 from adaptergit.settings import Limits, Settings, cache_dir
@@ -414,7 +415,7 @@ def trusted_again(scene: Scene, change: Callable[[Path], object]) -> Strike:
     return lambda: import_bundle(file)
 
 
-PLACES = r"plain files below releases/ and packages/"
+PLACES = r"plain files below releases, packages, indexes"
 
 
 @attacks(

@@ -22,7 +22,7 @@ from attacks_trust import HAND_LINE, TWO, locked, signed_with
 from conftest import git, tiny_model
 
 import adaptergit
-from adaptergit.mirror import import_bundle
+from adaptergit.bundle import import_bundle
 from adaptergit.pins import pin_key
 from adaptergit.reference import Reference
 from adaptergit.resolve import fetch

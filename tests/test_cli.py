@@ -15,6 +15,7 @@ from conftest import Hub, snapshot
 
 from adaptergit import errors
 from adaptergit.cli import _COMMANDS, main
+from adaptergit.publish import publish
 
 Source = Callable[..., Path]
 GROUPS = {"index": ["add"], "trust": ["add", "ls", "remove", "revoke", "explain"], "bundle": ["export", "import"]}
@@ -100,6 +101,31 @@ def test_from_keygen_to_search(hub: Hub, source: Source, tmp_path: Path) -> None
     assert "fetched" in run("load", reference, "--index", str(index), "--refresh") or hub.server.traffic.requests
     run("trust", "remove", key["fingerprint"])
     run("load", reference, code=4)
+
+
+def test_verify_says_how_far_it_came(hub: Hub, source: Source, tmp_path: Path) -> None:
+    hub.trust()
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    folder = hub.clone / "adapters" / "sst2"
+    assert "files are exactly those" in run("verify", str(folder))
+    assert "files are exactly those" in json.loads(run("verify", str(folder), "--json"))["steps"][-1]
+    public = tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{public}.key"], check=True
+    )
+    subprocess.run(
+        ["openssl", "ec", "-in", f"{public}.key", "-pubout", "-out", str(public)], check=True, capture_output=True
+    )
+    said = run("verify", str(folder), "--model-signing-key", str(public), code=4)
+    assert "  ok  3 files are exactly those" in said
+    assert "  no  there is no model.sig" in said
+    weights = folder / "adapter.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"X")
+    said = run("verify", str(folder), code=3)
+    assert f"valid signature by ssh-ed25519 {hub.key.public.fingerprint}" in said
+    assert "  no  the file was changed" in said
+    refused = json.loads(run("verify", str(folder), "--json", code=3))["error"]
+    assert any("valid signature" in step for step in refused["passed"])
 
 
 @pytest.mark.parametrize(

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from click.testing import CliRunner
 from conftest import Hub, git
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
+import adaptergit
 from adaptergit.cli import main
-from adaptergit.errors import ReleaseError, TransportError, UsageError
+from adaptergit.errors import PackageError, ReleaseError, TransportError, TrustError, UsageError
 from adaptergit.index.changes import CHANGE_NAMESPACE, change_statement
 from adaptergit.index.entry import Entry
+from adaptergit.index.entry_rules import ENTRY_RULES, Listing
 from adaptergit.index.maintain import init_index, recover
 from adaptergit.index.names import alike, distance
 from adaptergit.index.propose import check_change
@@ -32,7 +37,9 @@ from adaptergit.index.repository import replace as write
 from adaptergit.index.rules import broken_by, comment, documentation
 from adaptergit.index.source_rules import SOURCE_RULES, Proposal
 from adaptergit.index.sources import SourceFile, SourceKey
-from adaptergit.publish import initialise
+from adaptergit.indexes import client
+from adaptergit.publish import initialise, publish
+from adaptergit.review import Review, review, settle
 from adaptergit.rotate import rotate
 from adaptergit.settings import load_settings
 from adaptergit.submit import submit
@@ -166,10 +173,29 @@ def test_a_publishers_own_and_what_maintainers_looked_at_may_be_alike(good: Prop
     assert broken_by(replace(one, source=replace(one.source, tracks="github.com/other/things"))) == []
 
 
+BREAKING_LISTINGS: list[tuple[str, str, Callable[[Listing], Listing]]] = [
+    ("kept", "no longer is", lambda one: replace(one, now=one.now[1:])),
+    ("unchanged", "another size", lambda one: replace(one, now=(replace(one.now[0], size=1), *one.now[1:]))),
+    ("unchanged", "first_seen", lambda one: replace(one, now=(replace(one.now[0], first_seen="x"), *one.now[1:]))),
+]
+
+
+@pytest.mark.parametrize(("rule", "message", "change"), BREAKING_LISTINGS)
+def test_a_listing_that_breaks_a_rule_is_named(release: Release, rule: str, message: str, change: Any) -> None:
+    assert release.entry is not None
+    before = (*release.past, replace(release.entry, yanked="bad"))
+    listing = Listing(before, (replace(before[0], yanked="worse"), *before[1:], replace(before[1], version="2.0.0")))
+    assert broken_by(listing) == []
+    found = {one.id: why for one, why in broken_by(change(listing))}
+    assert list(found) == [rule]
+    assert message in found[rule]
+
+
 def test_every_rule_has_an_example_that_breaks_it() -> None:
     assert {rule for rule, _, _ in BREAKING} == {rule.id for rule in SOURCE_RULES}
     assert {rule for rule, _, _ in BREAKING_RELEASES} == {rule.id for rule in RELEASE_RULES}
-    for rule in (*SOURCE_RULES, *RELEASE_RULES):
+    assert {rule for rule, _, _ in BREAKING_LISTINGS} == {rule.id for rule in ENTRY_RULES}
+    for rule in (*SOURCE_RULES, *RELEASE_RULES, *ENTRY_RULES):
         assert f"| `{rule.id}` | {rule.docs} |" in documentation()
 
 
@@ -203,6 +229,8 @@ def headed(header: Any, rest: bytes) -> bytes:
 
 
 BREAKING_RELEASES: list[tuple[str, str, Callable[[Release], Release]]] = [
+    ("enrolled", "may sign", lambda r: replace(r, entry=None, refused=TrustError("signed by x, but only y may sign"))),
+    ("verified", "another digest", lambda r: replace(r, entry=None, refused=PackageError("a.bin has another digest"))),
     ("name", "git tag", lambda r: replace(r, entry=replace(r.entry, id="github.com/a/b@x.lock"))),
     ("name", "Windows", lambda r: replace(r, entry=replace(r.entry, id="github.com/a/b@con"))),
     ("version", "the tag says", lambda r: replace(r, version="1.2.0")),
@@ -559,19 +587,52 @@ class Api(BaseHTTPRequestHandler):
 
     asked: list[tuple[str, str, dict[str, Any], dict[str, str]]]
     status = 201
+    git = ""
+    """Where the git server is, to which everything but the API goes."""
+    pulls: Any = None
+    """Answers calls on pull requests that are open."""
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.git and "/api/" not in self.path:
+            self.forward(data)
+            return
+        body = json.loads(data or b"{}")
         self.asked.append((self.command, self.path, body, dict(self.headers.items())))
+        if type(self).pulls is not None:
+            status, answer = type(self).pulls(self.command, self.path, body)
+            self.answer(answer, status)
+            return
         self.answer(
             {"html_url": "https://forge.example/pr/1", "web_url": "https://forge.example/mr/1", "message": "no"}
         )
 
+    def do_PUT(self) -> None:
+        self.do_POST()
+
     def do_GET(self) -> None:
+        if self.git and "/api/" not in self.path:
+            self.forward(None)
+            return
         self.asked.append((self.command, self.path, {}, dict(self.headers.items())))
+        if type(self).pulls is not None:
+            status, answer = type(self).pulls(self.command, self.path, {})
+            self.answer(answer, status)
+            return
         self.answer({"id": 42}, 200)
 
-    def answer(self, value: dict[str, Any], status: int | None = None) -> None:
+    def forward(self, data: bytes | None) -> None:
+        """Ask the git server."""
+        kept = ("Content-Type", "Content-Encoding", "Accept", "Git-Protocol")
+        headers = {name: self.headers[name] for name in kept if name in self.headers}
+        found = requests.request(self.command, f"{self.git}{self.path}", data=data, headers=headers, timeout=60)
+        self.send_response(found.status_code)
+        self.send_header("Content-Type", found.headers.get("Content-Type", ""))
+        self.send_header("Content-Length", str(len(found.content)))
+        self.end_headers()
+        self.wfile.write(found.content)
+
+    def answer(self, value: Any, status: int | None = None) -> None:
         data = json.dumps(value).encode()
         self.send_response(status or self.status)
         self.send_header("Content-Length", str(len(data)))
@@ -683,6 +744,284 @@ def test_a_forge_opens_the_pull_request(
     assert "add-x" in page_for(forked, kind)
     with pytest.raises(UsageError, match="only https"):
         open_pull_request(replace(one, repository="http://forge.example/a/b.git"), kind, "secret", Download())
+
+
+@pytest.mark.parametrize("kind", ["github", "gitlab", "gitea"])
+def test_submitting_opens_the_pull_request_through_the_forge(
+    index: IndexRepository, announced: Hub, api: tuple[str, type[Api]], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """From the clone to the forge's answer, through one address as on a real forge: git and API on one host."""
+    url, handler = api
+    handler.git = announced.server.url
+    announced.server.create("community/index")
+    git(index.root, "push", "-q", f"{announced.server.url}/community/index.git", "main")
+    monkeypatch.setenv("ADAPTERGIT_FORGE_TOKEN", "secret")
+    argv = ["index", "submit", "--to", f"{url}/community/index.git", "--repo", str(announced.clone), "--forge", kind]
+    done = CliRunner().invoke(main, [*argv, "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["opened"] is True
+    assert told["address"] == f"https://forge.example/{'mr' if kind == 'gitlab' else 'pr'}/1"
+    ((_, _, body, headers),) = [item for item in handler.asked if item[0] == "POST"]
+    assert "secret" in " ".join(headers.values())
+    assert PRINCIPAL in body["title"]
+    bare = announced.bare.parents[1] / "community" / "index.git"
+    branch = body.get("head", body.get("source_branch"))
+    assert git(bare, "show", f"{branch}:{told['path']}").startswith("schema: adaptergit.source/1")
+    handler.status = 403
+    done = CliRunner().invoke(main, argv)
+    assert done.exit_code == 9
+    assert "check the token" in done.output
+
+
+# --- what CI does ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Forge:
+    """The documented calls on pull requests, and the git server beside them."""
+
+    url: str
+    kind: str
+    open: dict[int, str] = field(default_factory=dict)
+    comments: dict[int, list[dict[str, Any]]] = field(default_factory=lambda: collections.defaultdict(list))
+    merged: list[tuple[int, str]] = field(default_factory=list)
+    clock: datetime = NOW
+    knows_me: bool = True
+
+    def comment(self, number: int, author: str, body: str) -> None:
+        who = {"author": {"username": author}} if self.kind == "gitlab" else {"user": {"login": author}}
+        self.comments[number].append({"created_at": f"{self.clock:%Y-%m-%dT%H:%M:%SZ}", "body": body, **who})
+
+    def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        path, _, query = path.partition("?")
+        prefix, pulls, issues = {
+            "github": ("/api/v3", "/repos/community/index/pulls", "/repos/community/index/issues"),
+            "gitea": ("/api/v1", "/repos/community/index/pulls", "/repos/community/index/issues"),
+            "gitlab": (
+                "/api/v4",
+                "/projects/community%2Findex/merge_requests",
+                "/projects/community%2Findex/merge_requests",
+            ),
+        }[self.kind]
+        path = path.removeprefix(prefix)
+        page = int(dict(part.split("=") for part in query.split("&") if part).get("page", 1))
+        if path == "/user":
+            return (200, {"login": "bot", "username": "bot"}) if self.knows_me else (403, {"message": "no"})
+        if path == pulls:
+            key, sha = ("iid", "sha") if self.kind == "gitlab" else ("number", "head")
+            every = [{key: n, sha: h if self.kind == "gitlab" else {"sha": h}} for n, h in sorted(self.open.items())]
+            return 200, every[(page - 1) * 50 : page * 50]
+        number = int(path.removeprefix(issues).removeprefix(pulls).split("/")[1])
+        if path.endswith(("/comments", "/notes")):
+            if method == "POST":
+                self.comment(number, "bot", body["body"])
+                return 201, {}
+            return 200, self.comments[number][(page - 1) * 50 : page * 50]
+        assert path.endswith("/merge")
+        assert method == ("POST" if self.kind == "gitea" else "PUT")
+        head = body["head_commit_id" if self.kind == "gitea" else "sha"]
+        if head != self.open[number]:
+            return 409, {"message": "head was changed"}
+        self.merged.append((number, head))
+        return 200, {"merged": True}
+
+
+@pytest.fixture(params=["github", "gitlab", "gitea"])
+def forge(
+    request: pytest.FixtureRequest, index: IndexRepository, announced: Hub, api: tuple[str, type[Api]], tmp_path: Path
+) -> Forge:
+    """A forge with the index, which is also the clone that CI works in."""
+    url, handler = api
+    handler.git = announced.server.url
+    announced.server.create("community/index")
+    found = Forge(f"{url}/community/index.git", request.param)
+    handler.pulls = found.answer
+    git(index.root, "remote", "add", "origin", found.url)
+    git(index.root, "push", "-q", f"{announced.server.url}/community/index.git", "main")
+    return found
+
+
+def propose(forge: Forge, index: IndexRepository, hub: Hub, number: int, files: dict[str, bytes | None]) -> str:
+    """Open a pull request."""
+    name = proposal(index, files, f"proposal-{number}-{len(git(index.root, 'branch'))}")
+    place = "merge-requests" if forge.kind == "gitlab" else "pull"
+    git(index.root, "push", "-q", f"{hub.server.url}/community/index.git", f"+{name}:refs/{place}/{number}/head")
+    head = git(index.root, "rev-parse", name)
+    git(index.root, "branch", "-qD", name)
+    forge.open[number] = head
+    return head
+
+
+def look(forge: Forge, index: IndexRepository, *numbers: int) -> list[Review]:
+    return review(numbers, clone=index.root, forge=forge.kind)
+
+
+def decide(forge: Forge, index: IndexRepository, reviews: list[Review], **options: Any) -> dict[int, str]:
+    done = settle(reviews, clone=index.root, forge=forge.kind, token="secret", merge=True, now=forge.clock, **options)
+    return {one.number: one.outcome for one in done}
+
+
+def test_what_keeps_the_rules_waits_and_is_merged(forge: Forge, index: IndexRepository, announced: Hub) -> None:
+    source = source_of(announced)
+    head = propose(forge, index, announced, 7, {source.path: source.to_yaml()})
+    propose(forge, index, announced, 8, {"policy.yaml": b"schema: adaptergit.policy/1\n"})
+    reviews = look(forge, index)
+    assert [(one.number, one.passed) for one in reviews] == [(7, True), (8, False)]
+    assert decide(forge, index, reviews) == {7: "waiting", 8: "refused"}
+    assert "waits 72 hours" in forge.comments[7][0]["body"]
+    assert "only files below" in forge.comments[8][0]["body"]
+    forge.clock += timedelta(hours=71)
+    forge.comment(7, "somebody", "nice!")
+    assert decide(forge, index, look(forge, index)) == {7: "waiting", 8: "refused"}
+    assert [len(found) for found in forge.comments.values()] == [2, 1], "said once"
+    forge.clock += timedelta(hours=2)
+    assert decide(forge, index, look(forge, index)) == {7: "merged", 8: "refused"}
+    assert forge.merged == [(7, head)]
+    assert not (index.root / source.path).exists(), "nothing was checked out"
+
+
+def test_a_push_begins_the_waiting_anew_and_a_strangers_comment_ends_nothing(
+    forge: Forge, index: IndexRepository, announced: Hub
+) -> None:
+    source = source_of(announced)
+    changed = replace(source, contact="other@example.org")
+    first = propose(forge, index, announced, 7, {source.path: source.to_yaml()})
+    decide(forge, index, look(forge, index))
+    later = propose(forge, index, announced, 7, {source.path: changed.to_yaml()})
+    assert first != later
+    # Somebody who knew the commit beforehand claims that it was seen long ago.
+    forge.comments[7].insert(0, {**forge.comments[7][0], "created_at": "2020-01-01T00:00:00Z"})
+    for who in ("user", "author"):
+        if who in forge.comments[7][0]:
+            forge.comments[7][0][who] = {"login": "mallory", "username": "mallory"}
+    forge.comments[7][0]["body"] = forge.comments[7][0]["body"].replace(first, later)
+    forge.clock += timedelta(hours=73)
+    assert decide(forge, index, look(forge, index)) == {7: "waiting"}
+    forge.clock += timedelta(hours=73)
+    reviews = look(forge, index)
+    # Pushed to between the two steps: what was looked at is no longer what would be merged.
+    forge.open[7] = first
+    assert decide(forge, index, reviews) == {}
+    forge.open[7] = later
+    assert decide(forge, index, reviews) == {7: "merged"}
+    assert forge.merged == [(7, later)]
+
+
+def test_a_token_that_may_not_ask_who_it_is_is_the_forges_own_bot(
+    forge: Forge, index: IndexRepository, announced: Hub
+) -> None:
+    source = source_of(announced)
+    propose(forge, index, announced, 7, {source.path: source.to_yaml()})
+    forge.knows_me = False
+    if forge.kind == "gitlab":
+        with pytest.raises(ReleaseError, match="403"):
+            decide(forge, index, look(forge, index))
+    else:
+        assert decide(forge, index, look(forge, index)) == {7: "waiting"}
+
+
+def test_the_steps_of_ci_on_the_command_line(
+    forge: Forge, index: IndexRepository, announced: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = source_of(announced)
+    (index.root / "policy.yaml").write_text("schema: adaptergit.policy/1\nwaiting_hours: 0\n")
+    git(index.root, "commit", "-qam", "no waiting")
+    git(index.root, "push", "-q", f"{announced.server.url}/community/index.git", "main")
+    propose(forge, index, announced, 7, {source.path: source.to_yaml()})
+    propose(forge, index, announced, 8, {source.path: b"a: 1\n"})
+    git(index.root, "checkout", "-q", "--detach")  # as CI does
+    where = ("--repo", str(index.root), "--forge", forge.kind)
+    out, summary = tmp_path / "reviews.json", tmp_path / "summary.md"
+
+    def run(*argv: str, code: int = 0) -> str:
+        done = CliRunner().invoke(main, ["index", *argv])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    assert "keeps the rules" in run("review", "7", *where, "--comment", str(summary))
+    assert "| ✅ | `schema` |" in summary.read_text()
+    assert "breaks rules" in run("review", "8", *where, code=9)
+    run("review", "99", *where, code=5)
+    run("review", "--out", str(out), *where)
+    run("settle", str(out), *where, code=2)
+    monkeypatch.setenv("ADAPTERGIT_FORGE_TOKEN", "secret")
+    said = run("settle", str(out), *where, "--merge")
+    assert "#7 merged" in said
+    assert "#8 refused" in said
+    out.write_text("{}")
+    run("settle", str(out), *where, code=3)
+    # On a laptop, without a clone.
+    assert "keeps the rules" in run("review", "7", "--of", forge.url, "--forge", forge.kind)
+
+
+def test_ci_calls_commands_of_adaptergit_and_nothing_else() -> None:
+    template = Path(__file__).parent.parent / "index_repo_template"
+    files = [*template.glob(".*/workflows/*.yml"), template / ".gitlab-ci.yml"]
+    assert len(files) == 7
+    for file in files:
+        text = file.read_text()
+        raw = YAML(typ="safe").load(text)
+        jobs = raw.get("jobs", {name: job for name, job in raw.items() if isinstance(job, dict) and "script" in job})
+        lines = [step["run"] for job in jobs.values() for step in job.get("steps", ()) if "run" in step]
+        lines += [line for job in jobs.values() for line in job.get("script", ())] + raw.get("before_script", [])
+        assert lines
+        for line in lines:
+            assert line == "pip install adaptergit" or line.startswith("adaptergit index "), (file, line)
+            assert CliRunner().invoke(main, [*line.split()[1:3], "--help"]).exit_code == 0 or line.startswith("pip")
+        # What judges proposals has no secret; what has one does not look at them.
+        for job in jobs.values():
+            body = json.dumps(job)
+            assert not ("adaptergit index review" in body and "secrets." in body), file
+            assert not ("adaptergit index review" in body and "index settle" in body), file
+        assert "pull_request_target" not in text
+
+
+def test_publishing_crawls_commits_builds_signs_and_pushes(
+    index: IndexRepository,
+    announced: Hub,
+    source: Callable[..., Path],
+    tmp_path: Path,
+    keys: list[SigningKey],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = announced.server.create("community/index")
+    git(index.root, "remote", "add", "origin", url)
+    listed(index, source_of(announced))
+    git(index.root, "push", "-q", "origin", "main")
+    publish(source(), clone=announced.clone, key=announced.key.path)
+    # Somebody merged a pull request meanwhile.
+    other = tmp_path / "other"
+    subprocess.run(["git", "clone", "-q", url, str(other)], check=True)
+    (other / "policy.yaml").write_text("schema: adaptergit.policy/1\nlicenses: [Apache-2.0, MIT]\n")
+    git(other, "commit", "-qam", "policy")
+    git(other, "push", "-q", "origin", "main")
+    monkeypatch.setenv("INDEX_KEY", keys[0].path.read_text())
+    done = CliRunner().invoke(main, ["index", "publish", "--repo", str(index.root), "--key-env", "INDEX_KEY", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {
+        "sources": 1, "releases": 1, "adapters": 1, "added": 1, "problems": {}, "pushed": True,
+    }  # fmt: skip
+    bare = announced.bare.parents[1] / "community" / "index.git"
+    assert git(bare, "log", "--format=%s", "main").splitlines()[:2] == ["crawl", "policy"]
+    assert git(bare, "rev-list", "--count", "dist") == "1"
+    root = index.current_root()
+    client(load_settings()).add(url, f"sha256:{root.digest}")
+    assert [entry.name for entry in adaptergit.search()] == ["sst2"]
+    assert git(bare, "show", "dist:index.html").startswith("<!doctype html>")
+    # Nothing new: nothing is committed, and it is signed again. What was changed by hand stops it.
+    before = git(bare, "rev-parse", "main")
+    assert (
+        CliRunner().invoke(main, ["index", "publish", "--repo", str(index.root), "--key", str(keys[0].path)]).exit_code
+        == 0
+    )
+    assert git(bare, "rev-parse", "main") == before
+    (entry,) = index.entries(PRINCIPAL)
+    index.write_entries(PRINCIPAL, [replace(entry, description="better")])
+    done = CliRunner().invoke(main, ["index", "publish", "--repo", str(index.root), "--key", str(keys[0].path)])
+    assert done.exit_code == 9
+    assert "another description" in done.output
+    assert CliRunner().invoke(main, ["index", "publish", "--repo", str(index.root)]).exit_code == 2
 
 
 def test_the_page_about_the_rules_is_what_the_rules_say() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
+import html5lib
 import pytest
 from test_training import needs_model
 
@@ -44,11 +47,24 @@ def test_the_community_index(tmp_path: Path) -> None:
     facts = play(tmp_path / "example")
     assert [name.split("/")[1] for name in facts["listed"]] == ["amharic-nlp", "bantu-lab", "quechua-group"]
     assert facts["search"] == "127.0.0.1/amharic-nlp/adapters@sentiment"
+    assert [name.split("/")[1] for name in facts["both"]] == [
+        "amharic-nlp", "bantu-lab", "corporate-ml", "quechua-group",
+    ]  # fmt: skip
+    assert facts["private"] == ["corporate"]
     assert facts["loaded"] == "sentiment 1.0.0, vouched by the index community"
     assert facts["after rotation"] == "sentiment 1.1.0, vouched by the index community"
     assert "no version of 'sentiment'" in facts["after yank"]
     assert "revoked: stolen laptop (the index community)" in facts["after revocation"]
-    assert facts["pages"] > 10
+    assert [name.split("/")[1] for name in facts["shown"]] == ["bantu-lab", "corporate-ml"]
+    assert facts["from the copy"] == "sentiment 1.1.0, vouched by the index community"
+    for name in ("community", "corporate"):
+        assert facts[f"pages of {name}"] > 10
+        dist = tmp_path / "example" / name / "index" / "dist"
+        for page in dist.rglob("*.html"):
+            html5lib.HTMLParser(strict=True).parse(page.read_text())
+            for link in re.findall(r'(?:href|src)="([^"#?]+)"', page.read_text()):
+                assert (page.parent / unquote(link)).resolve().is_file(), (page, link)
+        assert (dist / "snapshot.json.sig").is_file()
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ LOCK = {
 LISTING = {
     "schema": "adaptergit.mirror/1",
     "releases": [{"version": "1.0.0", "manifest_sha256": "0" * 64, "tree": "1" * 40, "files": ["card.yaml"]}],
+    "yanked": {"1.0.0": "poisoned"},
 }
 INDEX = {
     "schema": "adaptergit.index/1",

@@ -26,12 +26,14 @@ from adaptergit.errors import (
     UsageError,
 )
 from adaptergit.git import GitServer
+from adaptergit.mirror import mirror
 from adaptergit.package import Card, canonical
 from adaptergit.pins import pin_key
-from adaptergit.publish import initialise, publish
+from adaptergit.publish import initialise, publish, yank
 from adaptergit.resolve import fetch, verify
+from adaptergit.rotate import rotate
 from adaptergit.settings import Limits, Settings
-from adaptergit.trust import SigningKey
+from adaptergit.trust import SigningKey, generate_key
 
 Source = Callable[..., Path]
 
@@ -206,6 +208,36 @@ def test_offline_answers_from_the_store_or_not_at_all(
     assert fetch(f"{hub.url}@sst2").from_store
     with pytest.raises(NotFoundError, match="offline"):
         fetch(f"{hub.url}@other")
+    assert hub.server.traffic.requests == []
+
+
+@pytest.mark.parametrize("yes", ["1", "on", "True", "YES"])
+def test_offline_is_for_publishers_too(
+    hub: Hub, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, yes: str
+) -> None:
+    release(hub, source())
+    hub.server.reset()
+    monkeypatch.setenv("ADAPTERGIT_OFFLINE", yes)
+    before = snapshot(hub.clone)
+    new = generate_key(tmp_path / "new").path
+    for forbidden in (
+        lambda: publish(source(), clone=hub.clone, key=hub.key.path, version="1.1.0"),
+        lambda: yank("sst2", "1.0.0", reason="old", clone=hub.clone),
+        lambda: rotate(new, key=hub.key.path, clone=hub.clone),
+        lambda: mirror([f"{hub.url}@sst2"], to=hub.url),
+    ):
+        with pytest.raises((UsageError, NotFoundError), match=r"offline|ADAPTERGIT_OFFLINE"):
+            forbidden()
+    assert hub.server.traffic.requests == []
+    assert snapshot(hub.clone) == before
+    publish(source(), clone=hub.clone, key=hub.key.path, version="1.1.0", remote=None, repository="github.com/a/b")
+
+
+def test_offline_that_says_neither_yes_nor_no_is_an_error(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.server.reset()
+    monkeypatch.setenv("ADAPTERGIT_OFFLINE", "ja")
+    with pytest.raises(UsageError, match="ADAPTERGIT_OFFLINE is 'ja'"):
+        fetch(f"{hub.url}@sst2")
     assert hub.server.traffic.requests == []
 
 

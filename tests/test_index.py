@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -30,7 +33,7 @@ from adaptergit.errors import (
 )
 from adaptergit.index.build import build
 from adaptergit.index.client import Client
-from adaptergit.index.crawl import crawl
+from adaptergit.index.crawl import Crawled, crawl
 from adaptergit.index.documents import (
     SNAPSHOT_NAMESPACE,
     Root,
@@ -40,9 +43,18 @@ from adaptergit.index.documents import (
     parse_catalog,
     parse_snapshot,
 )
-from adaptergit.index.maintain import init_index, recover, rotate_root, sign_root, sign_snapshot, yank_entry
+from adaptergit.index.maintain import (
+    check_index,
+    init_index,
+    recover,
+    rotate_root,
+    sign_root,
+    sign_snapshot,
+    yank_entry,
+)
 from adaptergit.index.repository import IndexRepository
 from adaptergit.index.repository import replace as write
+from adaptergit.index.site import build_site
 from adaptergit.index.sources import SourceFile, SourceKey
 from adaptergit.indexes import client, full_name
 from adaptergit.package import canonical
@@ -166,6 +178,28 @@ def test_publishing_is_pushing(listed: Index, hub: Hub, source: Callable[..., Pa
     assert (again.changed, again.received < 1500) == (0, True)
 
 
+def test_what_did_not_change_is_not_sent(listed: Index) -> None:
+    user = listed.user()
+    listed.forge.asked.clear()
+    update = user.update("community")
+    assert (update.changed, update.received, update.adapters) == (0, 0, 1)
+    assert [path for path, _ in listed.forge.asked] == ["/roots/2.json", "/snapshot.json"]
+    assert "If-None-Match" in listed.forge.asked[-1][1]
+    listed.publish()
+    assert user.update("community").received > 0
+    assert user.update("community").received == 0
+
+
+def test_who_lost_what_was_fetched_is_sent_it_again(listed: Index, home: Path) -> None:
+    user = listed.user()
+    shutil.rmtree(home / "cache")
+    assert user.update("community").changed == 1
+    (home / "cache/indexes/community/search.sqlite").unlink()
+    listed.forge.asked.clear()
+    assert user.update("community").adapters == 1
+    assert not any("/shards/" in path for path, _ in listed.forge.asked), "the shards were here"
+
+
 def test_one_broken_source_never_stops_the_rest(index: Index, hub: Hub, source: Callable[..., Path]) -> None:
     publish(source(), clone=hub.clone, key=hub.key.path)
     index.add(hub.url, hub.key)
@@ -175,6 +209,65 @@ def test_one_broken_source_never_stops_the_rest(index: Index, hub: Hub, source: 
     assert found[PRINCIPAL].added == ("sst2==1.0.0",)
     assert found["127.0.0.1/gone/adapters"].error
     assert "not YAML" in found["127.0.0.1/broken"].error
+    built = build(index.repository, index.dist, root=index.root, now=NOW)
+    assert (built.sources, list(built.skipped)) == (2, ["127.0.0.1/broken"])
+    assert build_site(index.repository, index.dist, root=index.root) == 1
+
+
+def test_a_check_names_everything_that_is_not_sound(listed: Index, hub: Hub) -> None:
+    root = listed.repository.root
+    (root / "sources" / "127.0.0.1" / "broken.yaml").write_text("schema: [")
+    listed.add(hub.url.replace("acme/", "other/"), hub.key, principal="127.0.0.1/other/adapters")
+    write(root / "entries/127.0.0.1/other/adapters.jsonl", b"{}\n")
+    write(root / "policy.yaml", b"colour: red\n")
+    sound = check_index(listed.repository)
+    assert set(sound.problems) == {
+        "sources/127.0.0.1/broken.yaml",
+        "entries/127.0.0.1/broken.jsonl",
+        "entries/127.0.0.1/other/adapters.jsonl",
+        "policy.yaml",
+    } - {"entries/127.0.0.1/broken.jsonl"}
+    done = CliRunner().invoke(main, ["index", "check", "--repo", str(root)])
+    assert done.exit_code == 3, done.output
+    assert "not YAML" in done.output
+
+
+def test_a_host_that_does_not_answer_holds_up_nobody_elses_sources(index: Index, hub: Hub) -> None:
+    over, others = threading.Event(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for number in range(9):
+            url = f"http://127.0.0.1:{port}/hang{number}/a.git"
+            index.add(url, hub.key, principal=f"127.0.0.1/hang{number}/a")
+            index.add(f"http://localhost:1/o{number}/a.git", hub.key, principal=f"localhost/o{number}/a")
+
+        def hold() -> None:
+            """Take every connection, and say nothing until it is over."""
+            kept = []
+            while not over.is_set():
+                kept.append(server.accept()[0])
+                if over.is_set():
+                    [connection.close() for connection in kept]
+
+        threading.Thread(target=hold, daemon=True).start()
+        seen = []
+
+        def report(one: Crawled) -> None:
+            seen.append(one.principal)
+            if sum(name.startswith("localhost/") for name in seen) == 9:
+                others.set()
+
+        found: list[Crawled] = []
+        crawling = threading.Thread(
+            target=lambda: found.extend(crawl(index.repository, load_settings(), report=report, jobs=2))
+        )
+        crawling.start()
+        others.wait()
+        assert not any(name.startswith("127.0.0.1/") for name in seen)
+        over.set()
+        socket.create_connection(("127.0.0.1", port)).close()
+    crawling.join()
+    assert len(found) == 18
 
 
 def test_shards_of_a_crawl_are_all_of_it(index: Index, hub: Hub) -> None:
@@ -359,6 +452,118 @@ def test_a_key_that_was_retired_by_mistake_is_recovered(listed: Index, hub: Hub)
     listed.publish()
     assert user.update("community").refused == ()
     assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "another digest": {"manifest_sha256": "2" * 64},
+    "another tree": {"tree": "2" * 40},
+    "an earlier time": {"first_seen": "2020-01-01T00:00:00Z"},
+    "another description": {"description": "better than all others"},
+    "other signers": {"signers": ("SHA256:" + "A" * 43,)},
+}
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("name", CHANGES)
+def test_nothing_that_was_listed_changes(listed: Index, hub: Hub, home: Path, name: str, lazy: bool) -> None:
+    user = listed.user(lazy=lazy)
+    fetch(f"{hub.url}@sst2")
+    (entry,) = listed.repository.entries(PRINCIPAL)
+    listed.repository.write_entries(PRINCIPAL, [replace(entry, **CHANGES[name])])
+    listed.publish()
+    update = user.update("community")
+    if lazy:
+        with pytest.raises(TrustError, match=f"another {next(iter(CHANGES[name]))}"):
+            user.known(PRINCIPAL)
+        return
+    (refused,) = update.refused
+    assert f"is listed with another {next(iter(CHANGES[name]))} than before" in refused
+    assert adaptergit.search()[0] == entry
+    assert user.update("community").refused == update.refused, "it is said until it is mended"
+    (home / "cache/indexes/community/search.sqlite").unlink()
+    assert user.update("community").refused == update.refused
+    assert adaptergit.search()[0] == entry, "what was there stays as it was"
+    assert "news of 1 sources refused" in CliRunner().invoke(main, ["index", "ls"]).output
+    listed.repository.write_entries(PRINCIPAL, [replace(entry, yanked="bad")])
+    listed.publish()
+    assert user.update("community").refused == ()
+
+
+def test_what_was_listed_does_not_disappear_and_come_back_as_something_else(listed: Index, hub: Hub) -> None:
+    user = listed.user()
+    (entry,) = listed.repository.entries(PRINCIPAL)
+    listed.repository.write_entries(PRINCIPAL, [])
+    listed.publish()
+    (refused,) = user.update("community").refused
+    assert "was listed, and no longer is" in refused
+    assert len(adaptergit.search()) == 1
+    # A whole source may go; what it said is remembered, and is what counts should it come back.
+    path = listed.repository.root / "sources" / f"{PRINCIPAL}.yaml"
+    source = path.read_bytes()
+    path.unlink()
+    listed.publish()
+    assert user.update("community").refused == ()
+    assert adaptergit.search() == []
+    path.write_bytes(source)
+    listed.repository.write_entries(PRINCIPAL, [replace(entry, manifest_sha256="2" * 64)])
+    listed.publish()
+    (refused,) = user.update("community").refused
+    assert "another manifest_sha256" in refused
+    assert adaptergit.search() == [entry]
+    listed.repository.write_entries(PRINCIPAL, [entry])
+    listed.publish()
+    assert user.update("community").refused == ()
+    assert adaptergit.search() == [entry]
+
+
+def test_a_release_that_comes_late_was_not_seen_early(listed: Index, hub: Hub, source: Callable[..., Path]) -> None:
+    """A stolen key and a stolen online key together cannot make a release that is older than the theft."""
+    user = listed.user()
+    stolen = NOW - timedelta(days=30)
+    line = {"key": hub.key.public.fingerprint, "since": f"{stolen:%Y-%m-%dT%H:%M:%SZ}", "reason": "stolen"}
+    write(listed.repository.root / "revoked.jsonl", json.dumps(line).encode() + b"\n")
+    publish(source(b"evil", version="1.1.0"), clone=hub.clone, key=hub.key.path)
+    (old,) = listed.repository.entries(PRINCIPAL)
+    manifest = hub.git("show", "adapters/sst2/1.1.0:manifest.json") + "\n"
+    tree = hub.git("rev-parse", "adapters/sst2/1.1.0^{tree}")
+    digest = canonical.sha256(manifest.encode())
+    early = f"{stolen - timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}"
+    forged = replace(old, version="1.1.0", manifest_sha256=digest, tree=tree, first_seen=early)
+    listed.repository.write_entries(PRINCIPAL, [old, forged])
+    listed.publish()
+    assert user.update("community").refused == ()
+    assert [e.first_seen == early for e in user.known(PRINCIPAL)[0].entries() if e.version == "1.1.0"] == [False]
+    with pytest.raises(TrustError, match="stolen"):
+        fetch(f"{hub.url}@sst2==1.1.0")
+
+
+@pytest.mark.parametrize("how", ["on disk", "committed", "merged", "taken away"])
+def test_a_check_finds_what_was_changed_in_any_commit(listed: Index, how: str) -> None:
+    root = listed.repository.root
+    git(root, "init", "-q", "-b", "main")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "begin")
+    (entry,) = listed.repository.entries(PRINCIPAL)
+    second = replace(entry, version="1.1.0", manifest_sha256="1" * 64, previous=entry.manifest_sha256)
+    listed.repository.write_entries(PRINCIPAL, [replace(entry, yanked="bad"), second])
+    git(root, "commit", "-qam", "crawl")
+    assert check_index(listed.repository).changed == {}
+    if how == "merged":
+        git(root, "checkout", "-q", "-b", "side", "HEAD~1")
+        git(root, "commit", "-q", "--allow-empty", "-m", "side")
+        git(root, "checkout", "-q", "main")
+        git(root, "merge", "-q", "--no-ff", "--no-commit", "side")
+    changed = [] if how == "taken away" else [replace(entry, description="better"), second]
+    listed.repository.write_entries(PRINCIPAL, changed)
+    if how != "on disk":
+        git(root, "commit", "-qam", "change")
+    ((where, why),) = check_index(listed.repository).changed.items()
+    assert where.startswith(f"entries/{PRINCIPAL}.jsonl")
+    assert ("no longer is" if how == "taken away" else "another description") in why
+    if how != "on disk":
+        assert check_index(listed.repository, since="HEAD").changed == {}
+    with pytest.raises(UsageError, match="not a commit"):
+        check_index(listed.repository, since="--output=x")
 
 
 def test_ones_own_word_goes_before_an_indexs(listed: Index, hub: Hub, other_key: SigningKey) -> None:
@@ -837,9 +1042,23 @@ files:
 hidden_size: 768
 model_name: bert-base-multilingual-cased
 model_type: bert
+prediction_head: true
 subtask: squad1
 task: qa
 type: text_task
+dependencies: [{key: en/wiki@ukp, description: 'stacked on it', note: x}, {key: ukp/gone}]
+"""
+LANGUAGE_CARD = """
+config: {using: %s}
+default_version: nd
+files:
+  - {sha256: 3333333333333333333333333333333333333333333333333333333333333333, url: https://example.org/c.zip, version: wd}
+  - {sha256: 4444444444444444444444444444444444444444444444444444444444444444, url: https://example.org/d.zip, version: nd}
+model_name: %s
+subtask: wiki
+task: en
+type: text_lang
+description: %s
 """
 
 
@@ -848,6 +1067,13 @@ def test_an_archive_is_taken_over_and_nothing_is_dropped_silently(index: Index, 
     write(clone / "adapters/ukp/some_card.yaml", ARCHIVE_CARD.encode())
     write(clone / "adapters/ukp/broken.yaml", b"a: [")
     write(clone / "adapters/ukp/unsafe.yaml", ARCHIVE_CARD.replace("1" * 64, "'no digest'").encode())
+    for using, model in (
+        ("houlsby", "bert-base-multilingual-cased"),
+        ("pfeiffer", "bert-base-multilingual-cased"),
+        ("pfeiffer", "x"),
+    ):
+        card = LANGUAGE_CARD % (using, model, "word " * 1000)
+        write(clone / f"adapters/ukp/{model[:4]}-en_{using}.yaml", card.encode())
     write(
         clone / "subtasks/text_task/qa_squad1.yaml", b"language: english\nmetric: {name: f1, higher_is_better: true}\n"
     )
@@ -855,14 +1081,21 @@ def test_an_archive_is_taken_over_and_nothing_is_dropped_silently(index: Index, 
     done = CliRunner().invoke(main, argv)
     assert done.exit_code == 0, done.output
     for part in (
-        "3 cards, 2 entries",
+        "6 cards, 8 entries",
+        "no place for dependencies.note (1 cards)",
+        "too long, only the beginning is kept: description of adapters/ukp/bert-en_houlsby.yaml",
+        "adapters/ukp/some_card.yaml is built on ukp/gone, which is not in the archive",
         "no place for email (1 cards)",
         "no place for files.sha1",
         "broken.yaml",
         "no sha256",
     ):
         assert part in done.output
-    two, one = sorted(index.repository.entries("github.com/adapter-hub/Hub"), key=lambda e: e.name)
+    every = {entry.name: entry for entry in index.repository.entries("github.com/adapter-hub/Hub")}
+    one, two = every["ukp-some_card-nd"], every["ukp-some_card"]
+    assert one.dependencies == ("github.com/adapter-hub/Hub@ukp-bert-en_pfeiffer-nd==1", "ukp/gone")
+    assert "Built on en/wiki@ukp: stacked on it" in one.description
+    assert one.head == "with a prediction head"
     assert (one.name, one.version, one.legacy) == ("ukp-some_card-nd", "1", "https://example.org/a.zip")
     assert (two.name, two.version, two.manifest_sha256) == ("ukp-some_card", "2", "2" * 64)
     assert (one.metrics[0].name, one.metrics[0].value, one.languages, one.authors) == (
@@ -884,7 +1117,9 @@ def test_an_archive_is_taken_over_and_nothing_is_dropped_silently(index: Index, 
     assert crawl(index.repository, load_settings())[0].error == ""
 
 
-CARDS = Path(__file__).parent.parent.parent / "shared" / "adapterhub-cards"
+CARDS = Path(
+    os.environ.get("ADAPTERGIT_ADAPTERHUB_CARDS", Path(__file__).parent.parent.parent / "shared" / "adapterhub-cards")
+)
 
 
 @pytest.mark.skipif(not CARDS.is_dir(), reason="the archive's cards are not here")
@@ -895,6 +1130,7 @@ def test_every_card_of_the_archive_is_taken_over(index: Index) -> None:
     done = import_adapterhub(index.repository, CARDS)
     assert (done.cards, done.refused) == (len(list((CARDS / "adapters").glob("*/*.yaml"))), {})
     assert set(done.without_place) == {
-        "email", "files.sha1", "github", "hidden_size", "model_class", "model_type", "prediction_head", "twitter", "url",
+        "email", "files.sha1", "github", "hidden_size", "model_class", "model_type", "twitter", "url",
     }  # fmt: skip
+    assert done.unknown == {}
     assert build_site(index.repository, index.dist, root=index.root) > done.cards

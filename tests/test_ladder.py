@@ -14,6 +14,7 @@ from forge_simulator import Answer, Forge, body, cut_after, endless, slowly, sta
 
 from adaptergit.errors import (
     AdaptergitError,
+    AdaptergitWarning,
     NotFoundError,
     PackageError,
     ReleaseError,
@@ -22,9 +23,8 @@ from adaptergit.errors import (
     UsageError,
 )
 from adaptergit.git import GitServer
-from adaptergit.mirror import export_bundle, import_bundle, mirror
-from adaptergit.pins import known_signers
-from adaptergit.publish import publish
+from adaptergit.mirror import mirror
+from adaptergit.publish import publish, yank
 from adaptergit.resolve import fetch
 from adaptergit.settings import Limits, Settings, cache_dir, load_settings
 from adaptergit.web.download import Download
@@ -310,6 +310,45 @@ def test_another_repository_as_a_mirror(hub: Hub, source: Source, tmp_path: Path
         assert (found.digest, found.tree) == (published.digest, published.tree)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("kind", ["git", "static"])
+def test_a_mirror_says_what_was_yanked(hub: Hub, source: Source, tmp_path: Path, kind: str) -> None:
+    release(hub, source())
+    release(hub, source(b"v"), version="1.1.0")
+    references = [f"{hub.url}@sst2=={version}" for version in ("1.0.0", "1.1.0")]
+    bare = tmp_path / "copy.git"
+    git(tmp_path, "init", "-q", "--bare", str(bare))
+    to = bare.as_uri() if kind == "git" else str(tmp_path / "mirror")
+    settings = Settings(mirrors=((PRINCIPAL, (to,)),))
+    mirror(references, to=to)
+    yank("sst2", "1.1.0", reason="trained on the test set", clone=hub.clone)
+    with pytest.warns(AdaptergitWarning, match="yanked"):
+        mirror(references, to=to, settings=Settings(resolution_max_age=0))
+    gone = hub.bare.with_name("gone.git")
+    hub.bare.rename(gone)
+    forget()
+    assert fetch(f"{hub.url}@sst2", settings=settings).version == "1.0.0"
+    gone.rename(hub.bare)
+    yank("sst2", "1.1.0", reason="", clone=hub.clone, undo=True)
+    forget()
+    mirror(references, to=to)
+    hub.bare.rename(gone)
+    forget()
+    assert fetch(f"{hub.url}@sst2", settings=settings).version == "1.1.0"
+
+
+def test_a_yank_that_was_seen_is_not_forgotten_for_a_mirror_that_did_not_see_it(
+    hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    release(hub, source())
+    release(hub, source(b"v"), version="1.1.0")
+    mirror([f"{hub.url}@sst2=={version}" for version in ("1.0.0", "1.1.0")], to=tmp_path / "mirror")
+    yank("sst2", "1.1.0", reason="trained on the test set", clone=hub.clone)
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.0.0"
+    shutil.rmtree(hub.bare)
+    settings = Settings(mirrors=((PRINCIPAL, (str(tmp_path / "mirror"),)),))
+    assert fetch(f"{hub.url}@sst2", refresh=True, settings=settings).version == "1.0.0"
+
+
 def test_a_mirror_that_lies_is_named_and_nobody_else_is_asked(hub: Hub, source: Source, forge: Forge) -> None:
     release(hub, source(BIG))
     mirror([f"{hub.url}@sst2"], to=forge.root / "bad")
@@ -350,87 +389,3 @@ def test_a_mirror_never_changes_a_release(hub: Hub, source: Source, tmp_path: Pa
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match="something else"):
         mirror([f"{hub.url}@sst2"], to=tmp_path / "full")
-
-
-# --- bundles ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_bundle_carries_releases_and_keys(hub: Hub, source: Source, tmp_path: Path, home: Path) -> None:
-    published = release(hub, source(BIG))
-    export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
-    export_bundle(tmp_path / "b.tar", [f"{hub.url}@sst2"])
-    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
-    forget()
-    shutil.rmtree(home / "config")  # another machine
-    with pytest.raises(TrustError, match="nobody you know"):
-        import_bundle(tmp_path / "a.tar")
-    copied = import_bundle(tmp_path / "a.tar", trust_keys=True)
-    assert [(one.version, one.new) for one in copied] == [("1.0.0", True)]
-    found = fetch(f"{hub.url}@sst2", offline=True)
-    assert found.digest == published.digest  # type: ignore[attr-defined]
-    assert [one.new for one in import_bundle(tmp_path / "a.tar")] == [False]
-
-
-def unpacked(file: Path, folder: Path) -> Path:
-    with tarfile.open(file) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
-
-
-def repacked(folder: Path, file: Path) -> Path:
-    with tarfile.open(file, "w") as archive:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file() or p.is_symlink()):
-            archive.add(path, path.relative_to(folder).as_posix(), recursive=False)
-    return file
-
-
-BUNDLE_DAMAGE: dict[str, Callable[[Path], object]] = {
-    "a byte of the weights": lambda root: next(root.rglob("adapter.safetensors")).write_bytes(b"other"),
-    "a missing file": lambda root: next(root.rglob("adapter.safetensors")).unlink(),
-    "an unlisted file": lambda root: (next(root.rglob("card.yaml")).parent / "more.txt").write_text("x"),
-    "no mark": lambda root: (root / "mirror.json").unlink(),
-    "a file elsewhere": lambda root: (root / "evil.sh").write_text("x"),
-    "a link": lambda root: (root / "packages" / "link").symlink_to("/etc/passwd"),
-    "a listing that is no JSON": lambda root: next(root.rglob("sst2.json")).write_text("{"),
-    "a listing of another version": lambda root: _edit(root, '"1.0.0"', '"9.0.0"'),
-    "a listing of another digest": lambda root: _edit(root, '"manifest_sha256": "', '"manifest_sha256": "0'),
-    "a key for everybody": lambda root: (root / "allowed_signers").write_text(
-        "* " + (root / "allowed_signers").read_text().partition(" ")[2]
-    ),
-    "a key for somebody else": lambda root: (root / "allowed_signers").write_text(
-        "github.com/bank/adapters " + (root / "allowed_signers").read_text().partition(" ")[2]
-    ),
-}
-
-
-def _edit(root: Path, old: str, new: str) -> None:
-    path = next(root.rglob("sst2.json"))
-    path.write_text(path.read_text().replace(old, new))
-
-
-@pytest.mark.parametrize("name", BUNDLE_DAMAGE)
-def test_a_damaged_bundle_is_refused(name: str, hub: Hub, source: Source, tmp_path: Path, home: Path) -> None:
-    release(hub, source())
-    export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
-    forget()
-    shutil.rmtree(home / "config")
-    root = unpacked(tmp_path / "a.tar", tmp_path / "inside")
-    BUNDLE_DAMAGE[name](root)
-    with pytest.raises((PackageError, TrustError)):
-        import_bundle(repacked(root, tmp_path / "bad.tar"), trust_keys=True)
-    assert not list((cache_dir() / "packages").glob("*/*"))
-    if "key" in name:
-        assert not known_signers(Settings())
-
-
-def test_a_bundle_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError):
-        import_bundle(tmp_path / "none.tar")
-    (tmp_path / "text.tar").write_text("no")
-    with pytest.raises(PackageError, match="not a bundle"):
-        import_bundle(tmp_path / "text.tar")
-    with tarfile.open(tmp_path / "up.tar", "w") as archive:
-        archive.addfile(tarfile.TarInfo("packages/../../up"))
-    with pytest.raises(PackageError, match="plain files"):
-        import_bundle(tmp_path / "up.tar")
-    assert not (tmp_path / "up").exists()

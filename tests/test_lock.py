@@ -56,9 +56,13 @@ def test_a_locked_release_is_fetched_by_its_tree_in_two_requests(hub: Hub, sourc
     lock([f"{hub.url}@sst2"], path=tmp_path / "l")
     shutil.rmtree(cache_dir())
     hub.server.traffic.requests.clear()
+    assert not fetch(f"{hub.url}@sst2", lock=tmp_path / "l").from_store
+    assert len(hub.server.traffic.requests) == 2
+    shutil.rmtree(cache_dir())
+    hub.server.traffic.requests.clear()
     (found,) = sync(path=tmp_path / "l")
     assert (found.version, found.from_store) == ("1.0.0", False)
-    assert len(hub.server.traffic.requests) == 2
+    assert len(hub.server.traffic.requests) == 3  # sync also asks what was yanked, once for all
     assert sync(path=tmp_path / "l", offline=True)[0].from_store
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,12 @@ from conftest import Hub, git, snapshot
 from test_hub import state
 
 from adaptergit.errors import AdaptergitWarning, NotFoundError, ReleaseError, UsageError
-from adaptergit.lock import lock
+from adaptergit.lock import lock, sync
 from adaptergit.mirror import mirror
 from adaptergit.publish import publish, publish_all, yank
 from adaptergit.resolve import fetch
 from adaptergit.rotate import rotate
+from adaptergit.settings import cache_dir
 from adaptergit.trust import SigningKey
 
 Source = Callable[..., Path]
@@ -157,13 +159,46 @@ def test_a_token_in_the_remotes_address_is_refused_and_not_shown(
     assert "s3cr3t" not in str(caught.value)
 
 
+def test_a_release_that_is_fetched_for_the_first_time_says_that_it_was_yanked(
+    hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    release(hub, source())
+    release(hub, source(b"x"), version="1.0.0.post1")  # begins with the name of the other
+    lock([f"{hub.url}@sst2==1.0.0"], path=tmp_path / "l")
+    yank("sst2", "1.0.0", reason="trained on the test set", clone=hub.clone)
+    warned = AdaptergitWarning, "1.0.0 was yanked"
+
+    def forget() -> None:
+        shutil.rmtree(cache_dir())
+
+    forget()
+    hub.server.reset()
+    with pytest.warns(warned[0], match=warned[1]):
+        assert fetch(f"{hub.url}@sst2==1.0.0").version == "1.0.0"
+    assert len(hub.server.traffic.requests) == 3  # the mark comes with the tag
+    with pytest.warns(warned[0], match=warned[1]):
+        assert fetch(f"{hub.url}@sst2==1.0.0").from_store
+    forget()
+    with pytest.warns(warned[0], match=warned[1]):
+        sync(path=tmp_path / "l")
+    with pytest.warns(warned[0], match=warned[1]):
+        lock(path=tmp_path / "l")
+    forget()
+    assert fetch(f"{hub.url}@sst2==1.0.0.post1").version == "1.0.0.post1"  # a warning would be an error
+    yank("sst2", "1.0.0", reason="", clone=hub.clone, undo=True)
+    lock(path=tmp_path / "l")
+    forget()
+    assert fetch(f"{hub.url}@sst2==1.0.0").version == "1.0.0"
+
+
 def test_yanking_everything_leaves_nothing_to_choose(hub: Hub, source: Source) -> None:
     release(hub, source())
     yank("sst2", "1.0.0", reason="x", clone=hub.clone)
     with pytest.raises(NotFoundError, match=r"final release") as caught:
         fetch(f"{hub.url}@sst2")
     assert "1.0.0 (yanked)" in str(caught.value)
-    assert fetch(f"{hub.url}@sst2==1.0").version == "1.0.0"
+    with pytest.warns(AdaptergitWarning, match="yanked"):
+        assert fetch(f"{hub.url}@sst2==1.0").version == "1.0.0"
 
 
 def test_a_branch_that_may_not_be_pushed_refuses_all(hub: Hub, source: Source) -> None:
@@ -193,3 +228,97 @@ def test_a_copy_on_another_server_is_the_same_release(hub: Hub, source: Source, 
         hub.bare, "rev-parse", "adapters/sst2/1.0.0^{tree}"
     )
     assert git(bare, "fsck", "--strict") == ""
+
+
+def test_an_empty_repository_of_the_other_object_format_becomes_a_mirror(
+    hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    release(hub, source())
+    bare = tmp_path / "copy.git"
+    subprocess.run(["git", "init", "-q", "--bare", "--object-format=sha256", str(bare)], check=True)
+    assert [one.new for one in mirror([f"{hub.url}@sst2"], to=bare.as_uri())] == [True]
+    assert [one.new for one in mirror([f"{hub.url}@sst2"], to=bare.as_uri())] == [False]
+    assert len(git(bare, "rev-parse", "adapters/sst2/1.0.0")) == 64
+    assert git(bare, "fsck", "--strict") == ""
+
+
+def test_a_file_beside_the_folders_is_left_out(hub: Hub, source: Source, tmp_path: Path) -> None:
+    folders = [source(folder=f"out/{name}", name=name) for name in ("a", "b")]
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    said: list[str] = []
+    found = publish_all(
+        [*folders, tmp_path / "out" / "notes.txt"], clone=hub.clone, key=hub.key.path, report=said.append
+    )
+    assert [one.name for one in found] == ["a", "b"]
+    assert any("notes.txt is a file" in line for line in said)
+    (tmp_path / "out" / "empty").mkdir()
+    with pytest.raises(NotFoundError, match=r"no card\.yaml"):
+        publish_all([*folders, tmp_path / "out" / "empty"], clone=hub.clone, key=hub.key.path)
+
+
+# --- servers of all kinds ---------------------------------------------------------------------------------------------
+
+
+def hook(hub: Hub, name: str, text: str) -> None:
+    path = hub.bare / "hooks" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_a_server_that_takes_no_push_as_a_whole_is_given_the_tags_first(hub: Hub, source: Source) -> None:
+    git(hub.bare, "config", "receive.advertiseAtomic", "false")
+    hub.trust()
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+    assert hub.git("rev-parse", "HEAD") == git(hub.bare, "rev-parse", "main")
+    assert hub.git("status", "--porcelain") == ""
+    hook(hub, "update", '[ "$1" != refs/heads/main ]')
+    with pytest.warns(AdaptergitWarning, match=r"sst2 1\.1\.0: released, but the server did not take the branch"):
+        publish(source(version="1.1.0"), clone=hub.clone, key=hub.key.path)
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
+    assert hub.git("rev-parse", "HEAD") == git(hub.bare, "rev-parse", "main")
+
+
+def test_what_such_a_server_took_before_it_refused_is_said(hub: Hub, source: Source) -> None:
+    git(hub.bare, "config", "receive.advertiseAtomic", "false")
+    hook(hub, "update", '[ "$1" != refs/tags/adapters/b/1.0.0 ]')
+    folders = [source(folder=name, name=name) for name in ("a", "b", "c")]
+    before = hub.git("rev-parse", "--verify", "-q", "HEAD") if hub.git("branch") else ""
+    with pytest.raises(ReleaseError, match=r"refused b 1\.0\.0") as caught:
+        publish_all(folders, clone=hub.clone, key=hub.key.path)
+    assert "has a 1.0.0" in str(caught.value.hint)
+    assert git(hub.bare, "tag") == hub.git("tag") == "adapters/a/1.0.0"
+    assert (hub.git("rev-parse", "--verify", "-q", "HEAD") if hub.git("branch") else "") == before
+    (hub.bare / "hooks" / "update").unlink()
+    publish_all(folders[1:], clone=hub.clone, key=hub.key.path)
+
+
+def test_a_key_is_rotated_at_such_a_server_too(hub: Hub, source: Source, other_key: SigningKey) -> None:
+    git(hub.bare, "config", "receive.advertiseAtomic", "false")
+    hub.trust()
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    rotate(other_key.path, key=hub.key.path, clone=hub.clone)
+    publish(source(version="1.1.0"), clone=hub.clone, key=other_key.path)
+    with pytest.warns(AdaptergitWarning, match="has a new key"):
+        assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
+
+
+def test_a_forge_says_where_the_pull_request_is_opened(hub: Hub, source: Source) -> None:
+    """On whatever host and port it is, and whatever it is."""
+    page = f"{hub.url.removesuffix('.git')}/-/merge_requests/new?merge_request%5Bsource_branch%5D=publish%2Fsst2-1.0.0"
+    hook(
+        hub,
+        "post-receive",
+        f"echo; echo 'To create a merge request, visit:'; echo '  {page}' ; echo https://evil.example/x",
+    )
+    said: list[str] = []
+    publish(source(), clone=hub.clone, key=hub.key.path, pull_request=True, report=said.append)
+    assert said[-1] == f"propose publish/sst2-1.0.0: {page}"
+
+
+def test_a_server_that_is_no_forge_gets_no_link(hub: Hub, source: Source) -> None:
+    hook(hub, "post-receive", "echo see https://evil.example/x")
+    said: list[str] = []
+    publish(source(), clone=hub.clone, key=hub.key.path, pull_request=True, report=said.append)
+    assert said[-1].startswith("propose publish/sst2-1.0.0: git fetch and git merge origin/publish/sst2-1.0.0")

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from conftest import Hub
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptergit.cli import main
 from adaptergit.errors import AdaptergitError, AdaptergitWarning, TrustError, UsageError
 from adaptergit.pins import pin_key, revoke
 from adaptergit.publish import publish
@@ -168,3 +170,17 @@ def test_pinning_a_revoked_key_is_told(key: SigningKey) -> None:
     revoke(key.public.fingerprint, reason="stolen laptop")
     with pytest.warns(AdaptergitWarning, match=r"stolen laptop .*does not count, pinned or not"):
         pin_key("github.com/acme/adapters", key.public.line)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "acme/adapters",
+        "github.com/acme/adapters",
+        "https://github.com/acme/adapters.git",
+        "git@github.com:acme/adapters",
+    ],
+)
+def test_explain_understands_every_name_of_a_repository(key: SigningKey, name: str) -> None:
+    pin_key("acme/adapters", key.public.line)
+    assert f"may sign     {key.public.fingerprint}" in CliRunner().invoke(main, ["trust", "explain", name]).output

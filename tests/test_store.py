@@ -7,15 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from conftest import Hub
+from conftest import Hub, git
 
-from adaptergit.errors import NotFoundError, PackageError, TransportError
+from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, StorageError, TransportError
+from adaptergit.housekeeping import stored
 from adaptergit.package import Card, pack
 from adaptergit.publish import publish
 from adaptergit.resolve import fetch, verify
@@ -184,23 +186,60 @@ def test_a_read_only_store_says_so(store: Store, source: Source) -> None:
         add(store, source())
 
 
-def test_a_full_disk_is_a_clear_error(
-    hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 300 kB, where root may make one."""
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(small)], capture_output=True, check=False
-    ).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("cannot mount a small file system here")
+    yield small
+    subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_full_disk_is_a_clear_error(
+    hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch, small_disk: Path
+) -> None:
+    publish(source(os.urandom(2_000_000)), clone=hub.clone, key=hub.key.path)
+    monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", str(small_disk / "cache"))
+    with pytest.raises(StorageError, match="No space") as caught:
+        fetch(f"{hub.url}@sst2")
+    assert "ADAPTERGIT_CACHE_DIR" in str(caught.value.hint)
+    assert list((small_disk / "cache").glob("packages/*/*")) == []
+    assert shutil.disk_usage(small_disk).free > 200_000
+    assert not [request for request in hub.server.traffic.requests if "/archive/" in request]  # nobody else can help
+
+
+def test_a_full_disk_for_temporary_files_is_a_clear_error(
+    hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch, small_disk: Path
+) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    (small_disk / "full").write_bytes(b"x" * shutil.disk_usage(small_disk).free)
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    for run in (
+        lambda: fetch(f"{hub.bare.as_uri()}@sst2"),  # lists with git, which needs a folder
+        lambda: publish(source(b"x"), clone=hub.clone, key=hub.key.path, version="1.1.0"),
+    ):
+        with pytest.raises(StorageError, match="No space") as caught:
+            run()
+        assert "TMPDIR" in str(caught.value.hint)
+    assert git(hub.bare, "tag") == "adapters/sst2/1.0.0"
+
+
+def test_a_key_that_cannot_be_pinned_is_not_said_to_be(hub: Hub, source: Source, home: Path) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    config = home / "config"
+    config.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "none", str(config)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a file system here")
     try:
-        publish(source(os.urandom(2_000_000)), clone=hub.clone, key=hub.key.path)
-        monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", str(small / "cache"))
-        with pytest.raises(TransportError, match="No space") as caught:
-            fetch(f"{hub.url}@sst2")
-        assert "ADAPTERGIT_CACHE_DIR" in str(caught.value.hint)
-        assert list((small / "cache").glob("packages/*/*")) == []
-        assert shutil.disk_usage(small).free > 200_000
+        with pytest.raises(StorageError, match="cannot write to your settings") as caught:
+            fetch(f"{hub.url}@sst2", policy="tofu")  # a warning would be an error here
+        assert "ADAPTERGIT_CONFIG_DIR" in str(caught.value.hint)
     finally:
-        subprocess.run(["umount", str(small)], check=True)
+        subprocess.run(["umount", str(config)], check=True)
+    assert stored() == []
+    with pytest.warns(AdaptergitWarning, match="pinned the key"):
+        fetch(f"{hub.url}@sst2", policy="tofu")

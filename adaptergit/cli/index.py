@@ -7,17 +7,10 @@ from pathlib import Path
 
 import click
 
+from adaptergit.cli import index_maintain
 from adaptergit.cli.groups import Group
 from adaptergit.cli.load import policy_option
 from adaptergit.cli.output import clean, json_option, print_json, step, waiting
-
-_here = click.option(
-    "--repo", "folder", type=click.Path(path_type=Path), default=Path(), help="Folder of the index; default: here."
-)
-_keys = click.option(
-    "--key", "keys", multiple=True, type=click.Path(path_type=Path), required=True, help="Key to sign with."
-)
-_now = click.option("--now", type=click.DateTime(), hidden=True, help="Instead of the clock (UTC).")
 
 
 @click.group(cls=Group)
@@ -27,7 +20,7 @@ def index() -> None:
     \b
     Using one:        add, ls, update, remove, explain
     Contributing:     submit
-    Maintaining one:  init, check, crawl, build, site, sign, rotate, recover, revoke, yank
+    Maintaining one:  init, review, settle, publish, check, crawl, build, site, sign, rotate, recover, revoke, yank
     One file:         list
 
     \b
@@ -93,6 +86,7 @@ def ls(as_json: bool) -> None:
                 "scope": one.scope,
                 "updated": state.updated,
                 "expires": state.expires,
+                "refused": state.refused,
             }
             for one, state in rows
         ]
@@ -102,7 +96,8 @@ def ls(as_json: bool) -> None:
         scope = f"\tonly {', '.join(one.scope)}" if one.scope else ""
         late = state.expires < f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         until = f"EXPIRED {state.expires}" if late else f"good until {state.expires}"
-        click.echo(f"{one.name}\t{one.url}\tupdated {state.updated or 'never'}\t{until}{scope}")
+        behind = f"\tnews of {len(state.refused)} sources refused" if state.refused else ""
+        click.echo(f"{one.name}\t{one.url}\tupdated {state.updated or 'never'}\t{until}{scope}{behind}")
     if not rows:
         click.echo("none yet: adaptergit index add URL --root sha256:…", err=True)
 
@@ -327,445 +322,22 @@ def list_(file: Path, references: tuple[str, ...], policy: str | None, as_json: 
         print_json({"file": file, "entries": added})
 
 
-# --- maintaining ------------------------------------------------------------------------------------------------------
+# --- maintaining: index_maintain.py -----------------------------------------------------------------------------------
 
-
-@index.command("init")
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--name", required=True, help="What the index calls itself.")
-@click.option("--maintainer", "maintainers", multiple=True, required=True, help="Public key line, or .pub file.")
-@click.option("--online", "online", multiple=True, required=True, help="Public key that signs snapshots, often in CI.")
-@click.option("--threshold", default=1, show_default=True, help="How many maintainers must sign.")
-@_keys
-@json_option
-def init(
-    folder: Path,
-    name: str,
-    maintainers: tuple[str, ...],
-    online: tuple[str, ...],
-    threshold: int,
-    keys: tuple[Path, ...],
-    as_json: bool,
-) -> None:
-    """Begin an index in FOLDER: the template, with a root signed by the maintainers whose keys are here.
-
-    \b
-    Example:
-      adaptergit index init community --name community --maintainer alice.pub --maintainer bob.pub --threshold 2 \\
-          --online ci.pub --key ~/.ssh/alice
-    """
-    from adaptergit.index.maintain import init_index
-    from adaptergit.pins import public_key
-    from adaptergit.trust import SigningKey
-
-    root = init_index(
-        folder,
-        name,
-        maintainers=[public_key(one) for one in maintainers],
-        online=[public_key(one) for one in online],
-        threshold=threshold,
-        keys=[SigningKey.open(path) for path in keys],
-    )
-    if as_json:
-        print_json({"folder": folder, "root": f"sha256:{root.digest}"})
-        return
-    click.echo(f"root         sha256:{root.digest}")
-    if len(keys) < threshold:
-        click.echo(f"{threshold - len(keys)} more must sign: adaptergit index sign --root 1 --key …")
-    click.echo(f"next: read {folder}/README.md, git init, commit, push")
-
-
-@index.command("check")
-@_here
-@click.option("--base", help="Commit of the index's own branch; default: check the whole index, without network.")
-@click.option("--head", help="Commit to be merged; default: the files as they lie here.")
-@click.option("--proposed", type=click.DateTime(), help="When the pull request was opened (UTC).")
-@click.option("--comment", type=click.Path(path_type=Path), help="Write the report for the pull request to this file.")
-@click.option("--rules", is_flag=True, help="Print the rules and do nothing else.")
-@_now
-@json_option
-def check(
-    folder: Path,
-    base: str | None,
-    head: str | None,
-    proposed: datetime | None,
-    comment: Path | None,
-    rules: bool,
-    now: datetime | None,
-    as_json: bool,
-) -> None:
-    """Check what a pull request changes, with the rules CI uses; without --base, check that the index is sound.
-
-    \b
-    Example:
-      adaptergit index check --base origin/main
-      git fetch origin pull/7/head && adaptergit index check --base main --head FETCH_HEAD
-    """
-    from adaptergit.errors import ReleaseError
-    from adaptergit.index.maintain import check_index
-    from adaptergit.index.propose import check_change
-    from adaptergit.index.repository import IndexRepository
-    from adaptergit.index.rules import documentation
-    from adaptergit.settings import load_settings
-
-    if rules:
-        click.echo(documentation().rstrip())
-        return
-    repository = IndexRepository(folder.resolve())
-    if base is None:
-        sources, releases = check_index(repository)
-        if as_json:
-            print_json({"sources": sources, "releases": releases})
-        else:
-            click.echo(f"{sources} sources, {releases} releases: sound")
-        return
-    found = check_change(
-        repository,
-        load_settings(),
-        base=base,
-        head=head,
-        proposed=proposed.replace(tzinfo=UTC) if proposed else None,
-        now=now.replace(tzinfo=UTC) if now else None,
-    )
-    if comment is not None:
-        comment.write_text(found.report, "utf-8")
-    if as_json:
-        print_json({"passed": found.passed, "problems": found.problems})
-    else:
-        for path, broken in found.problems.items():
-            click.echo(f"{clean(path)}: {'fine' if not broken else ''}")
-            for rule, why in broken:
-                click.echo(f"  {rule}: {clean(why)}")
-    if not found.passed:
-        raise ReleaseError("the change breaks rules of the index", hint="each line says what to mend")
-
-
-@index.command("crawl")
-@_here
-@click.option("--shard", default="0/1", show_default=True, help="i/n: every n-th source, beginning with i.")
-@click.option("--jobs", default=8, show_default=True, help="Sources at a time.")
-@click.argument("principals", nargs=-1)
-@_now
-@json_option
-def crawl(
-    folder: Path, shard: str, jobs: int, principals: tuple[str, ...], now: datetime | None, as_json: bool
-) -> None:
-    """Find, fetch, verify and list what the sources have released.
-
-    What cannot be reached or is refused is reported and stops nothing. Only what is new is fetched.
-
-    \b
-    Example:
-      adaptergit index crawl
-      adaptergit index crawl --shard 3/16
-    """
-    from adaptergit.errors import UsageError
-    from adaptergit.index.crawl import crawl as run
-    from adaptergit.index.repository import IndexRepository
-    from adaptergit.settings import load_settings
-
-    part, _, parts = shard.partition("/")
-    if not part.isdigit() or not parts.isdigit() or not int(part) < int(parts):
-        raise UsageError(f"--shard {shard!r}: write i/n, with i from 0 to n-1")
-
-    def tell(one: object) -> None:
-        if not as_json and (one.added or one.yanked or one.missing or one.refused or one.error):  # type: ignore[attr-defined]
-            _tell(one)
-
-    found = run(
-        IndexRepository(folder.resolve()),
-        load_settings(),
-        only=principals or None,
-        shard=(int(part), int(parts)),
-        jobs=jobs,
-        now=now.replace(tzinfo=UTC) if now else None,
-        report=tell,
-    )
-    if as_json:
-        print_json({"sources": found})
-        return
-    added, broken = sum(len(one.added) for one in found), sum(bool(one.error or one.refused) for one in found)
-    click.echo(f"{len(found)} sources: {added} new releases, {broken} sources with problems")
-
-
-def _tell(one: object) -> None:
-    from adaptergit.index.crawl import Crawled
-
-    if not isinstance(one, Crawled):
-        return
-    for release in one.added:
-        step(f"{one.principal}@{release}")
-    for release in one.yanked:
-        step(f"{one.principal}@{release} yanked or no longer yanked")
-    for release in one.missing:
-        step(clean(f"{one.principal} does not have {release} of the repository that it copies"))
-    for release, why in one.refused.items():
-        step(clean(f"{one.principal}@{release} refused: {why}"))
-    if one.error:
-        step(clean(f"{one.principal}: {one.error.partition(chr(10))[0]}"))
-
-
-@index.command("build")
-@_here
-@click.option("--out", type=click.Path(path_type=Path), help="Default: dist/ in the index.")
-@_now
-@json_option
-def build(folder: Path, out: Path | None, now: datetime | None, as_json: bool) -> None:
-    """Build what users fetch into dist/: the same bytes for the same commit, whoever builds it.
-
-    \b
-    Example:
-      adaptergit index build && adaptergit index sign --key ci_key
-    """
-    from adaptergit.git import commit_time
-    from adaptergit.index.build import build as run
-    from adaptergit.index.repository import IndexRepository
-
-    repository = IndexRepository(folder.resolve())
-    moment = now.replace(tzinfo=UTC) if now else commit_time(repository.root)
-    built = run(repository, out or repository.root / "dist", root=repository.current_root(), now=moment)
-    if as_json:
-        print_json({"sources": built.sources, "releases": built.releases, "changed": built.changed})
-    else:
-        click.echo(f"{built.sources} sources, {built.releases} releases, {built.changed} shards changed")
-
-
-@index.command("sign")
-@_here
-@click.option("--out", type=click.Path(path_type=Path), help="What was built; default: dist/ in the index.")
-@click.option("--root", "version", type=int, help="Sign this root instead of the snapshot.")
-@click.option("--again", is_flag=True, help="Give the snapshot a new time: nothing changed, but it would expire.")
-@_keys
-@_now
-@json_option
-def sign(
-    folder: Path,
-    out: Path | None,
-    version: int | None,
-    again: bool,
-    keys: tuple[Path, ...],
-    now: datetime | None,
-    as_json: bool,
-) -> None:
-    """Sign the snapshot that was built (with an online key), or a root (with a maintainer's).
-
-    \b
-    Example:
-      adaptergit index sign --key ci_key
-      adaptergit index sign --root 2 --key ~/.ssh/bob
-    """
-    from adaptergit.index.maintain import sign_root, sign_snapshot
-    from adaptergit.index.repository import IndexRepository
-    from adaptergit.trust import SigningKey
-
-    repository, opened = IndexRepository(folder.resolve()), [SigningKey.open(path) for path in keys]
-    if version is not None:
-        counts = sign_root(repository, version, opened)
-        message = f"root {version} is signed" + (": it counts" if counts else "; more must sign")
-    else:
-        counts = True
-        moment = (now.replace(tzinfo=UTC) if now else datetime.now(UTC)) if again else None
-        sign_snapshot(repository, out or repository.root / "dist", opened[0], now=moment)
-        message = "the snapshot is signed"
-    if as_json:
-        print_json({"root": version, "counts": counts})
-    else:
-        click.echo(message)
-
-
-@index.command("rotate")
-@_here
-@click.option("--maintainer", "maintainers", multiple=True, help="All maintainers from now on; default: as before.")
-@click.option("--online", multiple=True, help="All online keys from now on; default: as before.")
-@click.option("--threshold", type=int, help="How many maintainers must sign; default: as before.")
-@_keys
-@json_option
-def rotate(
-    folder: Path,
-    maintainers: tuple[str, ...],
-    online: tuple[str, ...],
-    threshold: int | None,
-    keys: tuple[Path, ...],
-    as_json: bool,
-) -> None:
-    """Write the next root: other maintainers, other online keys, or only a later expiry.
-
-    It counts when enough of the old maintainers and enough of the new ones have signed it (index sign --root N).
-
-    \b
-    Example:
-      adaptergit index rotate --online new_ci.pub --key ~/.ssh/alice
-    """
-    from adaptergit.index.maintain import rotate_root
-    from adaptergit.index.repository import IndexRepository
-    from adaptergit.pins import public_key
-    from adaptergit.trust import SigningKey
-
-    root = rotate_root(
-        IndexRepository(folder.resolve()),
-        [SigningKey.open(path) for path in keys],
-        maintainers=[public_key(one) for one in maintainers] or None,
-        online=[public_key(one) for one in online] or None,
-        threshold=threshold,
-    )
-    if as_json:
-        print_json({"root": root.version, "sha256": root.digest})
-    else:
-        click.echo(
-            f"wrote roots/{root.version}.json; the others sign: adaptergit index sign --root {root.version} --key …"
-        )
-
-
-@index.command("recover")
-@click.argument("repository")
-@click.option("--new-key", "new", multiple=True, required=True, help="Public key line, or .pub file.")
-@click.option("--reason", required=True, help="Why, for everybody.")
-@_here
-@_keys
-@json_option
-def recover(
-    repository: str, new: tuple[str, ...], reason: str, folder: Path, keys: tuple[Path, ...], as_json: bool
-) -> None:
-    """Give the publisher of REPOSITORY, who lost their key, a new one.
-
-    Sign with as many maintainers' keys as the root asks for.
-
-    \b
-    Example:
-      adaptergit index recover github.com/acme/adapters --new-key new.pub --reason "laptop lost" --key alice --key bob
-    """
-    from adaptergit.index.maintain import recover as run
-    from adaptergit.index.repository import IndexRepository
-    from adaptergit.pins import public_key
-    from adaptergit.trust import SigningKey
-
-    done = run(
-        IndexRepository(folder.resolve()),
-        repository,
-        [public_key(one) for one in new],
-        [SigningKey.open(path) for path in keys],
-        reason=reason,
-    )
-    if as_json:
-        print_json({"repository": done.repository, "keys": [key.fingerprint for key in done.keys]})
-    else:
-        click.echo(f"{done.repository} is signed by {', '.join(key.fingerprint for key in done.keys)} from now on")
-
-
-@index.command("revoke")
-@click.argument("what")
-@click.option("--since", type=click.DateTime(), help="For a key: what was seen before then still counts (UTC).")
-@click.option("--warn", is_flag=True, help="Do not refuse; say so at every load.")
-@click.option("--reason", required=True, help="Why, for everybody.")
-@_here
-@json_option
-def revoke(what: str, since: datetime | None, warn: bool, reason: str, folder: Path, as_json: bool) -> None:
-    """Tell everybody that WHAT, a key (SHA256:…) or a release (sha256: and its digest), no longer counts.
-
-    \b
-    Example:
-      adaptergit index revoke SHA256:qzN… --since 2026-11-01 --reason "stolen laptop"
-    """
-    from adaptergit.index.repository import IndexRepository
-    from adaptergit.trust import Revocation, parse_revocations
-
-    digest = what.removeprefix("sha256:") if what.startswith("sha256:") else None
-    if not what.startswith(("sha256:", "SHA256:")):
-        raise click.UsageError(
-            "write a key's fingerprint (SHA256:…) or sha256: and a release's digest (adaptergit info)"
-        )
-    if digest and since:
-        raise click.UsageError("--since is for keys: a release is revoked or not")
-    moment = None if since is None else since.replace(tzinfo=UTC)
-    one = Revocation(None if digest else what, digest, moment, "warn" if warn else "refuse", reason, "revoked.jsonl")
-    (parsed,) = parse_revocations(one.line().encode(), source="revoked.jsonl")
-    IndexRepository(folder.resolve()).revoke(parsed)
-    if as_json:
-        print_json({"revoked": what, "severity": one.severity})
-    else:
-        click.echo(f"{what} is {one}; build and sign the index to tell everybody")
-
-
-@index.command("yank")
-@click.argument("reference")
-@click.option("--reason", default="", help="Why, for everybody; needed unless --undo.")
-@click.option("--undo", is_flag=True, help="Take it back.")
-@_here
-@json_option
-def yank(reference: str, reason: str, undo: bool, folder: Path, as_json: bool) -> None:
-    """Withdraw the release REFERENCE (host/org/repo@adapter==version) from the index.
-
-    \b
-    Example:
-      adaptergit index yank acme/adapters@sst2==1.0.0 --reason "trained on the test set"
-    """
-    from adaptergit.errors import UsageError
-    from adaptergit.index.maintain import yank_entry
-    from adaptergit.index.repository import IndexRepository
-    from adaptergit.reference import Reference
-    from adaptergit.settings import load_settings
-
-    parsed = Reference.parse(reference, default_host=load_settings().default_host)
-    version = str(parsed.specifier).removeprefix("==")
-    if parsed.source.principal is None or not str(parsed.specifier).startswith("=="):
-        raise UsageError(f"{reference!r} names no single release", hint="write org/repo@adapter==1.0.0")
-    if not reason and not undo:
-        raise UsageError("say why with --reason")
-    yank_entry(
-        IndexRepository(folder.resolve()), parsed.source.principal, parsed.adapter, version, None if undo else reason
-    )
-    if as_json:
-        print_json({"reference": reference, "yanked": not undo})
-    else:
-        click.echo(f"{reference} is {'no longer ' if undo else ''}yanked; build and sign the index to tell everybody")
-
-
-@index.command("site")
-@_here
-@click.option("--out", type=click.Path(path_type=Path), help="Default: dist/ in the index.")
-@json_option
-def site(folder: Path, out: Path | None, as_json: bool) -> None:
-    """Write the index's web pages into dist/: static, for any web server, readable without JavaScript.
-
-    \b
-    Example:
-      adaptergit index build && adaptergit index site && python -m http.server -d dist
-    """
-    from adaptergit.index.repository import IndexRepository
-    from adaptergit.index.site import build_site
-
-    repository = IndexRepository(folder.resolve())
-    count = build_site(repository, out or repository.root / "dist", root=repository.current_root())
-    if as_json:
-        print_json({"adapters": count})
-    else:
-        click.echo(f"{count} adapters have pages")
-
-
-@index.command("import-adapterhub")
-@click.argument("clone", type=click.Path(path_type=Path))
-@_here
-@json_option
-def import_adapterhub(clone: Path, folder: Path, as_json: bool) -> None:
-    """Take over the cards of a CLONE of the AdapterHub archive (github.com/adapter-hub/Hub), as legacy entries.
-
-    Says which fields of the cards have no place in an index, and which cards could not be taken over.
-
-    \b
-    Example:
-      git clone https://github.com/adapter-hub/Hub && adaptergit index import-adapterhub Hub
-    """
-    from adaptergit.index.adapterhub import import_adapterhub as run
-    from adaptergit.index.repository import IndexRepository
-
-    done = run(IndexRepository(folder.resolve()), clone)
-    if as_json:
-        print_json(done)
-        return
-    click.echo(f"{done.cards} cards, {done.entries} entries")
-    for name, count in done.without_place.items():
-        click.echo(f"  no place for {clean(name)} ({count} cards)")
-    for card, new in done.renamed.items():
-        click.echo(f"  {clean(card)} is {new}")
-    for card, why in done.refused.items():
-        click.echo(f"  not taken over: {clean(card)}: {clean(why)}")
+for _command in (
+    index_maintain.init,
+    index_maintain.check,
+    index_maintain.review,
+    index_maintain.settle,
+    index_maintain.crawl,
+    index_maintain.build,
+    index_maintain.site,
+    index_maintain.sign,
+    index_maintain.publish,
+    index_maintain.rotate,
+    index_maintain.recover,
+    index_maintain.revoke,
+    index_maintain.yank,
+    index_maintain.import_adapterhub,
+):
+    index.add_command(_command)

@@ -81,11 +81,12 @@ def verify(path: str, policy: str | None, model_signing_key: Path | None, as_jso
       adaptergit verify acme/adapters@sst2==1.0.0
       adaptergit verify hf:acme/bert-sst2
     """
-    from adaptergit.errors import TrustError
+    from adaptergit.errors import PackageError, TrustError
     from adaptergit.resolve import verify as check
     from adaptergit.trust.oms import verify_bundle
 
     path = named(path)
+    steps: tuple[str, ...] = ()
     try:
         if is_folder(path):
             folder, verdict = expand(path), check(expand(path), policy=policy)
@@ -94,13 +95,15 @@ def verify(path: str, policy: str | None, model_signing_key: Path | None, as_jso
             if found is None:
                 return
             folder, verdict = found.path, found.verdict
-    except TrustError as error:
+        steps = verdict.steps
+        signed = verify_bundle(folder, expand(model_signing_key)) if model_signing_key is not None else ()
+    except (TrustError, PackageError) as error:
+        error.steps = error.steps or steps
         if not as_json:
             for line in error.steps:
                 click.echo(f"  ok  {clean(line)}")
             click.echo(f"  no  {clean(error.what)}")
         raise
-    signed = verify_bundle(folder, expand(model_signing_key)) if model_signing_key is not None else ()
     if as_json:
         print_json(_verdict(verdict) | ({"model_signing": signed} if signed else {}))
         return
@@ -207,7 +210,6 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 def _explain(verdict: Verdict) -> None:
     for line in verdict.steps:
         click.echo(f"  ok  {clean(line)}")
-    click.echo(f"  ok  {len(verdict.manifest.files)} files are exactly those that were signed")
     click.echo(f"accepted     {verdict.level}: {', '.join(verdict.signers) or 'nobody vouches for it'}")
 
 

@@ -43,7 +43,7 @@ def mirror(references: tuple[str, ...], to: str, lock: Path | None, policy: str 
 
 @click.group(cls=Group)
 def bundle() -> None:
-    """Carry releases, with their publishers' keys, to a machine without network.
+    """Carry releases, with their publishers' keys and what indexes say, to a machine without network.
 
     \b
     Example:
@@ -65,7 +65,7 @@ def export(file: Path, references: tuple[str, ...], lock: Path | None, policy: s
     Example:
       adaptergit bundle export adapters.tar --lock adaptergit.lock
     """
-    from adaptergit.mirror import export_bundle
+    from adaptergit.bundle import export_bundle
 
     with waiting("packing", quiet=as_json):
         copied = export_bundle(file, references, lock=lock, policy=policy)
@@ -75,20 +75,22 @@ def export(file: Path, references: tuple[str, ...], lock: Path | None, policy: s
 @bundle.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--trust-keys", is_flag=True, help="Also pin the publishers' keys that are in it.")
+@click.option("--index-root", help="Also add the index in it that has this root, sha256:… as its maintainers say.")
 @policy_option
 @json_option
-def take_in(file: Path, trust_keys: bool, policy: str | None, as_json: bool) -> None:
-    """Verify the releases in FILE and put them into the store.
+def take_in(file: Path, trust_keys: bool, index_root: str | None, policy: str | None, as_json: bool) -> None:
+    """Verify the releases in FILE and put them into the store, all of them or none.
 
-    Their signers must be known to you, unless --trust-keys takes the bundle's word for who they are.
+    Their signers must be known to you, or to an index you have added, whose news come with the bundle; or
+    --trust-keys takes the bundle's word for who they are.
 
     \b
     Example:
       adaptergit bundle import adapters.tar --trust-keys
     """
-    from adaptergit.mirror import import_bundle
+    from adaptergit.bundle import import_bundle
 
-    _show(import_bundle(file, trust_keys=trust_keys, policy=policy), as_json)
+    _show(import_bundle(file, trust_keys=trust_keys, index_root=index_root, policy=policy), as_json)
 
 
 def _show(copied: Sequence[Copied], as_json: bool) -> None:

@@ -62,7 +62,7 @@ def _report(error: AdaptergitError) -> None:
             "where": error.where,
             "hint": error.hint,
         }
-        if isinstance(error, TrustError):
+        if isinstance(error, TrustError) or error.steps:
             detail["passed"] = list(error.steps)
         click.echo(json.dumps({"error": detail}, ensure_ascii=False))
     else:

@@ -124,7 +124,7 @@ def revoke(what: str, since: datetime | None, warn: bool, reason: str, as_json: 
 @click.argument("repository")
 @json_option
 def explain(repository: str, as_json: bool) -> None:
-    """Say what is asked of releases of REPOSITORY (host/org/repo), whose signatures count, and why.
+    """Say what is asked of releases of REPOSITORY (host/org/repo, or any address), whose signatures count, and why.
 
     \b
     Example:
@@ -132,10 +132,11 @@ def explain(repository: str, as_json: bool) -> None:
     """
     from adaptergit.indexes import revoked as revoked_by_indexes
     from adaptergit.indexes import word_on
-    from adaptergit.pins import known_checkpoints, known_revocations, known_signers
+    from adaptergit.pins import known_checkpoints, known_revocations, known_signers, principal_of
     from adaptergit.settings import load_settings
 
     settings = load_settings()
+    repository = principal_of(repository, settings)
     level, threshold = settings.policy_for(repository), settings.threshold_for(repository)
     signers = [s for s in known_signers(settings) if s.names(repository)]
     word = word_on(repository, settings)

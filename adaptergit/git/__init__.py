@@ -9,7 +9,7 @@ small things beside them; ``previous.py`` knows what was released before, ``rele
 from adaptergit.git.copies import push_copies
 from adaptergit.git.fetch import Fetched, fetch_release
 from adaptergit.git.files import fetch_file, fetch_files, fetch_rotations, yank_reason
-from adaptergit.git.listing import Listing, list_all, list_versions
+from adaptergit.git.listing import Listing, list_all, list_versions, list_yanked
 from adaptergit.git.previous import Last, last_releases
 from adaptergit.git.release import Plan, plan_release, publish_releases, push_rotation, yank_release
 from adaptergit.git.remote import Remote
@@ -34,6 +34,7 @@ __all__ = [
     "last_releases",
     "list_all",
     "list_versions",
+    "list_yanked",
     "plan_release",
     "publish_releases",
     "push_copies",

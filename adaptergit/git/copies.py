@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adaptergit.errors import ReleaseError
-from adaptergit.git.remote import OID, TAGS, Remote
+from adaptergit.durable import scratch
+from adaptergit.errors import ReleaseError, TransportError
+from adaptergit.git.listing import list_refs
+from adaptergit.git.pushing import push
+from adaptergit.git.remote import TAGS, YANKED, Remote
 from adaptergit.git.runner import init_bare
 from adaptergit.git.worktree import Clone
 from adaptergit.package import Manifest
+from adaptergit.settings import Limits
 
 _WHO = {"NAME": "adaptergit", "EMAIL": "mirror@adaptergit.invalid"}
+Withdrawn = Mapping[tuple[str, str], Mapping[str, str]]
+"""Reasons by version, by repository and adapter."""
 
 
-def push_copies(remote: Remote, releases: Sequence[tuple[Path, Manifest]]) -> list[bool]:
+def push_copies(
+    remote: Remote, releases: Sequence[tuple[Path, Manifest]], withdrawn: Withdrawn | None = None
+) -> list[bool]:
     """Push releases as tags; tell of each whether it was new there.
 
     The commit of a tag says when the release was made and who copied it, so that copying twice gives the same commit.
@@ -23,25 +30,39 @@ def push_copies(remote: Remote, releases: Sequence[tuple[Path, Manifest]]) -> li
     Args:
         remote: Where to.
         releases: Verified package folders with their manifests.
+        withdrawn: What was withdrawn of their adapters: marks are copied too, and those that were taken back removed.
 
     Raises:
         ReleaseError: A tag is there and holds something else: releases never change.
         TransportError: The server cannot be reached, or refuses.
     """
-    with tempfile.TemporaryDirectory(prefix="adaptergit-mirror-") as folder:
-        git = init_bare(Path(folder) / "probe")
-        listing = git.text("ls-remote", "--quiet", "--tags", "--refs", "--", remote.url, protocols=remote.protocols)
-        there = {ref: oid for oid, _, ref in (line.partition("\t") for line in listing.splitlines())}
-        wide = any(len(oid) == 64 for oid in there.values() if OID.fullmatch(oid))
-        git = init_bare(Path(folder) / "copy", object_format="sha256" if wide else "sha1")
-        clone = Clone(Path(folder), git, "", None)
+    names = sorted({manifest.name for _, manifest in releases})
+    prefixes = tuple(f"{kind}/{name}/" for kind in (TAGS, YANKED) for name in names)
+    there = list_refs(remote, prefixes, Limits())
+    known = next(iter(there.values()), "")
+    try:
+        return _push(remote, releases, withdrawn or {}, there, "sha256" if len(known) == 64 else "sha1")
+    except TransportError as error:
+        if known or "hash algorithm" not in error.what:
+            raise
+        return _push(remote, releases, withdrawn or {}, there, "sha256")  # an empty repository does not say
+
+
+def _push(
+    remote: Remote,
+    releases: Sequence[tuple[Path, Manifest]],
+    withdrawn: Withdrawn,
+    there: Mapping[str, str],
+    object_format: str,
+) -> list[bool]:
+    with scratch() as folder:
+        git = init_bare(folder / "copy", object_format=object_format)
+        clone = Clone(folder, git, "", None)
         new, refspecs = [], []
         for package, manifest in releases:
             oids = clone.store_files({path.name: path for path in sorted(package.iterdir())})
             tree = clone.make_tree(("100644", "blob", oid, name) for name, oid in oids.items())
-            env = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in _WHO.items()}
-            env |= {f"GIT_{role}_DATE": manifest.created for role in ("AUTHOR", "COMMITTER")}
-            commit = clone.commit(tree, f"publish {manifest.name} {manifest.version}", (), env)
+            commit = clone.commit(tree, f"publish {manifest.name} {manifest.version}", (), _identity(manifest.created))
             tag = f"{TAGS}/{manifest.name}/{manifest.version}"
             known = there.get(tag)
             if known is not None and known != commit:
@@ -51,8 +72,22 @@ def push_copies(remote: Remote, releases: Sequence[tuple[Path, Manifest]]) -> li
             new.append(known is None)
             if known is None:
                 refspecs.append(f"{commit}:{tag}")
+        for (_, name), reasons in withdrawn.items():
+            prefix = f"{YANKED}/{name}/"
+            marked = {ref.removeprefix(prefix) for ref in there if ref.startswith(prefix)}
+            refspecs += [f":{prefix}{version}" for version in sorted(marked - reasons.keys())]
+            for version in sorted(reasons.keys() - marked):
+                text = f"yank {name} {version}\n\n{reasons[version]}"
+                commit = clone.commit(clone.make_tree(()), text, (), _identity("2000-01-01T00:00:00Z"))
+                refspecs.append(f"{commit}:{prefix}{version}")
         if refspecs:
-            git.text(
-                "push", "--quiet", "--atomic", "--", remote.url, *refspecs, protocols=remote.protocols, timeout=600.0
-            )
+            pushed = push(git, remote.url, refspecs, protocols=remote.protocols)
+            if pushed.refused is not None:
+                raise pushed.refused
         return new
+
+
+def _identity(moment: str) -> dict[str, str]:
+    roles = ("AUTHOR", "COMMITTER")
+    who = {f"GIT_{role}_{key}": value for role in roles for key, value in _WHO.items()}
+    return who | {f"GIT_{role}_DATE": moment for role in roles}

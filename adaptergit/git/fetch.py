@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adaptergit.errors import NotFoundError, PackageError, TransportError, UsageError
 from adaptergit.git.objects import Judge, Missing, extract, find_tree
-from adaptergit.git.remote import OID, SMALL, TAGS, Remote, fetch_objects
+from adaptergit.git.remote import OID, SMALL, TAGS, YANKED, Remote, fetch_objects
 from adaptergit.git.runner import Git
 from adaptergit.settings import Limits
 
@@ -29,6 +29,8 @@ class Fetched:
     tree: str
     """Oid of the release's tree, which can be fetched again directly."""
     version: str | None
+    yanked: bool | None = None
+    """Whether the repository marks it as withdrawn; None: it was not asked."""
 
 
 def fetch_release(
@@ -73,7 +75,10 @@ def fetch_release(
                 if version is None:
                     raise
         tag = f"{TAGS}/{adapter}/{version}"
-        git = fetch_objects(work / "tag", remote, [tag], limits, only=SMALL if judge is not None else None)
+        # Everything that begins with the mark's name: a name of its own would have to be there.
+        mark, seen = f"{YANKED}/{adapter}/{version}", f"refs/yanked/{version}"
+        wants = [tag, f"{mark}*:{seen}*"]
+        git = fetch_objects(work / "tag", remote, wants, limits, only=SMALL if judge is not None else None)
         found = find_tree(git, "FETCH_HEAD")
         if found is None:
             raise PackageError("the tag is of something that has no files", where=f"{remote.url} {tag}")
@@ -87,7 +92,8 @@ def fetch_release(
                 return fetch_objects(work / "whole", remote, [tag], limits)
 
         missing = None if judge is None else Missing(judge, rest)
-        return Fetched(extract(git, found, target, limits, missing), found[0], version)
+        yanked = (git.directory / seen).is_file()
+        return Fetched(extract(git, found, target, limits, missing), found[0], version, yanked)
 
 
 def fetch_from_branch(remote: Remote, adapter: str, target: Path, *, limits: Limits) -> Fetched:

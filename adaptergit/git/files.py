@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from adaptergit.durable import scratch
 from adaptergit.errors import NotFoundError, PackageError, TransportError
 from adaptergit.git.listing import list_refs
 from adaptergit.git.objects import extract, find_tree, sizes_of, write_blobs
@@ -56,9 +57,9 @@ def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) 
 
 def yank_reason(remote: Remote, adapter: str, version: str, limits: Limits) -> str:
     """Return why a publisher withdrew a release, in one line of plain text; empty if that cannot be had."""
-    with tempfile.TemporaryDirectory(prefix="adaptergit-yank-") as folder:
+    with scratch() as folder:
         try:
-            git = fetch_objects(Path(folder) / "git", remote, [f"{YANKED}/{adapter}/{version}"], limits)
+            git = fetch_objects(folder / "git", remote, [f"{YANKED}/{adapter}/{version}"], limits)
             said = git.text("log", "-1", "--format=%b", "FETCH_HEAD", max_output=2**16)
         except (TransportError, NotFoundError):
             return ""
@@ -72,9 +73,9 @@ def fetch_file(remote: Remote, path: str, limits: Limits, *, most: int) -> bytes
         TransportError: The server cannot be reached or failed.
     """
     depth = path.count("/") + 2
-    with tempfile.TemporaryDirectory(prefix="adaptergit-file-") as folder:
+    with scratch() as folder:
         try:
-            git = fetch_objects(Path(folder) / "git", remote, ["HEAD"], limits, only=f"tree:{depth}")
+            git = fetch_objects(folder / "git", remote, ["HEAD"], limits, only=f"tree:{depth}")
         except NotFoundError:
             return None
         if not git.text("ls-tree", "--full-tree", "FETCH_HEAD", "--", path).startswith("100"):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
+from adaptergit.durable import scratch
 from adaptergit.errors import NotFoundError, TransportError
 from adaptergit.git.remote import OID, ROTATIONS, TAGS, YANKED, Remote, patiently
 from adaptergit.git.runner import Git, init_bare
@@ -48,6 +47,16 @@ def list_all(remote: Remote, limits: Limits) -> tuple[dict[str, Listing], int]:
     return _by_adapter(refs), sum(ref.startswith(f"{ROTATIONS}/") for ref in refs)
 
 
+def list_yanked(remote: Remote, adapters: Sequence[str], limits: Limits) -> dict[str, frozenset[str]]:
+    """Return the versions of some adapters that were withdrawn.
+
+    Raises:
+        TransportError: The repository cannot be reached.
+    """
+    found = _by_adapter(list_refs(remote, tuple(f"{YANKED}/{adapter}/" for adapter in adapters), limits))
+    return {adapter: found.get(adapter, Listing({})).yanked for adapter in adapters}
+
+
 def list_refs(remote: Remote, prefixes: tuple[str, ...], limits: Limits, *, git: Git | None = None) -> dict[str, str]:
     """Return the oids of all refs whose names begin with one of the prefixes, by name.
 
@@ -65,9 +74,9 @@ def list_refs(remote: Remote, prefixes: tuple[str, ...], limits: Limits, *, git:
         # Where that does not help, git is asked to: it has credentials, and speaks older protocols.
         with suppress(TransportError, NotFoundError):
             return _asked(remote, prefixes, limits)
-    with tempfile.TemporaryDirectory(prefix="adaptergit-list-") as folder:
+    with scratch() as folder:
         # A clone knows its own settings: given twice, a header would be sent twice.
-        asking, settings = (init_bare(Path(folder)), remote.settings) if git is None else (git, ())
+        asking, settings = (init_bare(folder), remote.settings) if git is None else (git, ())
         patterns = [f"{prefix}*" for prefix in prefixes]
         arguments = ("ls-remote", "--quiet", "--tags", "--refs", "--", remote.url, *patterns)
 

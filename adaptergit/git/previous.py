@@ -6,13 +6,12 @@ bring, so that an honest publisher would fork the history.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from packaging.version import Version
 
+from adaptergit.durable import scratch
 from adaptergit.errors import PackageError, ReleaseError, TransportError
 from adaptergit.git.listing import list_refs
 from adaptergit.git.remote import SMALL, TAGS, Remote, fetch_objects
@@ -92,8 +91,8 @@ def _last(clone: Clone, name: str, tags: Mapping[str, str], newest: str | None, 
 def _fetched(remote: Remote, tags: Mapping[str, str], limits: Limits) -> dict[str, bytes]:
     """Fetch manifests by tag; without the weights, where the server can filter."""
     bounds = replace(limits, package_bytes=limits.package_bytes * len(tags))
-    with tempfile.TemporaryDirectory(prefix="adaptergit-previous-") as folder:
-        git = fetch_objects(Path(folder) / "git", remote, list(tags), bounds, only=SMALL)
+    with scratch() as folder:
+        git = fetch_objects(folder / "git", remote, list(tags), bounds, only=SMALL)
         return {tag: _manifest(git, oid, tag) for tag, oid in tags.items()}
 
 

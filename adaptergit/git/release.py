@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError
+from adaptergit.git.pushing import Pushed, push
 from adaptergit.git.remote import ROTATIONS, TAGS, YANKED, Remote
 from adaptergit.git.worktree import FOLDER, Clone
 from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Manifest, is_generated, unlisted_names
@@ -114,7 +115,7 @@ def _listed(clone: Clone, path: str) -> set[str]:
     return names | set(unlisted_names(clone.names_in(path)))
 
 
-def publish_releases(plans: Sequence[Plan], remote: str | None, *, branch: str | None = None) -> None:
+def publish_releases(plans: Sequence[Plan], remote: str | None, *, branch: str | None = None) -> Pushed | None:
     """Push the branch and all tags together, then let the local refs, index and files follow.
 
     Args:
@@ -122,41 +123,54 @@ def publish_releases(plans: Sequence[Plan], remote: str | None, *, branch: str |
         remote: Name of the remote; None releases locally only.
         branch: Push to this new branch instead, for a pull request; the clone's branch and files stay as they are.
 
+    Returns:
+        What came of the push; None if there was none, or its answer was lost.
+
     Raises:
         ReleaseError: The server refused: the branch moved on, or a tag exists.
         TransportError: The server cannot be reached. The repository is as it was.
     """
     clone, last = plans[0].clone, plans[-1]
-    if remote is not None:
-        refspecs = [
-            f"{last.branch_commit}:{branch or clone.branch}",
-            *(f"{plan.tag_commit}:{plan.tag}" for plan in plans),
-        ]
-        try:
-            clone.git.text(
-                "push",
-                "--no-follow-tags",
-                "--signed=no",
-                "--quiet",
-                "--atomic",
-                "--no-verify",
-                "--",
-                remote,
-                *refspecs,
-                protocols=_PROTOCOLS,
-                timeout=600.0,
-            )
-        except TransportError as error:
-            if _has(last, remote):  # the answer was lost, not the push
-                return _follow_or_warn(plans, branch)
-            if "rejected" in error.what or "atomic" in error.what or "fetch first" in error.what:
-                raise ReleaseError(
-                    f"the server refused the push: {error.what}",
-                    hint="if the branch moved on: git pull, then publish again; if it is protected: --pull-request; "
-                    "nothing was changed here",
-                ) from error
-            raise
-    _follow_or_warn(plans, branch)
+    if remote is None:
+        _follow_or_warn(plans, branch)
+        return None
+    # Tags first: where a server takes no push as a whole, a release without its branch is whole, and nothing else is.
+    refspecs = [*(f"{plan.tag_commit}:{plan.tag}" for plan in plans), f"{last.branch_commit}:{branch or clone.branch}"]
+    options = ("--no-follow-tags", "--signed=no")
+    try:
+        pushed = push(clone.git, remote, refspecs, options=options)
+    except TransportError as error:
+        if _has(last, remote):  # the answer was lost, not the push
+            _follow_or_warn(plans, branch)
+            return None
+        if "rejected" in error.what or "atomic" in error.what or "fetch first" in error.what:
+            raise ReleaseError(
+                f"the server refused the push: {error.what}",
+                hint="if the branch moved on: git pull, then publish again; if it is protected: --pull-request; "
+                "nothing was changed here",
+            ) from error
+        raise
+    if pushed.refused is not None:
+        _released_in_part(plans, pushed.count, pushed.refused)
+    else:
+        _follow_or_warn(plans, branch)
+    return pushed
+
+
+def _released_in_part(plans: Sequence[Plan], count: int, refused: TransportError) -> None:
+    """Say what became of releases of which a server, that takes no push as a whole, refused a part."""
+    done = plans[:count]
+    for plan in done:
+        plan.clone.git.text("update-ref", plan.tag, plan.tag_commit)
+    released = ", ".join(f"{plan.name} {plan.version}" for plan in done)
+    if len(done) == len(plans):
+        message = f"{released}: released, but the server did not take the branch ({refused.what})"
+        warnings.warn(f"{message}: git pull, or --pull-request the next time", AdaptergitWarning, stacklevel=2)
+        return
+    raise ReleaseError(
+        f"the server refused {plans[count].name} {plans[count].version}: {refused.what}",
+        hint=f"it takes no push as a whole, and has {released}: publish the others again",
+    ) from refused
 
 
 def yank_release(clone: Clone, remote: str, where: Remote, name: str, version: str, reason: str, *, undo: bool) -> None:
@@ -209,10 +223,14 @@ def push_rotation(clone: Clone, remote: str, files: Mapping[str, Path], allowed_
         (blob,) = clone.store_files({"allowed_signers": listing}).values()
     path = ".adaptergit/allowed_signers"
     commit = clone.commit(clone.replace(path, "blob", blob), title, [clone.head] if clone.head else [])
-    refspecs = (f"{commit}:{clone.branch}", f"{tag_commit}:{tag}")
-    clone.git.text("push", "--quiet", "--atomic", "--no-verify", "--", remote, *refspecs, protocols=_PROTOCOLS)
-    clone.git.text("update-ref", clone.branch, commit)
+    # The tag is what counts; the branch only announces it.
+    pushed = push(clone.git, remote, (f"{tag_commit}:{tag}", f"{commit}:{clone.branch}"))
     clone.git.text("update-ref", tag, tag_commit)
+    if pushed.refused is not None:
+        message = f"the key is rotated, but the server did not take the branch ({pushed.refused.what}): add the new key"
+        warnings.warn(f"{message} to {clone.root / '.adaptergit' / 'allowed_signers'}", AdaptergitWarning, stacklevel=2)
+        return
+    clone.git.text("update-ref", clone.branch, commit)
     clone.git.text("reset", "--quiet", commit, "--", path)
     target = clone.root / path
     target.parent.mkdir(exist_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from adaptergit.errors import NotFoundError, TransportError, UsageError
+from adaptergit.errors import NotFoundError, StorageError, TransportError, UsageError
 from adaptergit.git.runner import Git, init_bare, transport_settings
 from adaptergit.reference import Source
 from adaptergit.settings import Limits
@@ -85,6 +85,8 @@ def patiently(remote: Remote, limits: Limits, action: Callable[[float], T]) -> T
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return action(limits.seconds_left)
+        except StorageError:
+            raise
         except TransportError as error:
             pause = random.uniform(0.5, 1.0) * 2 ** (attempt - 1)  # noqa: S311 - politeness, no secret
             if limits.seconds_left <= 0:
@@ -125,6 +127,8 @@ def fetch_objects(
         options = [*(() if by_oid else ("--depth=1",)), *((f"--filter={only}",) if only else ())]
         try:
             _fetch(git, remote, options, wants, limits)
+        except StorageError:
+            raise
         except TransportError as error:
             if not wide and ("mismatched algorithms" in error.what or "object format" in error.what):
                 directory, wide = directory.with_name(f"{directory.name}-sha256"), True

@@ -26,13 +26,14 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from adaptergit.errors import TransportError
+from adaptergit.errors import StorageError, TransportError
+from adaptergit.settings import check_online
 
 _CONFIG = (
     "core.hooksPath=/dev/null",
@@ -72,6 +73,7 @@ _KEPT = re.compile(
     r"GIT_(AUTHOR|COMMITTER)_(NAME|EMAIL|DATE)|GIT_SSH(_COMMAND|_VARIANT)?|GIT_EXEC_PATH|GIT_SSL_CA(INFO|PATH)|GIT_PYTHON_.*"
 )
 _KEPT_IN_CLONES = re.compile(r"GIT_CONFIG_(GLOBAL|SYSTEM|NOSYSTEM)")
+_DISK = re.compile(r"No space left on device|Disk quota exceeded|Read-only file system")
 _SECRETS = re.compile(r"(?i)(https?://)[^/@\s]+@")
 
 
@@ -96,6 +98,7 @@ class Git:
         max_file_bytes: int | None = None,
         max_output: int = _MAX_OUTPUT,
         settings: Sequence[str] = (),
+        heard: Callable[[bytes], None] | None = None,
     ) -> bytes:
         """Run git to its end and return its output.
 
@@ -108,13 +111,14 @@ class Git:
             max_file_bytes: Bound on any one file git may write, a pack included.
             max_output: Bound on what git may print, in bytes.
             settings: More settings, ``name=value``; they win over the others.
+            heard: Called, on a thread of its own, with what git says on stderr as it comes.
 
         Raises:
             TransportError: Git failed, with what it said.
         """
         process = self._start(arguments, stdin, env or {}, protocols, max_file_bytes, settings)
         with _Deadline(process, timeout) as deadline:
-            errors = _Tail(process.stderr)
+            errors = _Tail(process.stderr, heard)
             output = bytearray()
             with process.stdout:
                 # In blocks: one read of the limit would hold a buffer of that size.
@@ -130,7 +134,7 @@ class Git:
             hint = "check the network, or try again later"
             raise TransportError(f"git {arguments[0]}: no end within {timeout:.0f} s", hint=hint)
         if status != 0:
-            failure = _failure(arguments, said, status)
+            failure = _failure(arguments, said, status, self.directory)
             if max_file_bytes is not None and self._is_full(max_file_bytes):
                 failure.what = f"the server sent more than the limit allows ({failure.what})"
             raise failure
@@ -166,6 +170,9 @@ class Git:
         max_file_bytes: int | None,
         settings: Sequence[str] = (),
     ) -> Any:
+        # Where a clone's remote leads to is not known here: whoever pushes to it has asked before.
+        if not self.trusted and any(protocol != "file" for protocol in protocols):
+            check_online(f"git {arguments[0]}")
         environment = {**self._environment(protocols, settings), **env}
         started = _git_class()(str(self.directory)).execute(
             _confined([*self._command(), *arguments], max_file_bytes, trusted=self.trusted, own=environment),
@@ -322,8 +329,8 @@ class _Deadline:
 class _Tail:
     """Reads what a process says on stderr, and keeps the end of it."""
 
-    def __init__(self, pipe: IO[bytes]) -> None:
-        self._kept = b""
+    def __init__(self, pipe: IO[bytes], heard: Callable[[bytes], None] | None = None) -> None:
+        self._kept, self._heard = b"", heard
         self._thread = threading.Thread(target=self._read, args=(pipe,), daemon=True)
         self._thread.start()
 
@@ -331,6 +338,8 @@ class _Tail:
         with contextlib.suppress(OSError, ValueError):
             while block := os.read(pipe.fileno(), 1 << 16):
                 self._kept = (self._kept + block)[-(1 << 16) :]
+                if self._heard is not None:
+                    self._heard(block)
             pipe.close()
 
     def text(self) -> str:
@@ -339,7 +348,7 @@ class _Tail:
         return self._kept.decode("utf-8", "replace")
 
 
-def _failure(arguments: Sequence[str], errors: str, status: int) -> TransportError:
+def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path) -> TransportError:
     # What a server says is somebody else's text: it must not drive the terminal.
     plain = "".join(char if char.isprintable() or char == "\n" else " " for char in errors)
     said = _SECRETS.sub(r"\1***@", plain.strip())
@@ -354,6 +363,7 @@ def _failure(arguments: Sequence[str], errors: str, status: int) -> TransportErr
         hint = "connect once with ssh to see and accept the server's key"
     elif "Could not resolve host" in said or "Connection refused" in said or "Could not connect" in said:
         hint = "check the address and the network"
-    elif "No space left" in said:
-        hint = "free some space, or move the store with ADAPTERGIT_CACHE_DIR"
+    elif any(_DISK.search(line) for line in lines if not line.startswith("remote:")):
+        hint = "free some space; ADAPTERGIT_CACHE_DIR moves the store, TMPDIR what is written in between"
+        return StorageError(f"git {arguments[0]}: {what}", where=str(directory), hint=hint)
     return TransportError(f"git {arguments[0]}: {what}", hint=hint)

@@ -16,6 +16,7 @@ from adaptergit.hf.signed import accepted_package, check_place, fetch_package
 from adaptergit.hf.unsigned import Checkpoint, fetch_checkpoint, used_checkpoint
 from adaptergit.hf.wanted import Found, Wanted, recall
 from adaptergit.indexes import word_on
+from adaptergit.judge import take_over
 from adaptergit.package import MANIFEST, Manifest
 from adaptergit.resolve import Fetched, check_policy
 from adaptergit.settings import Settings, cache_dir, load_settings
@@ -83,7 +84,9 @@ def _from_cache(one: Wanted, offline: bool) -> Fetched | Checkpoint | None:
         if (path := one.store.find(digest)) is not None:
             manifest = Manifest.from_bytes(one.store.open(digest).manifest_bytes, where=digest)
             check_place(one, manifest)
-            return accepted_package(one, path, manifest, "")
+            fetched = accepted_package(one, path, manifest, "")
+            take_over(fetched.verdict, one.settings)
+            return fetched
         if one.kept.find(digest) is not None:
             return used_checkpoint(one, commit, digest, one.kept.files(digest), "")
     except TrustError:

@@ -14,11 +14,12 @@ from adaptergit.errors import AdaptergitWarning, PackageError, TrustError
 from adaptergit.hf.client import Listed
 from adaptergit.hf.reference import HubReference
 from adaptergit.hf.wanted import Found, Memory, Wanted, recall, remember
+from adaptergit.judge import Asked, history_of, judged, take_over, verified
 from adaptergit.package import MANIFEST, File, Manifest
 from adaptergit.package.folder import MODEL_SIGNATURE, check_sizes, read_bounded, signature_names
 from adaptergit.package.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
 from adaptergit.reference import HUB, Reference, Source
-from adaptergit.resolve import Asked, Fetched, history, judged, verified
+from adaptergit.resolve import Fetched
 from adaptergit.store import Seen
 
 _MAX_SMALL = 128 * 1024
@@ -46,6 +47,7 @@ def fetch_package(one: Wanted, found: Found) -> Fetched:
             found.save(file.path, inner)
         fetched = accepted_package(one, inner, manifest, found.hub.endpoint)
         package = one.store.add(inner, limits)
+    take_over(fetched.verdict, one.settings)
     who, name = one.reference.principal, manifest.name
     known = one.store.known(who, name)
     before = known.fetched.get(manifest.version)
@@ -60,7 +62,7 @@ def fetch_package(one: Wanted, found: Found) -> Fetched:
 
 
 def accepted_package(one: Wanted, path: Path, manifest: Manifest, served_by: str) -> Fetched:
-    """Verify every byte of a package folder, for this reference."""
+    """Verify every byte of a package folder, for this reference; remember nothing."""
     release = _release(one, manifest)
     verdict, card = verified(path, _asked(one, manifest))
     if manifest.version in one.word.yanked(manifest.name):
@@ -104,7 +106,7 @@ def check_place(one: Wanted, manifest: Manifest) -> None:
             hint="ask the publisher, then write the reference with #sha256:…",
         )
     if reference.revision is None:
-        had = [past.version for past in history(_release(one, manifest)) if past.chained]
+        had = [past.version for past in history_of(_release(one, manifest)) if past.chained]
         newest = max(had, key=Version, default=manifest.version)
         if Version(newest) > Version(manifest.version):
             raise TrustError(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,11 @@ _MAX_CARD_BYTES = 256 * 1024
 _TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
 _CARD_FIELDS = {
     "author", "citation", "config", "dependencies", "description", "files", "model_name", "subtask", "task", "type",
-    "default_version",
+    "default_version", "prediction_head",
 }  # fmt: skip
+_DEPENDENCY_FIELDS = {"key", "description"}
+_MOST = {"description": 4000, "method": 64, "citation": 10_000, "task": 200, "dataset": 300}
+"""Characters that an entry has room for."""
 _FILE_FIELDS = {"url", "sha256", "version", "score", "description"}
 
 
@@ -53,6 +56,10 @@ class Imported:
     """Fields of cards that entries do not have, and how many cards had them."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Cards that could not be taken over, and why."""
+    cut: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Fields of which only the beginning has a place, by card."""
+    unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Adapters that a card builds on and that are not in the archive, by card."""
 
 
 def import_adapterhub(index: IndexRepository, clone: Path) -> Imported:
@@ -69,7 +76,10 @@ def import_adapterhub(index: IndexRepository, clone: Path) -> Imported:
     if not paths:
         raise NotFoundError("there are no cards", where=str(clone / "adapters"), hint="a clone of adapter-hub/Hub")
     found: dict[tuple[str, str], Entry] = {}
+    keys: dict[str, list[tuple[Entry, str, bool]]] = defaultdict(list)
+    origin: dict[tuple[str, str], tuple[str, str]] = {}
     renamed: dict[str, str] = {}
+    cut: dict[str, tuple[str, ...]] = {}
     refused: dict[str, str] = {}
     left: Counter[str] = Counter()
     for path in paths:
@@ -82,16 +92,41 @@ def import_adapterhub(index: IndexRepository, clone: Path) -> Imported:
             continue
         left.update(set(raw) - _CARD_FIELDS)
         left.update({f"files.{name}" for file in raw["files"] for name in set(file) - _FILE_FIELDS})
+        left.update(
+            {f"dependencies.{name}" for one in raw.get("dependencies") or () for name in set(one) - _DEPENDENCY_FIELDS}
+        )
+        using, default = str(raw["config"]["using"]), str(raw.get("default_version", ""))
         for label, entry in entries:
             while (entry.name, entry.version) in found:
                 entry = replace(entry, id=f"{PRINCIPAL}@{_name(f'{entry.name}-2')}")
             if label:
                 renamed[f"{card} ({label})"] = entry.name
+            if too_long := tuple(name for name, most in _MOST.items() if len(getattr(entry, name)) > most):
+                cut[card] = too_long
             found[entry.name, entry.version] = entry
+            origin[entry.name, entry.version] = card, using
+            chosen = len(entries) == 1 or default in (label, entry.version)
+            for key in (f"{raw['task']}/{raw['subtask']}@{path.parent.name}", f"{path.parent.name}/{path.stem}"):
+                keys[key].append((entry, using, chosen))
+    unknown: dict[str, tuple[str, ...]] = {}
+    for place, entry in found.items():
+        card, using = origin[place]
+        built_on = {key: _meant(keys.get(key, ()), entry, using) for key in entry.dependencies}
+        if missing := tuple(key for key, meant in built_on.items() if meant is None):
+            unknown[card] = missing
+        whole = replace(entry, dependencies=tuple(meant or key for key, meant in built_on.items()))
+        found[place] = replace(whole, **{name: getattr(whole, name)[:most] for name, most in _MOST.items()})
     source = SourceFile(PRINCIPAL, _URL, (), "adapterhub.ml", legacy=True, homepage="https://adapterhub.ml")
     write(index.root / source.path, source.to_yaml())
     index.write_entries(PRINCIPAL, sorted(found.values(), key=sort_key))
-    return Imported(len(paths), len(found), renamed, dict(sorted(left.items())), refused)
+    return Imported(len(paths), len(found), renamed, dict(sorted(left.items())), refused, cut, unknown)
+
+
+def _meant(candidates: Iterable[tuple[Entry, str, bool]], by: Entry, using: str) -> str | None:
+    """Return the adapter that a card builds on: one for the same model, made the same way, and its usual version."""
+    fitting = [item for item in candidates if item[0].base_model == by.base_model]
+    best = max(fitting, key=lambda item: (item[1] == using, item[2]), default=None)
+    return None if best is None else f"{best[0].id}=={best[0].version}"
 
 
 def _entries(raw: Mapping[str, Any], path: Path, clone: Path) -> Iterator[tuple[str, Entry]]:
@@ -113,6 +148,9 @@ def _entries(raw: Mapping[str, Any], path: Path, clone: Path) -> Iterator[tuple[
         description = str(raw.get("description") or about.get("description") or f"{task}, {subtask}").strip()
         if file.get("description"):
             description += f"\n\n{label}: {str(file['description']).strip()}"
+        for one in raw.get("dependencies") or ():
+            if one.get("description"):
+                description += f"\n\nBuilt on {one['key']}: {str(one['description']).strip()}"
         yield (
             "" if numbered else label,
             Entry(
@@ -126,7 +164,7 @@ def _entries(raw: Mapping[str, Any], path: Path, clone: Path) -> Iterator[tuple[
                 task=f"language-modeling/{subtask}" if kind == "text_lang" else f"{task}/{subtask}",
                 base_model=str(raw["model_name"]),
                 license="LicenseRef-unknown",
-                description=description[:4000],
+                description=description,
                 languages=_languages(kind, task, about),
                 keywords=("adapterhub", *(("default",) if default and len(files) > 1 else ())),
                 dataset=subtask,
@@ -135,6 +173,7 @@ def _entries(raw: Mapping[str, Any], path: Path, clone: Path) -> Iterator[tuple[
                 citation=str(raw.get("citation") or "").strip(),
                 dependencies=tuple(str(one["key"]) for one in raw.get("dependencies") or ()),
                 legacy=str(file["url"]),
+                head="with a prediction head" if raw.get("prediction_head") is True else "",
             ),
         )
 
@@ -153,7 +192,7 @@ def _method(config: Mapping[str, Any]) -> str:
     using = str(config["using"])
     options = [f"{key}={config[key]}" for key in ("non_linearity", "reduction_factor") if config.get(key) is not None]
     name = _METHODS.get(using, using)
-    return f"{name}[{', '.join(options)}]"[:64] if options else name
+    return f"{name}[{', '.join(options)}]" if options else name
 
 
 def _languages(kind: str, task: str, about: Mapping[str, Any]) -> tuple[str, ...]:

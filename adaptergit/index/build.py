@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import zstandard
 
+from adaptergit.errors import AdaptergitError
 from adaptergit.index.documents import Root, Shard, Snapshot, catalog_bytes
 from adaptergit.index.entry import Entry
 from adaptergit.index.local import document
@@ -36,6 +37,8 @@ class Built:
     snapshot: Snapshot
     changed: int
     """Shards that were not there before."""
+    skipped: Mapping[str, str]
+    """Sources that cannot be read, and why: one broken file stops nobody else's news."""
 
 
 def build(index: IndexRepository, target: Path, *, root: Root, now: datetime) -> Built:
@@ -48,13 +51,14 @@ def build(index: IndexRepository, target: Path, *, root: Root, now: datetime) ->
         now: Becomes the snapshot's version and time; the same time gives the same bytes.
 
     Raises:
-        PackageError, TrustError: A source or entry that is malformed; nothing is removed.
+        PackageError, TrustError: Roots or revocations that are malformed; nothing is removed.
     """
     shards: dict[str, Shard] = {}
     everything: list[Entry] | None = []
     changed = releases = 0
     compressor = zstandard.ZstdCompressor(level=_LEVEL)
-    for principal, data, entries in _shards(index):
+    skipped: dict[str, str] = {}
+    for principal, data, entries in _shards(index, skipped):
         digest = canonical.sha256(data)
         shards[principal] = Shard(digest, len(data), len(entries))
         releases += len(entries)
@@ -89,7 +93,7 @@ def build(index: IndexRepository, target: Path, *, root: Root, now: datetime) ->
     replace(target / "snapshot.json", snapshot.to_bytes())
     (target / "snapshot.json.sig").unlink(missing_ok=True)
     _sweep(target, {shard.sha256 for shard in shards.values()})
-    return Built(len(shards), releases, snapshot, changed)
+    return Built(len(shards), releases, snapshot, changed, skipped)
 
 
 def shard_path(digest: str) -> str:
@@ -97,14 +101,17 @@ def shard_path(digest: str) -> str:
     return f"shards/{digest[:2]}/{digest}.jsonl.zst"
 
 
-def _shards(index: IndexRepository) -> Iterator[tuple[str, bytes, list[Entry]]]:
+def _shards(index: IndexRepository, skipped: dict[str, str]) -> Iterator[tuple[str, bytes, list[Entry]]]:
     """Yield principal, content and entries of every shard: the source, its proofs, its releases, one per line."""
-    for source in index.sources():
+    for principal in index.principals():
+        try:
+            source, proofs, entries = index.source(principal), index.proofs(principal), index.entries(principal)
+        except (AdaptergitError, OSError) as error:
+            skipped[principal] = str(error)
+            continue
         head = json.dumps({"source": source.to_dict()}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        proofs = b"".join(proof.to_line() for proof in index.proofs(source.repository))
-        entries = index.entries(source.repository)
-        lines = b"".join(entry.to_line() for entry in entries)
-        yield source.repository, head.encode() + b"\n" + proofs + lines, entries
+        lines = b"".join((*(proof.to_line() for proof in proofs), *(entry.to_line() for entry in entries)))
+        yield principal, head.encode() + b"\n" + lines, entries
 
 
 def _sweep(target: Path, kept: set[str]) -> None:

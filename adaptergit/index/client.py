@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from adaptergit.index.documents import (
     parse_root,
 )
 from adaptergit.index.repository import replace as write
-from adaptergit.index.shards import Known, of_source, parse_shard, rekeyed, unpack
+from adaptergit.index.shards import Known, of_source, parse_shard, unpack
 from adaptergit.index.subscription import (
     Place,
     State,
@@ -30,12 +30,13 @@ from adaptergit.index.subscription import (
     Update,
     database_path,
     fetched_dir,
+    read_late,
     read_state,
     remember,
     speakers,
     trusted_dir,
 )
-from adaptergit.index.updating import MAX_SHARD_BYTES, told_root, updated
+from adaptergit.index.updating import MAX_SHARD_BYTES, judged, told_root, updated
 from adaptergit.locks import exclusively
 from adaptergit.package import canonical
 from adaptergit.reference import expand
@@ -151,6 +152,19 @@ class Client:
         with exclusively(cache_dir() / "locks", f"index {name}"):
             return updated(one, self.opened(one), self.root(name))
 
+    def take_news(self, name: str, place: Place, principals: Collection[str]) -> Update:
+        """Take over what was carried here of an index: roots, revocations, and what it says of some sources.
+
+        What it said of the others stays, and is brought up to date by the next :meth:`update`.
+
+        Raises:
+            TrustError, PackageError: See :meth:`update`.
+            NotFoundError: Something of it was not carried along.
+        """
+        one = self.get(name)
+        with exclusively(cache_dir() / "locks", f"index {name}"):
+            return updated(one, place, self.root(name), frozenset(principals))
+
     def root(self, name: str) -> Root:
         """Return the newest root of an index that is trusted."""
         return parse_root((trusted_dir(name) / "root.json").read_bytes())
@@ -197,8 +211,10 @@ class Client:
             if digest is not None and (data := self._shard(one, digest, offline)) is not None:
                 known = parse_shard(one.name, data, principal)
                 if one.lazy:
-                    self._meet(one, known)
-                found.append(known)
+                    self._meet(one, known, digest)
+                late = read_late(one.name).items()
+                mine = {key.rpartition("@")[2]: at for key, at in late if key.startswith(f"{principal}@")}
+                found.append(replace(known, late=mine))
         return found
 
     def copies(self, principal: str) -> list[str]:
@@ -221,19 +237,21 @@ class Client:
             first = first and not knows
         return found
 
-    def _meet(self, one: Subscription, known: Known) -> None:
-        """Judge the keys of a source that a lazy index meets only now, and remember them.
+    def _meet(self, one: Subscription, known: Known, digest: str) -> None:
+        """Judge what a lazy index says of a source that is met only now, and remember it.
 
         Raises:
-            TrustError: They were changed, and nobody who may signed that.
+            TrustError: Its keys or its releases were changed, and nobody who may sign that.
         """
         principal, now = known.source.repository, datetime.now(UTC)
         with exclusively(cache_dir() / "locks", f"index {one.name}"):
             state = self.state(one.name)
             gone = [each for each in self.revocations() if each.source == f"the index {one.name}"]
-            if (why := rekeyed(known, state.sources.get(principal), self.root(one.name), gone, now)) is not None:
+            before = state.sources.get(principal)
+            _, why = judged(one, known, before, self.root(one.name), gone, now, "")
+            if why is not None:
                 raise TrustError(f"{principal}: {why}", where=f"the index {one.name}")
-            if state.sources.get(principal) != (new := of_source(known.source)):
+            if before != (new := of_source(known.source, digest)):
                 remember(one.name, replace(state, sources={**state.sources, principal: new}))
 
     def revocations(self) -> list[Revocation]:

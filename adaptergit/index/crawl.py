@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import tempfile
 import zlib
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import BoundedSemaphore
-from urllib.parse import urlsplit
 
 from packaging.version import Version
 
@@ -52,7 +51,7 @@ from adaptergit.trust.rotation import MAX_ROTATIONS
 _MAX_FRESH = 500
 """New releases of one source in one run; the others wait for the next."""
 _PER_HOST = 4
-"""Requests at a time to one host."""
+"""Sources of one host at a time."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def crawl(
         for principal in (index.principals() if only is None else only)
         if zlib.crc32(principal.encode()) % parts == part
     ]
-    policy, hosts = index.policy(), _Hosts()
+    policy = index.policy()
     revocations = parse_revocations(index.revoked(), source="revoked.jsonl")
 
     def one(principal: str) -> Crawled:
@@ -107,18 +106,16 @@ def crawl(
             source = index.source(principal)
             if source.legacy:
                 return Crawled(principal)
-            with hosts.of(source.url):
-                if source.tracks is None:
-                    found = crawl_source(index, source, settings, policy, revocations, moment)
-                else:
-                    found = look_at_copy(index, source, source.tracks, settings)
+            if source.tracks is None:
+                found = crawl_source(index, source, settings, policy, revocations, moment)
+            else:
+                found = look_at_copy(index, source, source.tracks, settings)
         except (AdaptergitError, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
             found = Crawled(principal, error=str(error))  # whatever a stranger's files do: the others go on
         report(found)
         return found
 
-    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        return list(pool.map(one, chosen))
+    return _in_turns(chosen, one, max(1, jobs))
 
 
 def look_at_copy(index: IndexRepository, source: SourceFile, original: str, settings: Settings) -> Crawled:
@@ -240,23 +237,27 @@ def _release(
                 for file in evaluate(package.manifest_bytes, package.signatures, wanted, now).manifest.files
             }
 
-        fetched = fetch_release(remote, name, target, version=version, limits=limits, judge=judge)
-        package = read_package(target, limits)
-        verdict = evaluate(package.manifest_bytes, package.signatures, wanted, now)
-        card = check_files(package, verdict.manifest, limits)
-        entry = entry_of(
-            verdict.manifest,
-            card,
-            digest=verdict.digest,
-            url=source.url,
-            tree=fetched.tree,
-            signers=verdict.signers,
-            first_seen=f"{now:%Y-%m-%dT%H:%M:%SZ}",
-            yanked=_why(remote, name, version, settings) if version in listing.yanked else None,
-        )
-        if found := broken_by(Release(entry, target, version, tuple(past), policy)):
+        try:
+            fetched = fetch_release(remote, name, target, version=version, limits=limits, judge=judge)
+            package = read_package(target, limits)
+            verdict = evaluate(package.manifest_bytes, package.signatures, wanted, now)
+            card = check_files(package, verdict.manifest, limits)
+            entry = entry_of(
+                verdict.manifest,
+                card,
+                digest=verdict.digest,
+                url=source.url,
+                tree=fetched.tree,
+                signers=verdict.signers,
+                first_seen=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+                yanked=_why(remote, name, version, settings) if version in listing.yanked else None,
+            )
+            one = Release(entry, target, version, tuple(past), policy)
+        except (TrustError, PackageError) as error:
+            one = Release(None, target, version, tuple(past), policy, error)
+        if (found := broken_by(one)) or one.entry is None:
             raise PackageError("; ".join(f"{rule.id}: {why}" for rule, why in found))
-        return entry
+        return one.entry
 
 
 def _keys(
@@ -298,12 +299,32 @@ def _counts(repository: str, files: Mapping[str, bytes]) -> bool:
         return False
 
 
-class _Hosts:
-    """A few requests at a time to one host."""
+def _in_turns(principals: list[str], one: Callable[[str], Crawled], jobs: int) -> list[Crawled]:
+    """Do all sources, a few of one host at a time, and of a host that has not answered (yet, or last time) only one.
 
-    def __init__(self) -> None:
-        self.gates: dict[str, BoundedSemaphore] = {}
-
-    def of(self, url: str) -> BoundedSemaphore:
-        """Return the gate of an address's host."""
-        return self.gates.setdefault(urlsplit(url).hostname or "", BoundedSemaphore(_PER_HOST))
+    So nobody waits in front of a host that does not answer but those who want something from it.
+    """
+    waiting: dict[str, deque[str]] = {}
+    for principal in principals:
+        waiting.setdefault(principal.partition("/")[0], deque()).append(principal)
+    running: Counter[str] = Counter()
+    answered: set[str] = set()
+    found: dict[str, Crawled] = {}
+    pending: dict[Future[Crawled], str] = {}
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        while waiting or pending:
+            for host in list(waiting):
+                while len(pending) < jobs and running[host] < (_PER_HOST if host in answered else 1) and waiting[host]:
+                    pending[pool.submit(one, waiting[host].popleft())] = host
+                    running[host] += 1
+                if not waiting[host]:
+                    del waiting[host]
+                if len(pending) == jobs:
+                    break
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                host, crawled = pending.pop(future), future.result()
+                running[host] -= 1
+                found[crawled.principal] = crawled
+                (answered.discard if crawled.error else answered.add)(host)
+    return [found[principal] for principal in principals]

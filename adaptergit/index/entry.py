@@ -15,6 +15,8 @@ from adaptergit.package import Card, Manifest, canonical, schemas
 from adaptergit.package.version import check_version, is_version
 
 MAX_LINE_BYTES = 64 * 1024
+# What people want to read of a card before they load it, in every shard: see docs/formats.md for what it costs.
+MAX_HEAD, MAX_TRAINING, MAX_LIMITATIONS = 160, 240, 400
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class Entry:
     parameters: int = 0
     legacy: str = ""
     """Of an archive that is not signed: where its file is."""
+    head: str = ""
+    """Its prediction head and labels, in a few words, as the three below of the card."""
+    training: str = ""
+    """Data, hyper-parameters, hardware."""
+    limitations: str = ""
 
     @property
     def principal(self) -> str:
@@ -198,7 +205,44 @@ def entry_of(
         citation=str(data.get("citation", "")),
         dependencies=tuple(str(one["reference"]) for one in data.get("dependencies", ())),
         parameters=int(data["adapter"].get("parameters", 0)),
+        head=_head(data.get("head")),
+        training=_training(data.get("training")),
+        limitations=excerpt(str(data.get("limitations", "")), MAX_LIMITATIONS),
     )
+
+
+def excerpt(text: str, most: int) -> str:
+    """Return the beginning of a text, cut between words."""
+    text = text.strip()
+    if len(text) <= most:
+        return text
+    cut = text[: most - 1]
+    return (cut.rsplit(None, 1)[0] if " " in cut[-80:] else cut[:-1]) + " …"
+
+
+def _head(head: Mapping[str, Any] | None) -> str:
+    if not head:
+        return ""
+    labels = ", ".join(" ".join(str(label).split()) for label in head.get("labels", ())[:50])
+    return excerpt(f"{head['type']}: {labels}" if labels else str(head["type"]), MAX_HEAD)
+
+
+def _training(training: Mapping[str, Any] | None) -> str:
+    if not training:
+        return ""
+    values = training.get("hyperparameters", {})
+    plain = [f"{key}={value}" for key, value in values.items() if isinstance(value, int | float | str)]
+    seconds = training.get("duration_seconds")
+    parts = (
+        str(training.get("data", ""))[:120],
+        f"{training['samples']:,} samples" if training.get("samples") else "",
+        ", ".join(plain[:12]),
+        f"seed {training['seed']}" if "seed" in training else "",
+        str(training.get("hardware", ""))[:80],
+        f"{seconds / 60:.3g} minutes" if seconds else "",
+        ", ".join(f"{name} {version}" for name, version in training.get("frameworks", {}).items()),
+    )
+    return excerpt("; ".join(" ".join(part.split()) for part in parts if part), MAX_TRAINING)
 
 
 def read_lines(data: bytes, where: str) -> list[Entry]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace as changed
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
-from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError
+from adaptergit.errors import AdaptergitError, NotFoundError, TrustError, UsageError
 from adaptergit.index.documents import (
     RECOVERY_NAMESPACE,
     ROOT_NAMESPACE,
@@ -21,10 +22,14 @@ from adaptergit.index.documents import (
     signed_by,
     split_signatures,
 )
-from adaptergit.index.repository import IndexRepository, Proof, replace
+from adaptergit.index.history import listings
+from adaptergit.index.repository import IndexRepository, Proof
+from adaptergit.index.repository import replace as write
+from adaptergit.index.rules import broken_by
 from adaptergit.resources import resource
 from adaptergit.trust import PublicKey, SigningKey, sign
 
+T = TypeVar("T")
 _ROOT_DAYS = 365
 
 
@@ -92,7 +97,7 @@ def rotate_root(
     """
     before = index.current_root()
     expires = (now or datetime.now(UTC)).replace(microsecond=0) + timedelta(days=_ROOT_DAYS)
-    draft = changed(
+    draft = replace(
         before,
         version=before.version + 1,
         expires=expires,
@@ -162,7 +167,7 @@ def sign_snapshot(index: IndexRepository, dist: Path, key: SigningKey, *, now: d
     snapshot = parse_snapshot(path.read_bytes())
     if now is not None:
         moment = now.astimezone(UTC).replace(microsecond=0)
-        snapshot = changed(
+        snapshot = replace(
             snapshot,
             version=max(snapshot.version + 1, int(moment.timestamp())),
             created=moment,
@@ -170,8 +175,8 @@ def sign_snapshot(index: IndexRepository, dist: Path, key: SigningKey, *, now: d
         )
     data = snapshot.to_bytes()
     signature = sign(data, key, namespace=SNAPSHOT_NAMESPACE)
-    replace(path, data)
-    replace(path.with_name("snapshot.json.sig"), signature)
+    write(path, data)
+    write(path.with_name("snapshot.json.sig"), signature)
 
 
 def recover(
@@ -201,7 +206,7 @@ def recover(
     index.write_proofs(principal, [*index.proofs(principal), Proof("recovery", data, signatures)])
     # What the index saw from the old keys stays; nothing new by them is taken.
     kept = tuple(retired(key, moment) for key in source.keys if key.public not in new)
-    replace(index.root / source.path, changed(source, keys=(*(SourceKey(key) for key in new), *kept)).to_yaml())
+    write(index.root / source.path, replace(source, keys=(*(SourceKey(key) for key in new), *kept)).to_yaml())
     return recovery
 
 
@@ -215,24 +220,53 @@ def yank_entry(index: IndexRepository, principal: str, adapter: str, version: st
     hits = [entry for entry in entries if (entry.name, entry.version) == (adapter, version)]
     if not hits:
         raise NotFoundError(f"{principal}@{adapter}=={version} is not listed", where=str(index.entries_path(principal)))
-    index.write_entries(principal, [changed(e, yanked=reason) if e in hits else e for e in entries])
+    index.write_entries(principal, [replace(e, yanked=reason) if e in hits else e for e in entries])
 
 
-def check_index(index: IndexRepository) -> tuple[int, int]:
-    """Read everything strictly; return the numbers of sources and releases.
+@dataclass(frozen=True)
+class Sound:
+    """How sound an index is."""
+
+    sources: int
+    releases: int
+    problems: Mapping[str, str]
+    """Files that cannot be read as they should, and why."""
+    changed: Mapping[str, str]
+    """Where something that was listed was changed or taken away: by file and commit."""
+
+
+def check_index(index: IndexRepository, *, since: str | None = None) -> Sound:
+    """Read everything strictly, and compare with what was listed before: every commit, and what is not committed.
+
+    Args:
+        index: The repository.
+        since: Commit from which on it is compared; default: the first.
 
     Raises:
-        PackageError, TrustError, NotFoundError: With what is wrong.
+        UsageError: No such commit.
     """
-    index.current_root()
-    index.policy()
-    index.revoked()
+    problems: dict[str, str] = {}
+
+    def read(where: str, reading: Callable[[], T]) -> T | None:
+        try:
+            return reading()
+        except (AdaptergitError, OSError) as error:
+            problems[where] = error.what if isinstance(error, AdaptergitError) else str(error)
+            return None
+
+    read("roots/", index.current_root)
+    read("policy.yaml", index.policy)
+    read("revoked.jsonl", index.revoked)
     sources = releases = 0
-    for source in index.sources():
-        index.proofs(source.repository)
-        entries = index.entries(source.repository)
+    for principal in index.principals():
+        sources += read(f"sources/{principal}.yaml", lambda: index.source(principal)) is not None  # noqa: B023 - called at once
+        read(f"rotations/{principal}.jsonl", lambda: index.proofs(principal))  # noqa: B023 - called at once
+        entries = read(f"entries/{principal}.jsonl", lambda: index.entries(principal)) or []  # noqa: B023 - called at once
+        releases += len(entries)
         named = [(entry.name, entry.version) for entry in entries]
         if len(set(named)) != len(named):
-            raise PackageError("a release is listed twice", where=str(index.entries_path(source.repository)))
-        sources, releases = sources + 1, releases + len(entries)
-    return sources, releases
+            problems[f"entries/{principal}.jsonl"] = "a release is listed twice"
+    changed = {
+        where: f"{rule.id}: {why}" for where, listing in listings(index.root, since) for rule, why in broken_by(listing)
+    }
+    return Sound(sources, releases, problems, changed)

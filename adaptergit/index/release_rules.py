@@ -10,7 +10,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from adaptergit.errors import AdaptergitError
+from adaptergit.errors import AdaptergitError, TrustError
 from adaptergit.index.entry import Entry
 from adaptergit.index.repository import IndexPolicy
 from adaptergit.index.rule import Rule
@@ -22,18 +22,31 @@ _MAX_HEADER_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Release:
-    """A release that was fetched and verified."""
+    """A release that the crawl found."""
 
-    entry: Entry
+    entry: Entry | None
+    """None if it was refused before it could be described."""
     folder: Path
     version: str
     """Of its tag."""
     past: tuple[Entry, ...]
     """What the index lists of the adapter."""
     policy: IndexPolicy
+    refused: AdaptergitError | None = None
+    """Why its signature or its bytes do not count."""
+
+
+def _enrolled(one: Release) -> str | None:
+    return one.refused.what if isinstance(one.refused, TrustError) else None
+
+
+def _verified(one: Release) -> str | None:
+    return str(one.refused) if one.refused is not None and not isinstance(one.refused, TrustError) else None
 
 
 def _name(one: Release) -> str | None:
+    if one.entry is None:
+        return None
     try:
         check_adapter_name(one.entry.name)
     except AdaptergitError as error:
@@ -42,6 +55,8 @@ def _name(one: Release) -> str | None:
 
 
 def _version(one: Release) -> str | None:
+    if one.entry is None:
+        return None
     if one.entry.version != one.version:
         return f"the tag says {one.version}, the manifest {one.entry.version}"
     newest = max((Version(entry.version) for entry in one.past), default=None)
@@ -51,6 +66,8 @@ def _version(one: Release) -> str | None:
 
 
 def _chain(one: Release) -> str | None:
+    if one.entry is None:
+        return None
     if not one.past:
         return None
     digests = {entry.manifest_sha256 for entry in one.past}
@@ -60,12 +77,16 @@ def _chain(one: Release) -> str | None:
 
 
 def _size(one: Release) -> str | None:
+    if one.entry is None:
+        return None
     if one.entry.size > one.policy.max_release_bytes:
         return f"{one.entry.size} bytes, this index takes {one.policy.max_release_bytes}"
     return None
 
 
 def _license(one: Release) -> str | None:
+    if one.entry is None:
+        return None
     parts = re.split(r"\s+(?:AND|OR|WITH)\s+|[()]", one.entry.license)
     named = [part.strip() for part in parts if part.strip()]
     allowed = {license.casefold() for license in one.policy.licenses}
@@ -100,6 +121,12 @@ def _weights(one: Release) -> str | None:
 
 
 RELEASE_RULES: tuple[Rule[Release], ...] = (
+    Rule(
+        "enrolled",
+        "As many enrolled keys as the source asks for signed it, and it contradicts nothing that they signed before.",
+        _enrolled,
+    ),
+    Rule("verified", "It is fetched as a user would fetch it, and every byte is what its manifest says.", _verified),
     Rule("name", "The adapter's name is 1 to 64 of `a-z 0-9 . _ -` and can be a file name everywhere.", _name),
     Rule("version", "The version is that of the tag, and newer than every one that is listed.", _version),
     Rule("chain", "`previous` names a release that is listed: the history has no gap and no fork.", _chain),

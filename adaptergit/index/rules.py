@@ -1,26 +1,36 @@
 """All rules of an index, and what is written of them: for a pull request, and for people.
 
-A rule looks at a *proposal* (a source that somebody wants to add or change) or at a *release* (found by the crawl,
-fetched and verified before). It returns nothing, or why it is broken, in words for the person who can mend it.
+A rule looks at a *proposal* (a source that somebody wants to add or change), at a *release* that the crawl found, or at
+a *listing* (what was listed, and what is). It returns nothing, or why it is broken, in words for the person who can
+mend it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
+from adaptergit.index.entry_rules import ENTRY_RULES, Listing
 from adaptergit.index.release_rules import RELEASE_RULES, Release
 from adaptergit.index.rule import Rule
 from adaptergit.index.source_rules import SCOPE, SOURCE_RULES, Proposal
 
+AnyRule = Rule[Proposal] | Rule[Release] | Rule[Listing]
+TABLES: tuple[tuple[str, tuple[AnyRule, ...]], ...] = (
+    ("Sources, in a pull request", SOURCE_RULES),
+    ("Releases, in every crawl", RELEASE_RULES),
+    ("What is listed, in every check of an index, and by everybody who updates", ENTRY_RULES),
+)
 
-def broken_by(one: Proposal | Release) -> list[tuple[Rule[Proposal] | Rule[Release], str]]:
-    """Return every rule that a proposal or a release breaks, and why."""
-    found: list[tuple[Rule[Proposal] | Rule[Release], str]] = []
+
+def broken_by(one: Proposal | Release | Listing) -> list[tuple[AnyRule, str]]:
+    """Return every rule that a proposal, a release or a listing breaks, and why."""
+    found: list[tuple[AnyRule, str]] = []
     if isinstance(one, Proposal):
         found += [(rule, why) for rule in SOURCE_RULES if (why := rule.check(one)) is not None]
-    else:
+    elif isinstance(one, Release):
         found += [(rule, why) for rule in RELEASE_RULES if (why := rule.check(one)) is not None]
+    else:
+        found += [(rule, why) for rule in ENTRY_RULES if (why := rule.check(one)) is not None]
     return found
 
 
@@ -42,11 +52,7 @@ def comment(path: str, one: Proposal) -> str:
 def documentation() -> str:
     """Return the page about the rules, as Markdown."""
     parts = ["# The rules of an index", "", f"`scope`: {SCOPE}", ""]
-    tables: Iterable[tuple[str, Iterable[Rule[Proposal] | Rule[Release]]]] = (
-        ("Sources, in a pull request", SOURCE_RULES),
-        ("Releases, in every crawl (after the signature and every byte were verified)", RELEASE_RULES),
-    )
-    for title, rules in tables:
+    for title, rules in TABLES:
         parts += [f"## {title}", "", "| rule | |", "|---|---|", *(f"| `{r.id}` | {r.docs} |" for r in rules), ""]
     return "\n".join(parts)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import zstandard
@@ -17,6 +17,9 @@ from adaptergit.index.repository import Proof
 from adaptergit.index.sources import SourceFile, looser
 from adaptergit.trust import PublicKey, Revocation, follow
 
+_SLACK = timedelta(days=1)
+"""Between a crawl and the snapshot that lists what it found."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -27,6 +30,8 @@ class Known:
     proofs: tuple[Proof, ...]
     lines: tuple[bytes, ...]
     """Of its releases."""
+    late: Mapping[str, str] = field(default_factory=dict)
+    """When releases really came, by ``adapter==version``, where the index states an earlier time than it could have."""
 
     def entries(self, adapter: str | None = None) -> list[Entry]:
         """Return its releases, or those of one adapter."""
@@ -36,12 +41,20 @@ class Known:
         for entry in found:
             if entry.principal != self.source.repository:
                 raise PackageError(f"{entry.id} is of another source", where=where)
-        return [entry for entry in found if adapter is None or entry.name == adapter]
+        mine = [entry for entry in found if adapter is None or entry.name == adapter]
+        return [replace(e, first_seen=self.late.get(f"{e.name}=={e.version}", e.first_seen)) for e in mine]
 
 
-def of_source(source: SourceFile) -> dict[str, Any]:
-    """What an update must not change by itself."""
-    return {"keys": source.to_dict().get("keys", []), "threshold": source.threshold}
+def of_source(source: SourceFile, shard: str) -> dict[str, Any]:
+    """What an update must not change by itself, and where what was listed lies."""
+    return {"keys": source.to_dict().get("keys", []), "threshold": source.threshold, "shard": shard}
+
+
+def backdated(before: Known, now: Known, since: datetime) -> list[Entry]:
+    """Return the releases that are new, and are said to have been seen long before."""
+    had = {(entry.name, entry.version) for entry in before.entries()}
+    limit = f"{since - _SLACK:%Y-%m-%dT%H:%M:%SZ}"
+    return [e for e in now.entries() if (e.name, e.version) not in had and "" < e.first_seen < limit]
 
 
 def rekeyed(
@@ -56,7 +69,7 @@ def rekeyed(
     source = known.source
     if before is None or not before.get("keys"):
         return None
-    raw = {"repository": source.repository, "url": source.url, **before}
+    raw = {"repository": source.repository, "url": source.url, "keys": before["keys"], "threshold": before["threshold"]}
     old = SourceFile.from_dict(raw, where=known.index)
     recovered: set[PublicKey] = set()
     for proof in known.proofs:
@@ -110,7 +123,12 @@ def parse_shard(index: str, data: bytes, principal: str) -> Known:
 
 
 def unpack(packed: bytes, limit: int, where: str) -> bytes:
-    """Decompress at most ``limit`` bytes."""
+    """Decompress at most ``limit`` bytes.
+
+    Raises:
+        TransportError: Not compressed data.
+        PackageError: More than that.
+    """
     try:
         with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(packed) as reader:
             data = reader.read(limit + 1)

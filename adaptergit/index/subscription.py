@@ -45,7 +45,13 @@ class State:
     updated: str = ""
     expires: str = ""
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Keys, with their times, and threshold of every source that was seen, by principal."""
+    """Keys, with their times, threshold, and shard of every source that was seen, by principal."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Sources whose news were not taken, and why."""
+    created: str = ""
+    """When the snapshot was made."""
+    etag: str = ""
+    """What the server calls it."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,13 @@ class Place(Protocol):
         Raises:
             NotFoundError: There is none.
             TransportError: It cannot be had.
+        """
+
+    def changed(self, path: str, limit: int, etag: str) -> tuple[bytes | None, str]:
+        """Return a file, or None if the server says that it still has this ETag; and its ETag, if it has one.
+
+        Raises:
+            NotFoundError, TransportError: See :meth:`read`.
         """
 
 
@@ -108,6 +121,20 @@ def read_state(name: str) -> State:
 def remember(name: str, state: State) -> None:
     """Keep what an update must not go behind."""
     write(trusted_dir(name) / "state.json", json.dumps(asdict(state), sort_keys=True).encode())
+
+
+def read_late(name: str) -> dict[str, str]:
+    """Return when releases really came whose ``first_seen`` was not believed, by ``id==version``."""
+    try:
+        found = json.loads((trusted_dir(name) / "late.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+
+
+def remember_late(name: str, late: Mapping[str, str]) -> None:
+    """Keep when releases really came."""
+    write(trusted_dir(name) / "late.json", json.dumps(late, sort_keys=True).encode())
 
 
 def trusted_dir(name: str) -> Path:

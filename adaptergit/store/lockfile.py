@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from adaptergit.durable import replace_file
 from adaptergit.errors import NotFoundError, PackageError
 from adaptergit.package import File, canonical, schemas
 from adaptergit.package.version import check_version
@@ -85,12 +84,5 @@ def write_lock(path: str | Path, entries: Iterable[Locked]) -> bool:
     data = (json.dumps({"schema": SCHEMA, "adapters": ordered}, indent=1, sort_keys=True) + "\n").encode()
     if path.is_file() and path.read_bytes() == data:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(path)
+    replace_file(path, data)
     return True

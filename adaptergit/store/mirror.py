@@ -3,7 +3,8 @@
 ::
 
     mirror.json                                  {"schema": "adaptergit.mirror/1"}
-    releases/<principal>/<adapter>.json          {"schema": …, "releases": [{version, manifest_sha256, tree, files}]}
+    releases/<principal>/<adapter>.json          {"schema": …, "releases": [{version, manifest_sha256, tree, files}],
+                                                  "yanked": {version: reason}}
     packages/<manifest digest>/<file>            immutable
     allowed_signers                              keys of the publishers, for those who choose to trust the mirror
 
@@ -13,17 +14,17 @@ Packages never change, so everything but ``releases/`` may be cached for ever.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
 
+from adaptergit.durable import replace_file, sync
 from adaptergit.errors import PackageError
 from adaptergit.package import canonical
 from adaptergit.package.names import is_allowed
@@ -47,6 +48,15 @@ class Mirrored:
     files: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Shelf:
+    """What a mirror has of one adapter."""
+
+    releases: tuple[Mirrored, ...] = ()
+    yanked: Mapping[str, str] = field(default_factory=dict)
+    """Versions that their publisher withdrew, and why; also such that are not here."""
+
+
 def listing_path(principal: str, adapter: str) -> str:
     """Return where an adapter's releases are listed."""
     return f"releases/{principal}/{adapter}.json"
@@ -57,7 +67,7 @@ def package_path(digest: str) -> str:
     return f"packages/{digest}"
 
 
-def parse_listing(data: bytes, where: str) -> list[Mirrored]:
+def parse_listing(data: bytes, where: str) -> Shelf:
     """Read the list of an adapter's releases.
 
     Raises:
@@ -66,7 +76,11 @@ def parse_listing(data: bytes, where: str) -> list[Mirrored]:
     raw = canonical.loads(data, where=where, limit=MAX_LISTING_BYTES)
     if not isinstance(raw, Mapping) or raw.get("schema") != SCHEMA or not isinstance(raw.get("releases"), list):
         raise PackageError(f"not a listing of {SCHEMA}", where=where)
-    return [_release(item, f"{where}: releases[{number}]") for number, item in enumerate(raw["releases"])]
+    yanked = raw.get("yanked", {})
+    if not isinstance(yanked, Mapping) or not all(is_version(v) and isinstance(why, str) for v, why in yanked.items()):
+        raise PackageError("yanked: versions, and why", where=where)
+    releases = (_release(item, f"{where}: releases[{number}]") for number, item in enumerate(raw["releases"]))
+    return Shelf(tuple(releases), yanked)
 
 
 def _release(raw: Any, where: str) -> Mirrored:
@@ -84,16 +98,34 @@ def _release(raw: Any, where: str) -> Mirrored:
 
 
 def add_to_mirror(
-    root: Path, package: Path, *, principal: str, adapter: str, version: str, digest: str, tree: str
+    root: Path,
+    package: Path,
+    *,
+    principal: str,
+    adapter: str,
+    version: str,
+    digest: str,
+    tree: str,
+    yanked: Mapping[str, str] | None = None,
 ) -> bool:
     """Add a verified package to a mirror folder; return whether it was new. Every file is replaced in one step.
+
+    Args:
+        root: The mirror.
+        package: The package's folder.
+        principal: Whose it is.
+        adapter: Its name.
+        version: Its version.
+        digest: sha256 of its manifest.
+        tree: Git oid of its tree, or empty.
+        yanked: What the publisher has withdrawn of the adapter, and why; None: nobody could be asked.
 
     Raises:
         PackageError: The mirror holds another release of that version: releases never change.
     """
     listing = root / listing_path(principal, adapter)
-    known = parse_listing(listing.read_bytes(), str(listing)) if listing.is_file() else []
-    for one in known:
+    known = parse_listing(listing.read_bytes(), str(listing)) if listing.is_file() else Shelf()
+    for one in known.releases:
         if one.version == version and one.manifest_sha256 != digest:
             raise PackageError(f"the mirror holds another {adapter} {version}: releases never change", where=str(root))
     target = root / package_path(digest)
@@ -103,18 +135,24 @@ def add_to_mirror(
         try:
             for path in package.iterdir():
                 shutil.copyfile(path, temporary / path.name)
+                sync(temporary / path.name)
             temporary.chmod(0o755)
+            sync(temporary)
             temporary.rename(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    if any(one.version == version for one in known):
-        return False
-    files = tuple(sorted(path.name for path in package.iterdir()))
-    releases = sorted([*known, Mirrored(version, digest, tree, files)], key=lambda one: Version(one.version))
-    _write(listing, {"schema": SCHEMA, "releases": [asdict(one) for one in releases]})
+    new = all(one.version != version for one in known.releases)
+    releases = list(known.releases)
+    if new:
+        releases.append(Mirrored(version, digest, tree, tuple(sorted(path.name for path in package.iterdir()))))
+        releases.sort(key=lambda one: Version(one.version))
+    marks = known.yanked if yanked is None else yanked
+    if new or marks != known.yanked:
+        listed: dict[str, Any] = {"schema": SCHEMA, "releases": [asdict(one) for one in releases]}
+        _write(listing, listed | ({"yanked": dict(marks)} if marks else {}))
     if not (root / MARK).is_file():
         _write(root / MARK, {"schema": SCHEMA})
-    return True
+    return new
 
 
 def add_signers(root: Path, lines: Iterable[str]) -> None:
@@ -122,17 +160,8 @@ def add_signers(root: Path, lines: Iterable[str]) -> None:
     path = root / SIGNERS
     existing = path.read_text("utf-8").splitlines() if path.is_file() else []
     merged = sorted({*existing, *lines} - {""})
-    _replace(path, "".join(f"{line}\n" for line in merged).encode())
+    replace_file(path, "".join(f"{line}\n" for line in merged).encode())
 
 
 def _write(path: Path, data: Any) -> None:
-    _replace(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(path)
+    replace_file(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())

@@ -17,17 +17,17 @@ import errno
 import filecmp
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptergit.errors import NotFoundError, PackageError, TransportError
+from adaptergit.durable import disk_errors, replace_file, sync
+from adaptergit.errors import NotFoundError, PackageError
 from adaptergit.locks import exclusively
 from adaptergit.package import Manifest, Package, check_files, read_package
 from adaptergit.settings import Limits
@@ -110,16 +110,16 @@ class Store:
 
         Raises:
             PackageError: The folder is not what its manifest says; nothing is stored.
-            TransportError: The disk is full or read-only.
+            StorageError: The disk is full or read-only.
         """
         package = read_package(folder, limits)
         check_files(package, Manifest.from_bytes(package.manifest_bytes, where=f"{folder}/manifest.json"), limits)
         target = self._path(package.digest)
         with self._disk_errors():
             for path in sorted(folder.iterdir()):
-                _sync(path)
+                sync(path)
                 path.chmod(0o444)
-            _sync(folder)
+            sync(folder)
             self._clear(target.parent)
             target.parent.mkdir(parents=True, exist_ok=True)
             for _ in range(10):  # others may be putting the same package there
@@ -132,7 +132,7 @@ class Store:
                     if _same(folder, target):
                         break
                     self.remove(package.digest)
-            _sync(target.parent)
+            sync(target.parent)
         return Package(target, package.manifest_bytes, package.signatures)
 
     def remove(self, digest: str) -> None:
@@ -204,11 +204,7 @@ class Store:
         record = {"fetched": fetched, "released": known.released, "asked": known.asked, "yanked": known.yanked}
         path = self._record(who, adapter)
         with suppress(OSError):  # only economy: without it, the repository is asked again
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(record, file, sort_keys=True)
-            Path(temporary).replace(path)
+            replace_file(path, json.dumps(record, sort_keys=True).encode(), mode=0o600)
 
     def _clear(self, folder: Path) -> None:
         """Move away what is no folder where a folder must be."""
@@ -236,18 +232,9 @@ class Store:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-                raise TransportError(
-                    f"cannot write to the store: {error.strerror}",
-                    where=str(self.root),
-                    hint="free some space, or choose another folder with ADAPTERGIT_CACHE_DIR",
-                ) from error
-            raise
+    def _disk_errors(self) -> AbstractContextManager[None]:
+        hint = "free some space, or choose another folder with ADAPTERGIT_CACHE_DIR"
+        return disk_errors("the store", self.root, hint)
 
 
 def _same(folder: Path, existing: Path) -> bool:
@@ -259,14 +246,3 @@ def _same(folder: Path, existing: Path) -> bool:
         )
     except OSError:
         return False
-
-
-def _sync(path: Path) -> None:
-    """Make a file or a folder durable before it is renamed into place."""
-    if path.is_dir() and os.name != "posix":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

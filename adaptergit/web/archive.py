@@ -55,6 +55,8 @@ def fetch_archive(url: str, target: Path, limits: Limits, *, allow_http: Collect
             with path.open("rb") as packed, tarfile.open(fileobj=packed, mode="r|gz", tarinfo=_Bounded) as archive:
                 _unpack(archive, target, limits, url)
         except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk, not the archive
             raise PackageError(f"not a readable archive: {error}", where=url) from error
 
 

@@ -24,6 +24,7 @@ from requests.adapters import HTTPAdapter
 
 from adaptergit._version import __version__
 from adaptergit.errors import AdaptergitError, NotFoundError, TransportError, UsageError
+from adaptergit.settings import check_online
 
 _REDIRECTS = 5
 _ATTEMPTS = 4
@@ -50,6 +51,17 @@ class Download:
         parts: list[bytes] = []
         self._run(url, limit, parts.append, lambda: sum(map(len, parts)))
         return b"".join(parts)
+
+    def read_changed(self, url: str, limit: int, etag: str) -> tuple[bytes | None, str]:
+        """Return a small document, or None if it still is the one with this ETag; and its ETag, if it has one.
+
+        Raises:
+            NotFoundError, TransportError: See :meth:`read`.
+        """
+        parts: list[bytes] = []
+        tag = _Tag(etag)
+        self._run(url, limit, parts.append, lambda: sum(map(len, parts)), tag=tag)
+        return None if tag.same else b"".join(parts), tag.value
 
     def save(self, url: str, path: Path, limit: int, *, exceeded: type[AdaptergitError] = TransportError) -> None:
         """Write a document to a new file.
@@ -81,12 +93,18 @@ class Download:
         return b"".join(parts)
 
     def _run(
-        self, url: str, limit: int, write: Any, written: Any, exceeded: type[AdaptergitError] = TransportError
+        self,
+        url: str,
+        limit: int,
+        write: Any,
+        written: Any,
+        exceeded: type[AdaptergitError] = TransportError,
+        tag: _Tag | None = None,
     ) -> None:
         deadline = time.monotonic() + self.seconds
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return self._attempt(url, limit, write, written, deadline, exceeded)
+                return self._attempt(url, limit, write, written, deadline, exceeded, tag=tag)
             except _TransientError as again:
                 pause = max(again.wait, random.uniform(0.5, 1.0) * 2 ** (attempt - 1))  # noqa: S311 - politeness
                 last = attempt == (2 if again.unreachable else _ATTEMPTS)
@@ -104,17 +122,24 @@ class Download:
         deadline: float,
         exceeded: type[AdaptergitError],
         question: tuple[bytes, Mapping[str, str]] | None = None,
+        tag: _Tag | None = None,
     ) -> None:
+        tag = tag or _Tag()
         start = written()
         headers = {"User-Agent": f"adaptergit/{__version__}", "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
+        elif tag.value:
+            headers["If-None-Match"] = tag.value
         try:
             with (
                 requests.Session() as session,
                 _cut_off(session, deadline),
                 self._sent(session, url, headers, deadline, question) as response,
             ):
+                if response.status_code == 304 and "If-None-Match" in headers:
+                    tag.same = True
+                    return
                 if response.status_code in (404, 410, 451):
                     raise NotFoundError(f"the server answered {response.status_code}", where=url)
                 if response.status_code in _TRANSIENT:
@@ -123,6 +148,7 @@ class Download:
                     raise _TransientError(f"the server answered {response.status_code}", wait)
                 if response.status_code not in (200, 206):
                     raise TransportError(f"the server answered {response.status_code}", where=url)
+                tag.value = response.headers.get("ETag", "")[:200]
                 skip = start if start and response.status_code == 200 else 0  # it knows no ranges: all of it again
                 ranged = response.headers.get("Content-Range", "")
                 if response.status_code == 206 and not ranged.startswith(f"bytes {start}-"):
@@ -163,6 +189,7 @@ class Download:
         question: tuple[bytes, Mapping[str, str]] | None,
     ) -> requests.Response:
         """Follow redirects by hand: each is judged, and each looks up credentials for its own host."""
+        check_online(url)
         body, more = question or (None, {})
         options: Any = {"data": body, "headers": {**headers, **more}, "stream": True, "allow_redirects": False}
         for _ in range(_REDIRECTS + 1):
@@ -204,6 +231,14 @@ class Download:
             return
         hint = f'or list "{host}" under allow_http in the settings' if host else "write https://host/path"
         raise UsageError(f"{url}: only https is allowed", hint=hint)
+
+
+@dataclass
+class _Tag:
+    """The ETag of what is here, and then of what the server has."""
+
+    value: str = ""
+    same: bool = False
 
 
 class _TransientError(Exception):

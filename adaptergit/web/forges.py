@@ -14,6 +14,7 @@ import requests
 
 from adaptergit._version import __version__
 from adaptergit.errors import ReleaseError, TransportError, UsageError
+from adaptergit.settings import check_online
 from adaptergit.web.download import Download
 
 KINDS = ("github", "gitlab", "gitea")
@@ -113,6 +114,7 @@ def _post(url: str, data: dict[str, str], headers: dict[str, str], download: Dow
 def _send(
     method: str, url: str, data: dict[str, str] | None, headers: dict[str, str], download: Download
 ) -> dict[str, Any]:
+    check_online(url)
     download.check(url)
     headers = {"User-Agent": f"adaptergit/{__version__}", "Accept": "application/json", **headers}
     try:

@@ -14,7 +14,7 @@ from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.folder import check_entry_name, check_sizes
 from adaptergit.package.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
 from adaptergit.settings import Limits
-from adaptergit.store.mirror import MAX_LISTING_BYTES, Mirrored, listing_path, package_path, parse_listing
+from adaptergit.store.mirror import MAX_LISTING_BYTES, Mirrored, Shelf, listing_path, package_path, parse_listing
 from adaptergit.web.download import Download
 
 _MAX_SIGNATURE_BYTES = 128 * 1024
@@ -27,8 +27,8 @@ class StaticMirror:
     url: str
     download: Download
 
-    def releases(self, principal: str, adapter: str) -> list[Mirrored]:
-        """Return the releases of an adapter; what a mirror says is verified when it is fetched.
+    def shelf(self, principal: str, adapter: str) -> Shelf:
+        """Return what there is of an adapter; what a mirror says is verified when it is fetched.
 
         Raises:
             NotFoundError: The mirror has none.

@@ -1,5 +1,8 @@
 """A community index from nothing to a served site: three publishers, two indexes, a rotation, a yank, a revocation.
 
+The second index is a company's: it speaks for the company's own repositories, and lists a copy of one that the first
+index knows, which is asked when the original is gone.
+
 Run: ``python examples/community-index/run.py [FOLDER]``. Everything is real (git over HTTP on loopback, keys made by
 ssh-keygen, a web server); everybody has a home of their own and talks to the others only through servers. With a
 folder, everything stays there to be looked at, and the site is served until you press Ctrl-C.
@@ -42,9 +45,11 @@ def main(folder: Path, *, stay: bool = False) -> dict[str, Any]:
         community = maintained(folder, server, "community", server.create("community/index"))
         corporate = maintained(folder, server, "corporate", server.create("corporate/index"))
 
-        say("three publishers release adapters")
+        say("three publishers release adapters, and a company one for itself")
         for name, person in publishers.items():
             release(person, name, "sentiment", "1.0.0")
+        company = publisher(folder, server, "corporate-ml")
+        release(company, "corporate-ml", "sentiment", "1.0.0")
 
         say("each proposes its repository to the community's index: one pull request, once")
         for name, person in publishers.items():
@@ -52,17 +57,29 @@ def main(folder: Path, *, stay: bool = False) -> dict[str, Any]:
             merge(community, done["branch"])
             facts[f"{name} proposed"] = done["address"]
 
+        say("the company's index lists its own repository, and its copy of one that the community lists")
+        proposed = [
+            (company.home / "adapters", ()),
+            (copied(company, server, "bantu-lab"), ("--tracks", "127.0.0.1/bantu-lab/adapters")),
+        ]
+        for clone, options in proposed:
+            merge(
+                corporate,
+                company.adaptergit("index", "submit", "--to", corporate["url"], *options, cwd=clone)["branch"],
+            )
+
         say("the maintainers crawl, build, sign and serve; nobody had to be asked")
         publish(community)
         facts["listed"] = sorted(one["id"] for one in found(community, "sentiment"))
+        publish(corporate)
 
         say("a user adds both indexes: the company's speaks for the company's repositories, and nobody else does")
-        publish(corporate)
         user = Person(folder / "user")
-        for index, options in ((community, ()), (corporate, ("--scope", "127.0.0.1/corporate-ml/*"))):
-            user.adaptergit("index", "add", index["site"], "--root", index["root"], *options)
+        add_both(user, community, corporate)
         hit = user.adaptergit("search", "sentiment", "--language", "am")["entries"][0]
         facts["search"] = hit["id"]
+        facts["both"] = sorted(one["id"] for one in user.adaptergit("search", "sentiment")["entries"])
+        facts["private"] = user.adaptergit("index", "explain", "127.0.0.1/corporate-ml/adapters")["asked"]
         facts["loaded"] = load(user, server, "amharic-nlp")
 
         say("bantu-lab replaces its key; the old one says so, and everybody follows")
@@ -86,16 +103,26 @@ def main(folder: Path, *, stay: bool = False) -> dict[str, Any]:
         say("amharic-nlp's key is stolen; the maintainers revoke it")
         stolen = community["home"].adaptergit("show", f"{url_of(server, 'amharic-nlp')}@sentiment")["signers"][0]
         community["home"].adaptergit("index", "revoke", stolen, "--reason", "stolen laptop", cwd=community["clone"])
+        commit(community["home"], community["clone"], "revoke a stolen key")
         publish(community)
+        copied(company, server, "bantu-lab")
+        publish(corporate)
         user.adaptergit("index", "update")
         facts["after rotation"] = load(user, server, "bantu-lab")
         facts["after yank"] = refused(user, server, "quechua-group")
         facts["after revocation"] = refused(user, server, "amharic-nlp")
         facts["shown"] = sorted(hit["id"] for hit in user.adaptergit("search", "sentiment")["entries"])
-        facts["pages"] = len(list((community["clone"] / "dist").rglob("*.html")))
+
+        say("bantu-lab's server is gone; somebody new gets its adapter from the company's copy")
+        (folder / "server" / "bantu-lab").rename(folder / "server" / "gone")
+        newcomer = Person(folder / "newcomer")
+        add_both(newcomer, community, corporate)
+        facts["from the copy"] = load(newcomer, server, "bantu-lab")
+        for index in (community, corporate):
+            facts[f"pages of {index['name']}"] = len(list((index["clone"] / "dist").rglob("*.html")))
         print(json.dumps(facts, indent=2))
         if stay:
-            say(f"the site is at {community['site']}index.html; Ctrl-C ends it")
+            say(f"the sites are at {community['site']}index.html and {corporate['site']}index.html; Ctrl-C ends them")
             threading.Event().wait()
         return facts
 
@@ -116,7 +143,7 @@ def publisher(folder: Path, server: GitServer, name: str) -> Person:
 
 def release(person: Person, name: str, adapter: str, version: str, key: Path | None = None) -> None:
     """Publish a (tiny, untrained) adapter."""
-    language = {"amharic-nlp": "am", "bantu-lab": "sw", "quechua-group": "qu"}[name]
+    language = {"amharic-nlp": "am", "bantu-lab": "sw", "quechua-group": "qu", "corporate-ml": "de"}[name]
     out = person.home / f"out-{version}"
     out.mkdir()
     save_file({"blocks.0.ffn.down.weight": numpy.ones((4, 8), numpy.float32)}, out / "adapter.safetensors")
@@ -128,7 +155,8 @@ def release(person: Person, name: str, adapter: str, version: str, key: Path | N
         "base_model": {"id": "acme/tiny", "model_type": "bert", "fingerprint": f"fp1:1x8:{'0' * 32}:"},
         "adapter": {"format": "adaptergit", "method": "seq_bn", "config": {}},
         "license": "Apache-2.0",
-        "evaluation": [{"dataset": "reviews", "metric": "accuracy", "value": 0.8 + len(version) / 100}],
+        "evaluation": [{"dataset": "reviews", "metric": "accuracy", "value": 0.8 + len(name) / 100}],
+        "limitations": "Trained on *nothing*: this is an example.",
     }
     (out / "card.yaml").write_bytes(Card(card).to_yaml())
     options = ("--key", str(key)) if key else ()
@@ -156,7 +184,7 @@ def maintained(folder: Path, server: GitServer, name: str, url: str) -> dict[str
     web = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=web.serve_forever, daemon=True).start()
     site = f"http://127.0.0.1:{web.server_address[1]}/"
-    return {"home": person, "clone": clone, "url": url, "site": site, "root": made["root"]}
+    return {"name": name, "home": person, "clone": clone, "url": url, "site": site, "root": made["root"]}
 
 
 def merge(index: dict[str, Any], branch: str) -> None:
@@ -170,13 +198,29 @@ def merge(index: dict[str, Any], branch: str) -> None:
 
 def publish(index: dict[str, Any]) -> None:
     """What the index's CI does every few hours."""
-    person, clone = index["home"], index["clone"]
-    person.adaptergit("index", "check", cwd=clone)
-    person.adaptergit("index", "crawl", cwd=clone)
-    commit(person, clone, "crawl")
-    person.adaptergit("index", "build", cwd=clone)
-    person.adaptergit("index", "site", cwd=clone)
-    person.adaptergit("index", "sign", "--again", "--key", str(person.home / "online"), cwd=clone)
+    person = index["home"]
+    person.adaptergit("index", "publish", "--key", str(person.home / "online"), "--dist-branch", "", cwd=index["clone"])
+
+
+def copied(person: Person, server: GitServer, name: str) -> Path:
+    """Copy somebody's repository, branches and tags, to a place of one's own; return a clone of the copy."""
+    clone = person.home / f"{name}-copy"
+    if not clone.exists():
+        person.run("git", "clone", "-q", "--mirror", url_of(server, name), f"{name}.git")
+        url = server.create(f"{person.home.name}/{name}-copy")
+        person.run("git", "remote", "set-url", "--push", "origin", url, cwd=person.home / f"{name}.git")
+        person.run("git", "push", "-q", "--mirror", cwd=person.home / f"{name}.git")
+        person.run("git", "clone", "-q", url, clone.name)
+    else:
+        person.run("git", "fetch", "-q", cwd=person.home / f"{name}.git")
+        person.run("git", "push", "-q", "--mirror", cwd=person.home / f"{name}.git")
+    return clone
+
+
+def add_both(user: Person, community: dict[str, Any], corporate: dict[str, Any]) -> None:
+    """Add both indexes; what is private is asked of the company's alone."""
+    for index, options in ((community, ("--priority", "1")), (corporate, ("--scope", "127.0.0.1/corporate-ml/*"))):
+        user.adaptergit("index", "add", index["site"], "--root", index["root"], *options)
 
 
 def found(index: dict[str, Any], text: str) -> list[dict[str, Any]]:

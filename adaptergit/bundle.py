@@ -1,0 +1,325 @@
+"""Bundles: one file that carries verified releases, and what is said of them, to a machine without network.
+
+A tar file of a static mirror (``store/mirror.py``), and beside it::
+
+    allowed_signers              keys of the publishers
+    revoked.jsonl                which of these keys no longer count, and since when
+    indexes/<name>/…             what indexes say of these publishers: signed documents, and their shards
+    indexes/<name>/url           where the index is
+"""
+
+from __future__ import annotations
+
+import errno
+import tarfile
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from packaging.specifiers import SpecifierSet
+
+from adaptergit.durable import replace_file
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, NotFoundError, PackageError, TrustError
+from adaptergit.index.carry import add_carried, copy_index, take_news
+from adaptergit.indexes import client, word_on
+from adaptergit.judge import Asked, take_over, verified
+from adaptergit.mirror import Copied, copy_to_folder, fetched_all
+from adaptergit.package.names import is_allowed
+from adaptergit.pins import add_pin, add_revocation, known_revocations, known_signers
+from adaptergit.reference import Reference, Source, check_adapter_name, expand
+from adaptergit.settings import Settings, cache_dir, load_settings
+from adaptergit.store import Known, Seen, Store
+from adaptergit.store.mirror import MARK, SIGNERS, Mirrored, Shelf, parse_listing
+from adaptergit.trust import AllowedSigner, Revocation, Verdict, parse_allowed_signers, parse_revocations
+from adaptergit.yanks import noted
+
+_MAX_FILES = 100_000
+_REVOKED = "revoked.jsonl"
+_INDEXES = "indexes"
+_PARTS = ("releases", "packages", _INDEXES)
+
+
+def export_bundle(
+    file: str | Path,
+    references: Iterable[str] = (),
+    *,
+    lock: str | Path | None = None,
+    policy: str | None = None,
+    settings: Settings | None = None,
+) -> list[Copied]:
+    """Write releases to one file, with their publishers' keys, as far as the user knows them, and the indexes' news.
+
+    An index that cannot be asked now is left out, with a warning.
+
+    Args:
+        file: A new tar file; an existing one is replaced.
+        references: See :func:`mirror`, as ``lock``, ``policy`` and ``settings``.
+
+    Raises:
+        See :func:`mirror`.
+    """
+    settings = settings or load_settings()
+    found, answers = fetched_all(references, lock, policy, settings)
+    file = expand(file)
+    with tempfile.TemporaryDirectory(dir=file.resolve().parent, prefix=f".{file.name}.") as folder:
+        root = Path(folder) / "bundle"
+        copied = copy_to_folder(root, found, settings, answers)
+        _add_revocations(root, settings)
+        _add_indexes(root, {one.repository for one in copied}, settings)
+        packed = Path(folder) / "packed"
+        with tarfile.open(packed, "w") as archive:
+            for path in sorted(path for path in root.rglob("*") if path.is_file()):
+                archive.add(path, path.relative_to(root).as_posix(), recursive=False, filter=_anonymous)
+        packed.chmod(0o644)
+        packed.replace(file)
+    return copied
+
+
+def import_bundle(
+    file: str | Path,
+    *,
+    trust_keys: bool = False,
+    index_root: str | None = None,
+    policy: str | None = None,
+    settings: Settings | None = None,
+) -> list[Copied]:
+    """Verify the releases of a bundle and put them into the store, all or none; nothing is asked of any network.
+
+    What indexes that were added say, and the bundle brings, is taken over first: it may revoke a key or a release.
+
+    Args:
+        file: From :func:`export_bundle`.
+        trust_keys: Also pin the keys in it: whoever gave you the bundle then says who may sign.
+        index_root: Also add the index in it that has the root with this digest, ``sha256:…``.
+        policy: See :func:`adaptergit.fetch`.
+        settings: Default: the user's.
+
+    Raises:
+        NotFoundError: No such file.
+        PackageError: Not a bundle, or a package in it is not what its manifest says.
+        TrustError: A release was refused.
+    """
+    settings = settings or load_settings()
+    file = expand(file)
+    store = Store(cache_dir())
+    with store.workspace() as folder:
+        _unpack(file, folder, settings)
+        listed = _listed(folder)
+        principals = {principal for principal, _, _ in listed}
+        _take_indexes(folder, principals, index_root, settings)
+        brought: list[AllowedSigner] = []
+        if trust_keys and (folder / SIGNERS).is_file():
+            brought = _brought(folder / SIGNERS, principals)
+        revoked = _revoked(folder / _REVOKED, brought)
+        try:
+            with _undone(store) as takes_in:
+                copied, verdicts = _all_in(folder, listed, takes_in, brought, policy, settings)
+                for signer in brought:  # only after everything in it was accepted
+                    add_pin(settings, signer)
+                for one in revoked:
+                    add_revocation(settings, one)
+                for verdict in verdicts:
+                    take_over(verdict, settings)
+        except TrustError as error:
+            if not trust_keys and "nobody you know" in error.what and (folder / SIGNERS).is_file():
+                error.hint = f"{error.hint}\n        or take the bundle's word for whose it is: --trust-keys"
+            raise
+        return copied
+
+
+def _brought(path: Path, principals: set[str]) -> list[AllowedSigner]:
+    """Read the keys of the publishers in the bundle, and of nobody else: no glob, no other name."""
+    try:
+        signers = parse_allowed_signers(path.read_text("utf-8"), source=SIGNERS)
+    except (UnicodeDecodeError, OSError) as error:
+        raise PackageError("not a file of keys", where=SIGNERS) from error
+    for signer in signers:
+        if not set(signer.principals) <= principals or any(set(name) & set("*?!,") for name in signer.principals):
+            raise PackageError(
+                f"the bundle wants a key to sign for {', '.join(signer.principals)}, of whom it holds nothing",
+                where=SIGNERS,
+            )
+    return signers
+
+
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The same bytes whoever writes them, whenever."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mtime, member.mode = 0, 0o644
+    return member
+
+
+def _unpack(file: Path, folder: Path, settings: Settings) -> None:
+    """Write the files of a bundle below ``folder``: plain files with plain names in the two places there are."""
+    if not file.is_file():
+        raise NotFoundError("there is no such bundle", where=str(file))
+    try:
+        with tarfile.open(file, "r:") as archive:
+            for number, member in enumerate(archive):
+                path = PurePosixPath(member.name)
+                known = (len(path.parts) == 1 and path.name in (MARK, SIGNERS, _REVOKED)) or path.parts[:1][0] in _PARTS
+                plain = all(part not in ("", ".", "..") and "\\" not in part for part in path.parts)
+                where = f"{file}: {member.name[:200]}"
+                if not (member.isreg() and not member.issparse() and known and plain) or path.is_absolute():
+                    raise PackageError(f"a bundle holds plain files below {', '.join(_PARTS)}", where=where)
+                if member.size > settings.limits.file_bytes or number > _MAX_FILES:
+                    raise PackageError("too many files, or one that is too large", where=where)
+                target = folder.joinpath(*path.parts)
+                content = archive.extractfile(member)
+                assert content is not None
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with target.open("xb") as written:
+                        while block := content.read(1 << 20):
+                            written.write(block)
+                except (FileExistsError, NotADirectoryError) as error:
+                    raise PackageError("the bundle holds this file twice", where=where) from error
+                except OSError as error:
+                    if error.errno != errno.ENAMETOOLONG:
+                        raise
+                    raise PackageError("a name that is too long", where=where) from error
+    except (tarfile.TarError, EOFError, ValueError, IndexError) as error:
+        raise PackageError(f"not a bundle: {error}", where=str(file)) from error
+    if not (folder / MARK).is_file():
+        raise PackageError(f"not a bundle: it holds no {MARK}", where=str(file))
+
+
+def _listed(folder: Path) -> list[tuple[str, str, Shelf]]:
+    """Return principal, adapter and what there is of it."""
+    root = folder / "releases"
+    return [
+        (path.parent.relative_to(root).as_posix(), path.stem, parse_listing(path.read_bytes(), f"{path.name}"))
+        for path in sorted(root.rglob("*.json"))
+    ]
+
+
+def _all_in(
+    folder: Path,
+    listed: Sequence[tuple[str, str, Shelf]],
+    takes_in: _Undoing,
+    brought: Sequence[AllowedSigner],
+    policy: str | None,
+    settings: Settings,
+) -> tuple[list[Copied], list[Verdict]]:
+    """Verify everything, one after the other: what came first is the history of what comes next."""
+    copied, verdicts = [], []
+    signers = [*known_signers(settings), *brought]
+    for principal, adapter, shelf in listed:
+        source = Source.parse(principal)
+        word = word_on(principal, settings, offline=True)
+        for release in shelf.releases:
+            where = f"{principal}@{adapter}"
+            package = folder / "packages" / release.manifest_sha256
+            if not package.is_dir() or not all(is_allowed(path.name) for path in package.iterdir()):
+                raise PackageError(f"the package {release.manifest_sha256} is missing", where=where)
+            exact = SpecifierSet(f"=={release.version}")
+            reference = Reference(source, check_adapter_name(adapter), exact, release.manifest_sha256)
+            asked = Asked(settings, policy, reference, release.version, tuple(signers), word=word)
+            verdict, _ = verified(package, asked)
+            # A key that is pinned on first use is the only one from now on.
+            signers += [*((verdict.pin,) if verdict.pin else ()), *verdict.change.added]
+            new = takes_in.package(package, release, source, adapter, settings)
+            verdicts.append(verdict)
+            copied.append(Copied(principal, adapter, release.version, release.manifest_sha256, new))
+        takes_in.yanks(source, adapter, shelf)
+    return copied, verdicts
+
+
+class _Undoing:
+    """Puts packages into the store, and takes back what it did if something goes wrong later."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.undo: list[Callable[[], None]] = []
+
+    def package(self, package: Path, release: Mirrored, source: Source, adapter: str, settings: Settings) -> bool:
+        """Store a package that was verified; return whether it was new."""
+        digest = release.manifest_sha256
+        new = self.store.find(digest) is None
+        with self.store.workspace() as work:  # the store takes the folder away; a release may be listed by two names
+            inner = work / "package"
+            inner.mkdir()
+            for path in package.iterdir():
+                (inner / path.name).write_bytes(path.read_bytes())
+            if new:
+                self.undo.append(lambda: self.store.remove(digest))
+            self.store.add(inner, settings.limits)
+        known = self.store.known(source.publisher, adapter)
+        seen = known.fetched.get(release.version)
+        if seen is None or seen.digest != digest:
+            seen = Seen(digest, release.tree, time.time())
+        self._remember(source, adapter, known, replace(known, fetched={**known.fetched, release.version: seen}))
+        return new
+
+    def yanks(self, source: Source, adapter: str, shelf: Shelf) -> None:
+        """Remember what the bundle says was withdrawn."""
+        before = after = self.store.known(source.publisher, adapter)
+        for version in shelf.yanked:
+            after = noted(after, version, True, own=False)
+        self._remember(source, adapter, before, after)
+
+    def _remember(self, source: Source, adapter: str, before: Known, after: Known) -> None:
+        if after != before:
+            self.undo.append(lambda: self.store.remember(source.publisher, adapter, before))
+            self.store.remember(source.publisher, adapter, after)
+
+
+@contextmanager
+def _undone(store: Store) -> Iterator[_Undoing]:
+    doing = _Undoing(store)
+    try:
+        yield doing
+    except BaseException:
+        for step in reversed(doing.undo):
+            step()
+        raise
+
+
+def _add_revocations(root: Path, settings: Settings) -> None:
+    """Write down which of the keys that go along no longer count for everything."""
+    path = root / SIGNERS
+    signers = parse_allowed_signers(path.read_text("utf-8"), source=SIGNERS) if path.is_file() else []
+    keys = {signer.key.fingerprint for signer in signers}
+    lines = [one.line() for one in known_revocations(settings) if one.key in keys]
+    if lines:
+        replace_file(root / _REVOKED, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _revoked(path: Path, brought: Sequence[AllowedSigner]) -> list[Revocation]:
+    """Read which of the keys that are to be pinned no longer count for everything."""
+    keys = {signer.key.fingerprint for signer in brought}
+    found = parse_revocations(path.read_bytes(), source=_REVOKED) if path.is_file() else []
+    return [one for one in found if one.key in keys]
+
+
+def _add_indexes(root: Path, principals: set[str], settings: Settings) -> None:
+    indexes = client(settings)
+    for one in {one.name: one for principal in sorted(principals) for one in indexes.speaks_for(principal)}.values():
+        folder = root / _INDEXES / one.name
+        try:
+            if copy_index(indexes.opened(one), principals, folder):
+                replace_file(folder / "url", one.url.encode())
+        except AdaptergitError as error:
+            _warn(f"the bundle holds no news of the index {one.name}: {error.what}")
+
+
+def _take_indexes(folder: Path, principals: set[str], index_root: str | None, settings: Settings) -> None:
+    indexes = client(settings)
+    carried = sorted(path for path in (folder / _INDEXES).glob("*") if path.is_dir())
+    if index_root is not None and not any(add_carried(indexes, path, index_root) for path in carried):
+        raise NotFoundError(f"the bundle holds no index with the root {index_root}")
+    for path in carried:
+        for one in indexes.subscriptions():
+            try:
+                take_news(indexes, one, path, principals)
+            except AdaptergitError as error:
+                _warn(f"what the bundle brings of the index {one.name} is not taken over: {error.what}")
+
+
+def _warn(text: str) -> None:
+    warnings.warn_explicit(text, AdaptergitWarning, __file__, 1, registry={})

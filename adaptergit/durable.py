@@ -1,0 +1,74 @@
+"""Writing to this machine's disk: whole or not at all, there after a power cut, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adaptergit.errors import StorageError
+
+_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextmanager
+def disk_errors(what: str, where: Path, hint: str) -> Iterator[None]:
+    """Turn a full disk, or one that may not be written to, into an error that says so.
+
+    Raises:
+        StorageError: The disk is full or read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FAULTS:
+            raise StorageError(f"cannot write to {what}: {error.strerror}", where=str(where), hint=hint) from error
+        raise
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Give an empty folder for what is thrown away.
+
+    Raises:
+        StorageError: The disk is full or read-only.
+    """
+    where = Path(tempfile.gettempdir())
+    hint = "free some space, or choose another folder with TMPDIR"
+    with (
+        disk_errors("the folder for temporary files", where, hint),
+        tempfile.TemporaryDirectory(prefix="adaptergit-") as folder,
+    ):
+        yield Path(folder)
+
+
+def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Put a file in place in one step, so that a reader sees the old one or the new one, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+        temporary.chmod(mode)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Make a file or a folder durable."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,237 @@
+"""Bundles: releases, and what is said of them, on their way to a machine without network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Hub, snapshot
+from test_index import Index, index, listed, people  # noqa: F401 - fixtures
+from test_ladder import BIG, forget, release
+
+from adaptergit.bundle import export_bundle, import_bundle
+from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, TrustError
+from adaptergit.housekeeping import stored
+from adaptergit.index.repository import replace as write
+from adaptergit.indexes import client
+from adaptergit.pins import known_revocations, known_signers, revoke
+from adaptergit.publish import publish, publish_all, yank
+from adaptergit.resolve import fetch
+from adaptergit.settings import Settings, cache_dir, config_dir, load_settings
+
+Source = Callable[..., Path]
+Machine = Callable[[str], None]
+
+
+@pytest.fixture
+def machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Go to another machine, with settings and a store of its own."""
+
+    def go(name: str) -> None:
+        monkeypatch.setenv("ADAPTERGIT_CONFIG_DIR", str(home / name / "config"))
+        monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", str(home / name / "cache"))
+
+    return go
+
+
+def test_a_bundle_carries_releases_and_keys(hub: Hub, source: Source, tmp_path: Path, home: Path) -> None:
+    published = release(hub, source(BIG))
+    export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
+    export_bundle(tmp_path / "b.tar", [f"{hub.url}@sst2"])
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    forget()
+    shutil.rmtree(home / "config")  # another machine
+    with pytest.raises(TrustError, match="nobody you know"):
+        import_bundle(tmp_path / "a.tar")
+    copied = import_bundle(tmp_path / "a.tar", trust_keys=True)
+    assert [(one.version, one.new) for one in copied] == [("1.0.0", True)]
+    found = fetch(f"{hub.url}@sst2", offline=True)
+    assert found.digest == published.digest  # type: ignore[attr-defined]
+    assert [one.new for one in import_bundle(tmp_path / "a.tar")] == [False]
+
+
+def unpacked(file: Path, folder: Path) -> Path:
+    with tarfile.open(file) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def repacked(folder: Path, file: Path) -> Path:
+    with tarfile.open(file, "w") as archive:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file() or p.is_symlink()):
+            archive.add(path, path.relative_to(folder).as_posix(), recursive=False)
+    return file
+
+
+BUNDLE_DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a byte of the weights": lambda root: next(root.rglob("adapter.safetensors")).write_bytes(b"other"),
+    "a missing file": lambda root: next(root.rglob("adapter.safetensors")).unlink(),
+    "an unlisted file": lambda root: (next(root.rglob("card.yaml")).parent / "more.txt").write_text("x"),
+    "no mark": lambda root: (root / "mirror.json").unlink(),
+    "a file elsewhere": lambda root: (root / "evil.sh").write_text("x"),
+    "a link": lambda root: (root / "packages" / "link").symlink_to("/etc/passwd"),
+    "a listing that is no JSON": lambda root: next(root.rglob("sst2.json")).write_text("{"),
+    "a listing of another version": lambda root: _edit(root, '"1.0.0"', '"9.0.0"'),
+    "a listing of another digest": lambda root: _edit(root, '"manifest_sha256": "', '"manifest_sha256": "0'),
+    "a key for everybody": lambda root: (root / "allowed_signers").write_text(
+        "* " + (root / "allowed_signers").read_text().partition(" ")[2]
+    ),
+    "a key for somebody else": lambda root: (root / "allowed_signers").write_text(
+        "github.com/bank/adapters " + (root / "allowed_signers").read_text().partition(" ")[2]
+    ),
+}
+
+
+def _edit(root: Path, old: str, new: str) -> None:
+    path = next(root.rglob("sst2.json"))
+    path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize("name", BUNDLE_DAMAGE)
+def test_a_damaged_bundle_is_refused(name: str, hub: Hub, source: Source, tmp_path: Path, home: Path) -> None:
+    release(hub, source())
+    export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
+    forget()
+    shutil.rmtree(home / "config")
+    root = unpacked(tmp_path / "a.tar", tmp_path / "inside")
+    BUNDLE_DAMAGE[name](root)
+    with pytest.raises((PackageError, TrustError)):
+        import_bundle(repacked(root, tmp_path / "bad.tar"), trust_keys=True)
+    assert not list((cache_dir() / "packages").glob("*/*"))
+    if "key" in name:
+        assert not known_signers(Settings())
+
+
+def test_a_bundle_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        import_bundle(tmp_path / "none.tar")
+    (tmp_path / "text.tar").write_text("no")
+    with pytest.raises(PackageError, match="not a bundle"):
+        import_bundle(tmp_path / "text.tar")
+    with tarfile.open(tmp_path / "up.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("packages/../../up"))
+    with pytest.raises(PackageError, match="plain files"):
+        import_bundle(tmp_path / "up.tar")
+    assert not (tmp_path / "up").exists()
+
+
+def test_all_of_a_bundle_or_nothing(hub: Hub, source: Source, tmp_path: Path, machine: Machine) -> None:
+    hub.trust()
+    folders = [source(name.encode(), folder=name, name=name) for name in ("first", "second")]
+    publish_all(folders, clone=hub.clone, key=hub.key.path)
+    export_bundle(tmp_path / "a.tar", [f"{hub.url}@first", f"{hub.url}@second"])
+    root = unpacked(tmp_path / "a.tar", tmp_path / "inside")
+    listing = next(root.rglob("second.json"))
+    damaged = root / "packages" / json.loads(listing.read_text())["releases"][0]["manifest_sha256"]
+    (damaged / "adapter.safetensors").write_bytes(b"other")
+    machine("far away")
+    with pytest.raises(PackageError, match="changed"):
+        import_bundle(repacked(root, tmp_path / "bad.tar"), trust_keys=True)
+    assert stored() == []
+    with pytest.raises(NotFoundError, match="not in the store"):
+        fetch(f"{hub.url}@first", offline=True)
+    assert known_signers(Settings()) == []
+    assert [one.name for one in import_bundle(tmp_path / "a.tar", trust_keys=True)] == ["first", "second"]
+
+
+def test_yanks_and_revoked_keys_come_along(hub: Hub, source: Source, tmp_path: Path, machine: Machine) -> None:
+    release(hub, source())
+    release(hub, source(b"bad"), version="1.1.0")
+    references = [f"{hub.url}@sst2=={version}" for version in ("1.0.0", "1.1.0")]
+    for reference in references:
+        fetch(reference)
+    revoke(hub.key.public.fingerprint, severity="warn", reason="soon to be replaced")
+    yank("sst2", "1.1.0", reason="trained on the test set", clone=hub.clone)
+    with pytest.warns(AdaptergitWarning):
+        export_bundle(tmp_path / "a.tar", references)
+    machine("far away")
+    import_bundle(tmp_path / "a.tar", trust_keys=True)
+    with pytest.warns(AdaptergitWarning, match="soon to be replaced"):
+        assert fetch(f"{hub.url}@sst2", offline=True).version == "1.0.0"
+    assert [one.key for one in known_revocations(load_settings())] == [hub.key.public.fingerprint]
+    with pytest.warns(AdaptergitWarning) as told:
+        fetch(references[1], offline=True)
+    assert any("was yanked" in str(one.message) for one in told)
+
+
+def test_an_index_vouches_for_what_a_bundle_brings(
+    listed: Index,  # noqa: F811
+    hub: Hub,
+    source: Source,
+    tmp_path: Path,
+    machine: Machine,
+) -> None:
+    machine("far away")
+    listed.user()
+    old = fetch(f"{hub.url}@sst2")
+    machine("here")
+    new = publish(source(b"new"), clone=hub.clone, key=hub.key.path, version="1.1.0")
+    write(
+        listed.repository.root / "revoked.jsonl",
+        json.dumps({"manifest_sha256": old.digest, "reason": "poisoned"}).encode() + b"\n",
+    )
+    listed.release()
+    listed.user()
+    export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2==1.1.0"])
+    shutil.rmtree(hub.bare)
+    shutil.rmtree(listed.dist)
+    machine("far away")
+    assert [one.digest for one in import_bundle(tmp_path / "a.tar")] == [new.digest]
+    found = fetch(f"{hub.url}@sst2", offline=True)
+    assert (found.version, found.verdict.vouched_by) == ("1.1.0", ("the index community",))
+    with pytest.raises(TrustError, match="poisoned"):
+        fetch(f"{hub.url}@sst2==1.0.0", offline=True)
+
+
+def test_an_index_can_be_added_from_a_bundle_by_its_root(
+    listed: Index,  # noqa: F811
+    hub: Hub,
+    tmp_path: Path,
+    machine: Machine,
+) -> None:
+    machine("here")
+    listed.user()
+    export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
+    shutil.rmtree(listed.dist)
+    machine("far away")
+    with pytest.raises(TrustError, match="nobody you know"):
+        import_bundle(tmp_path / "a.tar")
+    with pytest.raises(NotFoundError, match="no index with the root"):
+        import_bundle(tmp_path / "a.tar", index_root=f"sha256:{'0' * 64}")
+    assert client(load_settings()).subscriptions() == []
+    import_bundle(tmp_path / "a.tar", index_root=f"sha256:{listed.root.digest}")
+    assert fetch(f"{hub.url}@sst2", offline=True).verdict.vouched_by == ("the index community",)
+    (one,) = client(load_settings()).subscriptions()
+    assert (one.name, one.url, one.lazy) == ("community", listed.forge.url, True)
+
+
+@pytest.mark.parametrize("name", ["snapshot.json.sig", "catalog.json.zst", "shards"])
+def test_news_of_an_index_that_cannot_be_believed_are_not_taken_over(
+    listed: Index,  # noqa: F811
+    hub: Hub,
+    source: Source,
+    tmp_path: Path,
+    machine: Machine,
+    name: str,
+) -> None:
+    machine("far away")
+    hub.trust()
+    listed.user()
+    machine("here")
+    release(hub, source(b"new"), version="1.1.0")
+    listed.release()
+    listed.user()
+    export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2==1.1.0"])
+    root = unpacked(tmp_path / "a.tar", tmp_path / "inside")
+    path = root / "indexes" / "community" / name
+    shutil.rmtree(path) if path.is_dir() else path.write_bytes(b"x")
+    machine("far away")
+    before = snapshot(config_dir())
+    with pytest.warns(AdaptergitWarning, match="index community is not taken over"):
+        import_bundle(repacked(root, tmp_path / "bad.tar"))  # the publisher's key is known here in any case
+    assert snapshot(config_dir()) == before
+    assert fetch(f"{hub.url}@sst2==1.1.0", offline=True).version == "1.1.0"
