@@ -250,28 +250,31 @@ def test_beams_keep_their_rows() -> None:
     assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"num_beams": 2}, {"use_cache": False}, {"num_beams": 2, "num_return_sequences": 2}]
+)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
-def test_parallel_is_refused_where_tokens_are_generated(name: str) -> None:
+def test_parallel_generates_what_each_adapter_does(name: str, more: dict[str, Any]) -> None:
     model = seq2seq() if name == "t5" else causal(name)
     attributes = set(vars(model))
     panel = adapters(model)
     for seed, adapter in enumerate(("a", "b")):
         panel.add(adapter, "seq_bn[reduction_factor=4]")
         noisy(panel, adapter, seed)
-    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 1}
+    mask = torch.ones_like(IDS)
+    mask[1, :2] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 3, "do_sample": False, "pad_token_id": 1, **more}
     expected = []
     for adapter in ("a", "b"):
         panel.active = adapter
         expected.append(model.generate(IDS, **options))
     panel.active = "Parallel(a, b)"
-    for more in ({}, {"num_beams": 2}, {"use_cache": False}):
-        with pytest.raises(UsageError, match="Parallel") as caught:
-            model.generate(IDS, **options, **more)
-        assert "BatchSplit" in str(caught.value.hint)
+    assert torch.equal(model.generate(IDS, **options), torch.cat(expected))
+    assert torch.equal(model.generate(input_ids=IDS, **options), torch.cat(expected))
+    with pytest.raises(UsageError, match="inputs to repeat"):
+        model.generate(max_new_tokens=3)
     with panel.using("a"):
         assert torch.equal(model.generate(IDS, **options), expected[0])
-    panel.active = "BatchSplit(a, b, batch_sizes=[2, 2])"  # what the hint says
-    assert torch.equal(model.generate(IDS.repeat(2, 1), **options), torch.cat(expected))
     panel.detach()
     assert set(vars(model)) == attributes
 

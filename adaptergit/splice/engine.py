@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -569,7 +570,7 @@ class _Unembed:
 
 
 class _Generate:
-    """Stands before ``generate``, which goes on with as many rows as it was given: Parallel makes more."""
+    """Stands before ``generate``, which goes on with as many rows as it was given: repeats them for Parallel."""
 
     def __init__(self, model: Any, engine: Engine) -> None:
         self.model, self.engine, self.own = model, engine, model.__dict__.get("generate")
@@ -582,12 +583,16 @@ class _Generate:
             self.model.generate = self.own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.engine.current().copies > 1:
-            raise UsageError(
-                "generate() does not work with Parallel, which makes more rows than it is given",
-                hint="repeat the inputs yourself, with BatchSplit(a, b, batch_sizes=[n, n])",
-            )
-        return self.own(*args, **kwargs) if self.own else type(self.model).generate(self.model, *args, **kwargs)
+        plan, own = self.engine.current(), self.own or MethodType(type(self.model).generate, self.model)
+        first = first_tensors(args, {n: v for n, v in kwargs.items() if isinstance(v, torch.Tensor) and v.dim() > 1})
+        if plan.copies == 1:
+            return own(*args, **kwargs)
+        if not first:
+            raise UsageError("generate() of a Parallel needs inputs to repeat", hint="pass input_ids=")
+        batch = first[0].shape[0]
+        named = {name: _repeat(value, batch, plan.copies) for name, value in kwargs.items()}
+        with self.engine.override(replace(plan, repeated=True)):
+            return own(*(_repeat(value, batch, plan.copies) for value in args), **named)
 
 
 def _undo(node: Any, hidden: torch.Tensor, own: bool) -> torch.Tensor:

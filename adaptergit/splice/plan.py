@@ -48,16 +48,19 @@ class Plan:
     """None: the model answers as its own class does."""
     embeddings: Embeddings | None = None
     """Added embeddings that stand in for the model's own."""
+    repeated: bool = False
+    """The rows are repeated for Parallel already."""
     nodes: dict[Place, Node] = field(default_factory=dict, init=False)
     """Where all rows are treated alike."""
     _groups: dict[tuple[Place, int], list[tuple[Rows, Node | None]]] = field(default_factory=dict, init=False)
     _answers: dict[int, list[tuple[Any, Rows | None]]] = field(default_factory=dict, init=False)
     by_row: bool = field(init=False)
     copies: int = field(init=False)
+    """How often the model's input is to be repeated."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_row", partitions_rows(self.tree))
-        object.__setattr__(self, "copies", copies_of(self.tree))
+        object.__setattr__(self, "copies", 1 if self.repeated else copies_of(self.tree))
         if not self.by_row:
             for place in self.leaves:
                 node = self._compile(place, self.tree)

@@ -35,6 +35,7 @@ class PromptTuning(MethodConfig):
     prompt_init_ids: tuple[int, ...] = ()
     """The text's tokens, repeated to fill the prompt."""
     random_uniform_scale: float = 0.5
+    init_weights_seed: int | None = None
     combine: str = "prefix"
     """"prefix", or "prefix_after_bos": behind the first token."""
     before_positions: bool = False
