@@ -216,3 +216,20 @@ def test_values_that_are_not_allowed_are_named(text: str) -> None:
 @pytest.mark.parametrize("preset", sorted(presets()))
 def test_every_preset_names_itself(preset: str) -> None:
     assert presets()[preset].method == preset or preset in ("prompt_tuning",)
+
+
+GATED = ["seq_bn", "lora", "ia3", "vera", "prefix_tuning"]
+
+
+@pytest.mark.parametrize("config", [*EVERY, *(f"{name}[use_gating=True]" for name in GATED)])
+def test_every_parameter_is_given_a_value(config: Any) -> None:
+    """Memory that nobody fills is full of NaN here."""
+    panel = adapters(tiny_model())
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        panel.add("a", config)
+        for key, tensor in panel.module("a").state_dict().items():
+            assert torch.isfinite(tensor).all(), key
+    finally:
+        torch.use_deterministic_algorithms(False)

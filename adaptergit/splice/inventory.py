@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -188,10 +189,27 @@ class Inventory:
         Raises:
             ModelError: No place of this model takes the configuration.
         """
+        with torch.device("meta"):
+            return self._built(config, host or self.host)
+
+    def make(self, config: MethodConfig) -> Parts:
+        """Make an adapter's modules with initial values, on the CPU.
+
+        Raises:
+            ModelError: No place of this model takes the configuration.
+        """
+        seed = getattr(config, "init_weights_seed", None)
+        # The context costs more than making the tensors.
+        usual = torch.get_default_device().type == "cpu"
+        with contextlib.nullcontext() if usual else torch.device("cpu"):
+            parts = self._built(config, self.host)
+            config.initialise(parts, self.host, None if seed is None else torch.Generator().manual_seed(seed))
+        return parts
+
+    def _built(self, config: MethodConfig, host: Host) -> Parts:
         check_types(config)
         self._check_blocks(config)
-        with torch.device("meta"):
-            parts = config.build(host or self.host)
+        parts = config.build(host)
         if not parts.places:
             raise ModelError(f"{config.method} has no place in this model: its places are left out or not there")
         return parts

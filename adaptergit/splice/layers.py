@@ -27,6 +27,13 @@ def activation(name: str) -> nn.Module:
     return module
 
 
+class Unfilled(nn.Linear):
+    """A linear layer that is made without values: PyTorch's own would be overwritten at once, and take longer."""
+
+    def reset_parameters(self) -> None:
+        """Leave it to whoever made it."""
+
+
 def initialise_linear(
     linear: nn.Linear, how: str, generator: torch.Generator | None, *, up: bool = False, gate: bool = False
 ) -> None:

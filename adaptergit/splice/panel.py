@@ -98,11 +98,7 @@ class Panel(Inventory):
         """
         parsed = parse_config(config)
         check_new(name, self._adapters)
-        parts = self.build(parsed)
-        seed = getattr(parsed, "init_weights_seed", None)
-        parts.to_empty(device="cpu")
-        parsed.initialise(parts, self.host, None if seed is None else torch.Generator().manual_seed(seed))
-        self.insert(name, parsed, parts, dtype=dtype)
+        self.insert(name, parsed, self.make(parsed), dtype=dtype)
 
     def add_fusion(
         self, children: str | Fuse | Sequence[str], config: str | FusionConfig = "dynamic", *, name: str | None = None

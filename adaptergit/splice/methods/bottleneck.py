@@ -26,6 +26,7 @@ from torch import nn
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.config import MethodConfig, presets, register, register_preset
 from adaptergit.splice.layers import (
+    Unfilled,
     activation,
     initialise_linear,
     is_number,
@@ -238,10 +239,10 @@ class BottleneckSite(nn.Module):
             self.down = PHMLinear(config, hidden_size, size, "down", parts)
             self.up = PHMLinear(config, size, hidden_size, "up", parts)
         else:
-            self.down = nn.Linear(hidden_size, size)
-            self.up = nn.Linear(size, hidden_size)
+            self.down = Unfilled(hidden_size, size)
+            self.up = Unfilled(size, hidden_size)
         self.norm_after = nn.LayerNorm(hidden_size) if config.ln_after else None
-        self.gate = nn.Linear(hidden_size, 1) if config.use_gating else None
+        self.gate = Unfilled(hidden_size, 1) if config.use_gating else None
         self.dropout = nn.Dropout(config.dropout)
         lengths = {"learned": 1, "channel": hidden_size}
         self.scaling = (

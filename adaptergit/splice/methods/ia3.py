@@ -15,7 +15,7 @@ from torch import nn
 
 from adaptergit.errors import UsageError
 from adaptergit.splice.config import register, register_preset
-from adaptergit.splice.layers import require
+from adaptergit.splice.layers import Unfilled, require
 from adaptergit.splice.methods.projections import LowRank, Target, opened, reset_gate
 from adaptergit.splice.places import Parts
 
@@ -71,7 +71,7 @@ class IA3Site(nn.Module):
         self._host = [host]
         size = target.inputs if self.scales_input else sum(stop - start for start, stop in target.slots)
         self.factors = nn.Parameter(torch.empty(size))
-        self.gate = nn.Linear(target.inputs, len(target.slots)) if config.use_gating else None
+        self.gate = Unfilled(target.inputs, len(target.slots)) if config.use_gating else None
 
     def update(self, before: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
         """Return the factors of this input, (batch or 1, 1, outputs); in a Stack, factors multiply.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from adaptergit.errors import ModelError
-from adaptergit.splice.layers import activation, initialise_linear
+from adaptergit.splice.layers import Unfilled, activation, initialise_linear
 from adaptergit.splice.places import Embedding
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Coupling(nn.Module):
         half = hidden_size // 2
         size = max(1, int(half // (config.inv_adapter_reduction_factor or 1)))
         out = half * (2 if config.inv_adapter == "glow" else 1)
-        self.F = nn.Sequential(nn.Linear(half, size), activation(config.non_linearity), nn.Linear(size, out))
-        self.G = nn.Sequential(nn.Linear(half, size), activation(config.non_linearity), nn.Linear(size, out))
+        self.F = nn.Sequential(Unfilled(half, size), activation(config.non_linearity), Unfilled(size, out))
+        self.G = nn.Sequential(Unfilled(half, size), activation(config.non_linearity), Unfilled(size, out))
 
     def reset_parameters(self, generator: torch.Generator | None) -> None:
         """Fill with initial values."""

@@ -13,7 +13,7 @@ from torch import nn
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Projection, is_linear
 from adaptergit.splice.config import MethodConfig
-from adaptergit.splice.layers import is_number, require, require_counts, require_one_of, require_shares
+from adaptergit.splice.layers import Unfilled, is_number, require, require_counts, require_one_of, require_shares
 from adaptergit.splice.places import Linear, Parts
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class LowRankSite(nn.Module):
         self.config, self.target, self.scale = config, target, scale
         self._host: list[Any] = [host]  # in a list: not a part of this module
         self.dropout = nn.Dropout(config.dropout)
-        self.gate = nn.Linear(target.inputs, len(target.slots)) if config.use_gating else None
+        self.gate = Unfilled(target.inputs, len(target.slots)) if config.use_gating else None
         self.m = nn.Parameter(torch.empty(target.outputs, 1)) if dora else None
         self.additive = self.m is None
 

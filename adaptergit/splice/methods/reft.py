@@ -15,6 +15,7 @@ from torch import nn
 
 from adaptergit.splice.config import MethodConfig, register, register_preset
 from adaptergit.splice.layers import (
+    Unfilled,
     activation,
     initialise_linear,
     require,
@@ -92,7 +93,7 @@ class ReFTUnit(nn.Module):
     def __init__(self, config: ReFT, hidden_size: int) -> None:
         super().__init__()
         self.config = config
-        self.source = nn.Linear(hidden_size, config.r)
+        self.source = Unfilled(hidden_size, config.r)
         self.projection = nn.Parameter(torch.empty(config.r, hidden_size))
         self.activation = activation(config.non_linearity) if config.non_linearity else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
