@@ -337,7 +337,7 @@ else:
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_nothing_half_written(hub: Hub, source: Source) -> None:
-    """40 kills spread over a fetch and a publication; the script in benchmarks/ does 200."""
+    """40 kills spread over a fetch and a publication; benchmarks/stress.py does 200."""
     hub.trust()
     folder = source(os.urandom(300_000))
     publish(folder, clone=hub.clone, key=hub.key.path)
