@@ -14,7 +14,7 @@ def fetched(raw: dict[str, Any]) -> Result:
     rows = raw["rows"]
     result = _result("fetch", f"Fetching one adapter of 3.5 MB out of {raw['adapters']}", raw)
     for name, row in rows.items():
-        who = "ours" if name.startswith("adaptergit") else "git"
+        who = "git" if name.startswith("git") else "ours"
         facts = {"requests": row["requests"]}
         result.rows.append(Row("time", who, name, row["seconds"], "s"))
         result.rows.append(Row("on the wire", who, name, row["bytes"], "bytes", facts=facts))
@@ -30,6 +30,9 @@ def fetched(raw: dict[str, Any]) -> Result:
     again = rows["adaptergit, again"]
     result.target("again, from the store: requests", again["requests"], 0, "requests")
     result.target("again, from the store", again["seconds"], 0.010, "s")
+    checked = rows.get("signature and checksums, pinned")
+    found = None if checked is None else checked["seconds"]
+    result.target("pinned, from the store: signature and checksums of 3.5 MB", found, 0.010, "s")
     return result
 
 
