@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP = .venv/.installed
 
-.PHONY: demo test test-oldest test-peers lint bench bench-full bench-check bench-quality bench-serve docs clean
+.PHONY: demo test test-oldest test-peers lint bench bench-full bench-check bench-quality bench-serve bench-stress docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("adaptergit needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
@@ -80,6 +80,10 @@ bench-quality: .venv-peers/.installed
 # 2,000 requests over 32 adapters, every answer checked.
 bench-serve: $(STAMP)
 	.venv/bin/python benchmarks/serve.py
+
+# 64 processes, 200 times kill -9, every attack: ten minutes, all of it on loopback.
+bench-stress: $(STAMP)
+	.venv/bin/python benchmarks/stress.py
 
 docs: $(STAMP)
 	$(PIP_INSTALL) -e '.[docs]'

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from adaptergit.lock import check_lock, lock, sync
     from adaptergit.mirror import mirror
     from adaptergit.package.editing import edit_card, render_card
+    from adaptergit.progress import watching
     from adaptergit.publish import publish, publish_all, yank
     from adaptergit.reference import Reference
     from adaptergit.resolve import fetch, resolve, verify
@@ -94,6 +95,7 @@ _HOMES = {
     "adaptergit.lock": ("check_lock", "lock", "sync"),
     "adaptergit.mirror": ("mirror",),
     "adaptergit.package.editing": ("edit_card", "render_card"),
+    "adaptergit.progress": ("watching",),
     "adaptergit.publish": ("publish", "publish_all", "yank"),
     "adaptergit.reference": ("Reference",),
     "adaptergit.resolve": ("fetch", "resolve", "verify"),
@@ -188,6 +190,7 @@ __all__ = [
     "sync",
     "verify",
     "verify_store",
+    "watching",
     "yank",
 ]
 

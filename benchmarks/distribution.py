@@ -1,4 +1,4 @@
-"""Results of ``fetch.py``, ``scale.py`` and ``index.py`` as the report shows them, with what was promised for each."""
+"""Results of ``fetch.py``, ``scale.py``, ``index.py`` and ``stress.py`` for the report, with what was promised."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def fetched(raw: dict[str, Any]) -> Result:
     rows = raw["rows"]
     result = _result("fetch", f"Fetching one adapter of 3.5 MB out of {raw['adapters']}", raw)
     for name, row in rows.items():
-        who = "ours" if name.startswith("adaptergit") else "git"
+        who = "git" if name.startswith("git") else "ours"
         facts = {"requests": row["requests"]}
         result.rows.append(Row("time", who, name, row["seconds"], "s"))
         result.rows.append(Row("on the wire", who, name, row["bytes"], "bytes", facts=facts))
@@ -30,6 +30,9 @@ def fetched(raw: dict[str, Any]) -> Result:
     again = rows["adaptergit, again"]
     result.target("again, from the store: requests", again["requests"], 0, "requests")
     result.target("again, from the store", again["seconds"], 0.010, "s")
+    checked = rows.get("signature and checksums, pinned")
+    found = None if checked is None else checked["seconds"]
+    result.target("pinned, from the store: signature and checksums of 3.5 MB", found, 0.010, "s")
     return result
 
 
@@ -88,7 +91,33 @@ def indexed(raw: dict[str, Any]) -> Result:
     return result
 
 
-FORMS = {"fetch": fetched, "scale": scaled, "index": indexed}
+def stressed(raw: dict[str, Any]) -> Result:
+    """Return what many processes, kill -9 and attackers left behind."""
+    result = _result("stress", "Many processes, kill -9 and attackers", raw)
+    crowd, fetches, publications, attacks = raw["crowd"], *(raw["kills"][one] for one in _KILLED), raw["attacks"]
+    group = f"{crowd['processes']} processes load {crowd['adapters']} adapters"
+    for name in ("downloads", "failed", "damaged"):
+        result.rows.append(Row(group, "ours", name, crowd[name], _TIMES))
+    result.rows.append(Row(group, "ours", "time", crowd["seconds"], "s"))
+    for title, row in (("fetches", fetches), ("publications", publications)):
+        for name, value in row.items():
+            shown = name.replace("_", " ")
+            result.rows.append(Row(f"{row['tried']} {title}, kill -9 at random", "ours", shown, value, _TIMES))
+    for name, value in attacks.items():
+        result.rows.append(Row("attacks of the test suite", "ours", name, value, _TIMES))
+    result.target(f"{group}: downloads", crowd["downloads"], crowd["adapters"], "downloads")
+    result.target(f"{group}: errors, or a damaged store", crowd["failed"] + crowd["damaged"], 0, _TIMES)
+    half = fetches["half_written"] + fetches["unusable_after"]
+    result.target(f"{fetches['killed']} killed fetches: half written, or unusable after", half, 0, _TIMES)
+    wrong = sum(publications[name] for name in ("fsck_failed", "torn", "unusable_after"))
+    what = f"{publications['killed']} killed publications: git fsck, branch without tag, unusable releases"
+    result.target(what, wrong, 0, _TIMES)
+    result.target(f"{attacks['tried']} attacks: not refused", attacks["tried"] - attacks["refused"], 0, _TIMES)
+    return result
+
+
+_KILLED, _TIMES = ("fetch", "publish"), "times"
+FORMS = {"fetch": fetched, "scale": scaled, "index": indexed, "stress": stressed}
 
 
 def _result(name: str, title: str, raw: dict[str, Any]) -> Result:

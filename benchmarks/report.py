@@ -18,7 +18,7 @@ from rich.table import Table
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 ORDER = (
     "forward", "loading", "switching", "mixed", "training", "startup", "merging", "memory", "many", "compiling", "gpu",
-    "fetch", "scale", "index",
+    "fetch", "scale", "index", "stress",
 )  # fmt: skip
 _SIGNS = {"met": "met", "missed": "**missed**", "open": "not judged"}
 _HEAD = """# Performance

@@ -19,6 +19,7 @@ from conftest import Hub, tiny_model
 import adaptergit
 from adaptergit.cli import _ALIASES, _COMMANDS, main
 from adaptergit.cli.groups import Group
+from adaptergit.cli.output import Rate
 from adaptergit.errors import NotFoundError, UsageError
 from adaptergit.publish import publish
 from adaptergit.splice import adapters
@@ -197,3 +198,14 @@ def test_a_script_for_every_shell(shell: str) -> None:
     if (path := shutil.which(shell)) is not None and shell != "fish":
         subprocess.run([path, "-n"], input=done.stdout, text=True, check=True)
     assert "'powershell'" in said("completion", "powershell")
+
+
+def test_a_download_says_how_fast_it_is_and_how_long_it_will_take() -> None:
+    rate = Rate()
+    assert rate.told(0, 4_000_000, 10.0) == "0.0 of 4.0 MB"
+    assert rate.told(1_000_000, 4_000_000, 11.0) == "1.0 of 4.0 MB, 1.0 MB/s, 3 s left"
+    assert rate.told(1_000_000, None, 11.0) == "1.0 MB, 1.0 MB/s"
+    for second in range(12, 30):
+        rate.told(1_000_000, 4_000_000, float(second))
+    assert rate.told(1_000_000, 4_000_000, 30.0) == "1.0 of 4.0 MB"  # it stands still, and nobody knows for how long
+    assert rate.told(10, 100, 31.0) == "0.0 of 0.0 MB"  # the next file

@@ -22,6 +22,7 @@ from conftest import Hub, git
 from adaptergit.errors import TransportError, TrustError
 from adaptergit.housekeeping import stored, verify_store
 from adaptergit.pins import pin_key
+from adaptergit.progress import watching
 from adaptergit.publish import publish
 from adaptergit.resolve import fetch
 from adaptergit.settings import cache_dir
@@ -324,6 +325,7 @@ def test_64_processes_and_8_adapters_are_8_downloads(hub: Hub, source: Source) -
 
 KILLED = """
 import os, sys
+from adaptergit.progress import watching
 from adaptergit.publish import publish
 from adaptergit.resolve import fetch
 if sys.argv[1] == "fetch":
@@ -335,7 +337,7 @@ else:
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_nothing_half_written(hub: Hub, source: Source) -> None:
-    """40 kills spread over a fetch and a publication; the script in benchmarks/ does 200."""
+    """40 kills spread over a fetch and a publication; benchmarks/stress.py does 200."""
     hub.trust()
     folder = source(os.urandom(300_000))
     publish(folder, clone=hub.clone, key=hub.key.path)
@@ -381,3 +383,50 @@ def kill_after(seconds: float, *argv: str) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+# --- how far it has come ----------------------------------------------------------------------------------------------
+
+
+def test_who_watches_is_told_how_far_a_fetch_has_come(hub: Hub, source: Source, nginx: Nginx) -> None:
+    """Of how many bytes, too, where the manifest comes first."""
+    git(hub.bare, "config", "uploadpack.allowFilter", "true")
+    published(hub, source, 6_000_000)
+    seen: list[tuple[str, int, int | None]] = []
+    url = f"http://127.0.0.1:{nginx.port}/acme/adapters.git"
+    with watching(lambda sender, done, total: seen.append((sender, done, total))):
+        found = fetch(f"{url}@sst2==1.0.0")
+    size = (found.path / "adapter.safetensors").stat().st_size
+    told = [(done, total) for sender, done, total in seen if sender == url and total is not None]
+    assert {total for _, total in told} == {size}
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert len(told) >= 3
+    assert told[-1][0] == pytest.approx(size, rel=0.01)
+    seen.clear()
+    fetch(f"{url}@sst2==1.0.0", refresh=True)
+    assert seen == []  # nobody watches
+
+
+def test_who_watches_can_end_it(hub: Hub, source: Source, nginx: Nginx) -> None:
+    published(hub, source, 6_000_000)
+
+    class EnoughError(Exception):
+        pass
+
+    def stop(sender: str, done: int, total: int | None) -> None:
+        if done > 1_000_000:
+            raise EnoughError
+
+    with watching(stop), pytest.raises(EnoughError):
+        fetch(f"http://127.0.0.1:{nginx.port}/acme/adapters.git@sst2==1.0.0")
+    assert stored() == []
+    assert not list((cache_dir() / "tmp").iterdir())
+
+
+def test_a_failure_while_somebody_watches_says_what_failed(hub: Hub, source: Source, nginx: Nginx) -> None:
+    published(hub, source, 6_000_000)
+    threading.Timer(1.2, nginx.kill).start()
+    with watching(lambda *_: None), pytest.raises(TransportError) as caught:
+        fetch(f"http://127.0.0.1:{nginx.port}/acme/adapters.git@sst2==1.0.0")
+    assert str(caught.value).startswith(f"http://127.0.0.1:{nginx.port}/acme/adapters.git")
+    nginx.start()

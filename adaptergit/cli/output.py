@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -16,8 +19,11 @@ from typing import Any, TypeVar
 import click
 
 from adaptergit.errors import AdaptergitError, AdaptergitWarning, TransportError, TrustError
+from adaptergit.progress import watching
 
 T = TypeVar("T")
+_RECENT = 5.0
+"""Seconds."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
@@ -95,15 +101,49 @@ def step(text: str) -> None:
 
 @contextmanager
 def waiting(text: str, quiet: bool = False) -> Iterator[None]:
-    """Show that something is going on that has no measurable end: a spinner on a terminal, nothing elsewhere."""
+    """Show that something is going on, on a terminal: a spinner, and how far a download has come."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(stderr=True, quiet=quiet or asked_for("quiet"))
     if not console.is_terminal:
         yield
         return
-    with console.status(text):
-        yield
+    rate = Rate()
+    with console.status(escape(text)) as status:
+
+        def draw(_: str, done: int, total: int | None) -> None:
+            status.update(escape(f"{text}: {rate.told(done, total, time.monotonic())}"))
+
+        with watching(draw):
+            yield
+
+
+class Rate:
+    """How fast something comes, and how long the rest will take."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def told(self, done: int, total: int | None, now: float) -> str:
+        """Say how far it has come, as fast as in the last seconds.
+
+        Args:
+            done: Bytes that have arrived.
+            total: How many there will be, if that is known.
+            now: Seconds on any clock.
+        """
+        if self._seen and done < self._seen[-1][1]:
+            self._seen.clear()  # something else
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] > _RECENT:
+            self._seen.popleft()
+        (since, had), text = self._seen[0], f"{done / 1e6:.1f}{'' if total is None else f' of {total / 1e6:.1f}'} MB"
+        speed = (done - had) / (now - since) if now > since else 0.0
+        if speed <= 0:
+            return text
+        left = "" if total is None else f", {math.ceil(max(0, total - done) / speed)} s left"
+        return f"{text}, {speed / 1e6:.1f} MB/s{left}"
 
 
 @contextmanager

@@ -83,13 +83,14 @@ def fetch_release(
         if found is None:
             raise PackageError("the tag is of something that has no files", where=f"{remote.url} {tag}")
 
-        def rest(_: Mapping[str, int], oids: Mapping[str, str]) -> Git:
+        def rest(sizes: Mapping[str, int], oids: Mapping[str, str]) -> Git:
+            size = sum(sizes[name] for name in oids)
             # A repository of its own: git does not fetch what it believes to have.
             try:
-                return fetch_objects(work / "rest", remote, list(oids.values()), limits)
+                return fetch_objects(work / "rest", remote, list(oids.values()), limits, size=size)
             except TransportError:
                 # A server of protocol v0 gives no object that it did not advertise: it comes with the whole tag.
-                return fetch_objects(work / "whole", remote, [tag], limits)
+                return fetch_objects(work / "whole", remote, [tag], limits, size=sum(sizes.values()))
 
         missing = None if judge is None else Missing(judge, rest)
         yanked = (git.directory / seen).is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import random
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 from adaptergit.errors import NotFoundError, StorageError, TransportError, UsageError
 from adaptergit.git.runner import Git, init_bare, transport_settings
+from adaptergit.progress import watcher
 from adaptergit.reference import Source
 from adaptergit.settings import Limits
 
@@ -102,7 +104,13 @@ def patiently(remote: Remote, limits: Limits, action: Callable[[float], T]) -> T
 
 
 def fetch_objects(
-    directory: Path, remote: Remote, wants: Sequence[str], limits: Limits, *, only: str | None = None
+    directory: Path,
+    remote: Remote,
+    wants: Sequence[str],
+    limits: Limits,
+    *,
+    only: str | None = None,
+    size: int | None = None,
 ) -> Git:
     """Fetch refs or oids into a fresh repository of the server's object format.
 
@@ -112,6 +120,7 @@ def fetch_objects(
         wants: Names of refs, refspecs or oids; the first one may be looked up as ``FETCH_HEAD``.
         limits: Bounds on bytes and time.
         only: A filter, for servers that can.
+        size: How many bytes there will be, for those who watch.
 
     Raises:
         NotFoundError: The server has no such ref.
@@ -126,7 +135,7 @@ def fetch_objects(
         # Where filters are not supported they are ignored, or refused (Azure DevOps refuses some).
         options = [*(() if by_oid else ("--depth=1",)), *((f"--filter={only}",) if only else ())]
         try:
-            _fetch(git, remote, options, wants, limits)
+            _fetch(git, remote, options, wants, limits, size)
         except StorageError:
             raise
         except TransportError as error:
@@ -144,15 +153,34 @@ def fetch_objects(
             return git
 
 
-def _fetch(git: Git, remote: Remote, options: Sequence[str], wants: Sequence[str], limits: Limits) -> None:
-    def attempt(seconds: float) -> str:
-        return git.text(
+def _fetch(
+    git: Git, remote: Remote, options: Sequence[str], wants: Sequence[str], limits: Limits, size: int | None
+) -> None:
+    report = watcher()
+
+    def attempt(seconds: float) -> bytes:
+        return git.raw(
             "fetch", "--quiet", "--no-tags", *options, "--", remote.url, *wants,
             protocols=remote.protocols, settings=remote.settings,
             timeout=seconds, max_file_bytes=limits.package_bytes + 2**20,
+            meanwhile=_Received(git, lambda done: report(remote.url, done, size)) if report else None,
         )  # fmt: skip
 
     patiently(remote, limits, attempt)
+
+
+class _Received:
+    """Looks how large the pack is that git is writing: git itself says nothing before its first object is whole."""
+
+    def __init__(self, git: Git, report: Callable[[int], None]) -> None:
+        self._packs, self._report, self._last = git.directory / "objects" / "pack", report, 0
+
+    def __call__(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            done = max((path.stat().st_size for path in self._packs.glob("*pack*") if path.suffix != ".idx"), default=0)
+            if done != self._last:
+                self._last = done
+                self._report(done)
 
 
 def _is_loopback(host: str) -> bool:

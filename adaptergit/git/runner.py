@@ -65,6 +65,7 @@ _FROM_CLONES = r"^(http\.(.*\.)?(extraheader|sslcert|sslkey))$"
 MINIMUM = (2, 32)
 """The oldest git that is supported: an older one does not hear of the settings that harden it."""
 _TIMEOUT = 120.0
+_NOW_AND_THEN = 0.2
 _MAX_OUTPUT = 64 * 2**20
 _MAX_MEMORY_KB = 4 * 2**20
 # Everything else named GIT_* is taken away: set by an outer git (a hook, an alias) or left in a shell, it would move
@@ -99,6 +100,7 @@ class Git:
         max_output: int = _MAX_OUTPUT,
         settings: Sequence[str] = (),
         heard: Callable[[bytes], None] | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> bytes:
         """Run git to its end and return its output.
 
@@ -112,12 +114,13 @@ class Git:
             max_output: Bound on what git may print, in bytes.
             settings: More settings, ``name=value``; they win over the others.
             heard: Called, on a thread of its own, with what git says on stderr as it comes.
+            meanwhile: Called now and then, on a thread of its own. Its errors end git, and are raised.
 
         Raises:
             TransportError: Git failed, with what it said.
         """
         process = self._start(arguments, stdin, env or {}, protocols, max_file_bytes, settings)
-        with _Deadline(process, timeout) as deadline:
+        with _Deadline(process, timeout) as deadline, _Meanwhile(meanwhile, deadline.kill):
             errors = _Tail(process.stderr, heard)
             output = bytearray()
             with process.stdout:
@@ -324,6 +327,37 @@ class _Deadline:
         self._timer.cancel()
         self.kill()  # also when git itself has ended: what it started may live on and hold the pipes
         self._process.wait()
+
+
+class _Meanwhile:
+    """Calls something now and then while a process runs, and once when it has ended."""
+
+    def __init__(self, action: Callable[[], None] | None, stop: Callable[[], None]) -> None:
+        self._action, self._stop, self._ended = action, stop, threading.Event()
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        assert self._action is not None
+        try:
+            while not self._ended.wait(_NOW_AND_THEN):
+                self._action()
+            self._action()
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits for the process
+            self._failed = error
+            self._stop()
+
+    def __enter__(self) -> None:
+        if self._action is not None:
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._action is None:
+            return
+        self._ended.set()
+        self._thread.join()
+        if self._failed is not None:
+            raise self._failed
 
 
 class _Tail:

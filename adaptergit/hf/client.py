@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from adaptergit._version import __version__
 from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, ReleaseError, TransportError
 from adaptergit.hf.reference import DEFAULT_REVISION
+from adaptergit.progress import watcher
 from adaptergit.settings import Settings
 from adaptergit.web.download import Download
 
@@ -333,7 +334,7 @@ def _bounded(size: int, seconds: float, where: str) -> Any:
     It is told what arrives on the wire, and that may be more than the file: how much it is, is compared at the end.
     """
     bar: Any = importlib.import_module("huggingface_hub.utils").tqdm
-    deadline = time.monotonic() + seconds
+    deadline, report = time.monotonic() + seconds, watcher()
 
     class Bounded(bar):  # type: ignore[misc]  # of Any: the class is not exported with its types
         arrived = 0
@@ -347,6 +348,8 @@ def _bounded(size: int, seconds: float, where: str) -> Any:
                 raise PackageError(f"far more than the {size} bytes that the Hub lists", where=where, hint=_CHANGED)
             if time.monotonic() > deadline:
                 raise TransportError(f"no end within {seconds:.0f} s", where=where, hint="try again later")
+            if report is not None:
+                report(where, min(self.arrived, size), size)
             return super().update(n)
 
     return Bounded

@@ -11,6 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.parser import Parser
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
 from adaptergit.errors import PackageError
@@ -47,9 +48,7 @@ def loads(data: bytes, *, where: str, limit: int) -> Document:
     except UnicodeDecodeError as error:
         raise PackageError(f"not UTF-8 at byte {error.start}", where=where) from error
     try:
-        # Streaming first: aliases and deep nesting are refused before any tree is built.
-        _refuse_tricks(text, where)
-        node = YAML(typ="safe", pure=True).compose(io.StringIO(text))
+        node = _strict(where).compose(io.StringIO(text))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise PackageError(f"not YAML: {error.problem or error.context}", where=f"{where}:{line}") from error
@@ -153,21 +152,31 @@ def _styled_key(key: str) -> str:
     return key if key.isprintable() else DoubleQuotedScalarString(key)
 
 
-def _refuse_tricks(text: str, where: str) -> None:
-    depth = 0
-    for event in YAML(typ="safe", pure=True).parse(io.StringIO(text)):
-        kind = type(event).__name__
-        at = f"{where}:{event.start_mark.line + 1}"
-        if kind == "AliasEvent" or getattr(event, "anchor", None):
-            raise PackageError("anchors and aliases are not allowed", where=at, hint="write the value out")
-        if getattr(event, "tag", None) is not None:
-            raise PackageError("tags ('!…') are not allowed", where=at, hint="write a plain value")
-        if kind in ("MappingStartEvent", "SequenceStartEvent"):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise PackageError(f"nested more than {MAX_DEPTH} deep", where=at)
-        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
-            depth -= 1
+def _strict(where: str) -> YAML:
+    """Return a reader that refuses every trick as it comes by, before a tree is built of it."""
+
+    class Strict(Parser):
+        depth = 0
+
+        def get_event(self) -> Any:
+            event = super().get_event()
+            kind = type(event).__name__
+            at = f"{where}:{event.start_mark.line + 1}"
+            if kind == "AliasEvent" or getattr(event, "anchor", None):
+                raise PackageError("anchors and aliases are not allowed", where=at, hint="write the value out")
+            if getattr(event, "tag", None) is not None:
+                raise PackageError("tags ('!…') are not allowed", where=at, hint="write a plain value")
+            if kind in ("MappingStartEvent", "SequenceStartEvent"):
+                self.depth += 1
+                if self.depth > MAX_DEPTH:
+                    raise PackageError(f"nested more than {MAX_DEPTH} deep", where=at)
+            elif kind in ("MappingEndEvent", "SequenceEndEvent"):
+                self.depth -= 1
+            return event
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Parser = Strict
+    return yaml
 
 
 def _plain(node: Node, path: Path, lines: dict[Path, int], where: str) -> Any:

@@ -24,6 +24,7 @@ from requests.adapters import HTTPAdapter
 
 from adaptergit._version import __version__
 from adaptergit.errors import AdaptergitError, NotFoundError, TransportError, UsageError
+from adaptergit.progress import watcher
 from adaptergit.settings import check_online
 
 _REDIRECTS = 5
@@ -157,7 +158,8 @@ class Download:
                 if length and not (length.isascii() and length.isdigit()):
                     raise TransportError(f"the server says a length of {length[:40]!r}", where=url)
                 expected = int(length) if length else -1
-                got = 0
+                total = start - skip + expected if expected >= 0 else None
+                got, report = 0, watcher()
                 # What has arrived, not whole blocks: a byte now and then must not outlive the deadline.
                 while block := response.raw.read1(_BLOCK):
                     got += len(block)
@@ -167,6 +169,8 @@ class Download:
                         raise TransportError(f"no end within {self.seconds:.0f} s", where=url)
                     write(block[skip:] if skip < len(block) else b"")
                     skip = max(0, skip - len(block))
+                    if report is not None:
+                        report(url, written(), total)
                 if time.monotonic() > deadline:  # the connection was cut, perhaps before there was a length
                     raise TransportError(f"no end within {self.seconds:.0f} s", where=url)
                 if 0 <= expected != got:
