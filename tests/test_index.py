@@ -495,11 +495,11 @@ def test_a_release_is_listed_once(listed: Index, hub: Hub) -> None:
     path = listed.repository.root / "entries" / f"{PRINCIPAL}.jsonl"
     (entry,) = listed.repository.entries(PRINCIPAL)
     path.write_bytes(path.read_bytes() + replace(entry, manifest_sha256="2" * 64).to_line())
-    with pytest.raises(PackageError, match="sst2 1.0.0 is listed twice"):
+    with pytest.raises(PackageError, match=r"sst2 1\.0\.0 is listed twice"):
         listed.repository.entries(PRINCIPAL)
     known = user.known(PRINCIPAL)[0]
     twice = replace(known, lines=(*known.lines, replace(entry, manifest_sha256="2" * 64).to_line()))
-    with pytest.raises(PackageError, match="sst2 1.0.0 is listed twice"):
+    with pytest.raises(PackageError, match=r"sst2 1\.0\.0 is listed twice"):
         twice.entries()
 
 

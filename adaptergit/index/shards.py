@@ -58,7 +58,7 @@ def of_source(source: SourceFile, shard: str) -> dict[str, Any]:
 
 
 def differing(before: Known, now: Known) -> Listing:
-    """Return what was listed and what is, without the lines that are the same: most are, and reading them takes time."""
+    """Return what was listed and what is, without the lines that are the same, which are most of them."""
     had, has = set(before.lines), set(now.lines)
     return Listing(
         tuple(replace(before, lines=tuple(line for line in before.lines if line not in has)).entries()),
