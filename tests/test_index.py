@@ -489,6 +489,20 @@ def test_nothing_that_was_listed_changes(listed: Index, hub: Hub, home: Path, na
     assert user.update("community").refused == ()
 
 
+def test_a_release_is_listed_once(listed: Index, hub: Hub) -> None:
+    """Otherwise a second line could say something else, beside the first one that everybody remembers."""
+    user = listed.user()
+    path = listed.repository.root / "entries" / f"{PRINCIPAL}.jsonl"
+    (entry,) = listed.repository.entries(PRINCIPAL)
+    path.write_bytes(path.read_bytes() + replace(entry, manifest_sha256="2" * 64).to_line())
+    with pytest.raises(PackageError, match=r"sst2 1\.0\.0 is listed twice"):
+        listed.repository.entries(PRINCIPAL)
+    known = user.known(PRINCIPAL)[0]
+    twice = replace(known, lines=(*known.lines, replace(entry, manifest_sha256="2" * 64).to_line()))
+    with pytest.raises(PackageError, match=r"sst2 1\.0\.0 is listed twice"):
+        twice.entries()
+
+
 def test_what_was_listed_does_not_disappear_and_come_back_as_something_else(listed: Index, hub: Hub) -> None:
     user = listed.user()
     (entry,) = listed.repository.entries(PRINCIPAL)

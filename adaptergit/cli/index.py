@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from adaptergit.cli import index_maintain
+from adaptergit.cli import index_change, index_ci, index_maintain
 from adaptergit.cli.groups import Group
 from adaptergit.cli.load import policy_option
 from adaptergit.cli.output import clean, json_option, print_json, step, waiting
@@ -322,22 +322,22 @@ def list_(file: Path, references: tuple[str, ...], policy: str | None, as_json: 
         print_json({"file": file, "entries": added})
 
 
-# --- maintaining: index_maintain.py -----------------------------------------------------------------------------------
+# --- maintaining ------------------------------------------------------------------------------------------------------
 
 for _command in (
     index_maintain.init,
     index_maintain.check,
-    index_maintain.review,
-    index_maintain.settle,
+    index_ci.review,
+    index_ci.settle,
     index_maintain.crawl,
     index_maintain.build,
     index_maintain.site,
     index_maintain.sign,
-    index_maintain.publish,
-    index_maintain.rotate,
-    index_maintain.recover,
-    index_maintain.revoke,
-    index_maintain.yank,
+    index_ci.publish,
+    index_change.rotate,
+    index_change.recover,
+    index_change.revoke,
+    index_change.yank,
     index_maintain.import_adapterhub,
 ):
     index.add_command(_command)

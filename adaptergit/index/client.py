@@ -242,8 +242,10 @@ class Client:
 
         Raises:
             TrustError: Its keys or its releases were changed, and nobody who may sign that.
+            PackageError: It is malformed.
         """
         principal, now = known.source.repository, datetime.now(UTC)
+        known.entries()
         with exclusively(cache_dir() / "locks", f"index {one.name}"):
             state = self.state(one.name)
             gone = [each for each in self.revocations() if each.source == f"the index {one.name}"]

@@ -249,13 +249,16 @@ def read_lines(data: bytes, where: str) -> list[Entry]:
     """Read the entries of a file of lines.
 
     Raises:
-        PackageError: With the line that is none.
+        PackageError: With the line that is none, or says a release again.
     """
-    return [
-        Entry.from_line(line, where=f"{where}:{number}")
-        for number, line in enumerate(data.split(b"\n"), 1)
-        if line.strip()
-    ]
+    found: dict[tuple[str, str], Entry] = {}
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.strip():
+            entry = Entry.from_line(line, where=f"{where}:{number}")
+            if (entry.id, entry.version) in found:
+                raise PackageError(f"{entry.name} {entry.version} is listed twice", where=f"{where}:{number}")
+            found[entry.id, entry.version] = entry
+    return list(found.values())
 
 
 def sort_key(entry: Entry) -> tuple[str, Version]:

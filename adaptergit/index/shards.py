@@ -13,6 +13,7 @@ import zstandard
 from adaptergit.errors import AdaptergitError, PackageError, TransportError, TrustError
 from adaptergit.index.documents import Root, check_recovery
 from adaptergit.index.entry import Entry
+from adaptergit.index.entry_rules import Listing
 from adaptergit.index.repository import Proof
 from adaptergit.index.sources import SourceFile, looser
 from adaptergit.trust import PublicKey, Revocation, follow
@@ -38,10 +39,16 @@ class Known:
         mark = None if adapter is None else f'@{adapter}"'.encode()
         where = f"the index {self.index}"
         found = [Entry.from_line(line, where=where) for line in self.lines if mark is None or mark in line]
+        seen: set[tuple[str, str]] = set()
         for entry in found:
             if entry.principal != self.source.repository:
                 raise PackageError(f"{entry.id} is of another source", where=where)
+            if (entry.id, entry.version) in seen:
+                raise PackageError(f"{entry.id} {entry.version} is listed twice", where=where)
+            seen.add((entry.id, entry.version))
         mine = [entry for entry in found if adapter is None or entry.name == adapter]
+        if not self.late:
+            return mine
         return [replace(e, first_seen=self.late.get(f"{e.name}=={e.version}", e.first_seen)) for e in mine]
 
 
@@ -50,11 +57,20 @@ def of_source(source: SourceFile, shard: str) -> dict[str, Any]:
     return {"keys": source.to_dict().get("keys", []), "threshold": source.threshold, "shard": shard}
 
 
-def backdated(before: Known, now: Known, since: datetime) -> list[Entry]:
+def differing(before: Known, now: Known) -> Listing:
+    """Return what was listed and what is, without the lines that are the same, which are most of them."""
+    had, has = set(before.lines), set(now.lines)
+    return Listing(
+        tuple(replace(before, lines=tuple(line for line in before.lines if line not in has)).entries()),
+        tuple(replace(now, lines=tuple(line for line in now.lines if line not in had)).entries()),
+    )
+
+
+def backdated(one: Listing, since: datetime) -> list[Entry]:
     """Return the releases that are new, and are said to have been seen long before."""
-    had = {(entry.name, entry.version) for entry in before.entries()}
+    had = {(entry.name, entry.version) for entry in one.before}
     limit = f"{since - _SLACK:%Y-%m-%dT%H:%M:%SZ}"
-    return [e for e in now.entries() if (e.name, e.version) not in had and "" < e.first_seen < limit]
+    return [e for e in one.now if (e.name, e.version) not in had and "" < e.first_seen < limit]
 
 
 def rekeyed(

@@ -28,10 +28,9 @@ from adaptergit.index.documents import (
     parse_catalog,
     when,
 )
-from adaptergit.index.entry_rules import Listing
 from adaptergit.index.repository import replace as write
 from adaptergit.index.rules import broken_by
-from adaptergit.index.shards import Known, backdated, of_source, parse_shard, rekeyed, unpack
+from adaptergit.index.shards import Known, backdated, differing, of_source, parse_shard, rekeyed, unpack
 from adaptergit.index.subscription import (
     Place,
     State,
@@ -290,10 +289,10 @@ def judged(
     if data is None:
         return {}, None
     old = parse_shard(one.name, data, known.source.repository)
-    broken = broken_by(Listing(tuple(old.entries()), tuple(known.entries())))
-    if broken:
+    listing = differing(old, known)
+    if broken := broken_by(listing):
         return {}, broken[0][1]
-    late = backdated(old, known, when(created, "state.json")) if created else []
+    late = backdated(listing, when(created, "state.json")) if created else []
     return {f"{entry.id}=={entry.version}": moment(now) for entry in late}, None
 
 
