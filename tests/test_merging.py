@@ -233,9 +233,13 @@ def test_what_else_is_active_stays_when_an_adapter_is_merged(tiny: Any) -> None:
     panel = adapters(tiny)
     for name in ("a", "b"):
         panel.add(name, "lora")
-    for text in ("Average(a, b)", "Parallel(a, b)"):
+    for text, why in (
+        ("Average(a, b)", "is active in"),
+        ("Parallel(a, b)", "is active in"),
+        ("Stack(a, b)", "works on"),
+    ):
         panel.active = text
-        with pytest.raises(UsageError, match="is active in"):
+        with pytest.raises(UsageError, match=why):
             panel.merge("a")
         assert str(panel.active) == text
     panel.active = "a"

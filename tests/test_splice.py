@@ -12,6 +12,8 @@ import pytest
 import torch
 import transformers
 from conftest import GOLDEN, tiny_model
+from tokenizers import Tokenizer, models
+from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 
 import adaptergit
@@ -20,6 +22,7 @@ from adaptergit.splice import (
     Bottleneck,
     ClassificationHead,
     Parallel,
+    PromptTuning,
     Stack,
     adapters,
     anatomy_of,
@@ -636,13 +639,41 @@ def test_what_no_file_can_be_called_names_no_adapter(name: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", ["seq_bn[leave_out=[7]]", "lora[leave_out=[-1]]", "loreft[layers=[2]]", "seq_bn|lora[leave_out=[9]]"]
+    "config",
+    [
+        "seq_bn[reduction_factor={'7': 2, 'default': 4}]",
+        "seq_bn[leave_out=[7]]",
+        "lora[leave_out=[-1]]",
+        "loreft[layers=[2]]",
+        "seq_bn|lora[leave_out=[9]]",
+    ],
 )
 def test_a_block_that_is_not_there_is_named(config: str) -> None:
     panel = adapters(tiny_model())
     with pytest.raises(ModelError, match="block"):
         panel.add("a", config)
     assert panel.names == []
+
+
+def test_a_reduction_factor_is_of_a_block() -> None:
+    with pytest.raises(UsageError, match="no block's number"):
+        adapters(tiny_model()).add("a", "seq_bn[reduction_factor={'x': 2, 'default': 4}]")
+
+
+def test_a_prompt_starts_from_a_text(tmp_path: Path) -> None:
+    model = tiny_model()
+    panel = adapters(model)
+    config = PromptTuning(prompt_length=5, prompt_init="from_string", prompt_init_text="good film")
+    model.config._name_or_path = str(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="no tokenizer"):
+        panel.add("a", config)
+    words = Tokenizer(models.WordLevel({"?": 0, "good": 5, "film": 6}, unk_token="?"))
+    words.pre_tokenizer = Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(tmp_path)
+    model.config._name_or_path = str(tmp_path)
+    panel.add("a", config)
+    (found,) = panel.module("a").parameters()
+    assert torch.equal(found, model.get_input_embeddings().weight[[5, 6, 5, 6, 5]])
 
 
 def test_a_prompt_needs_tokens() -> None:

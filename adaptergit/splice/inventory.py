@@ -217,8 +217,15 @@ class Inventory:
     def _check_blocks(self, config: MethodConfig) -> None:
         for part in getattr(config, "configs", ()):
             self._check_blocks(part)
-        layers = getattr(config, "layers", ())
-        for index in (*getattr(config, "leave_out", ()), *(layers if isinstance(layers, tuple) else ())):
+        layers, factor = getattr(config, "layers", ()), getattr(config, "reduction_factor", None)
+        named = [key for key in factor if key != "default"] if isinstance(factor, Mapping) else []
+        if strange := [key for key in named if not str(key).isdecimal()]:
+            raise UsageError(f"reduction_factor: {strange[0]!r} is no block's number", hint='"default", or "0", "1" …')
+        for index in (
+            *getattr(config, "leave_out", ()),
+            *(layers if isinstance(layers, tuple) else ()),
+            *map(int, named),
+        ):
             if not 0 <= index < self.anatomy.blocks:
                 raise ModelError(
                     f"{config.method} speaks of block {index}, which is not there",

@@ -352,7 +352,8 @@ class Panel(Inventory):
         If it is active, alone or in a Stack, what else is active stays so.
 
         Raises:
-            UsageError: The method cannot be merged, the adapter is merged already, or it is active in another block.
+            UsageError: The method cannot be merged, the adapter is merged already, or it is active in another block or
+                with others at its places.
             ModelError: The weights are quantised.
         """
         spliced = self.spliced(name)
@@ -361,6 +362,14 @@ class Panel(Inventory):
         if self._engine.overridden:
             raise UsageError("weights cannot be merged while using() is in use", hint="leave the with block first")
         rest = without(self._active, name)
+        beside = [other for other in _names(rest) if other != name] if rest is not None and rest != self._active else []
+        for other in beside:
+            shared = next((p for p in spliced.parts.places if p in self.spliced(other).parts.places), None)
+            if shared is not None:
+                raise UsageError(
+                    f"in {self._active}, {other!r} works on what {name!r} makes at {shared.key}: it would no longer",
+                    hint="combine() them into one, or switch them off first: panel.active = None",
+                )
         restore = merge_into(self.host, spliced.parts)
         if rest is None:
             self.activate(None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from adaptergit.errors import ModelError
+from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.config import MethodConfig, register, register_preset
 from adaptergit.splice.layers import is_number, require, require_counts, require_one_of
 from adaptergit.splice.places import Parts, Prompt
@@ -51,7 +51,10 @@ class PromptTuning(MethodConfig):
         """Make the prompt."""
         parts = Parts()
         embeddings = getattr(host.base, "embeddings", None)
-        lookup = host.base.get_input_embeddings()  # type: ignore[operator]
+        lookup = _lookup(host)
+        settings = getattr(host.base, "config", None)
+        if any(getattr(settings, f"use_{kind}relative_position_bias", False) for kind in ("", "shared_")):
+            raise ModelError(f"{type(host.base).__name__} knows where each of its patches is: it has none for a prompt")
         behind = isinstance(embeddings, nn.Module) and not self.before_positions and embeddings is not lookup
         if not behind and not {"input_ids", "inputs_embeds"} & set(inspect.signature(host.base.forward).parameters):
             raise ModelError(f"{type(host.base).__name__} is given no tokens: there is no place for a prompt")
@@ -69,16 +72,38 @@ class PromptTuning(MethodConfig):
             scale = self.random_uniform_scale
             nn.init.uniform_(module.prompt_embedding, -scale, scale, generator=generator)
             if self.prompt_init == "from_string":
-                require(
-                    bool(self.prompt_init_ids), "prompt_init='from_string' needs prompt_init_ids, the text's tokens"
-                )
-                table = getattr(host.base.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+                table = getattr(_lookup(host), "weight", None)
                 if table is None or table.dim() != 2:
                     raise ModelError("prompt_init='from_string' needs a model that embeds tokens")
-                times = -(-self.prompt_length // len(self.prompt_init_ids))
-                ids = torch.tensor((self.prompt_init_ids * times)[: self.prompt_length], device=table.device)
+                tokens = self.prompt_init_ids or _tokens(self.prompt_init_text, host)
+                times = -(-self.prompt_length // len(tokens))
+                ids = torch.tensor((tokens * times)[: self.prompt_length], device=table.device)
                 with torch.no_grad():
                     module.prompt_embedding.copy_(table[ids])
+
+
+def _lookup(host: Host) -> nn.Module | None:
+    try:
+        found: nn.Module | None = host.base.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError, KeyError):
+        return None
+    return found
+
+
+def _tokens(text: str | None, host: Host) -> tuple[int, ...]:
+    """Tokenize a text with the tokenizer that the model was loaded with."""
+    from transformers import AutoTokenizer
+
+    require(bool(text), "prompt_init='from_string' needs prompt_init_text, or prompt_init_ids, its tokens")
+    name = str(getattr(host.base.config, "_name_or_path", ""))
+    try:
+        tokens = tuple(AutoTokenizer.from_pretrained(name)(text)["input_ids"])
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"there is no tokenizer at {name!r}, where the model comes from", hint="pass prompt_init_ids, the tokens"
+        ) from error
+    require(bool(tokens), f"{text!r} has no tokens")
+    return tokens
 
 
 class PromptSite(nn.Module):
