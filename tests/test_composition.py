@@ -200,7 +200,8 @@ def test_every_row_is_as_if_its_adapters_were_alone(methods: Any, tree: Any, tas
         found = methods.model(**inputs)[0]
     if "decoder_input_ids" in inputs:
         seen = torch.ones_like(seen)
-    assert torch.allclose(found[seen], torch.cat(expected)[seen], atol=1e-8), str(tree)
+    # T5's softmax in transformers 4 is in single precision whatever the model is.
+    assert torch.allclose(found[seen], torch.cat(expected)[seen], atol=1e-5), str(tree)
 
 
 @given(tree=trees())

@@ -198,7 +198,8 @@ def prompted(panel: Any, name: str, ids: torch.Tensor, real: torch.Tensor) -> to
                 prompt = next(site.parameters())
                 panel.activate(None)
                 embedded = torch.cat([prompt[None], base.embeddings(tokens[kept][None])], 1)
-                output = base.transformer(embedded, attention_mask=None)
+                old = () if transformers.__version__ >= "5" else (torch.ones(embedded.shape[:2]), [None] * 9)
+                output = base.transformer(embedded, *old)
             else:
                 output = base(tokens[kept][None])
         rows.append(output[0][0, -int(kept.sum()) :])
