@@ -98,7 +98,6 @@ def stressed(raw: dict[str, Any]) -> Result:
     group = f"{crowd['processes']} processes load {crowd['adapters']} adapters"
     for name in ("downloads", "failed", "damaged"):
         result.rows.append(Row(group, "ours", name, crowd[name], _TIMES))
-    result.rows.append(Row(group, "ours", "time", crowd["seconds"], "s"))
     for title, row in (("fetches", fetches), ("publications", publications)):
         for name, value in row.items():
             shown = name.replace("_", " ")
