@@ -18,7 +18,7 @@ import tempfile
 import time
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,30 @@ class Place:
         argv = ["git", "-C", str(self.clone), *arguments]
         return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
-    def broken(self) -> int:
-        """Count the repositories that do not pass ``git fsck``."""
-        argv = [["git", "-C", str(where), "fsck", "--strict"] for where in (self.bare, self.clone)]
-        return sum(subprocess.run(one, capture_output=True, check=False).returncode != 0 for one in argv)
+    def broken(self) -> list[str]:
+        """Return what ``git fsck`` says of the repositories that do not pass it."""
+        self.settle()
+        said = []
+        for where in (self.bare, self.clone):
+            argv = ["git", "-C", str(where), "fsck", "--strict"]
+            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+            said += [f"{where.name}: {done.stdout}{done.stderr}"] if done.returncode else []
+        return said
+
+    def settle(self) -> None:
+        """Wait for what the killed process had started, and the server's end of it: fsck reads beside no writer."""
+        end = time.monotonic() + 30
+        while time.monotonic() < end and any(str(self.root) in command for command in commands("git")):
+            time.sleep(0.02)
+
+
+def commands(program: str) -> Iterator[str]:
+    """Yield working directory and command line of every process of a program, and of those named after it."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if Path(command.partition(" ")[0]).name.startswith(program):
+                yield f"{(process / 'cwd').readlink()} {command}"
 
 
 def crowd(place: Place, processes: int, adapters: int) -> dict[str, Any]:
@@ -131,25 +151,29 @@ def killed_fetches(place: Place, kills: int) -> dict[str, int]:
     reference = f"{place.url}@a0==1.0.0"
     shutil.rmtree(place.cache)
     seconds = timed("fetch", reference)
-    chance, half, killed = random.Random(1), 0, 0
-    for _ in range(kills):
+    chance, half, killed, tried = random.Random(1), 0, 0, 0
+    while killed < kills and tried < 3 * kills:
+        tried += 1
         shutil.rmtree(place.cache, ignore_errors=True)
         killed += kill_after(chance.uniform(0, 1.1 * seconds), ("fetch", reference))
         half += bool(verify_store()) or any(one.manifest is None for one in stored())
     unusable = fetch(reference).version != "1.0.0"
-    return {"tried": kills, "killed": killed, "half_written": half, "unusable_after": int(unusable)}
+    return {"tried": tried, "killed": killed, "half_written": half, "unusable_after": int(unusable)}
 
 
 def killed_publications(place: Place, kills: int) -> dict[str, int]:
     """Kill publications at random moments; both repositories must be whole, and have a release whole or not at all."""
     folder, key = package(place.root / "killed", "killed"), str(place.key.path)
     seconds = timed("publish", str(folder), str(place.clone), key, "1.0.0")
-    chance, broken, killed, released, torn = random.Random(2), 0, 0, 0, 0
-    for step in range(1, kills + 1):
-        version = f"1.{step}.0"
+    chance, broken, killed, released, torn, tried = random.Random(2), 0, 0, 0, 0, 0
+    while killed < kills and tried < 3 * kills:
+        tried += 1
+        version = f"1.{tried}.0"
         argv = ("publish", str(folder), str(place.clone), key, version)
         killed += kill_after(chance.uniform(0, 1.1 * seconds), argv)
-        broken += place.broken()
+        if said := place.broken():
+            broken += 1
+            print(version, *said, file=sys.stderr)
         for path in (place.clone / ".git").rglob("*.lock"):  # as git asks of whoever killed it
             path.unlink()
         place.git("fetch", "-q", "--tags", "--force", "origin")
@@ -164,7 +188,7 @@ def killed_publications(place: Place, kills: int) -> dict[str, int]:
         with contextlib.suppress(AdaptergitError):
             whole += fetch(f"{place.url}@killed=={tag.rpartition('/')[2]}").version is not None
     return {
-        "tried": kills, "killed": killed, "fsck_failed": broken, "released": released, "torn": torn,
+        "tried": tried, "killed": killed, "fsck_failed": broken, "released": released, "torn": torn,
         "unusable_after": len(tags) - whole,
     }  # fmt: skip
 
