@@ -279,3 +279,39 @@ def test_attention_of_a_fusion_can_be_read(panel: Any) -> None:
     attention = next(iter(panel.fused("a,n").modules.values())).attention
     assert attention.shape == (ROWS, LENGTH, 2)
     assert torch.allclose(attention.sum(-1), torch.ones(ROWS, LENGTH, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["Deberta", "DebertaV2"])
+@pytest.mark.parametrize("dtype", [None, torch.long, torch.float32])
+def test_debertas_prefixes_act_on_their_rows_whatever_the_mask_is(kind: str, dtype: torch.dtype | None) -> None:
+    """The model makes masks of ones and zeros, of the dtype it was given, or of floats."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 8}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=70, share_att_key=True, **small, **relative)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    panel = adapters(model)
+    for name, method in (
+        ("f", "prefix_tuning_flat[prefix_length=3]"),
+        ("s", "seq_bn[reduction_factor=4]"),
+        ("l", "lora"),
+    ):
+        panel.add(name, method)
+        with torch.no_grad():
+            for parameter in panel.module(name).parameters():
+                parameter.add_(torch.randn(parameter.shape) * 0.3)
+    ids = torch.randint(5, 60, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
+    given = {} if dtype is None else {"attention_mask": torch.ones(ROWS, LENGTH, dtype=dtype)}
+    outputs = {}
+    with torch.no_grad():
+        for name in ("f", "s", None):
+            with panel.using(name):
+                outputs[name] = model(ids, **given)[0]
+        assert not torch.allclose(outputs["f"], outputs[None], atol=0.05)
+        with panel.using(Route("f", "s", None, "f")):
+            found = model(ids, **given)[0]
+    for row, name in enumerate(("f", "s", None, "f")):
+        assert torch.allclose(found[row], outputs[name][row], atol=1e-5)
+    if kind == "DebertaV2":  # the layers that project tokens project positions too, which belong to no row
+        with panel.using(Route("l", "l", None, "l")), pytest.raises(UsageError, match="positions"):
+            model(ids)

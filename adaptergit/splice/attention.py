@@ -272,9 +272,9 @@ class _ByProjections(_Own):
             return (args[0], self._wide(args[1], prefix), *args[2:]), kwargs
         return args, kwargs
 
-    @staticmethod
-    def _wide(mask: torch.Tensor, prefix: PrefixState) -> torch.Tensor:
-        added = mask.is_floating_point() and mask.dim() == 4  # to the scores
+    def _wide(self, mask: torch.Tensor, prefix: PrefixState) -> torch.Tensor:
+        # To the scores; DeBERTa's is of ones and zeros, whatever its dtype.
+        added = mask.is_floating_point() and mask.dim() == 4 and not hasattr(self.module, "disentangled_attention_bias")
         wide = F.pad(mask, (prefix.length, 0), value=0 if added else 1)
         if prefix.counts is not None:
             counts = prefix.counts[:, None, None, :] if mask.dim() == 4 else prefix.counts

@@ -518,8 +518,15 @@ class _Project:
         if not self.engine.acts(self.place):
             return None
         y, inputs = self.engine.unfold(output), self.engine.unfold(args[0])
-        flat = y.dim() == 2
-        state = ProjectionState(y[None], inputs[None]) if flat else ProjectionState(y, inputs)
+        by_row = self.engine.current().by_row
+        if by_row and y.shape[0] != self.engine.call.batch:
+            raise UsageError(
+                f"{self.place.path} is also called with what is not the batch's rows, like DeBERTa's positions",
+                hint="what acts there acts on all rows, or on none: run the rows one adapter at a time",
+            )
+        if y.dim() == 2:  # a pooler's rows, or tokens of all rows
+            y, inputs = (y[:, None], inputs[:, None]) if by_row else (y[None], inputs[None])
+        state = ProjectionState(y, inputs)
         return self.engine.run(self.place, state).result().reshape(output.shape)
 
 
