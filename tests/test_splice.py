@@ -693,6 +693,19 @@ def test_a_prompt_needs_tokens() -> None:
     panel.add("a", "prompt_tuning")
 
 
+def test_a_model_that_takes_no_prompt_says_so_at_once() -> None:
+    config = transformers.ModernBertConfig(
+        vocab_size=70, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    model = transformers.AutoModel.from_config(config).train()
+    panel = adapters(model)
+    with pytest.raises(ModelError, match="takes no prompt"):
+        panel.add("a", "prompt_tuning")
+    assert panel.names == []
+    assert all(module.training for module in model.modules())
+
+
 def test_an_invalid_card_field_writes_nothing(tmp_path: Path) -> None:
     panel = adapters(tiny_model())
     panel.add("a")

@@ -32,14 +32,17 @@ from adaptergit.splice.composition import (
 from adaptergit.splice.config import MethodConfig, parse_config
 from adaptergit.splice.embeddings import Embeddings, config_for, input_paths
 from adaptergit.splice.engine import EMPTY, Engine
+from adaptergit.splice.families import family_of
 from adaptergit.splice.fusion import Fusion, FusionConfig, fusion_config
 from adaptergit.splice.heads import HeadConfig, StaticModule, build_head, static_head_of, static_paths
+from adaptergit.splice.inputs import tiny_inputs
 from adaptergit.splice.inventory import ATTRIBUTE, Inventory, check_new, panel_of
 from adaptergit.splice.layers import is_number
 from adaptergit.splice.merging import average, average_states, combine, eject_prefix, merge_into
-from adaptergit.splice.places import BlockOutput, Linear, Parts, Place
+from adaptergit.splice.places import BlockOutput, Linear, Parts, Place, Prompt
 from adaptergit.splice.plan import Answer, Plan
 from adaptergit.splice.setup import fused, several, single
+from adaptergit.splice.trace import evaluating
 
 
 def adapters(
@@ -80,9 +83,41 @@ class Panel(Inventory):
             raise ModelError(f"the model has an attribute {ATTRIBUTE!r} that is not a panel")
         super().__init__(model, anatomy_of(model, sites, inputs))
         self._engine = Engine(model, self.anatomy.pooling)
+        self._inputs = inputs
         self._active: Composition | None = None
         self._merged: dict[str, Callable[[], None]] = {}
         self._trainable: dict[str, bool] | None = None
+
+    def insert(self, name: str, config: MethodConfig, parts: Parts, **options: Any) -> None:
+        """Put an adapter with its weights into the panel; it stays inactive.
+
+        Raises:
+            UsageError: The name is taken, or the dtype is none.
+            ModelError: It is a prompt, and the model cannot take more positions than it was given.
+        """
+        super().insert(name, config, parts, **options)
+        known = family_of(str(getattr(getattr(self._base, "config", None), "model_type", ""))) is not None
+        if not known and any(isinstance(place, Prompt) for place in parts.places):
+            self._rehearse(name)
+
+    def _rehearse(self, name: str) -> None:
+        """Run one tiny forward with an adapter, if one without it can be run: not every model can do with a prompt."""
+        runs, inputs = False, self._inputs or {}
+        with evaluating(self._model), torch.no_grad():
+            with contextlib.suppress(Exception), self.using(None):  # whatever a model's own code raises
+                inputs = self._inputs or tiny_inputs(self._model)
+                self._model(**inputs)
+                runs = True
+            try:
+                if runs:
+                    with self.using(name, head=[]):
+                        self._model(**inputs)
+            except Exception as error:  # the same
+                self.remove(name)
+                raise ModelError(
+                    f"{type(self._model).__name__} takes no prompt: with one, {type(error).__name__}: {error}",
+                    hint="prefix_tuning, or another method",
+                ) from error
 
     def add(self, name: str, config: str | MethodConfig = "seq_bn", *, dtype: torch.dtype | None = None) -> None:
         """Add a freshly initialised adapter. It does nothing until it is activated.

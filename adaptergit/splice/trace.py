@@ -185,7 +185,7 @@ def _misplaced(one: Found, seen: _Rehearsal, recorded: Sequence[_Branch]) -> str
 def _record(model: nn.Module, inputs: Mapping[str, Any]) -> list[_Branch]:
     """Watch one forward and return its residual branches."""
     recorder = _Recorder()
-    with _evaluating(model), _watched(model, recorder), torch.no_grad(), recorder:
+    with evaluating(model), _watched(model, recorder), torch.no_grad(), recorder:
         model(**inputs)
     modules = dict(model.named_modules())
     # A module that its parent calls twice (a shared dropout) cannot stand for one of the two places.
@@ -275,7 +275,7 @@ def _rehearse(model: nn.Module, inputs: Mapping[str, Any], found: Sequence[Found
                     handles.append(module.register_forward_pre_hook(partial(before, index), with_kwargs=True))
             for path, after in (*((path, adds) for path in added), (one.output, gives)):
                 handles.append(model.get_submodule(path).register_forward_hook(partial(after, index)))
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(**inputs)
     finally:
         for handle in handles:
@@ -296,7 +296,8 @@ def _in_block(path: str, block: str) -> bool:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a model in evaluation mode, and give every module its own mode back."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
