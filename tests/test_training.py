@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from conftest import tiny_model
 
 import adaptergit
 from adaptergit.errors import AdaptergitError, DataError, NotFoundError, UsageError
@@ -281,3 +283,28 @@ def test_scores_are_those_of_the_definitions() -> None:
     assert found.accuracy == 0.75
     assert found.f1_macro == pytest.approx((2 / 3 + 4 / 5) / 2, abs=1e-6)
     assert found.samples == 4
+
+
+def test_a_plain_trainer_adds_up_gradients_of_a_head_as_one_batch_has_them(tmp_path: Path) -> None:
+    """transformers' Trainer leaves the division to models that take keyword arguments."""
+    rows = [{"input_ids": [5 + i, 6, 7 + i], "labels": i % 3} for i in range(4)]
+    found = []
+    for batch, steps in ((4, 1), (2, 2), (1, 4)):
+        torch.manual_seed(0)
+        model = tiny_model()
+        panel = adaptergit.adapters(model)
+        panel.add("a", "seq_bn[reduction_factor=4, init_weights_seed=0]")
+        panel.add_head("a", adaptergit.ClassificationHead(num_labels=3))
+        panel.train("a")
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        arguments = transformers.TrainingArguments(
+            str(tmp_path / str(batch)), per_device_train_batch_size=batch, gradient_accumulation_steps=steps, max_steps=1,
+            learning_rate=0.5, optim="sgd", max_grad_norm=0.0, remove_unused_columns=False, label_names=["labels"],
+            report_to=[], save_strategy="no", use_cpu=True, lr_scheduler_type="constant", seed=0, disable_tqdm=True,
+        )  # fmt: skip
+        transformers.Trainer(model, arguments, train_dataset=rows).train()
+        found.append(torch.cat([p.detach().view(-1) for p in panel.head_module("a").parameters()]))
+    assert torch.allclose(found[1], found[0], atol=1e-6)
+    assert torch.allclose(found[2], found[0], atol=1e-6)

@@ -74,6 +74,8 @@ class _Pending:
     inputs: dict[str, Any]
     labels: dict[str, Any]
     as_tuple: bool
+    total: Any = None
+    """Labels of all batches whose gradients are added up (``num_items_in_batch`` of transformers' Trainer), or None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +101,9 @@ class _Answer:
         named = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         inputs = {name: named[name] for name in _KEPT if named.get(name) is not None}
         labels = {name: kwargs[name] for name in _LABELS if kwargs.get(name) is not None}
-        self.engine.put(_CALL, _Pending(inputs, labels, kwargs.get("return_dict") is False))
-        kept = {k: v for k, v in kwargs.items() if k not in (*_LABELS, "return_dict")}
+        total = kwargs.get("num_items_in_batch")
+        self.engine.put(_CALL, _Pending(inputs, labels, kwargs.get("return_dict") is False, total))
+        kept = {k: v for k, v in kwargs.items() if k not in (*_LABELS, "return_dict", "num_items_in_batch")}
         config = getattr(self.base, "config", None)
         if getattr(config, "is_encoder_decoder", False) and named.get("decoder_input_ids") is None:
             generates = any(getattr(head.config, "type", "") == "seq2seq_lm" for head in heads)
@@ -129,13 +132,21 @@ class _Answer:
         if output is None or not isinstance(output[0], torch.Tensor):
             raise ModelError("the base model gave no hidden state for the head to read")
         answers = [
-            head.answer(self._call(output, pending, rows))
+            self._answer(head, self._call(output, pending, rows), pending.total)
             for head, rows in self.engine.current().answers(output[0].shape[0])
         ]
         if len(answers) == 1:
             return answers[0].to_tuple() if pending.as_tuple else answers[0]
         losses = [answer["loss"] for answer in answers if answer.get("loss") is not None]
         return MultiHeadOutput(loss=sum(losses) if losses else None, head_outputs=answers)
+
+    @staticmethod
+    def _answer(head: HeadModule, call: HeadCall, total: Any) -> Any:
+        """Let a head answer; with a total, its loss is this batch's part of the mean over all labels."""
+        answer, labels = head.answer(call), call.labels.get("labels")
+        if total is not None and isinstance(labels, torch.Tensor) and answer.get("loss") is not None:
+            answer["loss"] = answer["loss"] * labels.ne(-100).sum() / total
+        return answer
 
     def _call(self, output: Any, pending: _Pending, rows: Rows | None) -> HeadCall:
         batch, copies = output[0].shape[0], self.engine.current().copies
