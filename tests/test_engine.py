@@ -355,7 +355,7 @@ def test_a_head_compiles_to_one_graph(auto: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a", "Stack(a, b)", "Parallel(a, b)", "BatchSplit(a, l, batch_sizes=[1, 1])", "l", "d", "v"]
+    "text", ["a", "Stack(a, b)", "Parallel(a, b)", "BatchSplit(a, l, batch_sizes=[1, 1])", "Route(a, l)", "l", "d", "v"]
 )
 def test_every_composition_compiles_to_one_graph(text: str) -> None:
     model = tiny_model()
@@ -364,10 +364,22 @@ def test_every_composition_compiles_to_one_graph(text: str) -> None:
         panel.add(name, config)
         noisy(panel, name)
     panel.active = text
-    with torch.no_grad():
-        expected = model(IDS)[0]
+    with torch.no_grad():  # compiled first: nothing is left over from another call
         found = torch.compile(model, backend="eager", fullgraph=True)(IDS)[0]
+        expected = model(IDS)[0]
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_panel_that_was_taken_away_says_so() -> None:
+    model = tiny_model()
+    panel = adapters(model)
+    panel.add("a")
+    with panel.using("a"), pytest.raises(UsageError, match="using"):
+        panel.detach()
+    panel.detach()
+    for again in (lambda: panel.activate("a"), lambda: panel.using("a").__enter__()):
+        with pytest.raises(UsageError, match="taken away"):
+            again()
 
 
 def test_prompts_stack_and_need_every_row() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_model
 from golden import GOLDEN, cases, inputs_of, prepare, prepare_peft, read
 from safetensors.torch import load_file
 from torch import nn
 
+import adaptergit
 from adaptergit.errors import UsageError
 from adaptergit.splice import ClassificationHead, adapters
 from adaptergit.splice.merging import COMBINATIONS
@@ -202,6 +205,37 @@ def test_an_adapter_of_an_embedding_is_merged(tiny: Any, config: str) -> None:
     assert torch.allclose(hidden(tiny), active, atol=1e-5)
     panel.unmerge("a")
     assert torch.equal(hidden(tiny), before)
+
+
+def test_nothing_is_saved_from_a_model_with_merged_weights(tiny: Any, tmp_path: Path) -> None:
+    panel = adapters(tiny)
+    panel.add("a", "lora")
+    noisy(panel, "a")
+    panel.merge("a")
+    with pytest.raises(UsageError, match="is merged"):
+        panel.save("a", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    panel.unmerge("a")
+    panel.save("a", tmp_path / "a")
+    adaptergit.load(tmp_path / "a", tiny_model())
+
+
+def test_heads_are_averaged_as_the_adapters_are(tiny: Any) -> None:
+    panel = adapters(tiny)
+    for name in ("a", "b"):
+        panel.add(name, "lora")
+        panel.add_head(name, ClassificationHead(num_labels=3))
+    noisy(panel, "a", "b")
+
+    def weights(name: str) -> torch.Tensor:
+        return torch.cat([parameter.detach().view(-1) for parameter in panel.head_module(name).parameters()])
+
+    panel.average("sum", ["a", "b"], [0.5, 0.7], normalize_weights=False)
+    assert torch.allclose(weights("sum"), 0.5 * weights("a") + 0.7 * weights("b"), atol=1e-6)
+    panel.combine("mean", ["a", "b"], [1.0, 3.0])
+    assert torch.allclose(weights("mean"), 0.25 * weights("a") + 0.75 * weights("b"), atol=1e-6)
+    panel.combine("less", ["a", "b"], [1.0, -0.9])
+    assert "less" not in panel.heads
 
 
 def test_weights_that_another_module_shares_are_not_merged_into() -> None:

@@ -49,6 +49,11 @@ def save(panel: Panel, setup: Setup, folder: str | Path, about: Mapping[str, Any
         raise UsageError("this is not a folder", where=str(folder))
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
         raise UsageError(f"{name!r} cannot be a published name", hint='pass one: save(…, name="my-adapter")')
+    if panel.merged:
+        raise UsageError(
+            f"{', '.join(map(repr, panel.merged))} is merged: the model's weights are not those of its base",
+            hint="panel.unmerge(…) first, and merge again afterwards",
+        )
     tokenizers = [found for n in setup.embeddings if (found := panel.tokenizer(n)) is not None]
     if len(setup.embeddings) > 1 and tokenizers:
         raise UsageError("a package holds one tokenizer", hint="save the adapters one by one")

@@ -74,6 +74,10 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+# Hidden states, or what attention projects, are (positions, rows, width).
+POSITIONS_FIRST = ("fsmt", "led", "longformer", "xlnet")
+
+
 def family_of(model_type: str) -> Family | None:
     """Return the row of a ``config.model_type``, or None."""
     return next((family for family in FAMILIES if model_type in family.model_types), None)

@@ -27,19 +27,20 @@ from adaptergit.splice.composition import (
     ends_of,
     on_every_row,
     parse_composition,
+    partitions_rows,
     without,
 )
 from adaptergit.splice.config import MethodConfig, parse_config
 from adaptergit.splice.embeddings import Embeddings, config_for, input_paths
 from adaptergit.splice.engine import EMPTY, Engine
-from adaptergit.splice.families import family_of
+from adaptergit.splice.families import POSITIONS_FIRST, family_of
 from adaptergit.splice.fusion import Fusion, FusionConfig, fusion_config
 from adaptergit.splice.heads import HeadConfig, StaticModule, build_head, static_head_of, static_paths
 from adaptergit.splice.inputs import tiny_inputs
 from adaptergit.splice.inventory import ATTRIBUTE, Inventory, check_new, panel_of
 from adaptergit.splice.layers import is_number
 from adaptergit.splice.merging import average, average_states, combine, eject_prefix, merge_into
-from adaptergit.splice.places import BlockOutput, Linear, Parts, Place, Prompt
+from adaptergit.splice.places import BlockOutput, Embedding, Linear, Parts, Place, Prompt
 from adaptergit.splice.plan import Answer, Plan
 from adaptergit.splice.setup import fused, several, single
 from adaptergit.splice.trace import evaluating
@@ -84,6 +85,7 @@ class Panel(Inventory):
         super().__init__(model, anatomy_of(model, sites, inputs))
         self._engine = Engine(model, self.anatomy.pooling)
         self._inputs = inputs
+        self._detached = False
         self._active: Composition | None = None
         self._merged: dict[str, Callable[[], None]] = {}
         self._trainable: dict[str, bool] | None = None
@@ -93,15 +95,15 @@ class Panel(Inventory):
 
         Raises:
             UsageError: The name is taken, or the dtype is none.
-            ModelError: It is a prompt, and the model cannot take more positions than it was given.
+            ModelError: The model's forward fails with it.
         """
         super().insert(name, config, parts, **options)
         known = family_of(str(getattr(getattr(self._base, "config", None), "model_type", ""))) is not None
-        if not known and any(isinstance(place, Prompt) for place in parts.places):
+        if not known and any(isinstance(place, Prompt | BlockOutput | Embedding) for place in parts.places):
             self._rehearse(name)
 
     def _rehearse(self, name: str) -> None:
-        """Run one tiny forward with an adapter, if one without it can be run: not every model can do with a prompt."""
+        """Run one tiny forward with an adapter, if one without it can be run: blocks may change the stream's width."""
         runs, inputs = False, self._inputs or {}
         with evaluating(self._model), torch.no_grad():
             with contextlib.suppress(Exception), self.using(None):  # whatever a model's own code raises
@@ -113,10 +115,11 @@ class Panel(Inventory):
                     with self.using(name, head=[]):
                         self._model(**inputs)
             except Exception as error:  # the same
+                method = self.config(name).method
                 self.remove(name)
                 raise ModelError(
-                    f"{type(self._model).__name__} takes no prompt: with one, {type(error).__name__}: {error}",
-                    hint="prefix_tuning, or another method",
+                    f"{type(self._model).__name__} takes no {method}: with it, {type(error).__name__}: {error}",
+                    hint="another method: adaptergit inspect shows where methods can act",
                 ) from error
 
     def add(self, name: str, config: str | MethodConfig = "seq_bn", *, dtype: torch.dtype | None = None) -> None:
@@ -463,7 +466,9 @@ class Panel(Inventory):
             made = combine(configs, parts, own, "svd", self.build, rank=rank, density=1.0, majority="total")
         else:
             made = average(configs, parts, own, strategy, self.build)
-        self._insert_with_head(name, made, names, own)
+        self.insert(name, *made)
+        if self._of_one_head(names) and name not in self._heads:
+            self.average_head(name, names, own, normalize_weights=False)
 
     def combine(
         self,
@@ -480,7 +485,8 @@ class Panel(Inventory):
 
         Args:
             name: Of the new adapter.
-            names: LoRAs at the same places; of heads of these names, if all have one of one configuration, the mean.
+            names: LoRAs at the same places; of heads of these names, if all have one of one configuration and no weight
+                is negative, the weighted mean.
             weights: Default: all 1.
             strategy: "cat" (exact, ranks add up), "svd" (cut to ``rank``), "linear" (of the factors), "ties",
                 "dare_linear", "dare_ties", "magnitude_prune", and these with "_svd" (on ΔW, not on the factors).
@@ -503,16 +509,13 @@ class Panel(Inventory):
             density=density,
             majority=majority,
         )
-        self._insert_with_head(name, made, names, own)
-
-    def _insert_with_head(
-        self, name: str, made: tuple[MethodConfig, Parts], names: Sequence[str], weights: Sequence[float]
-    ) -> None:
-        heads = [self._heads.get(one) for one in names]
-        alike = heads[0] is not None and all(head == heads[0] for head in heads)
         self.insert(name, *made)
-        if alike and name not in self._heads and abs(sum(weights)) > 0:
-            self.average_head(name, names, weights)
+        if self._of_one_head(names) and name not in self._heads and all(weight > 0 for weight in own):
+            self.average_head(name, names, own)
+
+    def _of_one_head(self, names: Sequence[str]) -> bool:
+        heads = [self._heads.get(one) for one in names]
+        return heads[0] is not None and all(head == heads[0] for head in heads)
 
     def average_head(
         self, name: str, names: Sequence[str], weights: Sequence[float] | None = None, *, normalize_weights: bool = True
@@ -583,7 +586,14 @@ class Panel(Inventory):
         return restore
 
     def detach(self) -> nn.Module:
-        """Remove every trace of the panel and return the model, bit for bit what it was."""
+        """Remove every trace of the panel and return the model, bit for bit what it was.
+
+        Raises:
+            UsageError: :meth:`using` is in use.
+        """
+        if self._engine.overridden:
+            raise UsageError("a panel is not taken away while using() is in use", hint="leave the with block first")
+        self._detached = True
         for name in self.merged[:1]:
             self.unmerge(name)
         self._engine.plan = EMPTY
@@ -665,6 +675,13 @@ class Panel(Inventory):
         task_ids: Sequence[int] | torch.Tensor | None,
         embeddings: str | None,
     ) -> Plan:
+        if self._detached:
+            raise UsageError(
+                "the panel was taken away from its model", hint="adaptergit.adapters(model) makes a new one"
+            )
+        kind = str(getattr(getattr(self._base, "config", None), "model_type", ""))
+        if kind in POSITIONS_FIRST and partitions_rows(composition):
+            raise UsageError(f"{kind} keeps positions before rows: its rows cannot have adapters of their own")
         strange = [index for index in skip if type(index) is not int or index < 0]
         if strange:
             raise UsageError(f"{strange[0]!r} is no number of a block", hint=f"blocks: 0 to {self.anatomy.blocks - 1}")

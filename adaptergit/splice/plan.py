@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,11 +53,15 @@ class Plan:
     """Where all rows are treated alike."""
     _groups: dict[tuple[Place, int], list[tuple[Rows, Node | None]]] = field(default_factory=dict, init=False)
     _answers: dict[int, list[tuple[Any, Rows | None]]] = field(default_factory=dict, init=False)
+    prefixes: list[Place] = field(init=False)
+    """Attentions with a prefix that takes positions."""
     by_row: bool = field(init=False)
     copies: int = field(init=False)
     """How often the model's input is to be repeated."""
 
     def __post_init__(self) -> None:
+        taking = [place for place, leaves in self.leaves.items() if any(map(_positions, leaves.values()))]
+        object.__setattr__(self, "prefixes", taking)
         object.__setattr__(self, "by_row", partitions_rows(self.tree))
         object.__setattr__(self, "copies", 1 if self.repeated else copies_of(self.tree))
         if not self.by_row:
@@ -76,11 +79,6 @@ class Plan:
     def needs_call(self) -> bool:
         """Whether the plan must know the arguments of the base model's call."""
         return self.by_row or bool(self.prefixes) or any(isinstance(p, BlockOutput | Prompt) for p in self.places)
-
-    @cached_property
-    def prefixes(self) -> list[Place]:
-        """Attentions with a prefix that takes positions."""
-        return [place for place, leaves in self.leaves.items() if any(map(_positions, leaves.values()))]
 
     def positions(self, rows: int) -> list[int]:
         """Return how many positions prefixes take in front of every row of a batch."""
