@@ -87,7 +87,7 @@ bench-stress: $(STAMP)
 
 docs: $(STAMP)
 	$(PIP_INSTALL) -e '.[docs]'
-	.venv/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 clean:
 	rm -rf .venv .venv-oldest .venv-peers build dist site

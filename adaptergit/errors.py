@@ -24,11 +24,21 @@ from collections.abc import Iterable
 
 
 class AdaptergitWarning(UserWarning):
-    """Something a person should know, although the operation went on."""
+    """Something a person should know, although the operation went on.
+
+    Cause: an unsigned package that you asked for, a field of somebody else's checkpoint that means nothing here, and
+    the like.
+
+    Remedy: read it; in a script, turn it into an error with ``warnings.simplefilter("error", AdaptergitWarning)``.
+    """
 
 
 class AdaptergitError(Exception):
     """Base of all errors raised on purpose.
+
+    Cause: whatever has no class of its own below.
+
+    Remedy: the hint under the message. ``adaptergit doctor`` looks at everything that is needed on this machine.
 
     Args:
         what: What happened, in one sentence.
@@ -60,19 +70,39 @@ def _rebuild(cls: type[AdaptergitError], what: str, where: str | None, hint: str
 
 
 class UsageError(AdaptergitError):
-    """A reference, option, setting or config string is malformed."""
+    """A reference, option, setting or config string is malformed.
+
+    Cause: a typing error, two options that exclude each other, or a name that nothing here has.
+
+    Remedy: the message quotes what was read and often what was meant; ``adaptergit COMMAND --help`` has an example of
+    each.
+    """
 
     exit_code = 2
 
 
 class PackageError(AdaptergitError):
-    """A card, a manifest, a package folder or a checkpoint is not what the format describes."""
+    """A card, a manifest, a package folder or a checkpoint is not what the format describes.
+
+    Cause: a field that is missing or misspelt, a file that is not listed or was changed, a pickled checkpoint.
+
+    Remedy: of your own package, mend the file and line that are named and try ``adaptergit card validate FOLDER``; of
+    somebody else's, tell its publisher.
+    """
 
     exit_code = 3
 
 
 class TrustError(AdaptergitError):
-    """Verification refused the package. Never caught inside adaptergit, never retried elsewhere."""
+    """Verification refused the package. Never caught inside adaptergit, never retried elsewhere.
+
+    Cause: no signature, a key that does not count for the repository, a byte that is not what was signed, a revoked
+    key or release.
+
+    Remedy: ``adaptergit info REFERENCE`` shows who signed. If you know that key to be the publisher's, ``adaptergit
+    trust add REPOSITORY KEY``; if bytes differ or a key changed without a rotation, ask the publisher and load
+    nothing.
+    """
 
     exit_code = 4
     unknown_key = False
@@ -80,35 +110,73 @@ class TrustError(AdaptergitError):
 
 
 class NotFoundError(AdaptergitError):
-    """The adapter, version, file or base model does not exist where it was looked for."""
+    """The adapter, version, file or base model does not exist where it was looked for.
+
+    Cause: a misspelt name, a version that was never published, an adapter that is not stored on a machine that is
+    offline, or a base model that is neither on this machine nor in the settings.
+
+    Remedy: the message names what there is; ``--refresh`` asks the repository for what is new, and ``[base_models]``
+    in the settings says where base models lie.
+    """
 
     exit_code = 5
 
 
 class TransportError(AdaptergitError):
-    """Git, the network or the disk failed before anything could be verified."""
+    """Git, the network or the disk failed before anything could be verified.
+
+    Cause: no network, a server that is down, credentials that a server does not take, a limit of time or size.
+
+    Remedy: try again, or another way: ``[mirrors]`` in the settings, a bundle, ``--offline`` for what is stored.
+    ``adaptergit doctor`` says whether git and ssh work.
+    """
 
     exit_code = 6
 
 
 class StorageError(TransportError):
-    """The disk of this machine is full or may not be written to: asking somebody else would not help."""
+    """The disk of this machine is full or may not be written to: asking somebody else would not help.
+
+    Cause: a full disk, or a store (``ADAPTERGIT_CACHE_DIR``) that belongs to another user.
+
+    Remedy: ``adaptergit store prune`` makes room; ``ADAPTERGIT_CACHE_DIR`` puts the store elsewhere.
+    """
 
 
 class ModelError(AdaptergitError):
-    """The adapter and the model do not fit; the model is as it was."""
+    """The adapter and the model do not fit; the model is as it was.
+
+    Cause: another base model than the one it was trained on, a method that this architecture has no place for, a
+    composition that has no meaning.
+
+    Remedy: load the base model that the card names (``adaptergit summary REFERENCE``); ``adaptergit inspect MODEL``
+    shows where adapters go.
+    """
 
     exit_code = 7
 
 
 class DataError(AdaptergitError):
-    """Training or evaluation data cannot be used."""
+    """Training or evaluation data cannot be used.
+
+    Cause: a column that is not there, an empty file, a label that training did not know, rows of the wrong shape.
+
+    Remedy: mend the row that is named, or say which columns are meant (``--text-column``, ``--label-column``,
+    ``--column``).
+    """
 
     exit_code = 8
 
 
 class ReleaseError(AdaptergitError):
-    """Publishing would break a rule of releases. The repository is as it was."""
+    """Publishing would break a rule of releases. The repository is as it was.
+
+    Cause: a version that exists, a history that somebody else continued, a key that is not the repository's, a folder
+    that is not a clone.
+
+    Remedy: raise the version, pull, or sign with the announced key; ``adaptergit publish --dry-run`` shows what would
+    happen.
+    """
 
     exit_code = 9
 

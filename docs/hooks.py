@@ -1,0 +1,14 @@
+"""What mkdocs calls: the pages of the reference, made from the code that is documented."""
+
+from __future__ import annotations
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from reference_pages import pages
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages."""
+    for path, content in pages().items():
+        files.append(File.generated(config, path, content=content))
+    return files

@@ -1,0 +1,241 @@
+"""The pages of the reference as Markdown, made from the code: what is not in the code cannot be in them.
+
+mkdocs adds them to the site (``hooks.py``); the tests read them without mkdocs.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+import adaptergit
+from adaptergit import errors, training
+from adaptergit.cli import main
+
+_ROOT = Path(__file__).parent.parent
+
+# A name that is in no group stops the build.
+_API = {
+    "Load and look": (
+        "load adapters inspect summary diff resolve fetch verify fetch_hub "
+        "Reference HubReference Checkpoint Verdict watching"
+    ),
+    "Publish": "publish publish_all yank rotate edit_card render_card",
+    "Convert": "convert describe export",
+    "Find": "search show",
+    "Lock, carry and keep": "lock check_lock sync mirror export_bundle import_bundle stored prune verify_store",
+    "Measure and mend": "evaluate doctor",
+    "Methods": "Bottleneck LoRA MTLLoRA VeRA IA3 PrefixTuning PromptTuning ReFT ClassificationHead",
+    "Compositions": "Stack Fuse Split BatchSplit Parallel Average MultiTask Route",
+    "Errors": (
+        "AdaptergitError UsageError PackageError TrustError NotFoundError TransportError ModelError DataError "
+        "ReleaseError AdaptergitWarning"
+    ),
+}
+_PANEL = "\n## The panel\n\nWhat `adaptergit.adapters(model)` returns.\n\n::: adaptergit.splice.panel.Panel\n"
+_TRAINING = {
+    "Train": "train TrainSpec TrainResult Progress",
+    "Trainers": "AdapterTrainer AdapterSeq2SeqTrainer AdapterCallback",
+    "Tasks and data": "Task TASKS Examples read_examples read_rows",
+    "Score": "score predict_logits answers_of Metrics",
+}
+_DOCUMENTS = ("manifest", "lock", "source", "policy", "root", "snapshot", "index", "rotation", "recovery")
+
+
+def pages() -> dict[str, str]:
+    """Return every generated page by its path below ``docs/``."""
+    return {
+        "reference/python.md": _python("Python", "adaptergit", adaptergit.__all__, _API) + _PANEL,
+        "reference/training.md": _python("Python: training", "adaptergit.training", training.__all__, _TRAINING),
+        "reference/cli.md": command_page(),
+        "reference/card.md": schema_page("card"),
+        "reference/documents.md": "# Documents\n\nWhat else is signed, listed or written down, field by field.\n\n"
+        + "\n".join(schema_page(name, level=2) for name in _DOCUMENTS),
+        "reference/errors.md": error_page(),
+    }
+
+
+# --- Python -----------------------------------------------------------------------------------------------------------
+
+
+def _python(title: str, module: str, names: list[str], groups: dict[str, str]) -> str:
+    grouped = [name for group in groups.values() for name in group.split()]
+    public = set(names) - {"__version__"}
+    if sorted(grouped) != sorted(public):
+        raise ValueError(f"{__file__} groups other names than {module}.__all__ has: {set(grouped) ^ public}")
+    lines = [f"# {title}", "", f"Everything public of `{module}`."]
+    for group, members in groups.items():
+        lines += ["", f"## {group}"]
+        for name in members.split():
+            lines += ["", f"::: {module}.{name}"]
+    if "__version__" in names:
+        lines += ["", "## Version", "", f"`{module}.__version__` is the version as a string."]
+    return "\n".join(lines) + "\n"
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+
+def commands() -> Iterator[tuple[click.Context, click.Command]]:
+    """Yield the program, every command and every command of a group, in the order of ``--help``."""
+    yield from _below(click.Context(main, info_name="adaptergit"), main)
+
+
+def _below(context: click.Context, command: click.Command) -> Iterator[tuple[click.Context, click.Command]]:
+    yield context, command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            if child is not None and not child.hidden:
+                yield from _below(click.Context(child, info_name=name, parent=context), child)
+
+
+def command_page() -> str:
+    """Return the page of every command with every option."""
+    lines = ["# Command line", "", "On your machine: `adaptergit COMMAND --help`. Every command has `--json`."]
+    for context, command in commands():
+        depth = context.command_path.count(" ")
+        usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+        lines += ["", f"{'#' * min(depth + 2, 3)} {context.command_path}", "", *_help(command)]
+        lines += ["", "```text", usage, "```"]
+        options = [record for parameter in command.params if (record := parameter.get_help_record(context))]
+        if options:
+            lines += ["", "| option | |", "|---|---|"]
+            lines += [f"| `{_cell(name)}` | {_cell(_escape(text))} |" for name, text in options]
+    return "\n".join(lines) + "\n"
+
+
+def _help(command: click.Command) -> Iterator[str]:
+    """Yield a help text as Markdown: blocks that click leaves as they are become code."""
+    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+        head, marker, block = paragraph.partition("\b\n")
+        if not marker:
+            yield from (_escape(paragraph), "")
+            continue
+        first, *rest = block.rstrip().splitlines()
+        if not first.endswith(":"):
+            yield from (head, *(f"{_escape(line)}<br>" for line in (first, *rest)), "")
+            continue
+        yield from (head, _escape(first), "", "```text", *inspect.cleandoc("\n".join(rest)).splitlines(), "```", "")
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("<", "&lt;").replace("*", "\\*").replace("[", "\\[").replace("_", "\\_")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+def schema_page(name: str, *, level: int = 1) -> str:
+    """Return every field of one kind of document, from ``schema/NAME.schema.json``."""
+    schema = json.loads((_ROOT / "schema" / f"{name}.schema.json").read_text("utf-8"))
+    about = f"{schema.get('description', '')} Schema: `schema/{name}.schema.json`.".strip()
+    lines = [f"{'#' * level} The {name}", "", about, "", "| field | | |", "|---|---|---|"]
+    for path, field, required in fields(schema, schema):
+        kind = _kind(field) + (", required" if required else "")
+        lines.append(f"| `{_cell(path)}` | {_cell(kind)} | {_cell(field.get('description', ''))} |")
+    return "\n".join(lines) + "\n"
+
+
+def fields(
+    schema: dict[str, Any], root: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Yield every field below an object: its dotted path, its schema, and whether it must be there."""
+    for name, field in schema.get("properties", {}).items():
+        field = _resolved(field, root)
+        path = f"{prefix}{name}"
+        yield path, field, name in schema.get("required", ())
+        items = _resolved(field.get("items", {}), root)
+        yield from fields(field, root, f"{path}.")
+        yield from fields(items, root, f"{path}[].")
+
+
+def _resolved(field: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    target = field.get("$ref", "")
+    if not target.startswith("#/"):
+        return field
+    found = root
+    for step in target[2:].split("/"):
+        found = found[step]
+    return found | {key: value for key, value in field.items() if key != "$ref"}
+
+
+def _kind(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return " or ".join(f"`{value}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    kind = field.get("type", "any")
+    words = " or ".join(kind) if isinstance(kind, list) else str(kind)
+    items = field.get("items", {})
+    return f"list of {items['type']}s" if words == "array" and isinstance(items.get("type"), str) else words
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def error_classes() -> list[type[Exception]]:
+    """Return every class of ``adaptergit.errors``, in the order of the file."""
+    return [one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, Exception)]
+
+
+def error_page() -> str:
+    """Return the catalogue: each class with its meaning, cause, remedy, and every message in the code."""
+    said = messages()
+    lines = [
+        "# Errors",
+        "",
+        "Each message says what happened, where, and what to do next. The command line prints it without a traceback "
+        "and ends with the exit code of its class; `adaptergit -v …` adds where it comes from. In Python, catch "
+        "`AdaptergitError` or the class that you can do something about. What differs from case to case is in braces.",
+    ]
+    for one in error_classes():
+        code = getattr(one, "exit_code", None)
+        text = inspect.cleandoc(one.__doc__ or "").partition("\n\nArgs:")[0]
+        text = text.replace("``", "`").replace("Cause: ", "**Cause:** ").replace("Remedy: ", "**Remedy:** ")
+        lines += ["", f"## {one.__name__}", "", *([f"Exit code {code}.", ""] if code else []), text]
+        if pairs := said[one.__name__]:
+            lines += ["", f'??? note "Its messages ({len(pairs)})"', "", "    | message | hint |", "    |---|---|"]
+            lines += [f"    | {_literal(what)} | {_literal(hint)} |" for what, hint in pairs]
+    return "\n".join(lines) + "\n"
+
+
+def messages() -> dict[str, list[tuple[str, str]]]:
+    """Return, by class, every pair of message and hint that is written out in the code."""
+    found: dict[str, set[tuple[str, str]]] = {one.__name__: set() for one in error_classes()}
+    for file in sorted((_ROOT / "adaptergit").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
+                continue
+            what = _text(node.args[0])
+            hint = next((_text(word.value) for word in node.keywords if word.arg == "hint"), "")
+            if what and node.func.id in found:
+                found[node.func.id].add((what, hint))
+    return {name: sorted(pairs) for name, pairs in found.items()}
+
+
+def _text(node: ast.expr) -> str:
+    """Return a string of the code with its placeholders in braces; empty for what is computed."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(
+            str(part.value) if isinstance(part, ast.Constant) else f"{{{ast.unparse(part.value)}}}"
+            for part in node.values
+            if isinstance(part, ast.Constant | ast.FormattedValue)
+        )
+    return ""
+
+
+def _literal(text: str) -> str:
+    return f"`` {_cell(text)} ``" if text else ""
