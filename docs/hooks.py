@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from reference_pages import pages
@@ -12,3 +15,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, content in pages().items():
         files.append(File.generated(config, path, content=content))
     return files
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Show what docstrings point at by its name alone: the roles in them are Sphinx's."""
+    return re.sub(r":[a-z]+:<code>~?(?:\w+\.)*(\w+)</code>", r"<code>\1</code>", html)

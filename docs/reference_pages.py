@@ -6,6 +6,8 @@ mkdocs adds them to the site (``hooks.py``); the tests read them without mkdocs.
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import inspect
 import json
 from collections.abc import Iterator
@@ -38,7 +40,15 @@ _API = {
         "ReleaseError AdaptergitWarning"
     ),
 }
-_PANEL = "\n## The panel\n\nWhat `adaptergit.adapters(model)` returns.\n\n::: adaptergit.splice.panel.Panel\n"
+_PANEL = """
+## The panel
+
+What `adaptergit.adapters(model)` returns.
+
+::: adaptergit.splice.panel.Panel
+    options:
+      inherited_members: true
+"""
 _TRAINING = {
     "Train": "train TrainSpec TrainResult Progress",
     "Trainers": "AdapterTrainer AdapterSeq2SeqTrainer AdapterCallback",
@@ -73,10 +83,17 @@ def _python(title: str, module: str, names: list[str], groups: dict[str, str]) -
     for group, members in groups.items():
         lines += ["", f"## {group}"]
         for name in members.split():
-            lines += ["", f"::: {module}.{name}"]
+            lines += ["", f"::: {target(module, name)}"]
     if "__version__" in names:
         lines += ["", "## Version", "", f"`{module}.__version__` is the version as a string."]
     return "\n".join(lines) + "\n"
+
+
+def target(module: str, name: str) -> str:
+    """Return where a public name is to be read: a module of the same name, which only we do not see, would hide it."""
+    if importlib.util.find_spec(f"{module}.{name}") is None:
+        return f"{module}.{name}"
+    return f"{getattr(importlib.import_module(module), name).__module__}.{name}"
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
@@ -102,8 +119,8 @@ def command_page() -> str:
     for context, command in commands():
         depth = context.command_path.count(" ")
         usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-        lines += ["", f"{'#' * min(depth + 2, 3)} {context.command_path}", "", *_help(command)]
-        lines += ["", "```text", usage, "```"]
+        lines += ["", f"{'#' * min(depth + 2, 3)} {context.command_path}"]
+        lines += ["", "```text", usage, "```", "", *_help(command)]
         options = [record for parameter in command.params if (record := parameter.get_help_record(context))]
         if options:
             lines += ["", "| option | |", "|---|---|"]

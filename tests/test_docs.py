@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import html
+import importlib
 import importlib.util
 import re
 import shlex
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
@@ -23,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 
-from reference_pages import commands, error_classes, messages, pages  # noqa: E402
+from reference_pages import commands, error_classes, messages, pages, target  # noqa: E402
 
 WRITTEN = {
     path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "README.md", *DOCS.rglob("*.md"))
@@ -46,13 +48,17 @@ def blocks(*languages: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "module"), [("python", adaptergit), ("training", training)])
-def test_every_public_name_is_on_its_page_and_has_a_docstring(page: str, module: object) -> None:
+def test_every_public_name_is_on_its_page_and_has_a_docstring(page: str, module: ModuleType) -> None:
     text = pages()[f"reference/{page}.md"]
-    for name in module.__all__:  # type: ignore[attr-defined]
-        assert f"{module.__name__}.{name}" in text  # type: ignore[attr-defined]
+    for name in set(module.__all__) - {"__version__"}:
+        where = target(module.__name__, name)
+        assert f"::: {where}\n" in text
         value = getattr(module, name)
-        if callable(value):
-            assert value.__doc__, f"{name} has no docstring"
+        home, _, own = where.rpartition(".")
+        assert getattr(importlib.import_module(home), own) is value
+        module_file = ROOT.joinpath(*where.split(".")).with_suffix(".py")
+        assert not module_file.exists(), f"{where} is a module, and would be shown in place of {name}"
+        assert value.__doc__, f"{name} has no docstring"
 
 
 def test_every_command_and_every_option_is_on_the_page() -> None:
@@ -116,15 +122,15 @@ def slugs(text: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("page", WRITTEN)
 def test_every_relative_link_leads_to_a_file_and_a_heading(page: str) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", _BLOCK.sub("", WRITTEN[page])):
-        if re.match(r"[a-z]+:", target):
+    for link in re.findall(r"\]\(([^)\s]+)\)", _BLOCK.sub("", WRITTEN[page])):
+        if re.match(r"[a-z]+:", link):
             continue
-        path, _, anchor = target.partition("#")
+        path, _, anchor = link.partition("#")
         found = (ROOT / page).parent.joinpath(path).resolve() if path else ROOT / page
         name = found.relative_to(ROOT).as_posix()
-        assert name in PAGES or found.exists(), f"{page} links to {target}"
+        assert name in PAGES or found.exists(), f"{page} links to {link}"
         if anchor:
-            assert anchor in set(slugs(PAGES[name])), f"{page} links to {target}"
+            assert anchor in set(slugs(PAGES[name])), f"{page} links to {link}"
 
 
 def test_every_page_is_in_the_navigation() -> None:
@@ -199,6 +205,6 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     python = html.unescape((site / "reference" / "python" / "index.html").read_text("utf-8"))
     for name in set(adaptergit.__all__) - {"__version__"}:
-        assert f'id="adaptergit.{name}"' in python, name
+        assert f'id="{target("adaptergit", name)}"' in python, name
     for page in site.rglob("*.html"):
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', page.read_text("utf-8")), page
