@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP = .venv/.installed
 
-.PHONY: demo test test-oldest test-peers lint bench bench-full bench-check bench-quality bench-serve bench-stress docs clean
+.PHONY: demo test test-slow test-oldest test-peers lint bench bench-full bench-check bench-quality bench-serve bench-stress docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("adaptergit needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
@@ -17,7 +17,11 @@ demo: $(STAMP)
 	.venv/bin/adaptergit demo
 
 test: $(STAMP)
-	.venv/bin/python -m pytest -n auto --maxprocesses 8
+	.venv/bin/python -m pytest -n auto --maxprocesses 8 -m "not slow"
+
+# What takes longer than ten seconds each: the demo, the examples, browsers, compilers, trainings of two processes.
+test-slow: $(STAMP)
+	.venv/bin/python -m pytest -n auto --maxprocesses 8 -m slow
 
 # The modelling half once more, on the oldest transformers supported, in an environment of its own.
 OLDEST = .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt

@@ -41,8 +41,9 @@ class Answerer:
         with torch.no_grad():
             output = self.model(**self.tokenizer(list(rows["text"]), return_tensors="pt", padding=True))
         heads = dict(zip(names, output.head_outputs if len(names) > 1 else [output], strict=True))
-        best = {name: head.logits.argmax(dim=1).tolist() for name, head in heads.items()}
-        return {"answer": [TASKS[name][best[name][i]] for i, name in enumerate(rows["adapter"])]}
+        # Every head has answered the rows of its own adapter, in their order.
+        best = {name: iter(head.logits.argmax(dim=1).tolist()) for name, head in heads.items()}
+        return {"answer": [TASKS[name][next(best[name])] for name in rows["adapter"]]}
 
 
 def main(folder: Path, steps: int) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def test_the_page_is_the_one_of_the_committed_results() -> None:
     assert (DOCS / "performance.md").read_text() == page(found(BENCHMARKS / "results")), "run benchmarks/report.py"
 
 
+@pytest.mark.slow
 def test_every_result_can_be_drawn() -> None:
     pytest.importorskip("matplotlib")
     from plots import draw

@@ -45,6 +45,7 @@ CARDS = st.builds(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(CARDS)
 def test_any_valid_card_survives_write_read_write(data: dict[str, Any]) -> None:

@@ -62,6 +62,7 @@ def test_exit_codes_are_documented_where_people_look() -> None:
     assert all(f"{code} " in text for code in codes)
 
 
+@pytest.mark.slow
 def test_from_keygen_to_search(hub: Hub, source: Source, tmp_path: Path) -> None:
     key = json.loads(run("keygen", "--comment", "me", "--json"))
     assert Path(key["path"]).exists()

@@ -298,6 +298,7 @@ def test_using_with_gradient_checkpointing_is_refused() -> None:
         model(IDS)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_sees_what_using_says() -> None:
     model = tiny_model()
     panel = adapters(model)
@@ -312,6 +313,7 @@ def test_a_compiled_model_sees_what_using_says() -> None:
             assert torch.allclose(compiled(IDS)[0], model(IDS)[0], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "config"), [("bert", "seq_bn"), ("llama", "lora"), ("bert", "prefix_tuning_flat[prefix_length=3]")]
 )
@@ -354,6 +356,7 @@ def test_a_head_compiles_to_one_graph(auto: str) -> None:
     assert torch.allclose(found.loss, expected.loss, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["a", "Stack(a, b)", "Parallel(a, b)", "BatchSplit(a, l, batch_sizes=[1, 1])", "Route(a, l)", "l", "d", "v"]
 )

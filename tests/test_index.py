@@ -232,6 +232,7 @@ def test_a_check_names_everything_that_is_not_sound(listed: Index, hub: Hub) -> 
     assert "not YAML" in done.output
 
 
+@pytest.mark.slow
 def test_a_host_that_does_not_answer_holds_up_nobody_elses_sources(index: Index, hub: Hub) -> None:
     over, others = threading.Event(), threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:

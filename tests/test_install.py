@@ -56,6 +56,7 @@ def test_a_wheel_finds_them_too(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-I", "-c", script, str(target)], check=True, cwd=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["load", "publish", "resolve", "search", "rotate", "lock", "mirror", "export"])
 def test_functions_are_not_hidden_by_the_modules_they_live_in(first: str) -> None:
     script = f"import adaptergit.{first}, adaptergit\nassert all(callable(getattr(adaptergit, n)) for n in adaptergit.__all__[1:] if n[0] != '_')"

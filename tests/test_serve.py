@@ -228,6 +228,7 @@ def test_errors_are_counted_by_their_code(server: Server) -> None:
         assert after[name] == before.get(name, 0.0) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
 def test_a_server_that_is_stopped_answers_what_was_begun(
     packages: list[Path], base: Path, number: signal.Signals
@@ -250,6 +251,7 @@ def test_a_server_that_is_stopped_answers_what_was_begun(
             server.get("/healthz")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_leaves_no_client_waiting(packages: list[Path], base: Path) -> None:
     with serving(packages[:1], "--base", str(base), "--max-batch", "1") as server, ThreadPoolExecutor(4) as clients:
         asked = [clients.submit(server.predict, adapter="two", texts=["w1 w2"] * 64) for _ in range(4)]
@@ -376,6 +378,7 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(packages: list[P
     assert "verifying" not in done.stderr
 
 
+@pytest.mark.slow
 def test_one_adapter_under_two_names(packages: list[Path], base: Path) -> None:
     with serving([packages[0], f"again={packages[0]}"], "--base", str(base)) as server:
         one, other = (server.predict(adapter=name, text="w1 w2").json() for name in ("two", "again"))
@@ -399,6 +402,7 @@ def test_another_name_is_told_from_a_version(text: str, expected: tuple[str | No
     assert split_name(text) == expected
 
 
+@pytest.mark.slow
 def test_a_release_is_served_only_if_its_signer_is_known(
     hub: Hub, packages: list[Path], base: Path, home: Path
 ) -> None:

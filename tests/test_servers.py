@@ -205,6 +205,7 @@ def test_a_publisher_is_let_in_by_the_settings_of_the_clone(
     assert second.previous == first.digest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no list of processes to look at")
 def test_no_secret_of_the_users_configuration_is_seen_in_the_list_of_processes(home: Path) -> None:
     from adaptergit.git import runner
