@@ -485,8 +485,8 @@ class Panel(Inventory):
 
         Args:
             name: Of the new adapter.
-            names: LoRAs at the same places; of heads of these names, if all have one of one configuration and no weight
-                is negative, the weighted mean.
+            names: LoRAs at the same places; of heads of these names, if all have one of one configuration, the weighted
+                mean of those that are added: what is taken away answers nothing.
             weights: Default: all 1.
             strategy: "cat" (exact, ranks add up), "svd" (cut to ``rank``), "linear" (of the factors), "ties",
                 "dare_linear", "dare_ties", "magnitude_prune", and these with "_svd" (on ΔW, not on the factors).
@@ -510,8 +510,9 @@ class Panel(Inventory):
             majority=majority,
         )
         self.insert(name, *made)
-        if self._of_one_head(names) and name not in self._heads and all(weight > 0 for weight in own):
-            self.average_head(name, names, own)
+        added = [max(0.0, weight) for weight in own]
+        if self._of_one_head(names) and name not in self._heads and any(added):
+            self.average_head(name, names, added)
 
     def _of_one_head(self, names: Sequence[str]) -> bool:
         heads = [self._heads.get(one) for one in names]
