@@ -145,7 +145,7 @@ def translate(
     config = translate_config(raw, tensors, host, where)
     if any(".crossattention.output.adapters." in key for key in tensors):
         config = _crossing(config)
-    if getattr(getattr(host.base, "config", None), "model_type", "") == "whisper" and any(
+    if host.model_type == "whisper" and any(
         isinstance(part, Bottleneck) and part.inv_adapter for part in _parts_of(config)
     ):
         raise ModelError("adapters puts Whisper's invertible adapters behind the encoder: they invert nothing there")
@@ -238,7 +238,7 @@ def _bottleneck_fields(config: dict[str, Any], raw: Mapping[str, Any], host: Hos
     if isinstance(nested, Mapping):
         config["inv_adapter"] = nested.get("block_type", "nice")
         config["inv_adapter_reduction_factor"] = nested.get("reduction_factor", 2)
-    config["inv_adapter_undo"] = getattr(getattr(host.base, "config", None), "model_type", "") in PLUGGED_IN
+    config["inv_adapter_undo"] = host.model_type in PLUGGED_IN
     if "version" not in raw and config.get("non_linearity") in _OLD_ACTIVATIONS:
         config["non_linearity"] = _OLD_ACTIVATIONS[config["non_linearity"]]
     factor = config.get("reduction_factor")
@@ -255,7 +255,7 @@ def _lora(
     host: Host,
     architecture: str,
 ) -> MethodConfig:
-    model_type = str(raw.get("model_type") or getattr(getattr(host.base, "config", None), "model_type", ""))
+    model_type = str(raw.get("model_type") or host.model_type)
     if model_type in _SWAPPED:
         config["intermediate_lora"], config["output_lora"] = config.get("output_lora"), config.get("intermediate_lora")
     config = {k: (v or False) if k in ("intermediate_lora", "output_lora") else v for k, v in config.items()}

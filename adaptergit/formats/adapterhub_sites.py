@@ -19,7 +19,7 @@ PLUGGED_IN = ("gemma2", "gemma3_text", "modernbert", "phi", "qwen2", "qwen3")
 
 def as_adapters_has_it(host: Host) -> Host:
     """Return the model with the sites of that library."""
-    kind = str(getattr(getattr(host.base, "config", None), "model_type", ""))
+    kind = host.model_type
     paths = host.anatomy.block_paths
     moved = tuple(_move(site, kind, paths[site.block], paths[-1]) for site in host.sites if site.ordinal == 1)
     return host if moved == host.sites else Host(host.model, replace(host.anatomy, sites=moved))
@@ -72,7 +72,7 @@ def block_numbers(host: Host) -> list[int]:
 
 def is_pair(host: Host) -> bool:
     """Tell whether a model is two models of other kinds, one encoding and one decoding."""
-    return getattr(getattr(host.base, "config", None), "model_type", "") == "encoder-decoder"
+    return host.model_type == "encoder-decoder"
 
 
 def rescaling(part: str, host: Host) -> float:
@@ -81,7 +81,7 @@ def rescaling(part: str, host: Host) -> float:
     In Gemma 2 it acts before the embedding is scaled by √hidden, which transformers 5 does inside the embedding: with
     ``n`` the scale, ``n (x + F(y))`` is ``nx + F'(ny)``.
     """
-    if getattr(getattr(host.base, "config", None), "model_type", "") != "gemma2":
+    if host.model_type != "gemma2":
         return 1.0
     scale = math.sqrt(host.hidden_size)
     return {"0.weight": 1 / scale, "0.bias": 1.0}.get(part[2:], scale)

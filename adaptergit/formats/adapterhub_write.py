@@ -121,7 +121,7 @@ def _envelope(panel: Panel) -> dict[str, Any]:
         UsageError: ``adapters`` does not know the model.
     """
     host = panel.host
-    kind = str(getattr(getattr(host.base, "config", None), "model_type", ""))
+    kind = host.model_type
     if kind not in _KNOWN:
         raise UsageError(f"adapters does not know models of the type {kind!r}")
     return {
@@ -189,7 +189,7 @@ def _config(config: MethodConfig, host: Host) -> dict[str, Any]:
     if isinstance(config, Bottleneck):
         fields.pop("inv_adapter_undo")
         fields["scaling"] = float(config.scaling) if isinstance(config.scaling, int | float) else config.scaling
-        kind = getattr(getattr(host.base, "config", None), "model_type", "")
+        kind = host.model_type
         crossing = any(site.branch == "cross_attention" for site in host.sites)
         if kind in _LIKE_BERT and crossing and config.mh_adapter != config.cross_adapter:
             raise UsageError(
@@ -231,7 +231,7 @@ def _low_rank(config: MethodConfig, fields: dict[str, Any], host: Host) -> dict[
         made |= {"composition_mode": "scale", "init_weights": "ia3", "r": 1, "dropout": 0.0}
     if isinstance(config, VeRA):
         made |= {"init_weights": "vera"}
-    if getattr(host.base.config, "model_type", "") in ("llama", "mistral"):
+    if host.model_type in ("llama", "mistral"):
         made |= {"intermediate_lora": fields["output_lora"], "output_lora": fields["intermediate_lora"]}
     return made
 

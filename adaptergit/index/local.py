@@ -7,11 +7,10 @@ A JSON object ``{"schema": "adaptergit.index/1", "entries": [...]}``; every entr
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from adaptergit.durable import replace_file
 from adaptergit.errors import NotFoundError, PackageError
 from adaptergit.index.entry import Entry, check_document, sort_key
 from adaptergit.locks import exclusively
@@ -62,12 +61,7 @@ def _add(path: Path, entry: Entry) -> None:
                 f"{entry.id}=={entry.version} is listed with another digest: releases never change", where=str(path)
             )
     kept = [e for e in entries if (e.id, e.version) != (entry.id, entry.version)]
-    text = document([*kept, entry])
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(path)
+    replace_file(path, document([*kept, entry]).encode())
 
 
 def document(entries: Iterable[Entry]) -> str:

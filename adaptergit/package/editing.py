@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from adaptergit.durable import replace_file
 from adaptergit.errors import NotFoundError, UsageError
 from adaptergit.package import yamlfile
 from adaptergit.package.card import MAX_BYTES, Card
@@ -81,7 +80,7 @@ def write_card(path: Path, text: bytes, *, before: bytes) -> Card:
         raise UsageError("the card was changed meanwhile", where=str(path))
     if text != before:
         try:
-            _replace(path, text)
+            replace_file(path, text)
         except OSError as error:
             raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from error
     return card
@@ -100,15 +99,3 @@ def render_card(path: str | Path, *, address: str = "org/repo") -> str:
     card, folder = read_card(path), card_path(path).parent
     weights = [file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file()]
     return render_readme(card, address, size=sum(weights) if weights else None)
-
-
-def _replace(path: Path, text: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

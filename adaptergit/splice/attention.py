@@ -93,9 +93,12 @@ def _attend(
     bias = options.get("position_bias")
     if bias is not None:
         options["position_bias"] = _position_bias(binding, bias, prefix, query, key)
-    keys = torch.cat([prefix.keys.to(key.dtype), key], dim=2)
-    values = torch.cat([prefix.values.to(value.dtype), value], dim=2)
+    keys, values = _in_front(prefix.keys, key), _in_front(prefix.values, value)
     return function(module, query, keys, values, mask, **options)
+
+
+def _in_front(own: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat([own.to(tensor.dtype), tensor], dim=2)
 
 
 def widen(
@@ -212,6 +215,12 @@ class _Own:
         for name, own in self.methods.items():
             setattr(module, name, own)
 
+    @property
+    def prefix(self) -> PrefixState | None:
+        """What stands in front in this thread's running call, if anything does."""
+        found: PrefixState | None = getattr(self.local, "prefix", None)
+        return None if found is None or found.keys is None else found
+
     def undo(self) -> None:
         """Give the module back as it was."""
         for take_away in self.hooks:
@@ -245,8 +254,7 @@ class _ByScores(_Own):
         prefix, score = self.binding(), type(self.module)._attn
         if prefix is None or prefix.keys is None or prefix.values is None:
             return score(self.module, query, key, value, attention_mask, *others)
-        keys = torch.cat([prefix.keys.to(key.dtype), key], dim=2)
-        values = torch.cat([prefix.values.to(value.dtype), value], dim=2)
+        keys, values = _in_front(prefix.keys, key), _in_front(prefix.values, value)
         return score(self.module, query, keys, values, widen(attention_mask, prefix, query, key, False), *others)
 
 
@@ -261,9 +269,9 @@ class _ByProjections(_Own):
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Ask for the prefix and widen the mask (…, keys)."""
-        self.local.prefix = prefix = self.binding()
-        self.local.pending = {"keys", "values"}
-        if prefix is None or prefix.keys is None:
+        self.local.prefix, self.local.pending = self.binding(), {"keys", "values"}
+        prefix = self.prefix
+        if prefix is None:
             return args, kwargs
         named = next((name for name in ("attention_mask", "mask") if kwargs.get(name) is not None), None)
         if named is not None:
@@ -292,8 +300,7 @@ class _ByProjections(_Own):
         return self._front(output, "values")
 
     def _front(self, output: torch.Tensor, name: str) -> torch.Tensor:
-        prefix = getattr(self.local, "prefix", None)
-        front = None if prefix is None else getattr(prefix, name)
+        front = None if self.prefix is None else getattr(self.prefix, name)
         if front is None or name not in self.local.pending:
             return output  # a second call projects relative positions
         self.local.pending.discard(name)
@@ -301,14 +308,12 @@ class _ByProjections(_Own):
 
     def relative(self, *args: Any, **options: Any) -> torch.Tensor:
         """Return T5's bias, counted from where every row's own prefix starts."""
-        prefix = getattr(self.local, "prefix", None)
         made: torch.Tensor = type(self.module).compute_bias(self.module, *args, **options)
-        return made if prefix is None else _by_row(made, prefix)
+        return made if self.prefix is None else _by_row(made, self.prefix)
 
     def bias(self, query: torch.Tensor, key: torch.Tensor, *args: Any) -> torch.Tensor:
         """Return DeBERTa's bias of the tokens, and none for the prefix."""
-        prefix = getattr(self.local, "prefix", None)
-        length = 0 if prefix is None else prefix.length
+        length = 0 if self.prefix is None else self.prefix.length
         bias: torch.Tensor = type(self.module).disentangled_attention_bias(self.module, query, key[:, length:], *args)
         return F.pad(bias, (length, 0))
 
@@ -322,8 +327,9 @@ class _ByOneProjection(_Own):
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Ask for the prefix and widen the mask (batch, 1, queries, keys), of ones and zeros."""
-        self.local.prefix = prefix = self.binding()
-        if prefix is None or prefix.keys is None:
+        self.local.prefix = self.binding()
+        prefix = self.prefix
+        if prefix is None:
             return args, kwargs
         mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
         wide = F.pad(mask, (prefix.length, 0, prefix.length, 0), value=1)
@@ -336,8 +342,8 @@ class _ByOneProjection(_Own):
 
     def project(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
         """Put rows in front of queries, keys and values, which every head has side by side: (batch, seq, 3 hidden)."""
-        prefix = getattr(self.local, "prefix", None)
-        if prefix is None or prefix.keys is None:
+        prefix = self.prefix
+        if prefix is None or prefix.keys is None or prefix.values is None:
             return output
         keys = prefix.keys.transpose(1, 2)
         # The bias is not the prefix's, but added to every row.
@@ -347,15 +353,14 @@ class _ByOneProjection(_Own):
 
     def bias(self, query: torch.Tensor, key: torch.Tensor, *args: Any) -> torch.Tensor:
         """Return the bias of the tokens, and none for the prefix."""
-        prefix = getattr(self.local, "prefix", None)
-        length = 0 if prefix is None or prefix.keys is None else prefix.length
+        length = 0 if self.prefix is None else self.prefix.length
         made = type(self.module).disentangled_att_bias(self.module, query[:, :, length:], key[:, :, length:], *args)
         return F.pad(made, (length, 0, length, 0)) if isinstance(made, torch.Tensor) else made
 
     def end(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         """Take away what the rows in front have asked for."""
-        prefix, self.local.prefix = getattr(self.local, "prefix", None), None
-        if prefix is None or prefix.keys is None:
+        prefix, self.local.prefix = self.prefix, None
+        if prefix is None:
             return output
         context, scores = output
         return context[:, prefix.length :], None if scores is None else scores[:, :, prefix.length :]

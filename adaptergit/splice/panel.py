@@ -98,29 +98,32 @@ class Panel(Inventory):
             ModelError: The model's forward fails with it.
         """
         super().insert(name, config, parts, **options)
-        known = family_of(str(getattr(getattr(self._base, "config", None), "model_type", ""))) is not None
-        if not known and any(isinstance(place, Prompt | BlockOutput | Embedding) for place in parts.places):
+        if family_of(self.host.model_type) is None and any(
+            isinstance(place, Prompt | BlockOutput | Embedding) for place in parts.places
+        ):
             self._rehearse(name)
 
     def _rehearse(self, name: str) -> None:
-        """Run one tiny forward with an adapter, if one without it can be run: blocks may change the stream's width."""
-        runs, inputs = False, self._inputs or {}
-        with evaluating(self._model), torch.no_grad():
-            with contextlib.suppress(Exception), self.using(None):  # whatever a model's own code raises
-                inputs = self._inputs or tiny_inputs(self._model)
+        """Run one tiny forward with an adapter: blocks may change the stream's width, or count positions."""
+        failed = self._failure(name)
+        if failed is None or self._failure(None) is not None:
+            return  # it runs, or nothing can be learnt: it does not run without the adapter either
+        method = self.config(name).method
+        self.remove(name)
+        raise ModelError(
+            f"{type(self._model).__name__} takes no {method}: with it, {type(failed).__name__}: {failed}",
+            hint="another method: adaptergit inspect shows where methods can act",
+        ) from failed
+
+    def _failure(self, name: str | None) -> Exception | None:
+        """Return what one tiny forward raises."""
+        try:
+            inputs = self._inputs or tiny_inputs(self._model)
+            with evaluating(self._model), torch.no_grad(), self.using(name, head=[]):
                 self._model(**inputs)
-                runs = True
-            try:
-                if runs:
-                    with self.using(name, head=[]):
-                        self._model(**inputs)
-            except Exception as error:  # the same
-                method = self.config(name).method
-                self.remove(name)
-                raise ModelError(
-                    f"{type(self._model).__name__} takes no {method}: with it, {type(error).__name__}: {error}",
-                    hint="another method: adaptergit inspect shows where methods can act",
-                ) from error
+        except Exception as error:  # noqa: BLE001 - whatever a model's own code raises
+            return error
+        return None
 
     def add(self, name: str, config: str | MethodConfig = "seq_bn", *, dtype: torch.dtype | None = None) -> None:
         """Add a freshly initialised adapter. It does nothing until it is activated.
@@ -680,7 +683,7 @@ class Panel(Inventory):
             raise UsageError(
                 "the panel was taken away from its model", hint="adaptergit.adapters(model) makes a new one"
             )
-        kind = str(getattr(getattr(self._base, "config", None), "model_type", ""))
+        kind = self.host.model_type
         if kind in POSITIONS_FIRST and partitions_rows(composition):
             raise UsageError(f"{kind} keeps positions before rows: its rows cannot have adapters of their own")
         strange = [index for index in skip if type(index) is not int or index < 0]

@@ -161,6 +161,11 @@ class Host:
         return base_of(self.model)
 
     @property
+    def model_type(self) -> str:
+        """What transformers calls models of this kind, or an empty string."""
+        return str(getattr(getattr(self.base, "config", None), "model_type", ""))
+
+    @property
     def hidden_size(self) -> int:
         """Of the first stack."""
         return self.anatomy.hidden_size

@@ -6,11 +6,13 @@ Sources: GitHub REST API 2022-11-28, "Create a pull request"; GitLab API v4, "Cr
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import requests
+import urllib3
 
 from adaptergit._version import __version__
 from adaptergit.errors import ReleaseError, TransportError, UsageError
@@ -20,7 +22,7 @@ from adaptergit.web.download import Download
 KINDS = ("github", "gitlab", "gitea")
 _HOSTS = {"github.com": "github", "gitlab.com": "gitlab", "codeberg.org": "gitea", "gitea.com": "gitea"}
 _TIMEOUT = (20, 60)
-_MAX_ANSWER = 2**22
+_MAX_ANSWER = 2**23
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class PullRequest:
 
 def kind_of(url: str) -> str | None:
     """Return what kind of forge a well-known host is; a token is sent to no other without being told."""
-    return _HOSTS.get(urlsplit(_split(url)[0]).hostname or "")
+    return _HOSTS.get(urlsplit(split_address(url)[0]).hostname or "")
 
 
 def open_pull_request(one: PullRequest, kind: str, token: str, download: Download) -> str:
@@ -52,8 +54,8 @@ def open_pull_request(one: PullRequest, kind: str, token: str, download: Downloa
         ReleaseError: The forge refuses: no permission, or one is open already.
         TransportError: The forge cannot be reached.
     """
-    base, path = _split(one.repository)
-    owner = _split(one.fork)[1].partition("/")[0] if one.fork else None
+    base, path = split_address(one.repository)
+    owner = split_address(one.fork)[1].partition("/")[0] if one.fork else None
     head = f"{owner}:{one.head}" if owner else one.head
     if kind == "github":
         api = "https://api.github.com" if base == "https://github.com" else f"{base}/api/v3"
@@ -74,9 +76,9 @@ def open_pull_request(one: PullRequest, kind: str, token: str, download: Downloa
         }
         project = path
         if one.fork:
-            target = _send("GET", f"{base}/api/v4/projects/{quote(path, safe='')}", None, headers, download)
-            data["target_project_id"] = str(target.get("id", ""))
-            project = _split(one.fork)[1]
+            target = ask("GET", f"{base}/api/v4/projects/{quote(path, safe='')}", None, headers, download)
+            data["target_project_id"] = str(target.get("id", "") if isinstance(target, dict) else "")
+            project = split_address(one.fork)[1]
         url = f"{base}/api/v4/projects/{quote(project, safe='')}/merge_requests"
         return _address(_post(url, data, headers, download), "web_url")
     raise UsageError(f"unknown kind of forge {kind!r}", hint=f"--forge {' or '.join(KINDS)}")
@@ -84,17 +86,17 @@ def open_pull_request(one: PullRequest, kind: str, token: str, download: Downloa
 
 def page_for(one: PullRequest, kind: str | None) -> str:
     """Return the page on which a person opens it."""
-    base, path = _split(one.repository)
-    owner = _split(one.fork)[1].partition("/")[0] if one.fork else None
+    base, path = split_address(one.repository)
+    owner = split_address(one.fork)[1].partition("/")[0] if one.fork else None
     if kind == "gitlab":
-        project = _split(one.fork)[1] if one.fork else path
+        project = split_address(one.fork)[1] if one.fork else path
         return f"{base}/{project}/-/merge_requests/new?merge_request[source_branch]={quote(one.head)}"
     head = f"{owner}:{one.head}" if owner else one.head
     return f"{base}/{path}/compare/{quote(one.base)}...{quote(head)}"
 
 
-def _split(url: str) -> tuple[str, str]:
-    """``https://host/owner/name.git`` → ``https://host`` and ``owner/name``; ssh addresses likewise."""
+def split_address(url: str) -> tuple[str, str]:
+    """Return ``https://host`` and ``owner/name`` of ``https://host/owner/name.git``; of ssh addresses likewise."""
     if "://" not in url:
         _, _, rest = url.partition("@")
         host, _, path = rest.partition(":")
@@ -108,12 +110,18 @@ def _split(url: str) -> tuple[str, str]:
 
 
 def _post(url: str, data: dict[str, str], headers: dict[str, str], download: Download) -> dict[str, Any]:
-    return _send("POST", url, data, headers, download)
+    answer = ask("POST", url, data, headers, download)
+    return answer if isinstance(answer, dict) else {}
 
 
-def _send(
-    method: str, url: str, data: dict[str, str] | None, headers: dict[str, str], download: Download
-) -> dict[str, Any]:
+def ask(method: str, url: str, data: dict[str, Any] | None, headers: dict[str, str], download: Download) -> Any:
+    """Send a request to a forge's API and return its answer, an empty object where it gave none.
+
+    Raises:
+        UsageError: Nothing may be asked: the address is not one, or ``ADAPTERGIT_OFFLINE`` forbids it.
+        ReleaseError: The forge refuses.
+        TransportError: It cannot be asked.
+    """
     check_online(url)
     download.check(url)
     headers = {"User-Agent": f"adaptergit/{__version__}", "Accept": "application/json", **headers}
@@ -124,10 +132,8 @@ def _send(
                 method, url, json=data, headers=headers, timeout=_TIMEOUT, allow_redirects=False, stream=True
             )
             body = response.raw.read(_MAX_ANSWER, decode_content=True)
-    except requests.RequestException as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise TransportError(f"the forge cannot be asked: {type(error).__name__}", where=url) from error
-    import json
-
     try:
         answer = json.loads(body or b"{}")
     except ValueError:
@@ -138,7 +144,7 @@ def _send(
         plain = "".join(c if c.isprintable() else " " for c in f"{said or ''} {details or ''}")[:300].strip()
         hint = "check the token and what it may do" if response.status_code in (401, 403, 404) else None
         raise ReleaseError(f"the forge answered {response.status_code}: {plain}", where=url, hint=hint)
-    return answer if isinstance(answer, dict) else {}
+    return answer
 
 
 def _address(answer: dict[str, Any], key: str) -> str:

@@ -6,25 +6,18 @@ and Forgejo API v1 (pulls, issue comments, merge).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-import requests
-import urllib3
-
-from adaptergit._version import __version__
 from adaptergit.errors import ReleaseError, TransportError, UsageError
 from adaptergit.web.download import Download
-from adaptergit.web.forges import KINDS, _split
+from adaptergit.web.forges import KINDS, ask, split_address
 
 _PER_PAGE = 50
 _PAGES = 40
-_TIMEOUT = (20, 60)
-_MAX_ANSWER = 2**23
 _BOTS = {"github": "github-actions[bot]", "gitea": "forgejo-actions"}
 """Who the tokens of CI jobs are, where they may not ask."""
 
@@ -126,7 +119,7 @@ class Reviews:
 
     @property
     def _api(self) -> str:
-        base, _ = _split(self.repository)
+        base, _ = split_address(self.repository)
         if self.kind == "github":
             return "https://api.github.com" if base == "https://github.com" else f"{base}/api/v3"
         if self.kind in KINDS:
@@ -135,7 +128,7 @@ class Reviews:
 
     @property
     def _pulls(self) -> str:
-        _, path = _split(self.repository)
+        _, path = split_address(self.repository)
         if self.kind == "gitlab":
             return f"{self._api}/projects/{quote(path, safe='')}/merge_requests"
         return f"{self._api}/repos/{path}/pulls"
@@ -167,28 +160,4 @@ class Reviews:
                 "gitlab": {"PRIVATE-TOKEN": self.token},
                 "gitea": {"Authorization": f"token {self.token}"},
             }[self.kind]
-        return _send(method, url, data, headers, self.download)
-
-
-def _send(method: str, url: str, data: dict[str, Any] | None, headers: dict[str, str], download: Download) -> Any:
-    download.check(url)
-    headers = {"User-Agent": f"adaptergit/{__version__}", "Accept": "application/json", **headers}
-    try:
-        with requests.Session() as session:
-            session.trust_env = False  # netrc would replace the token
-            response = session.request(
-                method, url, json=data, headers=headers, timeout=_TIMEOUT, allow_redirects=False, stream=True
-            )
-            body = response.raw.read(_MAX_ANSWER, decode_content=True)
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise TransportError(f"the forge cannot be asked: {type(error).__name__}", where=url) from error
-    try:
-        answer = json.loads(body or b"{}")
-    except ValueError:
-        answer = {}
-    if not 200 <= response.status_code < 300:
-        said = answer.get("message") if isinstance(answer, dict) else ""
-        plain = "".join(c if c.isprintable() else " " for c in f"{said or ''}")[:300].strip()
-        hint = "check the token and what it may do" if response.status_code in (401, 403, 404) else None
-        raise ReleaseError(f"the forge answered {response.status_code}: {plain}", where=url, hint=hint)
-    return answer
+        return ask(method, url, data, headers, self.download)

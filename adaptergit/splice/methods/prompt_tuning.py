@@ -58,10 +58,10 @@ class PromptTuning(MethodConfig):
         behind = isinstance(embeddings, nn.Module) and not self.before_positions and embeddings is not lookup
         if not behind and not {"input_ids", "inputs_embeds"} & set(inspect.signature(host.base.forward).parameters):
             raise ModelError(f"{type(host.base).__name__} is given no tokens: there is no place for a prompt")
-        # Behind the embedding layer, ELECTRA's and ALBERT's are still as narrow as its last norm.
-        norm = getattr(getattr(embeddings, "LayerNorm", None), "weight", None) if behind else None
-        width = len(norm) if norm is not None else host.hidden_size
-        width = width if behind else getattr(lookup, "embedding_dim", host.hidden_size)
+        width = getattr(lookup, "embedding_dim", host.hidden_size)
+        if behind:  # where ELECTRA's and ALBERT's are still as narrow as the layer's last norm
+            norm = getattr(getattr(embeddings, "LayerNorm", None), "weight", None)
+            width = host.hidden_size if norm is None else len(norm)
         parts.put(Prompt("embeddings" if behind else ""), PromptSite(self, width))
         return parts
 
