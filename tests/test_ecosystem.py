@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import faulthandler
 import os
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import multiprocessing, nn
 
 import adaptergit
 from adaptergit.errors import ModelError, UsageError
-from adaptergit.splice import ClassificationHead, adapters
+from adaptergit.splice import ClassificationHead, Stack, adapters
 
 HANGS = 240  # seconds after which a process that should have taken five says where it stands, and ends
 IDS = torch.randint(5, 60, (4, 8), generator=torch.Generator().manual_seed(3))
@@ -173,11 +175,87 @@ def test_two_processes_get_the_gradients_of_one(kind: str, tmp_path: Path) -> No
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["[]", "[]"]
 
 
-def test_data_parallel_is_refused_with_what_to_do() -> None:
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return what nn.DataParallel copies a model with; only the sending to other devices is ours: here, to the CPU."""
+    module = sys.modules["torch.nn.parallel.replicate"]
+    monkeypatch.setattr(
+        module,
+        "_broadcast_coalesced_reshape",
+        lambda tensors, devices, detach=False: [[tensor.clone() for tensor in tensors] for _ in devices],
+    )
+    return module.replicate
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, "union"])
+def test_the_copies_of_data_parallel_run_their_adapters(config: str, copies: Any) -> None:
     model = llama()
-    adapters(model).add("x", "seq_bn")
-    with pytest.raises(UsageError, match="DistributedDataParallel"):
-        model.adaptergit._replicate_for_data_parallel()  # what nn.DataParallel calls for every module
+    panel = adapters(model)
+    panel.add("x", "seq_bn | lora" if config == "union" else config)
+    panel.add("y", "seq_bn")
+    noisy(panel, "x", "y")
+    panel.train("x")
+    panel.activate(Stack("x", "y"))
+    model.eval()
+    wanted = model(IDS).logits
+    wanted.square().mean().backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    outputs: dict[int, Any] = {}
+
+    def run(number: int, replica: Any) -> None:
+        outputs[number] = replica(IDS[2 * number : 2 * number + 2]).logits
+
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(copies(model, [0, 1]))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = torch.cat([outputs[0], outputs[1]])
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    found.square().mean().backward()
+    parameters = dict(model.named_parameters())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(parameters[name].grad, gradient, atol=1e-7, rtol=1e-3)
+
+
+def test_data_parallel_answers_with_a_head_and_keeps_its_hooks_to_itself(copies: Any) -> None:
+    model = transformers.AutoModel.from_config(small()).eval()
+    panel = adapters(model)
+    panel.add("x", "seq_bn")
+    panel.add_head("x", ClassificationHead(num_labels=3))
+    noisy(panel, "x")
+    panel.activate("x")
+    wanted = model(IDS).logits
+    seen: list[Any] = []
+    model.register_forward_pre_hook(lambda module, _args: seen.append(module))
+    (replica,) = copies(model, [0])
+    assert torch.equal(replica(IDS).logits, wanted)
+    assert len(seen) == 1 and seen[0] is not model  # once, and not by the original as well
+    assert torch.equal(model(IDS).logits, wanted)
+    panel.detach()
+    assert not any("replicate" in name for name in vars(model))
+
+
+def test_using_does_not_reach_the_threads_of_data_parallel(copies: Any) -> None:
+    model = llama()
+    panel = adapters(model)
+    panel.add("x", "seq_bn")
+    with panel.using("x"), pytest.raises(UsageError, match=r"threads of nn\.DataParallel"):
+        copies(model, [0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_data_parallel_on_two_gpus() -> None:
+    model = llama().cuda()
+    panel = adapters(model)
+    panel.add("x", "seq_bn")
+    noisy(panel, "x")
+    panel.train("x")
+    model.eval()
+    ids = IDS.cuda()
+    torch.testing.assert_close(nn.DataParallel(model)(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-4)
 
 
 def test_a_model_that_load_makes_shows_its_labels_in_a_pipeline(tmp_path: Path, monkeypatch: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from conftest import GOLDEN, tiny_model
 from torch import nn
 
 from adaptergit.errors import UsageError
-from adaptergit.splice import ClassificationHead, Route, adapters, parse_composition
+from adaptergit.splice import ClassificationHead, Parallel, Route, adapters, parse_composition
 
 NEWEST = int(transformers.__version__.split(".")[0]) >= 5
 IDS = torch.randint(5, 60, (2, 8), generator=torch.Generator().manual_seed(3))
@@ -277,6 +278,42 @@ def test_parallel_generates_what_each_adapter_does(name: str, more: dict[str, An
         assert torch.equal(model.generate(IDS, **options), expected[0])
     panel.detach()
     assert set(vars(model)) == attributes
+
+
+@pytest.mark.parametrize("kind", ["opt", "bart", "prophetnet"])
+def test_a_head_that_calls_the_stack_past_its_base(kind: str) -> None:
+    torch.manual_seed(0)
+    common: dict[str, Any] = {"vocab_size": 99, "max_position_embeddings": 64, "hidden_size": 32}
+    opt = {"num_hidden_layers": 2, "ffn_dim": 64, "word_embed_proj_dim": 32, "num_attention_heads": 2}
+    bart = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 64}
+    prophetnet = {"num_decoder_layers": 2, "num_decoder_attention_heads": 2, "decoder_ffn_dim": 64}
+    made: dict[str, Callable[[], Any]] = {
+        "opt": lambda: transformers.OPTForCausalLM(transformers.OPTConfig(**common, **opt)),
+        "bart": lambda: transformers.BartForCausalLM(transformers.BartConfig(**common, **bart)),
+        "prophetnet": lambda: transformers.ProphetNetForCausalLM(transformers.ProphetNetConfig(**common, **prophetnet)),
+    }
+    model = made[kind]().eval()
+    panel = adapters(model)
+    ids = torch.arange(5, 17).reshape(2, 6)
+    alone = {None: model(input_ids=ids).logits}
+    for name, config in (("a", "seq_bn[reduction_factor=2]"), ("b", "lora"), ("c", "seq_bn_inv[reduction_factor=2]")):
+        panel.add(name, config)
+        noisy(panel, name)
+        panel.activate(name)
+        alone[name] = model(input_ids=ids).logits
+    for name in "abc":
+        panel.route([name, None])
+        torch.testing.assert_close(model(input_ids=ids).logits, torch.stack([alone[name][0], alone[None][1]]))
+    panel.add_head("a", ClassificationHead(num_labels=3))
+    panel.activate("a")
+    assert model(input_ids=ids).logits.shape == (2, 3)
+    if kind == "prophetnet":  # its head shapes the hidden states by the tokens that it was given
+        return
+    panel.activate(Parallel("a", "b"), head=[])
+    torch.testing.assert_close(model(input_ids=ids).logits, torch.cat([alone["a"], alone["b"]]))
+    panel.add("prompt", "prompt_tuning[prompt_length=3]")
+    panel.activate("prompt")
+    assert model(input_ids=ids).logits.shape == (2, 9, 99)
 
 
 def test_merging_inside_using_is_refused() -> None:

@@ -22,6 +22,7 @@ from torch import nn
 
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.families import Branch, family_of
+from adaptergit.splice.sidecar import Sidecar
 from adaptergit.splice.trace import Found, faults, group_blocks, trace
 
 T = TypeVar("T")
@@ -98,6 +99,20 @@ def base_of(model: nn.Module) -> nn.Module:
     """Return the model without its head: ``model.base_model`` of transformers, or the model itself."""
     base = getattr(model, "base_model", model)
     return base if isinstance(base, nn.Module) else model
+
+
+def called_of(base: nn.Module) -> nn.Module:
+    """Return the module that every call of a base model reaches.
+
+    It is the base, or its only stack where the base does nothing but pass its arguments on (OPT, BART as a decoder):
+    heads of transformers call that past the base.
+    """
+    stack = getattr(base, "decoder", None)
+    if not isinstance(stack, nn.Module):
+        return base
+    within = set(stack.parameters())
+    others = (child for child in base.children() if child is not stack and not isinstance(child, Sidecar))
+    return base if any(parameter not in within for child in others for parameter in child.parameters()) else stack
 
 
 def anatomy_of(

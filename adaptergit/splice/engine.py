@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from adaptergit.errors import ModelError, UsageError
-from adaptergit.splice.anatomy import Projection, Site, base_of
+from adaptergit.splice.anatomy import Projection, Site, base_of, called_of
 from adaptergit.splice.attention import Binding, bind
 from adaptergit.splice.embeddings import hook_embeddings
 from adaptergit.splice.head_hooks import hook_copies, hook_heads
@@ -244,8 +244,9 @@ class Engine:
     def _hook(self, place: Any) -> list[Undo]:
         base = self._base
         if place == "call":
-            begin = _Begin(self, tuple(inspect.signature(base.forward).parameters))
-            undo = [before(base, begin, prepend=True), after(base, _End(self), always_call=True)]
+            called = called_of(base)
+            begin = _Begin(self, tuple(inspect.signature(called.forward).parameters))
+            undo = [before(called, begin, prepend=True), after(called, _End(self), always_call=True)]
             encoder = getattr(base, "encoder", None)
             if isinstance(encoder, nn.Module) and getattr(getattr(base, "config", None), "is_encoder_decoder", False):
                 names = tuple(inspect.signature(encoder.forward).parameters)

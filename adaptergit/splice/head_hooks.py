@@ -11,6 +11,7 @@ from torch import nn
 from transformers.utils.generic import ModelOutput
 
 from adaptergit.errors import ModelError
+from adaptergit.splice.anatomy import called_of
 from adaptergit.splice.heads import HeadCall, HeadModule, Pooling, StaticModule
 from adaptergit.splice.hooks import Undo, after, before
 from adaptergit.splice.interpret import Rows, order_of
@@ -34,8 +35,8 @@ class MultiHeadOutput(ModelOutput):
 
 def hook_heads(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engine) -> list[Undo]:
     """Let the running plan's heads beside the model answer; return what gives the model its own answer back."""
-    hooks = _Answer(base, pooling, tuple(inspect.signature(base.forward).parameters), engine)
-    return [before(model, hooks.before), after(base, hooks.watch), after(model, hooks.after, with_kwargs=True)]
+    hooks = _Answer(base, pooling, tuple(inspect.signature(called_of(base).forward).parameters), engine)
+    return [before(model, hooks.before), after(called_of(base), hooks.watch), after(model, hooks.after, with_kwargs=True)]
 
 
 def hook_copies(model: nn.Module, path: str, engine: Engine) -> list[Undo]:

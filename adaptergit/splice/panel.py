@@ -42,6 +42,7 @@ from adaptergit.splice.layers import is_number
 from adaptergit.splice.merging import average, average_states, combine, eject_prefix, merge_into
 from adaptergit.splice.places import BlockOutput, Embedding, Linear, Parts, Place, Prompt
 from adaptergit.splice.plan import Answer, Plan
+from adaptergit.splice.replicas import Replicate
 from adaptergit.splice.setup import fused, several, single
 from adaptergit.splice.trace import evaluating
 
@@ -84,6 +85,7 @@ class Panel(Inventory):
             raise ModelError(f"the model has an attribute {ATTRIBUTE!r} that is not a panel")
         super().__init__(model, anatomy_of(model, sites, inputs))
         self._engine = Engine(model, self.anatomy.pooling)
+        Replicate.install(model, self._engine)
         self._inputs = inputs
         self._detached = False
         self._active: Composition | None = None
@@ -607,6 +609,7 @@ class Panel(Inventory):
                     parameter.requires_grad_(self._trainable[name])
         with contextlib.suppress(AttributeError):
             delattr(self._model, ATTRIBUTE)
+        Replicate.remove(self._model)
         return self._model
 
     def save(self, name: str, folder: Any, /, **about: Any) -> None:

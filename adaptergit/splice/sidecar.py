@@ -8,11 +8,8 @@ the base model's ``state_dict``. PyTorch walks modules in two ways: parameters t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from torch import nn
-
-from adaptergit.errors import UsageError
 
 
 class Sidecar(nn.Module):
@@ -41,9 +38,3 @@ class Sidecar(nn.Module):
     def apply(self, fn: Callable[[nn.Module], None]) -> Sidecar:
         """Do nothing: ``model.apply`` re-initialises hosts, and must not re-initialise trained adapters."""
         return self
-
-    def _replicate_for_data_parallel(self) -> Any:
-        raise UsageError(
-            "nn.DataParallel makes copies of a model that know nothing of its adapters",
-            hint="DistributedDataParallel (torchrun or accelerate launch), or one GPU: CUDA_VISIBLE_DEVICES=0",
-        )
