@@ -50,7 +50,7 @@ class Remote:
         scheme = urlsplit(self.url).scheme
         if scheme not in ("http", "https") or scheme not in self.protocols:
             return False
-        if {"GIT_SSL_CAINFO", "GIT_SSL_CAPATH"} & os.environ.keys():
+        if scheme == "https" and {"GIT_SSL_CAINFO", "GIT_SSL_CAPATH"} & os.environ.keys():
             return False
         return not any(one.startswith("http.") for one in (*transport_settings(), *self.settings))
 
