@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import transformers
+from results import keep
 
 HERE = Path(__file__).parent
 FULL, PEER = "full fine-tuning", "seq_bn by adapters 1.3.0"
@@ -56,23 +57,40 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     chosen = [name for name in METHODS if name != PEER or options.peer] if not options.methods else options.methods
+    path = options.output / "quality.json"
+    runs = known(path, options)
     with tempfile.TemporaryDirectory() as folder:
         files = data(Path(folder), options.train, options.eval)
-        runs: dict[str, list[Run]] = {name: [] for name in chosen}
         for seed in options.seeds:  # method after method within a seed, so that a busy hour hits all alike
             for name in chosen:
-                runs[name].append(
-                    one(name, seed, files, Path(folder) / f"out-{len(runs[name])}-{chosen.index(name)}", options)
-                )
-                print(f"  seed {seed}  {name:<26} {runs[name][-1].accuracy:.4f}", file=sys.stderr, flush=True)
-    rows = {name: summary(found) for name, found in runs.items()}
-    report = {"settings": settings(options), "rows": rows, "difference": difference(rows, runs)}
-    print(table(rows))
-    if report["difference"] is not None:
-        print(f"\nours less adapters': {100 * report['difference']['mean']:+.2f} points; wanted: within {100 * TARGET}")
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
-    draw(rows, options.output / "quality.svg")
+                if str(seed) in runs.get(name, {}):
+                    continue
+                out = Path(folder) / f"out-{seed}-{chosen.index(name)}"
+                run = one(name, seed, files, out, options)
+                runs.setdefault(name, {})[str(seed)] = run
+                keep(path, report(runs, options))
+                print(f"  seed {seed}  {name:<26} {run.accuracy:.4f}  {run.seconds:.0f} s", file=sys.stderr, flush=True)
+    found = report(runs, options)
+    print(table(found["rows"]))
+    if found["difference"] is not None:
+        print(f"\nours less adapters': {100 * found['difference']['mean']:+.2f} points; wanted: within {100 * TARGET}")
+    draw(found["rows"], options.output / "quality.svg")
+
+
+def known(path: Path, options: argparse.Namespace) -> dict[str, dict[str, Run]]:
+    """Return the trainings of an earlier call with the same settings, by method and seed: hours need not be at once."""
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    if found["settings"] != settings(options):
+        return {}
+    return {name: {seed: Run(**run) for seed, run in row["runs"].items()} for name, row in found["rows"].items()}
+
+
+def report(runs: dict[str, dict[str, Run]], options: argparse.Namespace) -> dict[str, Any]:
+    """Return what was measured so far, in the order of the methods."""
+    rows = {name: summary(runs[name]) for name in METHODS if name in runs}
+    return {"settings": settings(options), "rows": rows, "difference": difference(rows, runs)}
 
 
 def one(name: str, seed: int, files: dict[str, Path], out: Path, options: argparse.Namespace) -> Run:
@@ -134,7 +152,8 @@ def fine_tuned(shared: dict[str, Any]) -> Run:
     return Run(accuracy, trained, size, round(seconds, 3), trainer.state.global_step)
 
 
-def summary(runs: list[Run]) -> dict[str, Any]:
+def summary(by_seed: dict[str, Run]) -> dict[str, Any]:
+    runs = list(by_seed.values())
     scores = [run.accuracy for run in runs]
     return {
         "accuracy": round(statistics.fmean(scores), 5),
@@ -142,14 +161,14 @@ def summary(runs: list[Run]) -> dict[str, Any]:
         "parameters": runs[0].parameters,
         "bytes": runs[0].bytes,
         "seconds": round(statistics.fmean(run.seconds for run in runs), 1),
-        "runs": [asdict(run) for run in runs],
+        "runs": {seed: asdict(run) for seed, run in by_seed.items()},
     }
 
 
-def difference(rows: dict[str, dict[str, Any]], runs: dict[str, list[Run]]) -> dict[str, Any] | None:
+def difference(rows: dict[str, dict[str, Any]], runs: dict[str, dict[str, Run]]) -> dict[str, Any] | None:
     """Ours less theirs, and how sure that is."""
-    ours, theirs = runs.get("seq_bn (Pfeiffer)"), runs.get(PEER)
-    if not ours or not theirs:
+    ours, theirs = (list(runs.get(name, {}).values()) for name in ("seq_bn (Pfeiffer)", PEER))
+    if len(ours) != len(theirs) or not ours:
         return None
     if {run.steps for run in ours} != {run.steps for run in theirs}:
         raise SystemExit("the libraries did not take as many steps as each other")
@@ -211,7 +230,7 @@ def base() -> Path:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    found = {key: value for key, value in vars(options).items() if key not in ("output", "peer", "methods")}
+    found = {key: value for key, value in vars(options).items() if key not in ("output", "peer", "methods", "seeds")}
     rates = {name: rate for name, (_, rate) in METHODS.items()}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     return {**found, "learning_rates": rates, "frameworks": versions, "threads": torch.get_num_threads()}

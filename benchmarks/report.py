@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distribution import FORMS
+from forms import FORMS
 from results import Result, Row, busy, compared, folder_of, judged, number, read, verdict
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +18,7 @@ from rich.table import Table
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 ORDER = (
     "forward", "loading", "switching", "mixed", "training", "startup", "merging", "memory", "many", "compiling", "gpu",
-    "fetch", "scale", "index", "stress",
+    "fetch", "scale", "index", "stress", "quality", "serve",
 )  # fmt: skip
 _SIGNS = {"met": "met", "missed": "**missed**", "open": "not judged"}
 _HEAD = """# Performance

@@ -104,11 +104,15 @@ def folder_of(quick: bool) -> Path:
 
 
 def save(name: str, found: dict[str, Any], *, quick: bool) -> None:
-    """Write a result of a form of its own, with machine and date; see :mod:`distribution`."""
-    about = {"mode": "quick" if quick else "full", "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine()}
-    folder_of(quick).mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**found, **about}, indent=1, ensure_ascii=False)
-    (folder_of(quick) / f"{name}.json").write_text(text + "\n")
+    """Write a result of a form of its own, with machine and date; see :mod:`forms`."""
+    keep(folder_of(quick) / f"{name}.json", found, "quick" if quick else "full")
+
+
+def keep(path: Path, found: dict[str, Any], mode: str = "full") -> None:
+    """Write a result of a form of its own into a file."""
+    about = {"mode": mode, "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**found, **about}, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(path: Path) -> Result:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import random
 import statistics
 import subprocess
@@ -28,6 +26,7 @@ from typing import Any
 import requests
 import torch
 import transformers
+from results import keep
 
 import adaptergit
 from adaptergit.demo import write_data
@@ -83,10 +82,8 @@ def main() -> None:
             f"   wrong {row['wrong']}"
         )
     about = {name: value for name, value in vars(options).items() if name != "output"}
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
-    written = {"options": about, "machine": machine, "nearest_adapters": nearest, "rows": result}
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(written, indent=1) + "\n")
+    versions = {"ours": {"torch": torch.__version__, "transformers": transformers.__version__}}
+    keep(options.output, {"options": about, "versions": versions, "nearest_adapters": nearest, "rows": result})
     if any(row["wrong"] for row in result.values()):
         raise SystemExit("an answer was not its adapter's")
 

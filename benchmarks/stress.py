@@ -23,8 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from distribution import stressed
 from fetch import package
+from forms import stressed
 from results import save, show
 
 from adaptergit.errors import AdaptergitError

@@ -231,7 +231,8 @@ def test_data_parallel_answers_with_a_head_and_keeps_its_hooks_to_itself(copies:
     model.register_forward_pre_hook(lambda module, _args: seen.append(module))
     (replica,) = copies(model, [0])
     assert torch.equal(replica(IDS).logits, wanted)
-    assert len(seen) == 1 and seen[0] is not model  # once, and not by the original as well
+    assert len(seen) == 1  # and not by the original as well
+    assert seen[0] is not model
     assert torch.equal(model(IDS).logits, wanted)
     panel.detach()
     assert not any("replicate" in name for name in vars(model))

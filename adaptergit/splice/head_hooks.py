@@ -35,8 +35,9 @@ class MultiHeadOutput(ModelOutput):
 
 def hook_heads(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engine) -> list[Undo]:
     """Let the running plan's heads beside the model answer; return what gives the model its own answer back."""
-    hooks = _Answer(base, pooling, tuple(inspect.signature(called_of(base).forward).parameters), engine)
-    return [before(model, hooks.before), after(called_of(base), hooks.watch), after(model, hooks.after, with_kwargs=True)]
+    called = called_of(base)
+    hooks = _Answer(base, pooling, tuple(inspect.signature(called.forward).parameters), engine)
+    return [before(model, hooks.before), after(called, hooks.watch), after(model, hooks.after, with_kwargs=True)]
 
 
 def hook_copies(model: nn.Module, path: str, engine: Engine) -> list[Undo]:

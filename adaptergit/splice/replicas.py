@@ -11,7 +11,6 @@ import copy
 from collections import OrderedDict
 from typing import Any
 
-import torch
 from torch import nn
 
 from adaptergit.errors import UsageError

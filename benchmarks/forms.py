@@ -1,4 +1,4 @@
-"""Results of ``fetch.py``, ``scale.py``, ``index.py`` and ``stress.py`` for the report, with what was promised."""
+"""Results that have a form of their own, for the report, with what was promised."""
 
 from __future__ import annotations
 
@@ -115,8 +115,55 @@ def stressed(raw: dict[str, Any]) -> Result:
     return result
 
 
+def trained(raw: dict[str, Any]) -> Result:
+    """Return what each method reaches, at which size and in which time."""
+    given = raw["settings"]
+    result = _result("quality", "What is reached in training", raw)
+    result.versions = {"ours": given["frameworks"]}
+    result.notes.append(
+        f"MiniLM on {given['train']:,} sentences of Rotten Tomatoes, {given['eval']:,} held out; "
+        f"{given['epochs']} epochs, batches of {given['batch_size']}, {given['max_length']} tokens, "
+        f"{given['threads']} threads. "
+        "Accuracy: mean over the seeds, with the lowest and the highest."
+    )
+    for name, row in raw["rows"].items():
+        who = "adapters" if "by adapters" in name else "transformers" if name.startswith("full") else "ours"
+        scores = [run["accuracy"] for run in row["runs"].values()]
+        shown = f"{name}, {len(scores)} seeds"
+        result.rows.append(Row("accuracy", who, shown, row["accuracy"], "%", min(scores), max(scores)))
+        result.rows.append(Row("trained parameters", who, name, row["parameters"], "parameters"))
+        result.rows.append(Row("on disk, with the head", who, name, row["bytes"], "bytes"))
+        result.rows.append(Row("training", who, name, row["seconds"], "s"))
+    kinds = ("accuracy", "trained parameters", "on disk, with the head", "training")
+    result.rows.sort(key=lambda row: kinds.index(row.group))
+    apart = raw["difference"]
+    if apart is not None:
+        what = "accuracy of seq_bn, distance from `adapters`"
+        result.target(
+            what, abs(apart["mean"]), apart["wanted"], "%", f"ours less theirs: {100 * apart['mean']:+.2f} points"
+        )
+    return result
+
+
+def served(raw: dict[str, Any]) -> Result:
+    """Return how many adapters of one model answer under load."""
+    given, rows = raw["options"], raw["rows"]
+    title = f"Serving {given['requests']:,} requests over {given['adapters']} adapters"
+    result = _result("serve", title, raw)
+    wanted = (("requests a second", "per_second", "a second", 1), ("95th percentile", "p95_ms", "s", 1e-3))
+    for group, key, unit, factor in (*wanted, ("median", "p50_ms", "s", 1e-3), ("wrong answers", "wrong", _TIMES, 1)):
+        for name, row in rows.items():
+            result.rows.append(Row(group, "ours", name, factor * row[key], unit))
+    mixed, alone = rows["mixed batches"], rows["one adapter per batch"]
+    result.target("answers of a wrong adapter", sum(row["wrong"] for row in rows.values()), 0, _TIMES)
+    what = "against one adapter per batch"
+    result.target(f"95th percentile of mixed batches {what}", mixed["p95_ms"] / alone["p95_ms"], 1, "x")
+    result.target(f"time per request of mixed batches {what}", alone["per_second"] / mixed["per_second"], 1, "x")
+    return result
+
+
 _KILLED, _TIMES = ("fetch", "publish"), "times"
-FORMS = {"fetch": fetched, "scale": scaled, "index": indexed, "stress": stressed}
+FORMS = {"fetch": fetched, "scale": scaled, "index": indexed, "stress": stressed, "quality": trained, "serve": served}
 
 
 def _result(name: str, title: str, raw: dict[str, Any]) -> Result:
