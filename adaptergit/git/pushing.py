@@ -10,6 +10,8 @@ from adaptergit.errors import TransportError
 from adaptergit.git.runner import Git
 
 _PROTOCOLS = ("https", "http", "ssh", "file")
+# Weights are like no other weights: looking for what they share with others takes as long as all the rest of a push.
+_SETTINGS = ("core.bigFileThreshold=1m",)
 _NO_ATOMIC = "does not support --atomic"
 _MAX_SAID = 1 << 16
 _ADDRESS = re.compile(r"https?://[^\s\"'<>]+")
@@ -61,7 +63,7 @@ def push(
         said = bytearray()
         git.raw(
             "push", "--quiet", "--no-verify", *options, *arguments,
-            protocols=protocols, timeout=600.0, heard=lambda block: said.extend(block[: _MAX_SAID - len(said)]),
+            protocols=protocols, settings=_SETTINGS, timeout=600.0, heard=lambda block: said.extend(block[: _MAX_SAID - len(said)]),
         )  # fmt: skip
         return said.decode("utf-8", "replace")
 
