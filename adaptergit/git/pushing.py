@@ -63,7 +63,8 @@ def push(
         said = bytearray()
         git.raw(
             "push", "--quiet", "--no-verify", *options, *arguments,
-            protocols=protocols, settings=_SETTINGS, timeout=600.0, heard=lambda block: said.extend(block[: _MAX_SAID - len(said)]),
+            protocols=protocols, settings=_SETTINGS, timeout=600.0,
+            heard=lambda block: said.extend(block[: _MAX_SAID - len(said)]),
         )  # fmt: skip
         return said.decode("utf-8", "replace")
 

@@ -16,9 +16,11 @@ import base64
 import hashlib
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
+import numpy
 import torch
 from torch import nn
 
@@ -72,14 +74,45 @@ class Fingerprint:
 
 
 def fingerprint_of(model: nn.Module, anatomy: Anatomy | None = None) -> Fingerprint:
-    """Compute a model's fingerprint. Parameters that are not materialised leave the sketch empty."""
+    """Compute a model's fingerprint. Parameters that are not materialised leave the sketch empty.
+
+    It is remembered for as long as the model lives and its parameters are neither replaced nor written to.
+    """
     base = base_of(model)
     anatomy = anatomy or anatomy_of(model)
+    modules, embedding = list(_block_modules(base, anatomy)), _input_embedding(base)
+    tensors = [p for _, module in modules for p in module._parameters.values() if p is not None]
+    state = _state(tensors if embedding is None else [*tensors, embedding])
+    known = _KNOWN.get(base)
+    if known is not None and known[0] == state is not None:
+        return known[1]
+    found = _computed(modules, embedding, anatomy)
+    _KNOWN[base] = (state, found)
+    return found
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[object, Fingerprint]] = WeakKeyDictionary()
+
+
+def _state(tensors: Sequence[torch.Tensor]) -> object:
+    """Return what changes when a parameter does; None: nobody can tell."""
+    if any(tensor.is_inference() or tensor.is_meta for tensor in tensors):
+        return None
+    # Writing to ``.data``, as some do to merge, is not counted as a change: a value of every matrix shows it.
+    matrices = [t.detach() for t in tensors if t.dim() == 2 and t.numel() and t.is_floating_point()]
+    middle = [t[len(t) // 2, t.shape[1] // 2].to("cpu", torch.float64) for t in matrices]
+    seen = tuple(torch.stack(middle).tolist()) if middle else ()
+    return tuple((t.data_ptr(), t._version) for t in tensors), seen
+
+
+def _computed(
+    modules: Sequence[tuple[str, nn.Module]], embedding: torch.Tensor | None, anatomy: Anatomy
+) -> Fingerprint:
     lines: list[str] = []
     vectors: list[tuple[str, torch.Tensor]] = []
     samples: list[tuple[str, torch.Tensor]] = []
     quantised = False
-    for name, module in _block_modules(base, anatomy):
+    for name, module in modules:
         features = _features(module)
         if features is not None:
             lines.append(f"{name} {features}")
@@ -95,7 +128,6 @@ def fingerprint_of(model: nn.Module, anatomy: Anatomy | None = None) -> Fingerpr
                 continue
             flat = parameter.detach().reshape(-1)
             samples.append((f"{name}.{parameter_name}", flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]))
-    embedding = _input_embedding(base)
     if embedding is not None:
         vectors.append(("input_embedding", embedding[:_ROWS].reshape(-1)))
     structure = hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:32]
@@ -196,6 +228,6 @@ def _signs(name: str, length: int) -> torch.Tensor:
     """Pseudo-random ±1 of shape (32, length), the same on every machine."""
     rows = -(-length // 8)
     stream = hashlib.shake_128(f"adaptergit fp1 {name}".encode()).digest(_PROJECTIONS * rows)
-    packed = torch.frombuffer(bytearray(stream), dtype=torch.uint8).reshape(_PROJECTIONS, rows, 1)
-    bits = (packed >> torch.arange(8, dtype=torch.uint8)) & 1
-    return bits.reshape(_PROJECTIONS, -1)[:, :length].to(torch.float64) * 2 - 1
+    packed = numpy.frombuffer(stream, dtype=numpy.uint8).reshape(_PROJECTIONS, rows)
+    bits = numpy.unpackbits(packed, axis=1, count=length, bitorder="little")
+    return torch.from_numpy(bits).to(torch.float64).mul_(2).sub_(1)

@@ -321,10 +321,7 @@ class Panel(Inventory):
         Raises:
             UsageError: An adapter, head or embeddings that are not there, or rows of which some have a head.
         """
-        # Its name in transformers, today's and before.
-        names = ("is_activation_checkpointing", "is_gradient_checkpointing")
-        checkpointing = next((bool(getattr(self._model, n)) for n in names if hasattr(type(self._model), n)), False)
-        if self._model.training and torch.is_grad_enabled() and checkpointing:
+        if self._model.training and torch.is_grad_enabled() and _recomputes(self._model):
             raise UsageError(
                 "gradient checkpointing runs blocks again after the with block, with other adapters",
                 hint="panel.activate(…) instead of using(…), or torch.no_grad() around it",
@@ -768,3 +765,10 @@ class Panel(Inventory):
 
 def _names(composition: Composition) -> list[str]:
     return [composition] if isinstance(composition, str) else list(composition.names())
+
+
+def _recomputes(model: nn.Module) -> bool:
+    """Whether gradient checkpointing is on. Transformers looks through all modules to tell."""
+    # Its name, today's and before.
+    names = ("is_activation_checkpointing", "is_gradient_checkpointing")
+    return next((bool(getattr(model, name)) for name in names if hasattr(type(model), name)), False)

@@ -297,7 +297,8 @@ class BottleneckSite(nn.Module):
         return not self.config.original_ln_after
 
     def _transform(self, z: torch.Tensor) -> torch.Tensor:
-        z = z.to(next(self.down.parameters()).dtype)
+        bias = getattr(self.down, "bias", None)
+        z = z.to(next(self.down.parameters()).dtype if bias is None else bias.dtype)
         inner = z if self.norm_before is None else self.norm_before(z)
         out: torch.Tensor = self.up(self.activation(self.down(inner)))
         if self.scaling is not None:
@@ -307,7 +308,8 @@ class BottleneckSite(nn.Module):
         return out
 
     def _regularise(self, out: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        out = self.dropout(out)
+        if self.training:
+            out = self.dropout(out)
         if self.training and self.config.stochastic_depth:
             keep = 1.0 - self.config.stochastic_depth
             out = out * torch.empty(
