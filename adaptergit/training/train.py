@@ -110,7 +110,7 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     longest = getattr(model.config, "max_position_embeddings", None)
     if isinstance(longest, int) and spec.max_length > longest:
         raise UsageError(f"max_length is {spec.max_length}, the base model reads at most {longest} tokens")
-    if spec.task == "token-classification":
+    if kind.by_word:
         inputs = words_tokenizer(inputs, spec.base)
     panel = prepare(model, spec.adapter_name, spec.adapter, task.head(), seed=spec.seed)
     for name in fresh:
