@@ -110,11 +110,14 @@ def opened(
 
 
 def _kind(card: Card) -> type[Task]:
+    """Return the task of the head, which is what answers; without one, or with one of no task, what the card says."""
     name, head = str(card.data["task"]["type"]), card.data.get("head", {})
+    config = head.get("config", {})
+    model_class = str(config.get("model_class", ""))
+    for task in TASKS.values():
+        if any(one == head.get("type") or (one[:3] == "For" and model_class.endswith(one)) for one in task.heads):
+            number = task is TASKS["text-classification"] and config.get("num_labels") == 1
+            return TASKS["text-regression"] if number else task
     if name in TASKS:
         return TASKS[name]
-    kinds = (str(head.get("type", "")), str(head.get("config", {}).get("model_class", "")))
-    for task in TASKS.values():
-        if any(end and any(kind.endswith(end) for kind in kinds) for end in task.heads):
-            return task
     raise UsageError(f"nothing is known of the task {name!r}", hint=f"known: {', '.join(TASKS)}")

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import transformers
 from click.testing import CliRunner
-from conftest import GOLDEN
+from conftest import GOLDEN, card_data
 
 import adaptergit
+from adaptergit.answering import opened
 from adaptergit.cli import main
 from adaptergit.errors import DataError, NotFoundError, UsageError
+from adaptergit.package import Card
 from adaptergit.predict import Predictions, predict
 from adaptergit.training import TASKS, TrainSpec, read_rows, train
 from adaptergit.training.tasks import Tools
@@ -309,6 +311,24 @@ def test_an_adapter_whose_card_calls_the_task_otherwise_is_known_by_its_head(moo
     found = predict(other, texts=["the film was good"], base=mood.base)
     assert found.task == "text-classification"
     assert found.said == mood.predict("the film was good").said
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "wanted"),
+    [
+        ("text-classification", {"type": "multilabel_classification", "config": {"num_labels": 2}}, "multi-label-classification"),
+        ("text-classification", {"type": "classification", "config": {"num_labels": 1}}, "text-regression"),
+        ("sts", {"type": "static", "config": {"model_class": "BertForSequenceClassification", "num_labels": 1}}, "text-regression"),
+        ("ner", {"type": "static", "config": {"model_class": "BertForTokenClassification", "num_labels": 3}}, "token-classification"),
+        ("pictures", {"type": "image_classification", "config": {"num_labels": 2}}, "image-classification"),
+        ("fill-mask", None, "fill-mask"),
+        ("text-generation", {"type": "causal_lm", "config": {}}, "text-generation"),
+    ],
+)  # fmt: skip
+def test_the_head_says_what_is_answered(tmp_path: Path, task: str, head: dict[str, Any] | None, wanted: str) -> None:
+    data = card_data(task={"type": task}, **({"head": head} if head is not None else {}))
+    (tmp_path / "card.yaml").write_bytes(Card(data).to_yaml())
+    assert opened(tmp_path).kind.name == wanted
 
 
 def test_what_cannot_be_answered_is_refused(mood: Trained, tmp_path: Path) -> None:

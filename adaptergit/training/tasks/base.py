@@ -85,7 +85,7 @@ class Task(ABC):
     wishes: ClassVar[tuple[str, ...]] = ()
     """Fields of :class:`Wishes` that mean something here."""
     heads: ClassVar[tuple[str, ...]] = ()
-    """Kinds of heads that answer this task, whatever the card calls it."""
+    """Kinds of heads, and ends of classes with a head of their own, that answer this task, whatever a card calls it."""
     by_word: ClassVar[bool] = False
     """Texts come as words."""
 
