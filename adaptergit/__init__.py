@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from adaptergit.lock import check_lock, lock, sync
     from adaptergit.mirror import mirror
     from adaptergit.package.editing import edit_card, render_card
+    from adaptergit.predict import predict
     from adaptergit.progress import watching
     from adaptergit.publish import publish, publish_all, yank
     from adaptergit.reference import Reference
@@ -95,6 +96,7 @@ _HOMES = {
     "adaptergit.lock": ("check_lock", "lock", "sync"),
     "adaptergit.mirror": ("mirror",),
     "adaptergit.package.editing": ("edit_card", "render_card"),
+    "adaptergit.predict": ("predict",),
     "adaptergit.progress": ("watching",),
     "adaptergit.publish": ("publish", "publish_all", "yank"),
     "adaptergit.reference": ("Reference",),
@@ -177,6 +179,7 @@ __all__ = [
     "load",
     "lock",
     "mirror",
+    "predict",
     "prune",
     "publish",
     "publish_all",

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptergit.errors import ModelError, PackageError, UsageError
-from adaptergit.load import load
+from adaptergit.answering import opened
+from adaptergit.errors import PackageError, UsageError
 from adaptergit.package import Card
-from adaptergit.settings import load_settings
-from adaptergit.splice.panel import adapters
-from adaptergit.training.base import load_base, words_tokenizer
 from adaptergit.training.evaluate import answers_of
 from adaptergit.training.measures import Metrics, measured
 from adaptergit.training.readers import read_rows
 from adaptergit.training.rows import Data
-from adaptergit.training.tasks import TASKS, Tools
 
 TOLERANCE = 1e-3
 """Of a score; other machines round other last digits, and an example on the edge may fall on the other side."""
@@ -75,42 +71,13 @@ def evaluate(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size must be positive, not {batch_size}")
-    card = _card(ref, policy, offline, index)
-    kind = TASKS.get(card.data["task"]["type"])
-    if kind is None:
-        raise UsageError(
-            f"nothing is known of the task {card.data['task']['type']!r}", hint=f"known: {', '.join(TASKS)}"
-        )
-    hyper = card.data.get("training", {}).get("hyperparameters", {})
-    trained_with = {k: v for k, v in dict(hyper.get("columns", {})).items() if k in kind.roles and isinstance(v, str)}
-    chosen = kind.with_columns({**trained_with, **(columns or {})})
-    rows = read_rows(data, list(chosen.values()))
-    place = base or load_settings().base_model_path(card.base_model.id)
-    model, inputs = load_base(place, kind)
-    model.eval()
-    load(ref, model, policy=policy, offline=offline, index=index)
-    panel = adapters(model)
-    head = panel.head_config(panel.active_head) if panel.active_head is not None else None
-    if head is None and kind.model_class == "AutoModel":
-        raise ModelError("this adapter was published without a head", hint="load it in Python and add your own")
-    task = kind.of(chosen, head)
+    package = opened(ref, policy=policy, offline=offline, index=index)
+    named = package.columns(columns or {})
+    rows = read_rows(data, list(named.values()))
+    task, model, tools = package.answering(named, base)
     task.check(rows)
-    if kind.name == "token-classification":
-        inputs = words_tokenizer(inputs, place)
-    length = hyper.get("max_length")
-    tools = Tools(inputs, length if isinstance(length, int) and 1 <= length <= 100_000 else 128)
     answers = answers_of(task, model, rows, tools, batch_size=batch_size, report=report)
-    return _compared(measured(task.measures(answers, rows), len(answers)), card, rows)
-
-
-def _card(ref: str | Path, policy: str | None, offline: bool, index: str | Path | None) -> Card:
-    from adaptergit.package.local import local_card
-    from adaptergit.reference import expand, is_folder
-    from adaptergit.resolve import fetch
-
-    if is_folder(ref):
-        return local_card(expand(ref))
-    return fetch(str(ref), policy=policy, offline=offline, index=index).card
+    return _compared(measured(task.measures(answers, rows), len(answers)), package.card, rows)
 
 
 def _compared(metrics: Metrics, card: Card, rows: Data) -> Evaluation:

@@ -1,53 +1,53 @@
-"""Predict: load an adapter with its head, run it over texts, name the labels."""
+"""Predict: load an adapter, and answer texts, files or whatever else its task is about, in words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from adaptergit.answering import opened
+from adaptergit.errors import DataError, NotFoundError, UsageError
+from adaptergit.training.evaluate import replies_of
+from adaptergit.training.measures import Metrics, measured
+from adaptergit.training.readers import parse_rows, read_rows
+from adaptergit.training.rows import Data, Row
+from adaptergit.training.tasks import Task, Wishes
+from adaptergit.training.tasks.said import Said
 
-from adaptergit.bases import base_tokenizer, trained_length
-from adaptergit.errors import DataError, ModelError, UsageError
-from adaptergit.load import load
-from adaptergit.settings import load_settings
-from adaptergit.splice.panel import adapters
-from adaptergit.training.base import load_base
-from adaptergit.training.data import read_examples
-from adaptergit.training.evaluate import predict_logits, score
-from adaptergit.training.measures import Metrics
+_TEXT = ".txt"
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One label for every text."""
+    """One answer for every row."""
 
-    texts: list[str]
-    labels: list[str]
-    probabilities: list[float]
-    """Of the label given."""
-    logits: torch.Tensor
-    """(texts, labels)."""
+    task: str
+    """Its name, as ``adaptergit train --task`` knows it."""
+    asked: tuple[str, ...]
+    """What stands for each row: its text, its question, the path of its image."""
+    said: tuple[Said, ...]
+    """Of the class in :mod:`adaptergit.training.tasks.said` that belongs to the task."""
     metrics: Metrics | None = None
+    """The scores that :func:`adaptergit.evaluate` finds on the same file, where they were asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data."""
-        rows = [
-            {"label": label, "probability": round(probability, 6), "logits": logits}
-            for label, probability, logits in zip(self.labels, self.probabilities, self.logits.tolist(), strict=True)
-        ]
-        return {"predictions": rows, "metrics": self.metrics.to_json() if self.metrics else None}
+        rows = [one.to_json() for one in self.said]
+        return {"task": self.task, "predictions": rows, "metrics": self.metrics.to_json() if self.metrics else None}
 
 
 def predict(
     ref: str | Path,
     *,
-    texts: list[str] | None = None,
+    texts: Sequence[str | Sequence[str]] | None = None,
     file: Path | None = None,
-    text_column: str = "text",
-    label_column: str | None = None,
+    content: tuple[str, bytes] | None = None,
+    columns: Mapping[str, str] | None = None,
+    score: bool = False,
+    top_k: int | None = None,
+    max_new_tokens: int | None = None,
     base: str | None = None,
     batch_size: int = 32,
     policy: str | None = None,
@@ -55,50 +55,99 @@ def predict(
     index: str | Path | None = None,
     report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Predictions:
-    """Run an adapter over texts, or over a file of them.
+    """Run an adapter over texts, or over a file, and put into words what it says.
+
+    What is asked depends on the task: a text or a pair, a sentence (its words stand between spaces), question and
+    context, text and choices, a text with ``[MASK]`` in it, the beginning of a text, the path of an image.
 
     Args:
         ref: A reference or a package folder.
-        texts: Or ``file``, with ``text_column`` and, to score, ``label_column``.
+        texts: What is asked, a string each, with tabs between where the task reads more than one; or the parts.
+        file: Or a file of any kind that training reads; it need not say what is right.
+        content: Or the content of one, behind its suffix: ``(".jsonl", b"…")``.
+        columns: Of the file, by role; default: those the adapter was trained with.
+        score: Also score the answers with what the file says is right; naming that column does the same.
+        top_k: Guesses for each mask, if the task is fill-mask; default: 5.
+        max_new_tokens: The most tokens to write, if the task is to write; default: 32 behind a text, and of
+            texts from texts as many as training read.
         base: Folder of the base model; default: the settings' mapping of the card's id, or the id.
-        batch_size: Texts at once.
+        batch_size: Rows at once.
         policy: See :func:`adaptergit.load`, as ``offline`` and ``index``.
         report: Called with (done, total).
 
     Raises:
         UsageError, DataError: Wrong input.
-        ModelError: The adapter has no classification head.
+        ModelError: Nothing in the package answers its task.
         AdaptergitError: Whatever :func:`adaptergit.load` raises.
     """
+    if sum(one is not None for one in (texts, file, content)) != 1:
+        raise UsageError("give texts, a file or its content, and one of them only")
     if batch_size < 1:
         raise UsageError(f"batch_size must be positive, not {batch_size}")
-    examples = read_examples(file, text_column=text_column, label_column=label_column) if file is not None else None
-    if examples is not None:
-        report(0, len(examples.texts))  # before the models are loaded, which takes seconds
-    model, tokenizer = load_base(base) if base is not None else (None, None)
-    if model is not None:
-        model.eval()
-    model = load(ref, model, policy=policy, offline=offline, index=index)
-    panel = adapters(model)
-    if panel.active_head is None:
-        raise ModelError("this adapter was published without a head", hint="load it in Python and add your own")
-    about = panel.about(panel.active_head)
-    if tokenizer is None:
-        tokenizer = base_tokenizer(load_settings().base_model_path(about.card.base_model.id), offline)
-    inputs = examples.texts if examples is not None else texts or []
-    logits = predict_logits(
-        model, tokenizer, inputs, batch_size=batch_size, max_length=trained_length(about.card.data), report=report
-    )
-    names = getattr(panel.head_config(panel.active_head), "labels", ()) or tuple(str(i) for i in range(logits.shape[1]))
-    chosen = logits.argmax(dim=1).tolist()
-    probabilities = logits.softmax(dim=1).amax(dim=1).tolist()
-    metrics = None
-    if examples is not None and examples.labels is not None:
-        if unknown := sorted(set(examples.labels) - set(names)):
-            raise DataError(
-                f"the label {unknown[0]!r} is none of the adapter's",
-                where=str(file),
-                hint=f"labels: {', '.join(names)}",
-            )
-        metrics = score(logits, [names.index(label) for label in examples.labels])
-    return Predictions(inputs, [names[i] for i in chosen], probabilities, logits, metrics)
+    wishes = Wishes(top_k, max_new_tokens)
+    if file is not None and not file.exists():  # said before anything is fetched
+        raise NotFoundError("no such file", where=str(file))
+    package = opened(ref, policy=policy, offline=offline, index=index)
+    kind = package.kind
+    wishes.check(kind)
+    named = package.columns(columns or {})
+    scored = score or (kind.right is not None and kind.right in (columns or {}))
+    if scored and (kind.right is None or texts is not None):
+        why = (
+            f"the answers of {kind.name} are not what is scored"
+            if kind.right is None
+            else "texts do not say what is right"
+        )
+        raise UsageError(why, hint="adaptergit eval scores an adapter on a file")
+    if texts is not None:
+        if any(not isinstance(text, str) and len(text) > 1 for text in texts):
+            named = {**{role: role for role in kind.asks}, **named}
+        data = _asked(kind, named, texts)
+    else:
+        wanted = [column for role, column in named.items() if scored or role != kind.right]
+        data = _read(kind, named, file, content, wanted)
+    report(0, len(data))  # before the models are loaded, which takes seconds
+    task, model, tools = package.answering(named, base)
+    if scored:
+        task.check(data)
+    replies = replies_of(task, model, data, tools, wishes, batch_size=batch_size, report=report)
+    said = tuple(task.worded(reply, row) for reply, row in zip(replies, data, strict=True))
+    metrics = measured(task.measures(replies, data), len(replies)) if scored else None
+    return Predictions(kind.name, tuple(task.shown(row) for row in data), said, metrics)
+
+
+def _asked(kind: type[Task], columns: Mapping[str, str], texts: Sequence[str | Sequence[str]]) -> Data:
+    """Make rows of texts."""
+    if not texts:
+        raise DataError("there is nothing to answer")
+    rows = (Row(kind.asked(columns, text), f"text {number}") for number, text in enumerate(texts, 1))
+    return _checked(kind, columns, Data(Path("texts"), tuple(rows), ""))
+
+
+def _read(
+    kind: type[Task],
+    columns: Mapping[str, str],
+    file: Path | None,
+    content: tuple[str, bytes] | None,
+    wanted: Sequence[str],
+) -> Data:
+    """Read rows; lines of plain text are whatever the task asks for."""
+    plain = (content[0] if content is not None else str(file)).lower().endswith(_TEXT)
+    wanted = ["text"] if plain else wanted
+    if content is not None:
+        data = parse_rows(content[1], content[0], Path("standard input"), wanted)
+    else:
+        assert file is not None
+        data = read_rows(file, wanted)
+    if plain:
+        data = replace(data, rows=tuple(replace(row, values=kind.asked(columns, row.text("text"))) for row in data))
+    return _checked(kind, columns, data)
+
+
+def _checked(kind: type[Task], columns: Mapping[str, str], data: Data) -> Data:
+    """Refuse rows without what is asked, before a model is loaded."""
+    for row in data:
+        for role in kind.asks:
+            if role in columns:
+                row.value(columns[role])
+    return data

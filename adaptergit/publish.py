@@ -348,48 +348,6 @@ def default_key() -> Path | None:
     return path if path.is_file() else None
 
 
-def initialise(clone: str | Path, key: str | Path | None = None) -> list[Path]:
-    """Prepare a clone for publishing: attributes that keep git from touching bytes, and the publisher's public key.
-
-    Args:
-        clone: Any folder inside the clone.
-        key: As for :func:`publish`.
-
-    Returns:
-        The files written; the person reviews and commits them.
-
-    Raises:
-        UsageError: Not a clone, or no key.
-    """
-    from adaptergit.git import Clone
-    from adaptergit.trust import MANIFEST_NAMESPACE, AllowedSigner, format_signer
-
-    here = Clone.at(Path(clone))
-    signer = signing_key(key)
-    line = format_signer(AllowedSigner(("*",), signer.public, (MANIFEST_NAMESPACE,)))
-    wanted = {
-        ".gitattributes": "adapters/** -text -filter -diff -merge -export-subst -export-ignore",
-        ".adaptergit/allowed_signers": line,
-    }
-    for name in wanted:
-        for path in (here.root / name, (here.root / name).parent):
-            if path.is_symlink() or (
-                path != here.root and path.exists() and path.is_dir() is (path == here.root / name)
-            ):
-                raise UsageError("something else is in the way", where=str(path), hint="move it away")
-    written = []
-    for name, text in wanted.items():
-        path = here.root / name
-        existing = path.read_bytes() if path.exists() else b""
-        if text.encode() in existing.splitlines():
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        separator = b"" if not existing or existing.endswith(b"\n") else b"\n"
-        path.write_bytes(existing + separator + text.encode() + b"\n")
-        written.append(path)
-    return written
-
-
 def _address(where: Source | None, principal: str) -> str:
     """What people load it from: the short name where https and the usual ports lead there, else the URL itself."""
     if where is None or where.kind == "hosted" or where.principal != principal:
@@ -433,16 +391,21 @@ def _proposal_page(where: Source | None, into: str, branch: str, pushed: Pushed 
 
 def _destination(clone: Clone, remote: str) -> Source:
     """Return where pushes to a remote go, if they may go there."""
-    where = _push_source(clone.remote_url(remote), clone.root)
+    where = push_source(clone.remote_url(remote), clone.root)
     if urlsplit(where.url).scheme != "file":
         check_online(clone.remote_url(remote))
     return where
 
 
-def _push_source(url: str, root: Path) -> Source:
-    path = root / expand(url)
-    if "://" not in url and (path.is_absolute() or path.exists()):
-        return Source.parse(path.resolve().as_uri())
+def push_source(url: str, root: Path) -> Source:
+    """Return what a remote's URL names, seen from a clone.
+
+    Raises:
+        UsageError: It is no URL, nor a folder.
+    """
+    path = expand(url)
+    if "://" not in url and (path.is_absolute() or (root / path).exists()):  # else host:path, as ssh is written
+        return Source.parse((root / path).resolve().as_uri())
     return Source.parse(url)
 
 
@@ -472,4 +435,4 @@ def signing_key(key: str | Path | None) -> SigningKey:
     return SigningKey.open(path)
 
 
-__all__ = ["Release", "ReleaseError", "default_key", "initialise", "publish", "publish_all", "yank"]
+__all__ = ["Release", "ReleaseError", "default_key", "publish", "publish_all", "yank"]

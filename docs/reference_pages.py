@@ -32,7 +32,7 @@ _API = {
     "Convert": "convert describe export",
     "Find": "search show",
     "Lock, carry and keep": "lock check_lock sync mirror export_bundle import_bundle stored prune verify_store",
-    "Measure and mend": "evaluate doctor",
+    "Answer, measure and mend": "predict evaluate doctor",
     "Methods": "Bottleneck LoRA MTLLoRA VeRA IA3 PrefixTuning PromptTuning ReFT ClassificationHead",
     "Compositions": "Stack Fuse Split BatchSplit Parallel Average MultiTask Route",
     "Errors": (
@@ -53,7 +53,7 @@ _TRAINING = {
     "Train": "train TrainSpec TrainResult Progress",
     "Trainers": "AdapterTrainer AdapterSeq2SeqTrainer AdapterCallback",
     "Tasks and data": "Task TASKS Examples read_examples read_rows",
-    "Score": "score predict_logits answers_of Metrics",
+    "Score": "score predict_logits answers_of replies_of Metrics",
 }
 _DOCUMENTS = ("manifest", "lock", "source", "policy", "root", "snapshot", "index", "rotation", "recovery")
 

@@ -38,7 +38,8 @@ from adaptergit.index.rules import broken_by, comment, documentation
 from adaptergit.index.source_rules import SOURCE_RULES, Proposal
 from adaptergit.index.sources import SourceFile, SourceKey
 from adaptergit.indexes import client
-from adaptergit.publish import initialise, publish
+from adaptergit.prepare import initialise
+from adaptergit.publish import publish
 from adaptergit.review import Review, review, settle
 from adaptergit.rotate import rotate
 from adaptergit.settings import load_settings

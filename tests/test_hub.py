@@ -29,7 +29,8 @@ from adaptergit.git import GitServer
 from adaptergit.mirror import mirror
 from adaptergit.package import Card, canonical
 from adaptergit.pins import pin_key
-from adaptergit.publish import initialise, publish, yank
+from adaptergit.prepare import initialise
+from adaptergit.publish import publish, yank
 from adaptergit.resolve import fetch, verify
 from adaptergit.rotate import rotate
 from adaptergit.settings import Limits, Settings

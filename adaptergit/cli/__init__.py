@@ -19,7 +19,7 @@ from adaptergit.cli.output import run_safely
 _COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Train, publish, load and attack an adapter, for real, on this machine."),
     "keygen": ("publish", "Make an ed25519 key to sign adapters with."),
-    "init": ("publish", "Prepare a git clone for publishing adapters."),
+    "init": ("init", "Prepare a git clone for publishing adapters."),
     "train": ("train", "Train an adapter on a file and write a package folder."),
     "eval": ("train", "Score an adapter on a file, and check its card's numbers."),
     "publish": ("publish", "Sign adapters and push them as releases."),

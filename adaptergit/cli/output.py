@@ -83,9 +83,9 @@ def show_error(error: AdaptergitError) -> None:
         click.echo(f"  {clean(note)}", err=True)
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON object, keys in their own order."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print one JSON object, keys in their own order; without indent, on one line."""
+    click.echo(json.dumps(value, indent=indent, ensure_ascii=False, default=_plain))
 
 
 def clean(text: object) -> str:

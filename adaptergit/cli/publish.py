@@ -1,4 +1,4 @@
-"""``keygen``, ``init`` and ``publish``."""
+"""``keygen`` and ``publish``."""
 
 from __future__ import annotations
 
@@ -37,46 +37,21 @@ def keygen(path: Path | None, comment: str, ask_passphrase: bool, as_json: bool)
     click.echo(f"fingerprint  {key.public.fingerprint}")
 
 
-_clone = click.option(
+clone_option = click.option(
     "--repo", "clone", type=click.Path(path_type=Path), default=Path(), help="Clone to publish from; default: here."
 )
 _repository = click.option("--repository", help="Public name host/org/repo, where the remote's URL does not tell it.")
-_key = click.option(
+key_option = click.option(
     "--key", type=click.Path(path_type=Path), help="Private key file, or .pub file of a key in the agent."
 )
-
-
-@click.command()
-@_clone
-@_key
-@json_option
-def init(clone: Path, key: Path | None, as_json: bool) -> None:
-    """Prepare a git clone for publishing adapters.
-
-    Writes .gitattributes, so that git never changes a published byte, and your public key into
-    .adaptergit/allowed_signers. You review and commit them.
-
-    \b
-    Example:
-      git clone git@github.com:acme/adapters.git && cd adapters && adaptergit init
-    """
-    from adaptergit.publish import initialise
-
-    written = initialise(clone, key)
-    if as_json:
-        print_json({"written": written})
-        return
-    for path in written:
-        click.echo(f"wrote {path}")
-    click.echo("review and commit: git add .gitattributes .adaptergit && git commit" if written else "nothing to do")
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--name", help="Adapter name; default: the card's.")
 @click.option("--version", help="PEP 440 version; default: the card's.")
-@_clone
-@_key
+@clone_option
+@key_option
 @click.option(
     "--cosigner", "cosigners", multiple=True, type=click.Path(path_type=Path), help="One more key that signs."
 )
@@ -156,7 +131,7 @@ def publish(
 @click.argument("version")
 @click.option("--reason", default="", help="Why, for people; needed unless --undo.")
 @click.option("--undo", is_flag=True, help="Take it back.")
-@_clone
+@clone_option
 @click.option("--remote", default="origin", show_default=True, help="Git remote to push to.")
 @json_option
 def yank(name: str, version: str, reason: str, undo: bool, clone: Path, remote: str, as_json: bool) -> None:
@@ -182,12 +157,12 @@ def yank(name: str, version: str, reason: str, undo: bool, clone: Path, remote: 
 
 @click.command()
 @click.argument("new", type=click.Path(path_type=Path))
-@_key
+@key_option
 @click.option(
     "--cosigner", "cosigners", multiple=True, type=click.Path(path_type=Path), help="One more old key that signs."
 )
 @click.option("--keep", is_flag=True, help="The old key goes on counting, beside the new one.")
-@_clone
+@clone_option
 @click.option("--remote", default="origin", show_default=True, help="Git remote to push to.")
 @_repository
 @json_option

@@ -70,6 +70,14 @@ class Clone:
                 f"the clone has no remote {remote!r}", where=str(self.root), hint="git remote add origin URL"
             ) from error
 
+    def add_remote(self, remote: str, url: str) -> None:
+        """Name a URL that this clone pushes to."""
+        self.git.text("remote", "add", "--", remote, url)
+
+    def remove_remote(self, remote: str) -> None:
+        """Forget a remote, as far as it is known here."""
+        self.git.text("remote", "remove", remote)
+
     def reached(self, source: Source) -> Remote:
         """Return how to reach what a remote's URL leads to: with this clone's settings, and as it does already."""
         remote = Remote.of(source, allow_http=(urlsplit(source.url).hostname or "",))

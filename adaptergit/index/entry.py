@@ -12,11 +12,13 @@ from packaging.version import Version
 
 from adaptergit.errors import PackageError
 from adaptergit.package import Card, Manifest, canonical, schemas
+from adaptergit.package.curve import series_of, thinned
 from adaptergit.package.version import check_version, is_version
 
 MAX_LINE_BYTES = 64 * 1024
 # What people want to read of a card before they load it, in every shard: see docs/formats.md for what it costs.
 MAX_HEAD, MAX_TRAINING, MAX_LIMITATIONS = 160, 240, 400
+CURVE_POINTS = 16
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Entry:
     training: str = ""
     """Data, hyper-parameters, hardware."""
     limitations: str = ""
+    curve: str = ""
+    """Training loss: ``step:loss`` with spaces between, a few points only."""
 
     @property
     def principal(self) -> str:
@@ -208,6 +212,7 @@ def entry_of(
         head=_head(data.get("head")),
         training=_training(data.get("training")),
         limitations=excerpt(str(data.get("limitations", "")), MAX_LIMITATIONS),
+        curve=_curve(data),
     )
 
 
@@ -243,6 +248,12 @@ def _training(training: Mapping[str, Any] | None) -> str:
         ", ".join(f"{name} {version}" for name, version in training.get("frameworks", {}).items()),
     )
     return excerpt("; ".join(" ".join(part.split()) for part in parts if part), MAX_TRAINING)
+
+
+def _curve(card: Mapping[str, Any]) -> str:
+    """Return some points of the training loss."""
+    loss = next((one.points for one in series_of(card) if one.unit == "step"), ())
+    return " ".join(f"{step:.6g}:{value:.3g}" for step, value in thinned(loss, CURVE_POINTS))
 
 
 def read_lines(data: bytes, where: str) -> list[Entry]:

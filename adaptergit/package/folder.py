@@ -1,8 +1,8 @@
 """Package folders: what may be in one, writing one, and checking every byte of one.
 
 A package is a flat folder: ``card.yaml``, ``manifest.json``, ``manifest.json.sig`` (and co-signers'
-``manifest.json.<fp8>.sig``), ``README.md`` and the weights. Nothing else is a package: no subfolder, link,
-executable, unlisted or missing file.
+``manifest.json.<fp8>.sig``), ``README.md``, ``training.svg`` where the card says how training went, and the weights.
+Nothing else is a package: no subfolder, link, executable, unlisted or missing file.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from adaptergit.errors import NotFoundError, PackageError
 from adaptergit.package import canonical
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.card import Card
+from adaptergit.package.curve import PICTURE, is_drawn, picture_file, series_of
 from adaptergit.package.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
 from adaptergit.package.manifest import File, Manifest
 from adaptergit.package.names import fold, is_allowed
@@ -193,7 +194,10 @@ def check_file(path: Path, file: File) -> None:
 
 
 def is_generated(path: Path) -> bool:
-    """Tell whether :func:`pack` writes the file anew: the card, the manifest, a signature, a rendered README."""
+    """Tell whether :func:`pack` writes the file anew: the card, the manifest, a signature, our README and plot."""
+    if path.name == PICTURE:
+        with path.open("rb") as stream:
+            return is_drawn(stream.read(256))
     if path.name == README:
         return is_rendered(path.read_bytes().decode("utf-8", "replace"))
     return path.name in (CARD, MANIFEST, MODEL_SIGNATURE) or _SIGNATURE.fullmatch(path.name) is not None
@@ -215,7 +219,7 @@ def pack(
     Args:
         source: Folder with the weights (and any other file to publish).
         target: Existing empty folder.
-        card: Written as ``card.yaml``; also rendered to ``README.md``.
+        card: Written as ``card.yaml``; also rendered to ``README.md``, and to ``training.svg`` if it has a curve.
         repository: The principal.
         previous: Digest of the previous version's manifest.
         created: Aware time; stored in UTC to the second.
@@ -237,6 +241,10 @@ def pack(
         _write(target / README, render_readme(card, address or repository, size=size).encode("utf-8"))
     for name in sorted(names):
         _copy(source / name, target / name)
+    drawn: set[str] = set()
+    if (series := series_of(card.data)) and PICTURE not in names:
+        _write(target / PICTURE, picture_file(series))
+        drawn = {PICTURE}
     manifest = Manifest(
         repository=repository,
         name=card.name,
@@ -245,7 +253,7 @@ def pack(
         license=card.license,
         method=card.method,
         base_model=card.base_model,
-        files=tuple(_describe(target / name) for name in sorted(names | {CARD, README})),
+        files=tuple(_describe(target / name) for name in sorted(names | {CARD, README} | drawn)),
         previous=previous,
     )
     data = manifest.to_bytes()

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from adaptergit.package.curve import PICTURE, series_of
+
 if TYPE_CHECKING:
     from adaptergit.package.card import Card
 
@@ -61,8 +63,12 @@ def _sections(data: Mapping[str, Any], release: str, size: int | None) -> Iterat
     if rows := data.get("evaluation"):
         yield "## Evaluation"
         yield _scores(rows)
-    if rows := [row for row in _training(data.get("training", {})) if row[1]]:
+    rows, series = [row for row in _training(data.get("training", {})) if row[1]], series_of(data)
+    if rows or series:
         yield "## Training"
+        if series:
+            told = "; ".join(one.told for one in series).replace("[", "(").replace("]", ")")
+            yield f"![{_cell(told)}]({PICTURE})"
         yield _table(("", ""), rows)
     if parts := data.get("dependencies"):
         yield "## Built on"

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.resolver import implicit_resolvers
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
@@ -145,7 +146,7 @@ def _styled(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_styled_key(key): _styled(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_styled(item) for item in value]
+        return [_on_one_line(item) if _is_point(item) else _styled(item) for item in value]
     if not isinstance(value, str):
         return value
     lines = value.split("\n")
@@ -157,6 +158,18 @@ def _styled(value: Any) -> Any:
             return value
     # Line breaks of other alphabets, controls and odd spaces: only escapes keep them apart.
     return DoubleQuotedScalarString(value)
+
+
+def _is_point(value: Any) -> bool:
+    """Tell whether an item of a list is a few numbers, which are read at a glance."""
+    numbers = isinstance(value, list | tuple) and 0 < len(value) <= 3
+    return numbers and all(isinstance(item, int | float) and not isinstance(item, bool) for item in value)
+
+
+def _on_one_line(value: Iterable[Any]) -> CommentedSeq:
+    line = CommentedSeq(value)
+    line.fa.set_flow_style()
+    return line
 
 
 def _styled_key(key: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adaptergit.training.data import Examples, read_examples
-from adaptergit.training.evaluate import answers_of, predict_logits, score
+from adaptergit.training.evaluate import answers_of, predict_logits, replies_of, score
 from adaptergit.training.measures import Metrics
 from adaptergit.training.readers import read_rows
 from adaptergit.training.spec import TrainSpec
@@ -42,6 +42,7 @@ __all__ = [
     "predict_logits",
     "read_examples",
     "read_rows",
+    "replies_of",
     "score",
     "train",
 ]

@@ -45,14 +45,32 @@ def load_for(base: str, task: type[Task]) -> tuple[Any, Any, frozenset[str]]:
             raise UsageError(f"a {config.model_type} model does not do {task.name}", where=base)
         with _quiet():
             model, told = getattr(transformers, task.model_class).from_pretrained(place, output_loading_info=True)
-        inputs = getattr(transformers, task.inputs).from_pretrained(place)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise NotFoundError(f"the base model cannot be loaded: {reason[0]}", where=base, hint=_HINT) from error
+    return model, load_inputs(base, task, model), _fresh(model, told["missing_keys"])
+
+
+def load_inputs(base: str, task: type[Task], model: Any, *, offline: bool = False) -> Any:
+    """Load what makes a model's inputs, and tell the model how they are filled up.
+
+    Raises:
+        NotFoundError: It is not there.
+    """
+    import transformers
+
+    try:
+        kind = getattr(transformers, task.inputs)
+        inputs: Any = kind.from_pretrained(str(expand(base)), local_files_only=offline)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise NotFoundError(
+            f"what makes the base model's inputs cannot be loaded: {reason[0]}", where=base, hint=_HINT
+        ) from error
     if hasattr(inputs, "pad_token") and inputs.pad_token is None:
         inputs.pad_token = inputs.eos_token  # GPT-2 and its kin: the mask tells them apart
         model.config.pad_token_id = inputs.pad_token_id
-    return model, inputs, _fresh(model, told["missing_keys"])
+    return inputs
 
 
 def words_tokenizer(tokenizer: Any, base: str) -> Any:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.errors import ModelError
+from adaptergit.errors import ModelError, UsageError
 from adaptergit.training.measures import Metrics, classification, measured
 from adaptergit.training.rows import Data
-from adaptergit.training.tasks.base import Collate, Feature, Read, Task, Tools
+from adaptergit.training.tasks.base import Collate, Feature, Generate, Read, Run, Task, Tools, Wishes
 
 Report = Callable[[int, int], None]
 
@@ -32,20 +32,63 @@ def answers_of(
         ModelError: No head is active that could answer.
     """
 
+    with _evaluating(model):
+        return task.answers(data, tools, *_ways(model, batch_size, report))
+
+
+def replies_of(
+    task: Task,
+    model: nn.Module,
+    data: Data,
+    tools: Tools,
+    wishes: Wishes = Wishes(),  # noqa: B008 - frozen
+    *,
+    batch_size: int = 32,
+    report: Report = _silent,
+) -> list[Any]:
+    """Return what a model says to every row, in evaluation mode; the rows need not say what is right.
+
+    ``task.worded(reply, row)`` puts it into words.
+
+    Raises:
+        UsageError: Something is asked for that the task does not do.
+        DataError: A row cannot be answered; naming it.
+        ModelError: No head is active that could answer.
+    """
+    wishes.check(type(task))
+    with _evaluating(model):
+        return task.replies(data, tools, *_ways(model, batch_size, report), wishes)
+
+
+def _ways(model: Any, batch_size: int, report: Report) -> tuple[Run, Generate]:
+    """Return how a task asks the model: for its output, or to write."""
+
     def run(features: Sequence[Feature], collate: Collate, read: Read) -> list[Any]:
         return run_features(model, features, collate, read, batch_size=batch_size, report=report)
 
-    def generate(features: Sequence[Feature], collate: Collate, **options: Any) -> list[Any]:
+    def generate(features: Sequence[Feature], collate: Collate, *, max_new_tokens: int) -> list[Any]:
         several = _world()[1] > 1
+        goes_on = not model.config.is_encoder_decoder
+        if goes_on:
+            _check_room(model, features, max_new_tokens)
 
         def write(batch: Mapping[str, torch.Tensor]) -> list[list[int]]:
-            made: Any = model.generate(**batch, do_sample=False, num_beams=1, synced_gpus=several, **options)  # type: ignore[operator]
-            return list(made.tolist())
+            greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
+            made: Any = model.generate(**batch, synced_gpus=several, **greedy)
+            return list(made[:, batch["input_ids"].shape[1] if goes_on else 0 :].tolist())
 
         return _shared_out(model, features, collate, write, batch_size, report)
 
-    with _evaluating(model):
-        return task.answers(data, tools, run, generate)
+    return run, generate
+
+
+def _check_room(model: Any, features: Sequence[Feature], more: int) -> None:
+    """Refuse to write past the last position, before anything is written."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    longest = max((len(one["input_ids"]) for one in features), default=0)
+    if isinstance(most, int) and longest + more > most:
+        what = f"a text of {longest} tokens and {more} new ones are more than the {most} that the base model reads"
+        raise UsageError(what, hint="ask for fewer: --max-new-tokens")
 
 
 def run_features(

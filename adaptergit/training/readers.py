@@ -36,19 +36,26 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> Data:
     path = Path(path)
     if path.is_dir():
         return _read_images(path)
-    kind = path.suffix.lower()
-    if kind not in _READERS:
-        raise DataError(
-            f"{path.suffix or 'no suffix'!r} is not a kind of data file",
-            where=str(path),
-            hint=f"use {', '.join(_READERS)}, or a folder of images",
-        )
+    _check_kind(path.suffix, path)
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise NotFoundError("no such file", where=str(path)) from error
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    return parse_rows(data, path.suffix, path, columns)
+
+
+def parse_rows(data: bytes, kind: str, path: Path, columns: Sequence[str] = ()) -> Data:
+    """Read the content of a file.
+
+    Args:
+        data: The whole content.
+        kind: A suffix that :func:`read_rows` knows.
+        path: What messages call it; a table's images are seen from its folder.
+        columns: See :func:`read_rows`, as for what is raised.
+    """
+    kind = _check_kind(kind, path)
     try:
         content = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -58,6 +65,13 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> Data:
     if not rows:
         raise DataError("the file holds no examples", where=str(path))
     return Data(path, rows, hashlib.sha256(data).hexdigest())
+
+
+def _check_kind(kind: str, path: Path) -> str:
+    if kind.lower() not in _READERS:
+        hint = f"use {', '.join(_READERS)}, or a folder of images"
+        raise DataError(f"{kind or 'no suffix'!r} is not a kind of data file", where=str(path), hint=hint)
+    return kind.lower()
 
 
 def _table(delimiter: str) -> Callable[[Path, str, Sequence[str]], Iterator[tuple[int, dict[str, Any]]]]:
@@ -110,15 +124,16 @@ def _text(_path: Path, content: str, _columns: Sequence[str]) -> Iterator[tuple[
             yield number, {"text": line.strip()}
 
 
-def _conll(path: Path, content: str, _columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _conll(path: Path, content: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, lines in _sentences(path, content, comment=None):
         if lines[0][0] == "-DOCSTART-":
             continue
         columns = list(zip(*lines, strict=True))
-        if len(columns) < 2:
+        if len(columns) < 2 and (not wanted or "tags" in wanted):
             raise DataError("one column: a token, but no tag", where=f"{path}:{number}")
         named = {str(index): list(column) for index, column in enumerate(columns)}
-        yield number, {"tokens": list(columns[0]), "tags": list(columns[-1]), **named}
+        tags = {"tags": list(columns[-1])} if len(columns) > 1 else {}
+        yield number, {"tokens": list(columns[0]), **tags, **named}
 
 
 def _conllu(path: Path, content: str, _columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -22,6 +22,7 @@ from torch import nn
 
 from adaptergit.errors import DataError, NotFoundError, UsageError
 from adaptergit.package import Card
+from adaptergit.package.curve import thinned
 from adaptergit.splice.checkpoint import card_data, frameworks
 from adaptergit.splice.config import parse_config
 from adaptergit.splice.heads import HeadConfig
@@ -34,6 +35,11 @@ from adaptergit.training.readers import read_rows
 from adaptergit.training.rows import Data
 from adaptergit.training.spec import TrainSpec
 from adaptergit.training.tasks import Task, Tools
+
+_DIVERGED = 1e15
+"""No point of a curve that anybody could read; neither is what is no number."""
+_SCORE = "epoch_score"
+"""In Trainer's log, and so in its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,16 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
+class _History:
+    """What was measured while training."""
+
+    loss: tuple[tuple[int, float], ...] = ()
+    """By step: the mean of every logging interval."""
+    score: tuple[tuple[float, float], ...] = ()
+    """By epoch, where early stopping looks at one."""
+
+
+@dataclass(frozen=True)
 class _Ready:
     """All that a training needs."""
 
@@ -110,7 +126,7 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     longest = getattr(model.config, "max_position_embeddings", None)
     if isinstance(longest, int) and spec.max_length > longest:
         raise UsageError(f"max_length is {spec.max_length}, the base model reads at most {longest} tokens")
-    if spec.task == "token-classification":
+    if kind.by_word:
         inputs = words_tokenizer(inputs, spec.base)
     panel = prepare(model, spec.adapter_name, spec.adapter, task.head(), seed=spec.seed)
     for name in fresh:
@@ -120,14 +136,14 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     blank = Metrics({"score": 0.0}, {}, len(held_out), "score")
     Card(card_data(panel, single(panel, spec.adapter_name), _card_fields(ready, blank, 0.0, published=True)))
     started = time.monotonic()
-    losses = _run_trainer(ready)
+    history = _run_trainer(ready)
     seconds = time.monotonic() - started
     answers = _answers(ready, held_out, "evaluating")
     metrics = measured(task.measures(answers, held_out), len(answers))
     _gather(panel, spec.adapter_name)
     mine = spec.adapter_name
     if _first():
-        _write(panel, spec, _card_fields(ready, metrics, seconds, published=not fresh))
+        _write(panel, spec, _card_fields(ready, metrics, seconds, published=not fresh, history=history))
         shutil.rmtree(spec.checkpoints, ignore_errors=True)
     _wait()
     note = "the base model has no output layer for this task: one was trained along, scored with, and left behind"
@@ -144,7 +160,7 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
         base_parameters=sum(p.numel() for p in model.base_model.parameters() if not p.requires_grad),
         adapter_bytes=sum(p.stat().st_size for p in spec.output.iterdir()),
         seconds=round(seconds, 3),
-        losses=losses,
+        losses=tuple(round(loss, 6) for _, loss in history.loss),
         answers=tuple(answers),
         notes=(note,) if fresh else (),
     )
@@ -187,7 +203,7 @@ def _answers(ready: _Ready, data: Data, stage: str) -> list[Any]:
     return answers_of(ready.task, ready.panel.model, data, ready.tools, batch_size=size, report=report)
 
 
-def _run_trainer(ready: _Ready) -> tuple[float, ...]:
+def _run_trainer(ready: _Ready) -> _History:
     from transformers import EarlyStoppingCallback, PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
 
@@ -215,7 +231,7 @@ def _run_trainer(ready: _Ready) -> tuple[float, ...]:
             found = measured(task.measures(answers, ready.validation), len(answers), resamples=1)
             metrics = {f"eval_{found.main}": found.first if found.higher_is_better else -found.first}
             metrics["eval_score"] = metrics[f"eval_{found.main}"]
-            self.log(metrics)
+            self.log({**metrics, _SCORE: found.first})
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
@@ -237,7 +253,11 @@ def _run_trainer(ready: _Ready) -> tuple[float, ...]:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume_from)
-    return tuple(round(float(log["loss"]), 6) for log in trainer.state.log_history if "loss" in log)
+    logs = trainer.state.log_history
+    return _History(
+        tuple((int(log["step"]), float(log["loss"])) for log in logs if "loss" in log),
+        tuple((round(float(log["epoch"]), 4), float(log[_SCORE])) for log in logs if _SCORE in log),
+    )
 
 
 def _arguments(ready: _Ready, size: int) -> Any:
@@ -279,11 +299,14 @@ def _arguments(ready: _Ready, size: int) -> Any:
     )
 
 
-def _card_fields(ready: _Ready, metrics: Metrics, seconds: float, *, published: bool) -> dict[str, Any]:
+def _card_fields(
+    ready: _Ready, metrics: Metrics, seconds: float, *, published: bool, history: _History = _History()
+) -> dict[str, Any]:
     """Return what the card says of training and evaluation.
 
     Args:
         published: All that was scored is in the package.
+        history: How it went.
     """
     spec, data, held_out = ready.spec, ready.data, ready.held_out
     about = dict(spec.about)
@@ -327,10 +350,17 @@ def _card_fields(ready: _Ready, metrics: Metrics, seconds: float, *, published: 
             "hardware": _hardware(),
             "duration_seconds": round(seconds, 1),
             "frameworks": frameworks(),
+            **_curve(history, metrics.main),
         },
         **({"evaluation": scores} if published else {}),
         **about,
     }
+
+
+def _curve(history: _History, metric: str) -> dict[str, Any]:
+    loss, score = (thinned([p for p in one if abs(p[1]) < _DIVERGED]) for one in (history.loss, history.score))
+    found = {**({"loss": loss} if loss else {}), **({"score": score, "metric": metric} if score else {})}
+    return {"curve": found} if found else {}
 
 
 def _write(panel: Panel, spec: TrainSpec, card: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from adaptergit.index.site.model import (
     paged,
 )
 from adaptergit.index.standing import Standing
+from adaptergit.package.curve import Series, picture
 from adaptergit.trust import parse_revocations
 
 _TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -44,6 +45,8 @@ _LABELS = 600
 """Facets on one page."""
 _VERSIONS = 100
 """Releases in the table of one adapter."""
+_FAR = 1e15
+"""No number of a curve."""
 _NEWS = 100
 """Releases in the feed."""
 
@@ -224,6 +227,7 @@ class _Writer:
                 releases=adapter.releases[:_VERSIONS],
                 older=max(0, len(adapter.releases) - _VERSIONS),
                 boards=[(board, self._drawn(board, drawn)) for board in mine],
+                curve=_curve(adapter.entry.curve),
             )
 
     def _drawn(self, board: Board, drawn: dict[int, Markup]) -> Markup:
@@ -240,6 +244,17 @@ class _Writer:
         values = {"current": "", **values}
         text = self.templates.get_template(template).render(site=self.site, root=root, **values)
         replace(self.target / path, text.encode())
+
+
+def _curve(text: str) -> Markup:
+    """Draw the training loss of an entry; nothing of a text that is none: an index may hold anything."""
+    try:
+        pairs = [tuple(float(part) for part in point.split(":")) for point in text.split()]
+        points = tuple((step, loss) for step, loss in pairs if max(abs(step), abs(loss)) < _FAR)
+    except ValueError:
+        return Markup("")
+    # Made of numbers and of our own words.
+    return Markup(picture([Series("training loss", "step", points)])) if len(points) > 1 else Markup("")  # noqa: S704
 
 
 def _around(addresses: Sequence[str], number: int) -> list[tuple[str, str]]:

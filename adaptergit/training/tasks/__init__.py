@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from adaptergit.errors import UsageError
-from adaptergit.training.tasks.base import Task, Tools
+from adaptergit.training.tasks.base import Task, Tools, Wishes
 from adaptergit.training.tasks.choice import MultipleChoice
 from adaptergit.training.tasks.images import ImageClassification
 from adaptergit.training.tasks.language import FillMask, TextGeneration
@@ -44,4 +44,4 @@ def task_class(name: str) -> type[Task]:
     return TASKS[name]
 
 
-__all__ = ["TASKS", "Task", "Tools", "task_class"]
+__all__ = ["TASKS", "Task", "Tools", "Wishes", "task_class"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,6 +13,7 @@ from adaptergit.errors import DataError, UsageError
 from adaptergit.splice.heads import HeadConfig
 from adaptergit.training.measures import Measure
 from adaptergit.training.rows import Data, Row, label_names
+from adaptergit.training.tasks.said import Label, Said, rounded
 
 Feature = dict[str, Any]
 """One input of the model, as lists, before it is padded into a batch."""
@@ -22,7 +23,31 @@ Read = Callable[[Any, Mapping[str, torch.Tensor]], Sequence[Any]]
 Run = Callable[[Sequence[Feature], Collate, Read], list[Any]]
 """Give every feature to the model and return what was read, in their order."""
 Generate = Callable[..., list[Any]]
-"""Let the model write: (features, collate, options) to lists of tokens."""
+"""Let the model write: (features, collate, options) to lists of new tokens."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What may be asked for besides; None: as the task does it."""
+
+    top_k: int | None = None
+    """Guesses for a mask."""
+    max_new_tokens: int | None = None
+    """The most tokens that are written."""
+
+    def check(self, task: type[Task]) -> None:
+        """Refuse what a task does not do.
+
+        Raises:
+            UsageError: Naming it.
+        """
+        for name in (field.name for field in fields(self)):
+            if (value := getattr(self, name)) is None:
+                continue
+            if name not in task.wishes:
+                raise UsageError(f"{name} means nothing to {task.name}")
+            if value < 1:
+                raise UsageError(f"{name} must be positive, not {value}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +78,16 @@ class Task(ABC):
     """Class of transformers that makes the model's inputs."""
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
     """What of a batch is no input of the model."""
+    right: ClassVar[str | None] = "label"
+    """The role of the column that says what is right; None: answers to rows are not what is scored."""
+    asks: ClassVar[tuple[str, ...]] = ("text",)
+    """Roles that a line of plain text fills, with tabs between them."""
+    wishes: ClassVar[tuple[str, ...]] = ()
+    """Fields of :class:`Wishes` that mean something here."""
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Kinds of heads, and ends of classes with a head of their own, that answer this task, whatever a card calls it."""
+    by_word: ClassVar[bool] = False
+    """Texts come as words."""
 
     @classmethod
     def with_columns(cls, chosen: Mapping[str, str]) -> dict[str, str]:
@@ -109,6 +144,39 @@ class Task(ABC):
     def measures(self, answers: Sequence[Any], data: Data) -> list[Measure]:
         """Compare answers with what the rows say; the first measure is the one to look at."""
 
+    @classmethod
+    def asked(cls, columns: Mapping[str, str], text: str | Sequence[str]) -> dict[str, Any]:
+        """Return the row that a line of plain text stands for, or that its parts make.
+
+        Raises:
+            DataError: The task needs more texts than there are, or fewer.
+        """
+        roles = [role for role in cls.asks if role in columns]
+        parts = text.split("\t", len(roles) - 1) if isinstance(text, str) else text
+        if len(parts) != len(roles):
+            wanted = " and ".join(roles)
+            hint = f"on a line, write {wanted} with a tab between" if len(roles) > 1 else None
+            raise DataError(f"{cls.name} needs {wanted}; there is {parts!r}", hint=hint)
+        return {columns[role]: part.strip() for role, part in zip(roles, parts, strict=True)}
+
+    def shown(self, row: Row) -> str:
+        """Return what stands for a row in front of people."""
+        return row.text(self.columns[self.asks[0]])
+
+    def replies(self, data: Data, tools: Tools, run: Run, generate: Generate, wishes: Wishes) -> list[Any]:
+        """Return what the model says to rows that need not say what is right.
+
+        It is what :meth:`answers` gives, but where a task is scored by something else than what people ask it for.
+
+        Raises:
+            DataError: A row cannot be answered; naming it.
+        """
+        return self.answers(data, tools, run, generate)
+
+    @abstractmethod
+    def worded(self, reply: Any, row: Row) -> Said:
+        """Put one of :meth:`replies` into words, in the shape that :mod:`~adaptergit.training.tasks.said` describes."""
+
     def plain(self, answer: Any) -> dict[str, Any]:
         """Return an answer as plain data."""
         return {"logits": answer.tolist()}
@@ -119,6 +187,15 @@ def padding(tools: Tools) -> Collate:
     from transformers import DataCollatorWithPadding
 
     return DataCollatorWithPadding(tools.tokenizer)
+
+
+def chosen_label(logits: torch.Tensor, labels: Sequence[str]) -> Label:
+    """Return the most probable label; logits without names are numbered."""
+    names = tuple(labels) or tuple(str(index) for index in range(len(logits)))
+    probabilities = [rounded(one) for one in logits.softmax(dim=-1).tolist()]
+    best = int(logits.argmax())
+    by_name = dict(zip(names, probabilities, strict=True))
+    return Label(names[best], probabilities[best], by_name, tuple(logits.tolist()))
 
 
 def known_label(label: str, labels: Sequence[str], row: Row) -> int:

@@ -13,6 +13,7 @@ from adaptergit.splice.heads import HeadConfig, MultipleChoiceHead
 from adaptergit.training import measures
 from adaptergit.training.rows import Data, Row
 from adaptergit.training.tasks.base import Collate, Feature, Generate, Run, Task, Tools
+from adaptergit.training.tasks.said import Choice, rounded
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class MultipleChoice(Task):
 
     name: ClassVar[str] = "multiple-choice"
     roles: ClassVar[Mapping[str, str | None]] = {"text": "text", "choices": "choices", "label": "label"}
+    asks: ClassVar[tuple[str, ...]] = ("text", "choices")
+    heads: ClassVar[tuple[str, ...]] = ("multiple_choice",)
 
     @classmethod
     def learn(cls, columns: Mapping[str, str], data: Data) -> Self:
@@ -78,21 +81,30 @@ class MultipleChoice(Task):
         hits = [int(one.argmax()) == self._target(row) for one, row in zip(answers, data, strict=True)]
         return [measures.mean("accuracy", hits)]
 
+    def worded(self, reply: torch.Tensor, row: Row) -> Choice:
+        """Return the most probable choice."""
+        best, probabilities = int(reply.argmax()), tuple(rounded(one) for one in reply.softmax(dim=-1).tolist())
+        return Choice(self._choices(row)[best], best, probabilities[best], probabilities)
+
     def _inputs(self, data: Data, tools: Tools) -> list[Feature]:
         made = []
         for row in data:
-            choices = row.texts(self.columns["choices"], "|")
+            choices = self._choices(row)
             text = row.text(self.columns["text"])
             found = tools.tokenizer([text] * len(choices), choices, truncation=True, max_length=tools.max_length)
             made.append(dict(found))
         return made
 
     def _target(self, row: Row) -> int:
-        choices, label = row.texts(self.columns["choices"], "|"), row.label(self.columns["label"])
-        if len(choices) != self.count or self.count < 2:
-            raise DataError(f"{len(choices)} choices, the first row has {self.count}", where=row.where)
+        choices, label = self._choices(row), row.label(self.columns["label"])
         if label in choices:
             return choices.index(label)
         if label.isdigit() and int(label) < self.count:
             return int(label)
         raise DataError(f"{label!r} is none of the choices, nor the number of one", where=row.where)
+
+    def _choices(self, row: Row) -> list[str]:
+        choices = row.texts(self.columns["choices"], "|")
+        if len(choices) != self.count or self.count < 2:
+            raise DataError(f"{len(choices)} choices, expected {max(self.count, 2)}", where=row.where)
+        return choices

@@ -13,7 +13,18 @@ from adaptergit.errors import DataError
 from adaptergit.splice.heads import HeadConfig, ImageClassificationHead
 from adaptergit.training import measures
 from adaptergit.training.rows import Data, Row
-from adaptergit.training.tasks.base import Collate, Feature, Generate, Run, Task, Tools, known_label, learnt_labels
+from adaptergit.training.tasks.base import (
+    Collate,
+    Feature,
+    Generate,
+    Run,
+    Task,
+    Tools,
+    chosen_label,
+    known_label,
+    learnt_labels,
+)
+from adaptergit.training.tasks.said import Label
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,8 @@ class ImageClassification(Task):
     name: ClassVar[str] = "image-classification"
     roles: ClassVar[Mapping[str, str | None]] = {"image": "image", "label": "label"}
     inputs: ClassVar[str] = "AutoImageProcessor"
+    asks: ClassVar[tuple[str, ...]] = ("image",)
+    heads: ClassVar[tuple[str, ...]] = ("image_classification", "ForImageClassification")
 
     @classmethod
     def learn(cls, columns: Mapping[str, str], data: Data) -> Self:
@@ -33,8 +46,7 @@ class ImageClassification(Task):
         """Every label must be known, every file there."""
         for row in data:
             known_label(row.label(self.columns["label"]), self.labels, row)
-            if not self._path(row, data).is_file():
-                raise DataError(f"there is no image {self._path(row, data)}", where=row.where)
+        self._paths(data)
 
     def head(self) -> HeadConfig:
         """Return an image classification head."""
@@ -44,7 +56,7 @@ class ImageClassification(Task):
         """Return images that are opened when they are needed."""
         self.check(data)
         return _Images(
-            [self._path(row, data) for row in data],
+            self._paths(data),
             [known_label(row.label(self.columns["label"]), self.labels, row) for row in data],
             tools.tokenizer,
         )
@@ -55,23 +67,32 @@ class ImageClassification(Task):
 
     def answers(self, data: Data, tools: Tools, run: Run, generate: Generate) -> list[torch.Tensor]:
         """Return logits (labels,)."""
-        return run(
-            self.features(data, tools), self.collate(tools), lambda output, _: output.logits.float().cpu().unbind()
-        )
+        pictures = _Images(self._paths(data), None, tools.tokenizer)
+        return run(pictures, self.collate(tools), lambda output, _: output.logits.float().cpu().unbind())
 
     def measures(self, answers: Sequence[torch.Tensor], data: Data) -> list[measures.Measure]:
         """Accuracy and macro F1."""
         gold = [known_label(row.label(self.columns["label"]), self.labels, row) for row in data]
         return measures.classification([int(one.argmax()) for one in answers], gold, len(self.labels))
 
-    def _path(self, row: Row, data: Data) -> Path:
-        return data.path.parent / row.text(self.columns["image"])
+    def worded(self, reply: torch.Tensor, row: Row) -> Label:
+        """Return the most probable label."""
+        return chosen_label(reply, self.labels)
+
+    def _paths(self, data: Data) -> list[Path]:
+        paths = []
+        for row in data:
+            path = data.path.parent / row.text(self.columns["image"])
+            if not path.is_file():
+                raise DataError(f"there is no image {path}", where=row.where)
+            paths.append(path)
+        return paths
 
 
 @dataclass(frozen=True)
 class _Images(Sequence[Feature]):
     paths: list[Path]
-    labels: list[int]
+    labels: list[int] | None
     processor: Any
 
     def __len__(self) -> int:
@@ -91,4 +112,4 @@ class _Images(Sequence[Feature]):
                 pixels = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise DataError(f"not an image: {error}", where=str(self.paths[index])) from error
-        return {"pixel_values": pixels, "labels": torch.tensor(self.labels[index])}
+        return {"pixel_values": pixels, **({} if self.labels is None else {"labels": torch.tensor(self.labels[index])})}

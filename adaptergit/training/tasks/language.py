@@ -11,8 +11,12 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
 from adaptergit.errors import DataError, UsageError
 from adaptergit.training import measures
-from adaptergit.training.rows import Data
-from adaptergit.training.tasks.base import Collate, Feature, Generate, Run, Task, Tools
+from adaptergit.training.rows import Data, Row
+from adaptergit.training.tasks.base import Collate, Feature, Generate, Run, Task, Tools, Wishes, padding
+from adaptergit.training.tasks.said import Filled, Guess, Said, Written, rounded
+
+_GUESSES, _WRITTEN = 5, 32
+"""For a mask; tokens behind a text."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class LanguageModelling(Task):
     """Texts are put together and cut into blocks of ``max_length`` tokens."""
 
     roles: ClassVar[Mapping[str, str | None]] = {"text": "text"}
+    right: ClassVar[str | None] = None
 
     @classmethod
     def learn(cls, columns: Mapping[str, str], data: Data) -> Self:
@@ -55,6 +60,10 @@ class LanguageModelling(Task):
         """Perplexity and loss."""
         return measures.perplexity([loss for loss, _ in answers], [tokens for _, tokens in answers])
 
+    def worded(self, reply: Said, row: Row) -> Said:
+        """Return what was guessed or written."""
+        return reply
+
     def plain(self, answer: tuple[float, int]) -> dict[str, Any]:
         """Return loss and tokens."""
         return {"loss": answer[0], "tokens": answer[1]}
@@ -72,6 +81,7 @@ class FillMask(LanguageModelling):
 
     name: ClassVar[str] = "fill-mask"
     model_class: ClassVar[str] = "AutoModelForMaskedLM"
+    wishes: ClassVar[tuple[str, ...]] = ("top_k",)
 
     def collate(self, tools: Tools) -> Collate:
         """Mask at random."""
@@ -80,6 +90,34 @@ class FillMask(LanguageModelling):
         if getattr(tools.tokenizer, "mask_token", None) is None:
             raise UsageError("this base model's tokenizer has no mask", hint="--task text-generation")
         return DataCollatorForLanguageModeling(tools.tokenizer, mlm=True)
+
+    def replies(self, data: Data, tools: Tools, run: Run, generate: Generate, wishes: Wishes) -> list[Filled]:
+        """Guess what stands where the texts have the tokenizer's mask, or ``[MASK]``."""
+        tokenizer = tools.tokenizer
+        mask = getattr(tokenizer, "mask_token_id", None)
+        if mask is None:
+            raise UsageError("this base model's tokenizer has no mask")
+        features = []
+        for row in data:
+            text = row.text(self.columns["text"]).replace("[MASK]", tokenizer.mask_token)
+            cut = dict(tokenizer(text, truncation=True, max_length=tools.max_length))
+            if mask not in cut["input_ids"]:
+                where = f"the first {tools.max_length} tokens of the text"
+                raise DataError(
+                    f"there is no mask in {where}", where=row.where, hint="write [MASK] for what is missing"
+                )
+            features.append(cut)
+
+        def guesses(output: Any, batch: Mapping[str, torch.Tensor]) -> list[list[tuple[list[int], list[float]]]]:
+            rows = []
+            for ids, logits in zip(batch["input_ids"], output.logits, strict=True):
+                best = logits[ids == mask].float().softmax(dim=-1)
+                top = best.topk(min(wishes.top_k or _GUESSES, best.shape[-1]))
+                rows.append(list(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
+            return rows
+
+        found = run(features, padding(tools), guesses)
+        return [_filled(tokenizer, one["input_ids"], masks) for one, masks in zip(features, found, strict=True)]
 
     def _held_out(self, data: Data, tools: Tools) -> list[Feature]:
         """Mask the same tokens every time."""
@@ -101,6 +139,7 @@ class TextGeneration(LanguageModelling):
 
     name: ClassVar[str] = "text-generation"
     model_class: ClassVar[str] = "AutoModelForCausalLM"
+    wishes: ClassVar[tuple[str, ...]] = ("max_new_tokens",)
 
     def collate(self, tools: Tools) -> Collate:
         """Pad; every token is a label."""
@@ -108,6 +147,22 @@ class TextGeneration(LanguageModelling):
 
         collator: Collate = DataCollatorForLanguageModeling(tools.tokenizer, mlm=False)
         return lambda features: {k: v for k, v in collator(features).items() if k != "special_tokens_mask"}
+
+    def replies(self, data: Data, tools: Tools, run: Run, generate: Generate, wishes: Wishes) -> list[Written]:
+        """Go on with every text, greedily."""
+        tokenizer, features = tools.tokenizer, []
+        for row in data:
+            features.append(dict(tokenizer(row.text(self.columns["text"]))))
+            if not features[-1]["input_ids"]:
+                raise DataError("the tokenizer makes nothing of the text", where=row.where)
+
+        def pad(batch: list[Feature]) -> dict[str, torch.Tensor]:
+            # New tokens come behind the text, so what fills up stands in front of it.
+            padded: dict[str, torch.Tensor] = tokenizer.pad(batch, padding_side="left", return_tensors="pt")
+            return padded
+
+        made = generate(features, pad, max_new_tokens=wishes.max_new_tokens or _WRITTEN)
+        return [Written(text) for text in tokenizer.batch_decode(made, skip_special_tokens=True)]
 
     def _held_out(self, data: Data, tools: Tools) -> list[Feature]:
         return [
@@ -117,6 +172,22 @@ class TextGeneration(LanguageModelling):
 
     def _losses(self, output: Any, batch: Mapping[str, torch.Tensor]) -> list[tuple[float, int]]:
         return _summed(output.logits[:, :-1], batch["labels"][:, 1:])
+
+
+def _filled(tokenizer: Any, ids: list[int], masks: list[tuple[list[int], list[float]]]) -> Filled:
+    """Put the best guesses where the masks are."""
+    best = iter(tokens[0] for tokens, _ in masks)
+    text = tokenizer.decode(
+        [next(best) if one == tokenizer.mask_token_id else one for one in ids], skip_special_tokens=True
+    )
+    guesses = (
+        tuple(
+            Guess(tokenizer.decode([token]).strip(), rounded(probability))
+            for token, probability in zip(tokens, probabilities, strict=True)
+        )
+        for tokens, probabilities in masks
+    )
+    return Filled(text, tuple(guesses))
 
 
 def _padded(tools: Tools) -> Collate:

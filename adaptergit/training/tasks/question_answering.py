@@ -16,6 +16,7 @@ from adaptergit.splice.heads import HeadConfig, QuestionAnsweringHead
 from adaptergit.training import measures
 from adaptergit.training.rows import Data, Row
 from adaptergit.training.tasks.base import Collate, Feature, Generate, Run, Task, Tools, padding
+from adaptergit.training.tasks.said import Span
 
 _BEST, _LONGEST = 20, 30
 """Starts and ends that are looked at; tokens of an answer."""
@@ -39,6 +40,9 @@ class QuestionAnswering(Task):
     name: ClassVar[str] = "question-answering"
     roles: ClassVar[Mapping[str, str | None]] = {"question": "question", "context": "context", "answers": "answers"}
     label_names: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
+    right: ClassVar[str | None] = "answers"
+    asks: ClassVar[tuple[str, ...]] = ("question", "context")
+    heads: ClassVar[tuple[str, ...]] = ("question_answering", "ForQuestionAnswering")
 
     @classmethod
     def learn(cls, columns: Mapping[str, str], data: Data) -> Self:
@@ -103,6 +107,10 @@ class QuestionAnswering(Task):
             measures.mean("f1", [max(_f1(said, one) for one in right) for said, right in pairs]),
             measures.mean("exact_match", [max(_words(said) == _words(one) for one in right) for said, right in pairs]),
         ]
+
+    def worded(self, reply: str, row: Row) -> Span:
+        """Return the span."""
+        return Span(reply)
 
     def plain(self, answer: str) -> dict[str, Any]:
         """Return the text."""

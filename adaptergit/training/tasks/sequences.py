@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from adaptergit.training import measures
-from adaptergit.training.rows import Data
-from adaptergit.training.tasks.base import Collate, Feature, Generate, Run, Task, Tools, padding
+from adaptergit.training.rows import Data, Row
+from adaptergit.training.tasks.base import Collate, Feature, Generate, Run, Task, Tools, Wishes, padding
+from adaptergit.training.tasks.said import Written
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class TextToText(Task):
     name: ClassVar[str] = "text2text-generation"
     roles: ClassVar[Mapping[str, str | None]] = {"text": "text", "label": "target"}
     model_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    wishes: ClassVar[tuple[str, ...]] = ("max_new_tokens",)
 
     @classmethod
     def learn(cls, columns: Mapping[str, str], data: Data) -> Self:
@@ -49,7 +51,18 @@ class TextToText(Task):
 
     def answers(self, data: Data, tools: Tools, run: Run, generate: Generate) -> list[str]:
         """Return the texts that the model writes."""
-        found = generate(self._inputs(data, tools), padding(tools), max_new_tokens=tools.max_length)
+        return self._written(data, tools, generate, tools.max_length)
+
+    def replies(self, data: Data, tools: Tools, run: Run, generate: Generate, wishes: Wishes) -> list[str]:
+        """Return the texts that the model writes; by default as many tokens as when it is scored."""
+        return self._written(data, tools, generate, wishes.max_new_tokens or tools.max_length)
+
+    def worded(self, reply: str, row: Row) -> Written:
+        """Return the text."""
+        return Written(reply)
+
+    def _written(self, data: Data, tools: Tools, generate: Generate, most: int) -> list[str]:
+        found = generate(self._inputs(data, tools), padding(tools), max_new_tokens=most)
         return [text.strip() for text in tools.tokenizer.batch_decode(found, skip_special_tokens=True)]
 
     def measures(self, answers: Sequence[str], data: Data) -> list[measures.Measure]:

@@ -21,6 +21,7 @@ from adaptergit.training.tasks.base import (
     learnt_labels,
     padding,
 )
+from adaptergit.training.tasks.said import Tags
 
 _IGNORED = -100
 
@@ -31,6 +32,8 @@ class TokenClassification(Task):
 
     name: ClassVar[str] = "token-classification"
     roles: ClassVar[Mapping[str, str | None]] = {"text": "tokens", "label": "tags"}
+    heads: ClassVar[tuple[str, ...]] = ("tagging", "ForTokenClassification")
+    by_word: ClassVar[bool] = True
 
     @classmethod
     def learn(cls, columns: Mapping[str, str], data: Data) -> Self:
@@ -82,6 +85,19 @@ class TokenClassification(Task):
         )
         entities = any(label.startswith(("B-", "I-")) for label in self.labels)
         return [*measures.spans(answers, gold), right] if entities else [right]
+
+    @classmethod
+    def asked(cls, columns: Mapping[str, str], text: str | Sequence[str]) -> dict[str, Any]:
+        """Return words: what stands between spaces."""
+        return {columns["text"]: text.split() if isinstance(text, str) else list(text)}
+
+    def shown(self, row: Row) -> str:
+        """Return the words."""
+        return " ".join(row.texts(self.columns["text"]))
+
+    def worded(self, reply: list[str], row: Row) -> Tags:
+        """Return words and tags."""
+        return Tags(tuple(row.texts(self.columns["text"])), tuple(reply))
 
     def plain(self, answer: list[str]) -> dict[str, Any]:
         """Return the tags."""

@@ -19,10 +19,12 @@ from adaptergit.training.tasks.base import (
     Run,
     Task,
     Tools,
+    chosen_label,
     known_label,
     learnt_labels,
     padding,
 )
+from adaptergit.training.tasks.said import Label, Labels, Number, rounded
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class TextTask(Task):
     """Reads texts, or pairs, and answers with logits."""
 
     roles: ClassVar[Mapping[str, str | None]] = {"text": "text", "pair": None, "label": "label"}
+    asks: ClassVar[tuple[str, ...]] = ("text", "pair")
 
     def target(self, row: Row) -> Any:
         """Return what a row's logits should say."""
@@ -65,6 +68,7 @@ class TextClassification(TextTask):
     """One label for each text."""
 
     name: ClassVar[str] = "text-classification"
+    heads: ClassVar[tuple[str, ...]] = ("classification", "ForSequenceClassification")
 
     @classmethod
     def learn(cls, columns: Mapping[str, str], data: Data) -> Self:
@@ -84,12 +88,17 @@ class TextClassification(TextTask):
         found = [int(logits.argmax()) for logits in answers]
         return measures.classification(found, [self.target(row) for row in data], len(self.labels))
 
+    def worded(self, reply: torch.Tensor, row: Row) -> Label:
+        """Return the most probable label."""
+        return chosen_label(reply, self.labels)
+
 
 @dataclass(frozen=True)
 class MultiLabelClassification(TextTask):
     """Any number of labels for each text: a list, or a text with ``|`` between labels."""
 
     name: ClassVar[str] = "multi-label-classification"
+    heads: ClassVar[tuple[str, ...]] = ("multilabel_classification",)
 
     @classmethod
     def learn(cls, columns: Mapping[str, str], data: Data) -> Self:
@@ -109,6 +118,13 @@ class MultiLabelClassification(TextTask):
         """Micro and macro F1, and whole matches; a label is said from a probability of one half."""
         found = (torch.stack(list(answers)) > 0).numpy().astype(np.int64)
         return measures.multi_label(found, np.asarray([self.target(row) for row in data], dtype=np.int64))
+
+    def worded(self, reply: torch.Tensor, row: Row) -> Labels:
+        """Return the labels that are more probable than not."""
+        names = self.labels or tuple(str(index) for index in range(len(reply)))
+        there = tuple(name for name, logit in zip(names, reply.tolist(), strict=True) if logit > 0)
+        probabilities = map(rounded, reply.sigmoid().tolist())
+        return Labels(there, dict(zip(names, probabilities, strict=True)), tuple(reply.tolist()))
 
 
 @dataclass(frozen=True)
@@ -135,3 +151,7 @@ class TextRegression(TextTask):
     def measures(self, answers: Sequence[torch.Tensor], data: Data) -> list[measures.Measure]:
         """Correlations and squared error."""
         return measures.regression([float(one) for one in answers], [self.target(row) for row in data])
+
+    def worded(self, reply: torch.Tensor, row: Row) -> Number:
+        """Return the number."""
+        return Number(float(reply))
