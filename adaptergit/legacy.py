@@ -21,7 +21,13 @@ from adaptergit.trust.revocation import of_release
 
 
 class LegacyError(NotFoundError):
-    """A reference means a file of an archive, not a release."""
+    """A reference means a file of an archive, not a release.
+
+    Cause: an index lists files of before there were releases. Nobody signed them, and most of them hold pickles.
+
+    Remedy: pin the file: ``adaptergit.load("…#sha256:…", policy="digest")`` takes exactly the one with that digest, and
+    the message has it. ``adaptergit convert`` makes a package of it that can be signed and published.
+    """
 
     reference: Reference
     entries: Sequence[Entry] = ()

@@ -202,8 +202,21 @@ def _kind(field: dict[str, Any]) -> str:
 
 
 def error_classes() -> list[type[Exception]]:
-    """Return every class of ``adaptergit.errors``, in the order of the file."""
-    return [one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, Exception)]
+    """Return every class of ``adaptergit.errors``, in the order of the file, and those that live beside their code."""
+    found = [one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, Exception)]
+    names = {one.__name__ for one in found}
+    for file, tree in _sources():
+        for node in tree.body:
+            derived = isinstance(node, ast.ClassDef) and {ast.unparse(base) for base in node.bases} & names
+            if derived and node.name not in names:
+                module = ".".join(file.relative_to(_ROOT).with_suffix("").parts)
+                found.append(getattr(importlib.import_module(module), node.name))
+    return found
+
+
+def _sources() -> Iterator[tuple[Path, ast.Module]]:
+    for file in sorted((_ROOT / "adaptergit").rglob("*.py")):
+        yield file, ast.parse(file.read_text("utf-8"))
 
 
 def error_page() -> str:
@@ -220,7 +233,10 @@ def error_page() -> str:
         code = getattr(one, "exit_code", None)
         text = inspect.cleandoc(one.__doc__ or "").partition("\n\nArgs:")[0]
         text = text.replace("``", "`").replace("Cause: ", "**Cause:** ").replace("Remedy: ", "**Remedy:** ")
-        lines += ["", f"## {one.__name__}", "", *([f"Exit code {code}.", ""] if code else []), text]
+        facts = [f"Exit code {code}."] if code else []
+        if one.__module__ != errors.__name__:
+            facts.append(f"Of `{one.__module__}`, a `{one.__bases__[0].__name__}`.")
+        lines += ["", f"## {one.__name__}", "", *([" ".join(facts), ""] if facts else []), text]
         if pairs := said[one.__name__]:
             lines += ["", f'??? note "Its messages ({len(pairs)})"', "", "    | message | hint |", "    |---|---|"]
             lines += [f"    | {_literal(what)} | {_literal(hint)} |" for what, hint in pairs]
@@ -230,8 +246,8 @@ def error_page() -> str:
 def messages() -> dict[str, list[tuple[str, str]]]:
     """Return, by class, every pair of message and hint that is written out in the code."""
     found: dict[str, set[tuple[str, str]]] = {one.__name__: set() for one in error_classes()}
-    for file in sorted((_ROOT / "adaptergit").rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    for _, tree in _sources():
+        for node in ast.walk(tree):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
                 continue
             what = _text(node.args[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import shutil
 import subprocess
 import sys
@@ -129,6 +128,7 @@ def test_verbose_says_where_an_error_comes_from() -> None:
 
 def on_a_terminal(*argv: str, **variables: str) -> str:
     """Run with a terminal for stdout and stderr, and return what it was sent."""
+    pty = pytest.importorskip("pty")
     outer, inner = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     process = subprocess.Popen(

@@ -83,7 +83,7 @@ def test_every_command_has_an_example_and_speaks_json() -> None:
 def test_every_error_says_what_it_means_its_cause_and_its_remedy() -> None:
     text = pages()["reference/errors.md"]
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
-    assert set(sections) == {one.__name__ for one in error_classes()} >= {"TrustError", "StorageError"}
+    assert set(sections) == {one.__name__ for one in error_classes()} >= {"TrustError", "StorageError", "LegacyError"}
     for one in error_classes():
         assert "**Cause:**" in sections[one.__name__]
         assert "**Remedy:**" in sections[one.__name__]
@@ -189,6 +189,26 @@ def test_a_command_that_is_not_there_would_be_noticed() -> None:
         check(main, click.Context(main), ["publsh", "out"])
     with pytest.raises(click.NoSuchOption):
         check(main, click.Context(main), ["publish", "out", "--dry-rnu"])
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_badges_say_what_is_so() -> None:
+    sys.path.insert(0, str(DOCS / "pictures"))
+    import badges
+
+    facts = badges.facts()
+    for name in set(facts) - {"tests"}:
+        drawn = (DOCS / "pictures" / f"badge-{name}.svg").read_text("utf-8")
+        assert drawn == badges.badge(name, facts[name]), "run docs/pictures/badges.py"
+    shown = re.search(r">([\d,]+)\+<", (DOCS / "pictures" / "badge-tests.svg").read_text("utf-8"))
+    assert shown is not None
+    assert 0 < int(shown[1].replace(",", "")) <= badges.tests()
+    matrix = re.search(r"python: \[(.*)\]", (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8"))
+    assert matrix is not None
+    versions = re.findall(r"[\d.]+", matrix[1])
+    assert facts["python"] == f"{versions[0]} – {versions[-1]}"
 
 
 # --- the site ---------------------------------------------------------------------------------------------------------

@@ -41,6 +41,42 @@ def needs(*packages: str) -> None:
             pytest.skip(f"{package} is not installed: pip install 'adaptergit[examples]'")
 
 
+NOTEBOOKS = sorted((EXAMPLES / "notebooks").glob("*.ipynb"))
+_PLAYER = """
+import json, sys
+session = {"__name__": "__main__"}
+for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
+    if cell["cell_type"] == "code":
+        exec(compile("".join(cell["source"]), cell["id"], "exec"), session)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_its_first_cell_to_its_last(notebook: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-c", _PLAYER, str(notebook)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_kept_without_what_a_run_left(notebook: Path) -> None:
+    found = json.loads(notebook.read_text("utf-8"))
+    assert (found["nbformat"], found["nbformat_minor"]) == (4, 5)
+    ids = [cell["id"] for cell in found["cells"]]
+    assert len(set(ids)) == len(ids)
+    for cell in found["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+
+
+def test_there_is_a_notebook_for_each_first_question() -> None:
+    names = {path.stem for path in NOTEBOOKS}
+    assert names >= {"quickstart", "compositions", "adapter-fusion", "own-method", "own-architecture"}
+
+
 @pytest.mark.slow
 def test_the_community_index(tmp_path: Path) -> None:
     play = runpy.run_path(str(EXAMPLES / "community-index" / "run.py"))["main"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -39,13 +40,9 @@ def test_every_schema_is_valid_and_closed(path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_wheel_finds_them_too(tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = built(ROOT, tmp_path, "--wheel")
     target = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(target)
-    assert (target / "adaptergit" / "py.typed").exists()
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); import adaptergit\n"
         "from adaptergit.resources import resource; from adaptergit.package import schemas\n"
@@ -54,6 +51,57 @@ def test_a_wheel_finds_them_too(tmp_path: Path) -> None:
         "assert schemas.problems('card', {})"
     )
     subprocess.run([sys.executable, "-I", "-c", script, str(target)], check=True, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_everybody_builds_the_same_bytes(tmp_path: Path) -> None:
+    """What the release workflow does, in two places, at two times, by people with other habits."""
+    here = checkout(tmp_path / "a", modified=1_600_000_000, mode=0o644)
+    there = checkout(tmp_path / "somewhere" / "else" / "b", modified=1_700_000_000, mode=0o600)
+    (there / "adaptergit" / "__pycache__").mkdir()
+    (there / "adaptergit" / "__pycache__" / "left.cpython-311.pyc").write_bytes(b"of an earlier run")
+    first, second = built(here, tmp_path / "1"), built(there, tmp_path / "2")
+    assert second.read_bytes() == first.read_bytes()
+    (source, other) = (next((tmp_path / name).glob("*.tar.gz")) for name in "12")
+    assert other.read_bytes() == source.read_bytes()
+    direct = built(here, tmp_path / "3", "--wheel")
+    assert direct.read_bytes() == first.read_bytes(), "the wheel made from the sdist is another one than the tree's"
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_what_is_tracked_and_the_code_asks_for(tmp_path: Path) -> None:
+    tree = checkout(tmp_path / "tree")
+    names = set(zipfile.ZipFile(built(tree, tmp_path / "out", "--wheel")).namelist())
+    data = {name for name in tracked() if name.startswith(("schema/", "index_repo_template/"))}
+    code = {name for name in tracked() if name.startswith("adaptergit/")}
+    assert {name for name in names if ".dist-info/" not in name} == code | {f"adaptergit/_data/{name}" for name in data}
+    assert "adaptergit/py.typed" in names
+    assert "index_repo_template/.gitlab-ci.yml" in data
+
+
+def built(tree: Path, out: Path, *options: str) -> Path:
+    """Build as a release is built, and return the wheel."""
+    argv = [sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", str(out), str(tree)]
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "1750000000"}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(out.glob("*.whl"))
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in listed.split("\0") if name]
+
+
+def checkout(folder: Path, *, modified: int = 0, mode: int = 0o644) -> Path:
+    """Copy what is tracked, as it is now, to another place and time."""
+    for name in tracked():
+        copy = folder / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes((ROOT / name).read_bytes())
+        copy.chmod(mode | (ROOT / name).stat().st_mode & 0o100)
+        os.utime(copy, (modified, modified))
+    return folder
 
 
 @pytest.mark.slow

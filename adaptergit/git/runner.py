@@ -271,7 +271,7 @@ def transport_settings(clone: Path | None = None) -> tuple[str, ...]:
             env=outside,
             with_extended_output=True,
             with_exceptions=False,
-            kill_after_timeout=20.0,
+            kill_after_timeout=20.0 if os.name == "posix" else None,  # GitPython has it nowhere else
         )
         if status == 0:
             pairs = (entry.partition("\n") for entry in output.split("\0") if entry)
