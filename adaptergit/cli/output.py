@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
@@ -189,10 +190,12 @@ def quiet_transformers() -> None:
     if asked_for("verbose"):
         return
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
+    for name in ("torchao", "torch.utils._pytree"):  # what of it was not built for this machine, when it is imported
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as theirs
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
 
 
 def _plain(value: Any) -> Any:

@@ -143,17 +143,15 @@ def fill(modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor], 
     """Fill modules from tensors in memory, strictly; see :func:`read_into`."""
     names = {dtype: name for name, dtype in _DTYPES.items()}
     found = {key: (tuple(t.shape), names.get(t.dtype, str(t.dtype))) for key, t in tensors.items()}
-    _compare(where, _expected(modules), found)
+    states = {prefix: module.state_dict() for prefix, module in modules.items()}
+    expected = {f"{prefix}{key}": value for prefix, state in states.items() for key, value in state.items()}
+    _compare(where, expected, found)
     for key, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise PackageError(f"the tensor {key} holds values that are not finite", where=where)
     for prefix, module in modules.items():
-        own = {key: tensors[prefix + key] for key in module.state_dict()}
+        own = {key: tensors[prefix + key] for key in states[prefix]}
         module.load_state_dict(own, strict=True, assign=True)
-
-
-def _expected(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
-    return {f"{prefix}{key}": value for prefix, module in modules.items() for key, value in module.state_dict().items()}
 
 
 def _compare(

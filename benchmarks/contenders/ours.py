@@ -134,6 +134,18 @@ def add(loaded: int, method: str = "seq_bn", size: str = "base") -> Action:
     return Action(lambda: panel.add("x", method), after=lambda: panel.remove("x"))
 
 
+def draw(method: str = "seq_bn", size: str = "base") -> Action:
+    """Only draw the values that a fresh adapter begins with: the least that adding one needs."""
+    panel = made([method], size=size)
+    matrices = [torch.empty_like(p) for p in panel.module("a0").parameters() if p.dim() == 2]
+
+    def run() -> None:
+        for matrix in matrices:
+            torch.nn.init.normal_(matrix, std=0.02)
+
+    return Action(run)
+
+
 def mixed(
     rows: int, length: int, method: str = "seq_bn", size: str = "base", one: bool = False, routed: bool = False,
     split: bool = False, **where: Any,

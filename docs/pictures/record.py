@@ -33,8 +33,10 @@ TYPED = "adaptergit demo"
 _ABOUT = "An adapter is trained, published signed, loaded elsewhere and attacked; accuracy, bytes, refusals and times."
 _PAUSE, _REPAINT, _KEY = 1.5, 0.3, 0.07
 """Seconds at most between two changes, between two repaints of one line, and for each key."""
-_REPAINTS = 10
+_REPAINTS = 5
 """Of one line in a row, at most."""
+_TOGETHER = 0.25
+"""Seconds within which what is written counts as written at once."""
 _WIDTH, _HEIGHT, _MARGIN, _BAR = 8.4, 19, 16, 34
 _COLOURS = {"green": "#8fd694", "red": "#ff8f8f", "cyan": "#7fd4e8", "magenta": "#d9a6f2", "yellow": "#e8d27f"}
 _COLOURS |= {"blue": "#93b4ff", "brightblack": "#8a90a5", "brown": "#e8d27f"}
@@ -65,7 +67,11 @@ def run() -> None:
         os.close(terminal)
         decode = codecs.getincrementaldecoder("utf-8")().decode
         while wrote := _read(master):
-            events.append([round(time.monotonic() - began, 3), "o", decode(wrote)])
+            now, text = round(time.monotonic() - began, 3), decode(wrote)
+            if events and now - events[-1][0] < _TOGETHER:  # progress is painted again and again
+                events[-1][2] += text
+            else:
+                events.append([now, "o", text])
         if process.wait() != 0:
             sys.exit(f"the demo ended with {process.returncode}:\n{''.join(text for _, _, text in events)}")
     header = {"version": 2, "width": COLUMNS, "height": ROWS, "title": TYPED}
