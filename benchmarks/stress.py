@@ -152,7 +152,7 @@ def killed_fetches(place: Place, kills: int) -> dict[str, int]:
     shutil.rmtree(place.cache)
     seconds = timed("fetch", reference)
     chance, half, killed, tried = random.Random(1), 0, 0, 0
-    while killed < kills and tried < 3 * kills:
+    while killed < kills and tried < 6 * kills:
         tried += 1
         shutil.rmtree(place.cache, ignore_errors=True)
         killed += kill_after(chance.uniform(0, 1.1 * seconds), ("fetch", reference))
@@ -166,7 +166,7 @@ def killed_publications(place: Place, kills: int) -> dict[str, int]:
     folder, key = package(place.root / "killed", "killed"), str(place.key.path)
     seconds = timed("publish", str(folder), str(place.clone), key, "1.0.0")
     chance, broken, killed, released, torn, tried = random.Random(2), 0, 0, 0, 0, 0
-    while killed < kills and tried < 3 * kills:
+    while killed < kills and tried < 6 * kills:
         tried += 1
         version = f"1.{tried}.0"
         argv = ("publish", str(folder), str(place.clone), key, version)

@@ -191,7 +191,7 @@ class _Reader:
         self._next()  # the document's end
         event = self._next()
         if not isinstance(event, yaml.StreamEndEvent):
-            raise PackageError("not YAML: a second document", where=self._at(event))
+            raise PackageError("not YAML: another document follows", where=self._at(event))
         return value
 
     def _next(self) -> Any:
