@@ -18,7 +18,19 @@ from pathlib import Path
 
 from adaptergit.errors import PackageError, UsageError
 from adaptergit.index.entry import Entry, newest
-from adaptergit.index.words import SORTS, Query, base_of, begins_with, names_of, ordered, pair_of, rank, text_of
+from adaptergit.index.words import (
+    SORTS,
+    Query,
+    base_of,
+    begins_with,
+    has,
+    may_have,
+    names_of,
+    ordered,
+    pair_of,
+    rank,
+    text_of,
+)
 
 _FORMAT = 2
 """Of the file; one of another format is made anew."""
@@ -247,24 +259,32 @@ class Database:
         """
         if query.sort not in SORTS:
             raise UsageError(f"unknown order {query.sort!r}", hint=f"one of {', '.join(SORTS)}")
-        facets = self._facets(query)
-        if facets is None:
+        rare = self._rare(query)
+        if rare is None:
             return []
-        words = query.words
-        found = self._search(query, [*(f'"{word}"' for word in words), *facets])
+        facets, words = query.facets()[1], query.words
+        if len(rare) + len(facets) + bool(words) > 2:
+            # Lists of what is common are long; few that have all the rest are looked at themselves.
+            few = self._few(rare, facets)
+            if few is not None:
+                asked = [*(facet.partition("_")[2] for facet in facets), *words]
+                lines = (line for line in few if may_have(line.decode(), asked))
+                return _among([Entry.from_line(line, where=str(self.path)) for line in lines], query, facets)
+        parts = [*rare, *map(_quoted, facets)]
+        found = self._search(query, [*map(_quoted, words), *parts])
         if found or not words or len(words[-1]) < 2:
             return found
         # Whole words first: every word with a common beginning would have to be looked at before the first hit.
         *before, last = words
-        rest = [*(f'"{word}"' for word in before), *facets]
+        rest = [*map(_quoted, before), *parts]
         if len(last) > _PREFIX and query.sort == "best":
             # The index knows beginnings of a few letters; of a longer one, it would read all lists of its words.
             wide = replace(query, limit=max(2 * query.limit, _SOME))
-            near = self._search(wide, [f'"{last[:_PREFIX]}"*', *rest])
+            near = self._search(wide, [f"{_quoted(last[:_PREFIX])}*", *rest])
             found = [entry for entry in near if begins_with(entry, last)][: query.limit]
             if len(found) == query.limit or len(near) < wide.limit:
                 return found
-        return self._search(query, [f'"{last}"*', *rest])
+        return self._search(query, [f"{_quoted(last)}*", *rest])
 
     def named(self, name: str) -> list[Entry]:
         """Return the adapters with exactly this name."""
@@ -280,16 +300,16 @@ class Database:
         rows = self.connection.execute("SELECT DISTINCT fingerprint FROM adapter WHERE fingerprint != ''")
         return [row[0] for row in rows]
 
-    def _facets(self, query: Query) -> list[str] | None:
-        """Return what the filters mean as parts of a match, or None where nothing can match."""
-        pair, others = query.facets()
-        parts = [f'"{word}"' for word in others]
+    def _rare(self, query: Query) -> list[str] | None:
+        """Return what the filters that few adapters pass mean as parts of a match, or None where nothing can match."""
+        pair, _ = query.facets()
+        parts = []
         if query.fingerprints is not None:
             if not query.fingerprints:
                 return None
             parts.append(f"({' OR '.join(map(base_of, query.fingerprints))})")
         if pair:
-            words = " AND ".join(f'"{word}"' for word in pair)
+            words = " AND ".join(map(_quoted, pair))
             sql = "SELECT rowid FROM pairs WHERE pairs MATCH ? LIMIT ?"
             numbers = [row[0] for row in self.connection.execute(sql, (words, _PAIRS + 1))]
             if not numbers:
@@ -297,6 +317,19 @@ class Database:
             known = len(numbers) <= _PAIRS
             parts.insert(0, f"({' OR '.join(f'x_{number}' for number in numbers)})" if known else f"({words})")
         return parts
+
+    def _few(self, rare: list[str], facets: list[str]) -> list[bytes] | None:
+        """Return the lines of all with the rare parts and as many facets as make them few; None: they never are."""
+        sql = "SELECT rowid AS r FROM words WHERE words MATCH ? LIMIT ?"
+        for count in range(len(facets) + 1):
+            parts = [*rare, *map(_quoted, facets[:count])]
+            if not parts:
+                continue
+            match = " AND ".join(parts)
+            if len(self.connection.execute(sql, (match, _SOME + 1)).fetchall()) <= _SOME:
+                rows = self.connection.execute(f"SELECT line FROM adapter JOIN ({sql}) ON place = r", (match, _SOME))  # noqa: S608 - from above
+                return [row[0] for row in rows]
+        return None
 
     def _search(self, query: Query, parts: list[str]) -> list[Entry]:
         index, order = _ORDER[query.sort]
@@ -343,3 +376,17 @@ class Database:
 
     def _entries(self, sql: str, values: tuple[object, ...]) -> list[Entry]:
         return [Entry.from_line(row[0], where=str(self.path)) for row in self.connection.execute(sql, values)]
+
+
+def _quoted(word: str) -> str:
+    return f'"{word}"'
+
+
+def _among(few: Sequence[Entry], query: Query, facets: Sequence[str]) -> list[Entry]:
+    """Search a few entries as :meth:`Database.search` searches all."""
+    words = query.words
+    found = [entry for entry in few if has(entry, facets, words)]
+    if not found and words and len(words[-1]) >= 2:
+        *before, last = words
+        found = [entry for entry in few if has(entry, facets, before) and begins_with(entry, last)]
+    return ordered(found, query)[: query.limit]

@@ -64,7 +64,19 @@ def words_of(text: str) -> list[str]:
 def begins_with(entry: Entry, beginning: str) -> bool:
     """Tell whether a word of an entry begins so, as the index compares: without accents."""
     wanted = _plain(beginning)
-    return any(_plain(word).startswith(wanted) for word in words_of(text_of(entry, 0)))
+    return any(word.startswith(wanted) for word in _plain_words(entry))
+
+
+def has(entry: Entry, facets: Iterable[str], words: Iterable[str]) -> bool:
+    """Tell whether an entry has all of these facets and words, as the index compares."""
+    return set(facets_of(entry).split()).issuperset(facets) and _plain_words(entry).issuperset(map(_plain, words))
+
+
+def may_have(line: str, words: Iterable[str]) -> bool:
+    """Tell whether an entry may have all of these words, or beginnings of words, by its line alone: much sooner."""
+    text = line.casefold()
+    text = text if text.isascii() else _plain(text)
+    return all(_plain(word) in text for word in words)
 
 
 def facets_of(entry: Entry, names: Iterable[str] = FILTERS) -> str:
@@ -92,6 +104,11 @@ def pair_of(entry: Entry) -> str:
 
 def text_of(entry: Entry, pair: int) -> str:
     """Return all that is looked up of an entry, whose task and base model have a number."""
+    base = f"{base_of(entry.fingerprint)} " if entry.fingerprint else ""
+    return f"x_{pair} {base}{facets_of(entry)} {_said_of(entry)}"
+
+
+def _said_of(entry: Entry) -> str:
     parts = (
         entry.name,
         entry.principal,
@@ -104,8 +121,7 @@ def text_of(entry: Entry, pair: int) -> str:
         *entry.authors,
         entry.description,
     )
-    base = f"{base_of(entry.fingerprint)} " if entry.fingerprint else ""
-    return f"x_{pair} {base}{facets_of(entry)} {' '.join(parts).casefold().replace('_', ' ')}"
+    return " ".join(parts).casefold().replace("_", " ")
 
 
 def rank(entry: Entry) -> int:
@@ -119,6 +135,10 @@ def rank(entry: Entry) -> int:
     # Small numbers near each other: the lists of the full-text index hold differences.
     tie = int.from_bytes(hashlib.sha256(entry.id.encode()).digest()[:4], "big") >> 12
     return (8191 - quality) << 20 | tie
+
+
+def _plain_words(entry: Entry) -> set[str]:
+    return {_plain(word) for word in words_of(_said_of(entry))}
 
 
 def _plain(word: str) -> str:
