@@ -77,7 +77,7 @@ def test_pairs_of_texts(tmp_path: Path) -> None:
     rows = [{"a": a, "b": b, "same": "yes" if a == b else "no"} for a, b in pairs]
     files = halves(tmp_path, rows)
     columns = {"text": "a", "pair": "b", "label": "same"}
-    result = run("text-classification", tmp_path, files, columns=columns, epochs=2)
+    result = run("text-classification", tmp_path, files, columns=columns, epochs=4)
     assert set(result.labels) == {"yes", "no"}
     assert reproduced(tmp_path, files[1]), "the card knows the columns"
 
