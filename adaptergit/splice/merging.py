@@ -67,13 +67,31 @@ def merge_into(host: Host, parts: Parts) -> Callable[[], None]:
                     raise UsageError(f"the adapter adds a bias at {place.path}, where the model has none")
                 if new is not None:
                     changes.append((bias, new))
-    undo = Restore([(parameter, parameter.detach().clone()) for parameter, _ in changes])
-    Restore(changes)()
+    kept = {tensor.untyped_storage().data_ptr() for tensor in (*parts.parameters(), *(own for own, _ in changes))}
+    fresh = [(own, _own_values(own, new, kept)) for own, new in changes]
+    undo = Restore([(own, own.data if _is_plain(own) else own.detach().clone()) for own, _ in changes])
+    Restore(fresh)()
     return undo
 
 
+def _own_values(parameter: nn.Parameter, new: torch.Tensor, kept: set[int]) -> torch.Tensor:
+    """Return values as a parameter has them, in memory of their own."""
+    values = new.detach().to(parameter.dtype).contiguous()
+    return values.clone() if values.untyped_storage().data_ptr() in kept else values
+
+
+def _is_plain(parameter: nn.Parameter) -> bool:
+    """Whether a parameter's memory is nobody else's: no part of a larger buffer, not shared, not sharded."""
+    data = parameter.data
+    whole = type(data) is torch.Tensor and data.untyped_storage().nbytes() == data.numel() * data.element_size()
+    return whole and data.is_contiguous() and not data.untyped_storage().is_shared()
+
+
 class Restore:
-    """Values to write into parameters; a copy of a model gets one of its own."""
+    """Values to put into parameters; a copy of a model gets one of its own.
+
+    They are not copied where they need not be: a model's memory is what takes the time.
+    """
 
     def __init__(self, values: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
         self.values = values
@@ -82,7 +100,10 @@ class Restore:
         """Write them."""
         with torch.no_grad():
             for parameter, value in self.values:
-                parameter.copy_(value)
+                if _is_plain(parameter):
+                    parameter.data = value
+                else:
+                    parameter.copy_(value)
 
 
 def average(

@@ -243,11 +243,14 @@ class LowRankSite(nn.Module):
         """Return what is added to the layer's matrix, (outputs, inputs)."""
         if self.gate is not None:
             raise UsageError("what is gated depends on its input: it cannot be merged")
-        return self.scale * self.product()
+        product = self.product()
+        # It is ours alone; memory that is new for every step takes longer than the arithmetic.
+        return self.scale * product if torch.is_grad_enabled() else product.mul_(self.scale)
 
     def merged(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the matrix with the update in it, (outputs, inputs)."""
-        total = weight + self.delta().to(weight.dtype)
+        delta = self.delta().to(weight.dtype)
+        total = weight + delta if torch.is_grad_enabled() else delta.add_(weight)
         return total if self.m is None else self._factor(weight).to(weight.dtype) * total
 
     def merged_bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
