@@ -15,6 +15,7 @@ from results import Result, Row, busy, compared, folder_of, judged, number, read
 from rich.console import Console
 from rich.table import Table
 
+TRIED = Path(__file__).with_name("tried.md")
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 ORDER = (
     "forward", "loading", "switching", "mixed", "training", "startup", "merging", "memory", "many", "compiling", "gpu",
@@ -81,6 +82,7 @@ def page(results: list[Result]) -> str:
     """Return the page."""
     parts = [_HEAD, "## Targets\n", _targets(results)]
     parts += [_section(result) for result in results]
+    parts.append(TRIED.read_text("utf-8"))
     missing = [name for name in ORDER if name not in {result.name for result in results}]
     if missing:
         parts.append(f"## Not measured yet\n\nThere are no results of {', '.join(missing)}.\n")
