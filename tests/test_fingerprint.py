@@ -134,3 +134,38 @@ def test_the_numbers_do_not_change_between_versions() -> None:
     assert str(fingerprint_of(tiny_model("bert"))).startswith(
         "fp1:2x32:80597f2a1cc1a95a72f4e2d883e7f70b:CUL9k_8B_QkC5PX_ABwE1v9x"
     )
+
+
+def _replaced(model: torch.nn.Module) -> None:
+    linear = next(m for m in model.modules() if isinstance(m, torch.nn.Linear))
+    linear.weight = torch.nn.Parameter(torch.randn_like(linear.weight))
+
+
+def _written(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+
+
+def _merged(model: torch.nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data += torch.randn_like(module.weight)
+
+
+@pytest.mark.parametrize("change", [_replaced, _written, _merged])
+def test_what_is_remembered_of_a_model_ends_with_its_weights(change: Callable[[torch.nn.Module], None]) -> None:
+    model = tiny_model()
+    before = fingerprint_of(model)
+    assert fingerprint_of(model) is before
+    change(model)
+    with pytest.raises(ModelError, match="other weights"):
+        compare(before, model)
+    assert fingerprint_of(model) == fingerprint_of(tiny_model_like(model))
+
+
+def tiny_model_like(model: torch.nn.Module) -> torch.nn.Module:
+    """Return a model with the same weights that nobody has looked at."""
+    other = tiny_model()
+    other.load_state_dict(model.state_dict())
+    return other

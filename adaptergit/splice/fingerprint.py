@@ -96,7 +96,8 @@ _KNOWN: WeakKeyDictionary[nn.Module, tuple[object, Fingerprint]] = WeakKeyDictio
 
 def _state(tensors: Sequence[torch.Tensor]) -> object:
     """Return what changes when a parameter does; None: nobody can tell."""
-    if any(tensor.is_inference() or tensor.is_meta for tensor in tensors):
+    # Others (sharded, quantised) have their values elsewhere.
+    if any(type(t) not in (nn.Parameter, torch.Tensor) or t.is_inference() or t.is_meta for t in tensors):
         return None
     # Writing to ``.data``, as some do to merge, is not counted as a change: a value of every matrix shows it.
     matrices = [t.detach() for t in tensors if t.dim() == 2 and t.numel() and t.is_floating_point()]
