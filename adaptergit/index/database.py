@@ -263,7 +263,7 @@ class Database:
         if rare is None:
             return []
         facets, words = query.facets()[1], query.words
-        if len(rare) + len(facets) + bool(words) > 2:
+        if len(rare) + len(facets) + bool(words) > 2 and self._occur(words):
             # Lists of what is common are long; few that have all the rest are looked at themselves.
             few = self._few(rare, facets)
             if few is not None:
@@ -317,6 +317,17 @@ class Database:
             known = len(numbers) <= _PAIRS
             parts.insert(0, f"({' OR '.join(f'x_{number}' for number in numbers)})" if known else f"({words})")
         return parts
+
+    def _occur(self, words: Sequence[str]) -> bool:
+        """Tell whether every word is one of some adapter, the last one or its beginning."""
+        sql = "SELECT 1 FROM words WHERE words MATCH ? LIMIT 1"
+        missing = [word for word in words if not self.connection.execute(sql, (_quoted(word),)).fetchone()]
+        # The list of all words with a beginning is made before its first line is read.
+        return not missing or (missing == words[-1:] and self._begins(missing[0]))
+
+    def _begins(self, word: str) -> bool:
+        sql = "SELECT 1 FROM words WHERE words MATCH ? LIMIT 1"
+        return self.connection.execute(sql, (f"{_quoted(word)}*",)).fetchone() is not None
 
     def _few(self, rare: list[str], facets: list[str]) -> list[bytes] | None:
         """Return the lines of all with the rare parts and as many facets as make them few; None: they never are."""
