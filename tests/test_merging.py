@@ -347,3 +347,18 @@ def tiny() -> nn.Module:
     from conftest import tiny_model
 
     return tiny_model()
+
+
+def test_a_merged_model_that_was_cast_is_restored_in_its_new_dtype() -> None:
+    model = tiny_model()
+    wanted = {key: value.to(torch.bfloat16) for key, value in model.state_dict().items()}
+    panel = adapters(model)
+    panel.add("x", "lora")
+    with torch.no_grad():
+        for parameter in panel.module("x").parameters():
+            parameter.add_(0.1)
+    panel.merge("x")
+    model.to(torch.bfloat16)
+    panel.unmerge("x")
+    assert all(torch.equal(value, wanted[key]) for key, value in model.state_dict().items())
+    assert {value.dtype for key, value in model.state_dict().items() if value.is_floating_point()} == {torch.bfloat16}

@@ -100,7 +100,8 @@ class Restore:
         """Write them."""
         with torch.no_grad():
             for parameter, value in self.values:
-                if _is_plain(parameter):
+                # A model that was cast or moved in between stays what it is.
+                if _is_plain(parameter) and (value.dtype, value.device) == (parameter.dtype, parameter.device):
                     parameter.data = value
                 else:
                     parameter.copy_(value)
