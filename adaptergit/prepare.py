@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,7 +102,7 @@ def initialise(
     if purpose != Purpose() and (here.root / README).exists():
         raise UsageError("there is a README already", where=str(here.root / README), hint="write the purpose there")
     written: list[Path] = []
-    with _undoing() as undo:
+    with contextlib.ExitStack() as undo:  # what takes everything back, last first, unless it is emptied
         if new_key:
             signer = _made(expand(key) if key is not None else config_dir() / "signing_key", undo)
             written.append(signer.path)
@@ -167,13 +166,6 @@ def usable_keys(home: Path | None = None) -> list[SigningKey]:
         with contextlib.suppress(TrustError, UsageError, OSError):  # a certificate, a key of a kind that is not used
             found.append(SigningKey.open(private))
     return found
-
-
-@contextlib.contextmanager
-def _undoing() -> Iterator[contextlib.ExitStack]:
-    """Give a stack of what takes everything back, last first, unless it is emptied."""
-    with contextlib.ExitStack() as undo:
-        yield undo
 
 
 def _made(path: Path, undo: contextlib.ExitStack) -> SigningKey:

@@ -259,10 +259,11 @@ class Database:
         """
         if query.sort not in SORTS:
             raise UsageError(f"unknown order {query.sort!r}", hint=f"one of {', '.join(SORTS)}")
-        rare = self._rare(query)
+        pair, facets = query.facets()
+        rare = self._rare(query, pair)
         if rare is None:
             return []
-        facets, words = query.facets()[1], query.words
+        words = query.words
         if len(rare) + len(facets) + bool(words) > 2 and self._occur(words):
             # Lists of what is common are long; few that have all the rest are looked at themselves.
             few = self._few(rare, facets)
@@ -300,9 +301,8 @@ class Database:
         rows = self.connection.execute("SELECT DISTINCT fingerprint FROM adapter WHERE fingerprint != ''")
         return [row[0] for row in rows]
 
-    def _rare(self, query: Query) -> list[str] | None:
+    def _rare(self, query: Query, pair: list[str]) -> list[str] | None:
         """Return what the filters that few adapters pass mean as parts of a match, or None where nothing can match."""
-        pair, _ = query.facets()
         parts = []
         if query.fingerprints is not None:
             if not query.fingerprints:
@@ -320,25 +320,25 @@ class Database:
 
     def _occur(self, words: Sequence[str]) -> bool:
         """Tell whether every word is one of some adapter, the last one or its beginning."""
-        sql = "SELECT 1 FROM words WHERE words MATCH ? LIMIT 1"
-        missing = [word for word in words if not self.connection.execute(sql, (_quoted(word),)).fetchone()]
+        missing = [word for word in words if not self._any(_quoted(word))]
         # The list of all words with a beginning is made before its first line is read.
-        return not missing or (missing == words[-1:] and self._begins(missing[0]))
+        return not missing or (missing == words[-1:] and self._any(f"{_quoted(missing[0])}*"))
 
-    def _begins(self, word: str) -> bool:
+    def _any(self, match: str) -> bool:
         sql = "SELECT 1 FROM words WHERE words MATCH ? LIMIT 1"
-        return self.connection.execute(sql, (f"{_quoted(word)}*",)).fetchone() is not None
+        return self.connection.execute(sql, (match,)).fetchone() is not None
 
     def _few(self, rare: list[str], facets: list[str]) -> list[bytes] | None:
         """Return the lines of all with the rare parts and as many facets as make them few; None: they never are."""
-        sql = "SELECT rowid AS r FROM words WHERE words MATCH ? LIMIT ?"
+        sql = "SELECT rowid FROM words WHERE words MATCH ? LIMIT ?"
         for count in range(len(facets) + 1):
             parts = [*rare, *map(_quoted, facets[:count])]
             if not parts:
                 continue
-            match = " AND ".join(parts)
-            if len(self.connection.execute(sql, (match, _SOME + 1)).fetchall()) <= _SOME:
-                rows = self.connection.execute(f"SELECT line FROM adapter JOIN ({sql}) ON place = r", (match, _SOME))  # noqa: S608 - from above
+            places = [row[0] for row in self.connection.execute(sql, (" AND ".join(parts), _SOME + 1))]
+            if len(places) <= _SOME:
+                marks = ",".join("?" * len(places))
+                rows = self.connection.execute(f"SELECT line FROM adapter WHERE place IN ({marks})", places)  # noqa: S608 - marks only
                 return [row[0] for row in rows]
         return None
 

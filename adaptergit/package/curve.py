@@ -13,6 +13,8 @@ from typing import Any
 PICTURE = "training.svg"
 MOST = 64
 """Points of a series in a card."""
+FAR = 1e15
+"""What is as large is no point that anybody could read; nor is what is no number."""
 
 _MARK = "<!-- drawn from card.yaml by adaptergit -->"
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 320, 200, 56, 12, 30, 34

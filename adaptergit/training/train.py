@@ -22,7 +22,7 @@ from torch import nn
 
 from adaptergit.errors import DataError, NotFoundError, UsageError
 from adaptergit.package import Card
-from adaptergit.package.curve import thinned
+from adaptergit.package.curve import FAR, thinned
 from adaptergit.splice.checkpoint import card_data, frameworks
 from adaptergit.splice.config import parse_config
 from adaptergit.splice.heads import HeadConfig
@@ -36,8 +36,6 @@ from adaptergit.training.rows import Data
 from adaptergit.training.spec import TrainSpec
 from adaptergit.training.tasks import Task, Tools
 
-_DIVERGED = 1e15
-"""No point of a curve that anybody could read; neither is what is no number."""
 _SCORE = "epoch_score"
 """In Trainer's log, and so in its checkpoints."""
 
@@ -358,7 +356,7 @@ def _card_fields(
 
 
 def _curve(history: _History, metric: str) -> dict[str, Any]:
-    loss, score = (thinned([p for p in one if abs(p[1]) < _DIVERGED]) for one in (history.loss, history.score))
+    loss, score = (thinned([p for p in one if abs(p[1]) < FAR]) for one in (history.loss, history.score))
     found = {**({"loss": loss} if loss else {}), **({"score": score, "metric": metric} if score else {})}
     return {"curve": found} if found else {}
 

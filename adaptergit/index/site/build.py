@@ -36,7 +36,7 @@ from adaptergit.index.site.model import (
     paged,
 )
 from adaptergit.index.standing import Standing
-from adaptergit.package.curve import Series, picture
+from adaptergit.package.curve import FAR, Series, picture
 from adaptergit.trust import parse_revocations
 
 _TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -45,8 +45,6 @@ _LABELS = 600
 """Facets on one page."""
 _VERSIONS = 100
 """Releases in the table of one adapter."""
-_FAR = 1e15
-"""No number of a curve."""
 _NEWS = 100
 """Releases in the feed."""
 
@@ -250,7 +248,7 @@ def _curve(text: str) -> Markup:
     """Draw the training loss of an entry; nothing of a text that is none: an index may hold anything."""
     try:
         pairs = [tuple(float(part) for part in point.split(":")) for point in text.split()]
-        points = tuple((step, loss) for step, loss in pairs if max(abs(step), abs(loss)) < _FAR)
+        points = tuple((step, loss) for step, loss in pairs if max(abs(step), abs(loss)) < FAR)
     except ValueError:
         return Markup("")
     # Made of numbers and of our own words.

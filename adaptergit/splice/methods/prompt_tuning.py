@@ -57,9 +57,8 @@ class PromptTuning(MethodConfig):
         if any(getattr(settings, f"use_{kind}relative_position_bias", False) for kind in ("", "shared_")):
             raise ModelError(f"{type(host.base).__name__} knows where each of its patches is: it has none for a prompt")
         behind = isinstance(embeddings, nn.Module) and not self.before_positions and embeddings is not lookup
-        if not behind and not {"input_ids", "inputs_embeds"} & set(
-            inspect.signature(called_of(host.base).forward).parameters
-        ):
+        taken = inspect.signature(called_of(host.base).forward).parameters
+        if not behind and not {"input_ids", "inputs_embeds"} & taken.keys():
             raise ModelError(f"{type(host.base).__name__} is given no tokens: there is no place for a prompt")
         width = getattr(lookup, "embedding_dim", host.hidden_size)
         if behind:  # where ELECTRA's and ALBERT's are still as narrow as the layer's last norm
