@@ -172,6 +172,29 @@ def test_what_is_forgotten_is_found_no_more(tmp_path: Path) -> None:
             assert {e.id for e in found.search(query)} == {e.id for e in matching(query, second[:10])}
 
 
+def test_an_update_is_found_as_if_all_were_taken_over_anew(tmp_path: Path) -> None:
+    path = tmp_path / "search.sqlite"
+    *before, brandnew = entries(61, "github.com/a/a")
+    after = [*before[5:50], *(replace(one, description="quite other words") for one in before[50:]), brandnew]
+    with Database.rewritten(path) as database:
+        database.replace((), [News("github.com/a/a", "1" * 64, before)])
+        kept = dict(database.connection.execute("SELECT name, place FROM adapter"))
+    with Database.rewritten(path) as database:
+        database.replace((), [News("github.com/a/a", "2" * 64, after)])
+        written = database.connection.total_changes
+    anew = Database()
+    anew.replace((), [News("github.com/a/a", "2" * 64, after)])
+    found = Database.read(path)
+    assert found.shards() == anew.shards() == {"github.com/a/a": ("2" * 64, True)}
+    for word in ("", *WORDS, "quite"):
+        for sort in SORTS:
+            query = Query(word, sort=sort, limit=99)
+            assert [e.id for e in found.search(query)] == [e.id for e in anew.search(query)]
+    places = dict(found.connection.execute("SELECT name, place FROM adapter"))
+    assert {e.name: places[e.name] for e in before[5:50]} == {e.name: kept[e.name] for e in before[5:50]}
+    assert written < anew.connection.total_changes / 2, "what stayed the same is not written again"
+
+
 def test_a_database_of_another_version_is_made_anew(tmp_path: Path) -> None:
     path = tmp_path / "search.sqlite"
     with Database.rewritten(path) as database:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from adaptergit.cli.output import print_json
+from adaptergit.cli.output import print_json, quiet_transformers, waiting
 
 
 @click.command()
@@ -36,6 +36,8 @@ def demo(folder: Path | None, report_file: Path, as_json: bool) -> None:
 
     from adaptergit.demo import failures, run_demo
 
+    with waiting("starting PyTorch and transformers", quiet=as_json):
+        quiet_transformers()
     console = Console(stderr=True, highlight=False)
     with tempfile.TemporaryDirectory(prefix="adaptergit-demo-") as temporary:
         result = run_demo(folder or Path(temporary) / "demo", lambda line: console.print(f"[bold cyan]▸[/] {line}"))

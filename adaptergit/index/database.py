@@ -67,8 +67,7 @@ INSERT INTO words(words, rank) VALUES('hashsize', 67108864);
 PRAGMA application_id = {_FORMAT};
 """
 _STAGE = (
-    "CREATE TABLE stage.gone(principal TEXT PRIMARY KEY) WITHOUT ROWID",
-    "CREATE TABLE stage.new_source AS SELECT * FROM source LIMIT 0",
+    "CREATE TABLE stage.gone(place INTEGER PRIMARY KEY)",
     "CREATE TABLE stage.new(rank INTEGER, principal, name, fingerprint, published, size, line, words)",
 )
 
@@ -96,6 +95,8 @@ class Database:
 
     def __init__(self, path: Path | None = None, *, writable: bool = False) -> None:
         self.path = path
+        self._pairs: dict[str, int] = {}
+        """Numbers that were looked up."""
         if path is None or writable:
             self.connection = sqlite3.connect(":memory:" if path is None else path, isolation_level=None)
             self.connection.execute("PRAGMA journal_mode=MEMORY")
@@ -195,12 +196,18 @@ class Database:
         # the last, and rows far from each other in the table are pages far from each other.
         for statement in _STAGE:
             self.connection.execute(statement)
-        for principal in gone:
-            self.connection.execute("INSERT OR IGNORE INTO stage.gone VALUES(?)", (principal,))
+        dropped = set(gone)
+        for principal in dropped:
+            self.connection.execute(
+                "INSERT INTO stage.gone SELECT place FROM adapter WHERE principal = ?", (principal,)
+            )
+            self.connection.execute("DELETE FROM source WHERE principal = ?", (principal,))
         for one in new:
-            self.connection.execute("INSERT OR IGNORE INTO stage.gone VALUES(?)", (one.principal,))
             row = (one.principal, one.shard, one.entries is not None, one.tracks, one.url)
-            self.connection.execute("INSERT INTO stage.new_source VALUES(?, ?, ?, ?, ?)", row)
+            self.connection.execute("INSERT OR REPLACE INTO source VALUES(?, ?, ?, ?, ?)", row)
+            lines = {entry.to_line(): entry for entry in newest(one.entries or ()).values()}
+            if one.principal not in dropped:
+                self._keep(one.principal, lines)
             self.connection.executemany(
                 "INSERT INTO stage.new VALUES(?,?,?,?,?,?,?,?)",
                 [
@@ -211,21 +218,18 @@ class Database:
                         entry.fingerprint,
                         entry.published,
                         entry.size,
-                        entry.to_line(),
+                        line,
                         self._text(entry),
                     )
-                    for entry in newest(one.entries or ()).values()
+                    for line, entry in lines.items()
                 ],
             )
-        sql = "SELECT place, line FROM adapter WHERE principal IN (SELECT principal FROM stage.gone) ORDER BY place"
+        sql = "SELECT place, line FROM adapter WHERE place IN (SELECT place FROM stage.gone) ORDER BY place"
         for place, line in self.connection.execute(sql):
             # The index keeps no text of its own: it is told again what it was told.
             told = self._text(Entry.from_line(line, where=str(self.path)))
             self.connection.execute("INSERT INTO words(words, rowid, text) VALUES('delete', ?, ?)", (place, told))
-        for table in ("adapter", "source"):
-            sql = f"DELETE FROM {table} WHERE principal IN (SELECT principal FROM stage.gone)"  # noqa: S608 - from a tuple
-            self.connection.execute(sql)
-        self.connection.execute("INSERT INTO source SELECT * FROM stage.new_source")
+        self.connection.execute("DELETE FROM adapter WHERE place IN (SELECT place FROM stage.gone)")
         last = -1
         for place, *row, words in self.connection.execute("SELECT * FROM stage.new ORDER BY rank, principal, name"):
             last = max(place, last + 1)
@@ -236,8 +240,14 @@ class Database:
                 except sqlite3.IntegrityError:
                     last += 1
             self.connection.execute("INSERT INTO words(rowid, text) VALUES(?, ?)", (last, words))
-        for table in ("gone", "new_source", "new"):
+        for table in ("gone", "new"):
             self.connection.execute(f"DROP TABLE stage.{table}")
+
+    def _keep(self, principal: str, lines: dict[bytes, Entry]) -> None:
+        """Leave alone what a source says as before, which is most of it: take it out of ``lines``, forget the rest."""
+        sql = "SELECT place, line FROM adapter WHERE principal = ?"
+        gone = [(place,) for place, line in self.connection.execute(sql, (principal,)) if not lines.pop(line, None)]
+        self.connection.executemany("INSERT INTO stage.gone VALUES(?)", gone)
 
     def mark(self, version: int) -> None:
         """Remember which snapshot this is."""
@@ -373,14 +383,19 @@ class Database:
     def _text(self, entry: Entry) -> str:
         """Return what the full-text index is told of an entry: the same when it is to forget it."""
         text = pair_of(entry)
-        sql = "SELECT number FROM pair WHERE text = ?"
-        row = self.connection.execute(sql, (text,)).fetchone()
-        if row is None:
-            number = self.connection.execute("INSERT INTO pair(text) VALUES(?)", (text,)).lastrowid
-            self.connection.execute("INSERT INTO pairs(rowid, text) VALUES(?, ?)", (number, text))
-        else:
-            number = row[0]
-        return text_of(entry, int(number or 0))
+        number = self._pairs.get(text)
+        if number is None:
+            number = self._pairs[text] = self._pair(text)
+        return text_of(entry, number)
+
+    def _pair(self, text: str) -> int:
+        """Return the number of a task and a base model, known or new."""
+        row = self.connection.execute("SELECT number FROM pair WHERE text = ?", (text,)).fetchone()
+        if row is not None:
+            return int(row[0])
+        number = self.connection.execute("INSERT INTO pair(text) VALUES(?)", (text,)).lastrowid
+        self.connection.execute("INSERT INTO pairs(rowid, text) VALUES(?, ?)", (number, text))
+        return int(number or 0)
 
     def _number(self, sql: str, values: tuple[object, ...] = ()) -> int:
         return int(self.connection.execute(sql, values).fetchone()[0])

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 from packaging.version import Version
@@ -113,8 +114,7 @@ class Entry:
 
     def to_line(self) -> bytes:
         """Serialise to one line, always to the same bytes."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return text.encode() + b"\n"
+        return _ENCODER.encode(self.to_dict()).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes, *, where: str) -> Entry:
@@ -142,7 +142,7 @@ class Entry:
             if kind is tuple:
                 if key == "metrics":
                     value = tuple(Metric(str(m["dataset"]), str(m["name"]), float(m["value"])) for m in value)
-                elif type(value) is not list or not all(type(item) is str for item in value):
+                elif type(value) is not list or not {str}.issuperset(map(type, value)):
                     raise TypeError(f"{key} is no list of texts")
                 else:
                     value = tuple(value)
@@ -157,6 +157,7 @@ class Entry:
         return entry
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _REQUIRED = {f.name for f in fields(Entry)[:11]}
 _LISTS = {f.name for f in fields(Entry) if "tuple" in str(f.type)}
 _KINDS: dict[str, type] = {
@@ -277,13 +278,16 @@ def sort_key(entry: Entry) -> tuple[str, Version]:
     return entry.id, Version(entry.version)
 
 
+_version = lru_cache(4096)(Version)
+
+
 def newest(entries: Iterable[Entry]) -> dict[str, Entry]:
     """Return the release of every adapter that somebody who names no version is given, by id."""
     found: dict[str, Entry] = {}
     for entry in entries:
-        if entry.yanked is None and not Version(entry.version).is_prerelease:
+        if entry.yanked is None and not _version(entry.version).is_prerelease:
             known = found.get(entry.id)
-            if known is None or Version(entry.version) > Version(known.version):
+            if known is None or _version(entry.version) > _version(known.version):
                 found[entry.id] = entry
     return found
 

@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from adaptergit.errors import UsageError
 from adaptergit.index.entry import Entry
@@ -81,15 +82,20 @@ def may_have(line: str, words: Iterable[str]) -> bool:
 
 def facets_of(entry: Entry, names: Iterable[str] = FILTERS) -> str:
     """Return the facets of an entry, as words with their letters."""
-    values: Mapping[str, Iterable[str]] = {
+    values: Mapping[str, tuple[str, ...]] = {
         "task": (entry.task, entry.dataset),
         "base_model": (entry.base_model,),
         "method": (entry.method,),
         "language": entry.languages,
         "license": (entry.license,),
     }
-    found = {f"{_LETTERS[name]}_{word}" for name in names for text in values[name] for word in words_of(text)}
-    return " ".join(sorted(found))
+    return " ".join(sorted({word for name in names for text in values[name] for word in _facets(name, text)}))
+
+
+@lru_cache(2048)
+def _facets(name: str, text: str) -> tuple[str, ...]:
+    """Return the facets of one value: of a million releases, few hundred are different."""
+    return tuple(f"{_LETTERS[name]}_{word}" for word in words_of(text))
 
 
 def base_of(fingerprint: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from packaging.version import InvalidVersion, Version
 
 from adaptergit.errors import PackageError
@@ -9,6 +11,7 @@ from adaptergit.errors import PackageError
 MAX_LENGTH = 64
 
 
+@lru_cache(4096)
 def is_version(text: str) -> bool:
     """Tell whether ``text`` is a version in normal form."""
     try:
