@@ -157,6 +157,8 @@ def _conditions(result: Result) -> str:
         parts.append(
             f"{machine['processor']}, {machine['cores']} cores{memory}, {machine['system']}, Python {machine['python']}"
         )
+        if "million_additions" in machine:
+            parts.append(f"a million additions in Python take {number(machine['million_additions'], 's')}")
     elif machine:
         parts.append(", ".join(f"{value} {key}" for key, value in machine.items()))
     else:

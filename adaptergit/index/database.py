@@ -13,7 +13,8 @@ import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from adaptergit.errors import PackageError, UsageError
@@ -48,6 +49,7 @@ _ORDER = {
     "smallest": ("INDEXED BY adapter_size", "size, place"),
     "name": ("INDEXED BY adapter_name", "name, place"),
 }
+_MATCHING = "SELECT rowid AS r FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?"
 _TOKENS = """tokenize="unicode61 tokenchars '_'" """
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS source(principal TEXT PRIMARY KEY, shard TEXT NOT NULL, loaded INTEGER NOT NULL,
@@ -290,10 +292,13 @@ class Database:
         rest = [*map(_quoted, before), *parts]
         if len(last) > _PREFIX and query.sort == "best":
             # The index knows beginnings of a few letters; of a longer one, it would read all lists of its words.
-            wide = replace(query, limit=max(2 * query.limit, _SOME))
-            near = self._search(wide, [f"{_quoted(last[:_PREFIX])}*", *rest])
-            found = [entry for entry in near if begins_with(entry, last)][: query.limit]
-            if len(found) == query.limit or len(near) < wide.limit:
+            most = max(2 * query.limit, _SOME)
+            near = self._lines(" AND ".join([f"{_quoted(last[:_PREFIX])}*", *rest]), most)
+            lines = (line for line in near if may_have(line.decode(), [last]))
+            entries = (Entry.from_line(line, where=str(self.path)) for line in lines)
+            first = islice((entry for entry in entries if begins_with(entry, last)), 2 * query.limit)
+            found = ordered(first, query)[: query.limit]
+            if len(found) == query.limit or len(near) < most:
                 return found
         return self._search(query, [f"{_quoted(last)}*", *rest])
 
@@ -357,17 +362,23 @@ class Database:
         if not parts:
             return self._entries(f"SELECT line FROM adapter {index} ORDER BY {order} LIMIT ?", (query.limit,))  # noqa: S608 - from a table
         match = " AND ".join(parts)
-        few = "SELECT rowid AS r FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?"
         if query.sort == "best":
-            sql = f"SELECT line FROM adapter JOIN ({few}) ON place = r ORDER BY place"  # noqa: S608 - from above
-            found = [*self._named(query.words, match), *self._entries(sql, (match, 2 * query.limit))]
+            best = [Entry.from_line(line, where=str(self.path)) for line in self._lines(match, 2 * query.limit)]
+            found = [*self._named(query.words, match), *best]
             return ordered({entry.id: entry for entry in found}.values(), query)[: query.limit]
-        if self._number(f"SELECT count(*) FROM ({few})", (match, _FEW + 1)) <= _FEW:  # noqa: S608 - from above
-            sql = f"SELECT line FROM adapter JOIN ({few}) ON place = r ORDER BY {order} LIMIT ?"  # noqa: S608 - from above
+        if self._number(f"SELECT count(*) FROM ({_MATCHING})", (match, _FEW + 1)) <= _FEW:  # noqa: S608 - from above
+            # Lines are long: only those that are wanted are read.
+            first = f"SELECT place FROM adapter JOIN ({_MATCHING}) ON place = r ORDER BY {order} LIMIT ?"  # noqa: S608 - from above
+            sql = f"SELECT line FROM adapter WHERE place IN ({first}) ORDER BY {order}"  # noqa: S608 - from above
             return self._entries(sql, (match, _FEW, query.limit))
         every = "SELECT rowid FROM words WHERE words MATCH ?"
         sql = f"SELECT line FROM adapter {index} WHERE +place IN ({every}) ORDER BY {order} LIMIT ?"  # noqa: S608 - from above
         return self._entries(sql, (match, query.limit))
+
+    def _lines(self, match: str, limit: int) -> list[bytes]:
+        """Return the lines of the first by rank that match."""
+        sql = f"SELECT line FROM adapter JOIN ({_MATCHING}) ON place = r ORDER BY place"  # noqa: S608 - from above
+        return [row[0] for row in self.connection.execute(sql, (match, limit))]
 
     def _named(self, words: list[str], match: str) -> list[Entry]:
         """What is called exactly as the query may be far down in the order of ranks."""

@@ -75,8 +75,7 @@ def has(entry: Entry, facets: Iterable[str], words: Iterable[str]) -> bool:
 
 def may_have(line: str, words: Iterable[str]) -> bool:
     """Tell whether an entry may have all of these words, or beginnings of words, by its line alone: much sooner."""
-    text = line.casefold()
-    text = text if text.isascii() else _plain(text)
+    text = _plain(line.casefold())
     return all(_plain(word) in text for word in words)
 
 
@@ -148,6 +147,8 @@ def _plain_words(entry: Entry) -> set[str]:
 
 
 def _plain(word: str) -> str:
+    if word.isascii():
+        return word
     return "".join(char for char in unicodedata.normalize("NFD", word) if not unicodedata.combining(char))
 
 
