@@ -150,13 +150,13 @@ class Entry:
                 raise TypeError(f"{key} is no {kind.__name__}")
             values[key] = value
         entry = cls(**values)
-        oid = re.fullmatch(r"([0-9a-f]{40}([0-9a-f]{24})?)?", entry.tree)
-        digest = re.fullmatch(r"[0-9a-f]{64}", entry.manifest_sha256)
+        oid, digest = _OID.fullmatch(entry.tree), _DIGEST.fullmatch(entry.manifest_sha256)
         if not is_version(entry.version) or "@" not in entry.id or not 0 <= entry.size < 2**53 or not oid or not digest:
             raise ValueError(f"{entry.id!r} {entry.version!r} is no release")
         return entry
 
 
+_OID, _DIGEST = re.compile(r"([0-9a-f]{40}([0-9a-f]{24})?)?"), re.compile(r"[0-9a-f]{64}")
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _REQUIRED = {f.name for f in fields(Entry)[:11]}
 _LISTS = {f.name for f in fields(Entry) if "tuple" in str(f.type)}

@@ -20,6 +20,7 @@ from adaptergit.index.entry import Entry
 FILTERS = ("task", "base_model", "method", "language", "license")
 SORTS = ("best", "newest", "smallest", "name")
 _LETTERS = {"task": "t", "base_model": "b", "method": "m", "language": "l", "license": "c"}
+_MONTH = re.compile(r"(\d{4})-(\d{2})")
 _PAIR = ("task", "base_model")
 
 
@@ -64,8 +65,7 @@ def words_of(text: str) -> list[str]:
 
 def begins_with(entry: Entry, beginning: str) -> bool:
     """Tell whether a word of an entry begins so, as the index compares: without accents."""
-    wanted = _plain(beginning)
-    return any(word.startswith(wanted) for word in _plain_words(entry))
+    return re.search(rf"\b{re.escape(_plain(beginning))}", _plain(_said_of(entry))) is not None
 
 
 def has(entry: Entry, facets: Iterable[str], words: Iterable[str]) -> bool:
@@ -134,7 +134,7 @@ def rank(entry: Entry) -> int:
 
     Measured before unmeasured, new before old; then anyhow, but always the same.
     """
-    stated = re.match(r"(\d{4})-(\d{2})", entry.published)
+    stated = _MONTH.match(entry.published)
     year, month = (int(stated[1]), int(stated[2])) if stated else (2000, 1)
     quality = min(max((year - 2000) * 12 + month, 0), 4095) + (4096 if entry.metrics else 0)
     # Small numbers near each other: the lists of the full-text index hold differences.
