@@ -313,7 +313,7 @@ def test_a_head_that_calls_the_stack_past_its_base(kind: str) -> None:
     torch.testing.assert_close(model(input_ids=ids).logits, torch.cat([alone["a"], alone["b"]]))
     panel.add("prompt", "prompt_tuning[prompt_length=3]")
     panel.activate("prompt")
-    assert model(input_ids=ids).logits.shape == (2, 9, 99)
+    assert model(input_ids=ids).logits.shape == (2, 6, 99)
 
 
 def test_merging_inside_using_is_refused() -> None:

@@ -8,6 +8,7 @@ call stays on a module, so threads, re-entrant calls and recomputation under gra
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Projection, Site, base_of, called_of
 from adaptergit.splice.attention import Binding, bind
 from adaptergit.splice.embeddings import hook_embeddings
-from adaptergit.splice.head_hooks import hook_copies, hook_heads
+from adaptergit.splice.head_hooks import hook_copies, hook_heads, hook_own, repeat, repeat_rows, rows_of, shifted_right
 from adaptergit.splice.heads import Pooling
 from adaptergit.splice.hooks import Undo, after, before
 from adaptergit.splice.interpret import (
@@ -139,11 +140,6 @@ class Engine:
         same = tensor.dim() > 2 and tensor.shape[0] == batch
         return tensor if same or tensor.shape[0] % batch else tensor.reshape(batch, -1, tensor.shape[-1])
 
-    @property
-    def prompted(self) -> bool:
-        """Tell whether a prompt stands in front of this call's tokens."""
-        return any(isinstance(place, Prompt) for place in self.current().places) and self.call.prompted
-
     def unembed(self, hidden: torch.Tensor, rows: Rows | None = None, *, own: bool = False) -> torch.Tensor:
         """Undo what invertible adapters did to the embedding, in front of an output embedding.
 
@@ -182,9 +178,27 @@ class Engine:
         self._local.running = False
 
     @property
+    def outer(self) -> int:
+        """How often a running call of the model with its own head repeats the rows; 0: no such call runs."""
+        return int(getattr(self._local, "outer", 0))
+
+    @outer.setter
+    def outer(self, copies: int) -> None:
+        self._local.outer = copies
+
+    @property
     def running(self) -> bool:
         """Whether the base model is running in this thread."""
         return bool(getattr(self._local, "running", False))
+
+    def without_prompt(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Take the positions of this call's prompt out of what its tokens became, (batch, seq, …)."""
+        place = next((place for place in self.current().places if isinstance(place, Prompt)), None)
+        config = getattr(self._base, "config", None)
+        if place is None or not self.call.prompted or getattr(config, "is_encoder_decoder", False):
+            return hidden
+        length, start = self.prompt_lengths(place, self.call.batch), self.current().prompt_start(place)
+        return torch.cat([hidden[:, :start], hidden[:, start + length :]], dim=1)
 
     def prompt_lengths(self, place: Prompt, rows: int) -> int:
         """Return the number of positions that prompts add to every row.
@@ -230,6 +244,9 @@ class Engine:
         for key in [key for key in self._installed if key not in needed]:
             for undo in self._installed.pop(key):
                 undo()
+        if "call" not in self._installed:
+            for undo in self._installed.pop("answer", []):  # stands in front of it
+                undo()
         new = [key for key in needed if key not in self._installed]
         for key in new:
             self._installed[key] = self._hook(key)
@@ -248,6 +265,8 @@ class Engine:
             begin = _Begin(self, tuple(inspect.signature(called.forward).parameters))
             undo = [before(called, begin, prepend=True), after(called, _End(self), always_call=True)]
             encoder = getattr(base, "encoder", None)
+            if self._model is not base:
+                undo += hook_own(self._model, base, self.pooling, self)
             if isinstance(encoder, nn.Module) and getattr(getattr(base, "config", None), "is_encoder_decoder", False):
                 names = tuple(inspect.signature(encoder.forward).parameters)
                 undo.append(before(encoder, _BeginEncoder(self, names)))
@@ -334,17 +353,13 @@ class _Begin:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         plan = self.engine.current()
         named = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        tensors = [value for value in named.values() if isinstance(value, torch.Tensor)]
-        if not tensors:
-            raise ModelError("the base model was called without tensors")
-        # Positions have no rows.
-        first = next((tensor for tensor in tensors if tensor.dim() > 1), tensors[0])
-        if plan.copies > 1:
-            named = {name: _repeat(value, first.shape[0], plan.copies) for name, value in named.items()}
+        copies = 1 if self.engine.outer else plan.copies
+        rows = rows_of(named, plan) * copies
+        named = repeat_rows(named, rows // copies, copies)
         past = named.get("past_key_values")
         seen = 0 if past is None or not hasattr(past, "get_seq_length") else int(past.get_seq_length())
         call = Call(
-            first.shape[0] * plan.copies,
+            rows,
             _mask(named.get("attention_mask")),
             _mask(named.get("decoder_attention_mask")),
             seen,
@@ -598,9 +613,9 @@ class _Generate:
         if not first:
             raise UsageError("generate() of a Parallel needs inputs to repeat", hint="pass input_ids=")
         batch = first[0].shape[0]
-        named = {name: _repeat(value, batch, plan.copies) for name, value in kwargs.items()}
+        named = {name: repeat(value, batch, plan.copies) for name, value in kwargs.items()}
         with self.engine.override(replace(plan, repeated=True)):
-            return own(*(_repeat(value, batch, plan.copies) for value in args), **named)
+            return own(*(repeat(value, batch, plan.copies) for value in args), **named)
 
 
 def _undo(node: Any, hidden: torch.Tensor, own: bool) -> torch.Tensor:
@@ -655,6 +670,9 @@ def _make_room(
             raise ModelError("a prompt needs input_ids or inputs_embeds of the base model")
         if embeds is None:
             embeds = base.get_input_embeddings()(ids)  # type: ignore[operator]
+            decoder = [named.get(name) for name in ("decoder_input_ids", "decoder_inputs_embeds")]
+            if decoder == [None, None] and hasattr(sys.modules[type(base).__module__], "shift_tokens_right"):
+                named["decoder_input_ids"] = shifted_right(ids, base.config)  # as BART's kin do, which sees no ids now
         named["inputs_embeds"] = engine.run(place, HiddenState(embeds)).hidden
         given = named.get("position_ids")
         if given is not None:
@@ -699,12 +717,6 @@ def _widen(mask: torch.Tensor, length: int, value: int) -> torch.Tensor:
 
 def _mask(value: Any) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) and value.dim() == 2 else None
-
-
-def _repeat(value: Any, batch: int, times: int) -> Any:
-    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == batch:
-        return value.repeat(times, *[1] * (value.dim() - 1))
-    return value
 
 
 def _first(output: Any) -> torch.Tensor:

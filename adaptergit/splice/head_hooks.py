@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import nn
 from transformers.utils.generic import ModelOutput
 
-from adaptergit.errors import ModelError
+from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import called_of
+from adaptergit.splice.composition import copies_of
 from adaptergit.splice.heads import HeadCall, HeadModule, Pooling, StaticModule
 from adaptergit.splice.hooks import Undo, after, before
 from adaptergit.splice.interpret import Rows, order_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from adaptergit.splice.engine import Engine
+    from adaptergit.splice.plan import Plan
 
 _KEPT = ("input_ids", "attention_mask")
 _LABELS = ("labels", "start_positions", "end_positions", "word_starts", "labels_arcs", "labels_rels")
@@ -31,13 +35,31 @@ class MultiHeadOutput(ModelOutput):
     loss: torch.Tensor | None = None
     """Sum of the heads' losses."""
     head_outputs: Any = None
+    logits: torch.Tensor | None = None
+    """Of all rows, where every head answers for rows of its own and their logits have one shape."""
+    past_key_values: Any = None
 
 
 def hook_heads(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engine) -> list[Undo]:
     """Let the running plan's heads beside the model answer; return what gives the model its own answer back."""
     called = called_of(base)
     hooks = _Answer(base, pooling, tuple(inspect.signature(called.forward).parameters), engine)
-    return [before(model, hooks.before), after(called, hooks.watch), after(model, hooks.after, with_kwargs=True)]
+    # In front of the base's own hook, which makes room for a prompt: the heads want the tokens as they were given.
+    return [
+        before(model, hooks.before, prepend=True),
+        after(called, hooks.watch),
+        after(model, hooks.after, with_kwargs=True),
+    ]
+
+
+def hook_own(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engine) -> list[Undo]:
+    """Fit rows and tokens to the head of the model's own class, which counts those that it was given."""
+    own = _Own(model, pooling, tuple(inspect.signature(model.forward).parameters), engine)
+    return [
+        before(model, own.repeat, prepend=True),
+        after(called_of(base), own.strip),
+        after(model, own.end, always_call=True),
+    ]
 
 
 def hook_copies(model: nn.Module, path: str, engine: Engine) -> list[Undo]:
@@ -67,6 +89,103 @@ class _Instead:
         ]
         order = order_of(indices)
         return torch.cat(answers) if order is None else torch.cat(answers)[order]
+
+
+@dataclass(frozen=True, eq=False)
+class _Own:
+    """Repeat what the model is called with for Parallel, labels too; show its head the tokens without a prompt.
+
+    A head that reads the first position reads the prompt's, as it does in ``adapters`` and PEFT.
+    """
+
+    model: nn.Module
+    pooling: Pooling
+    parameters: tuple[str, ...]
+    engine: Engine
+
+    def repeat(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        plan = self.engine.current()
+        self.engine.outer = plan.copies
+        if plan.copies == 1:
+            return None
+        named = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+        named = repeat_rows(named, rows_of(named, plan), plan.copies)
+        total = named.get("num_items_in_batch")
+        if total is not None and not _beside(plan):
+            named["num_items_in_batch"] = total * plan.copies
+        return (), named
+
+    def strip(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        plan, name = self.engine.current(), type(self.model).__name__
+        first = self.pooling == "first" and name.endswith(("ForSequenceClassification", "ForMultipleChoice"))
+        text = getattr(self.model, "main_input_name", "") == "input_ids"
+        if not self.engine.outer or first or not text or _beside(plan) or not isinstance(output[0], torch.Tensor):
+            return None
+        hidden = self.engine.without_prompt(output[0])
+        if hidden is output[0]:
+            return None
+        if isinstance(output, tuple):
+            return (hidden, *output[1:])
+        output[next(iter(output))] = hidden
+        return output
+
+    def end(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+        self.engine.outer = 0
+
+
+def _beside(plan: Plan) -> bool:
+    """Tell whether heads beside the model answer for it."""
+    return plan.answer is not None and any(isinstance(head, HeadModule) for head in plan.answer.heads.values())
+
+
+def shifted_right(tokens: torch.Tensor, config: Any) -> torch.Tensor:
+    """Return a decoder's input for (batch, seq) tokens, as models with heads of their own make it."""
+    shifted = tokens.new_full(tokens.shape, int(config.decoder_start_token_id or config.pad_token_id or 0))
+    shifted[:, 1:] = tokens[:, :-1]
+    return shifted.masked_fill(shifted == -100, config.pad_token_id or 0)
+
+
+def rows_of(named: Mapping[str, Any], plan: Plan) -> int:
+    """Return how many rows a model is called with.
+
+    Raises:
+        ModelError: No tensors.
+        UsageError: As many pictures as rows are needed to tell which adapter is whose.
+    """
+    tensors = [value for value in named.values() if isinstance(value, torch.Tensor) and value.dim()]
+    if not tensors:
+        raise ModelError("the base model was called without tensors")
+    # Positions have no rows.
+    rows = next((tensor for tensor in tensors if tensor.dim() > 1), tensors[0]).shape[0]
+    pictures = named.get("pixel_values")
+    if plan.by_row and rows > 1 and copies_of(plan.tree) == 1 and _is_pictures(pictures) and len(pictures) != rows:
+        raise UsageError(
+            f"{len(pictures)} pictures for {rows} rows: which adapter is whose cannot be told",
+            hint="give every row one picture, or run the rows one adapter at a time",
+        )
+    return rows
+
+
+def repeat_rows(named: dict[str, Any], rows: int, copies: int) -> dict[str, Any]:
+    """Repeat all rows of what a model is called with, and all pictures, which may be as many as they like."""
+    if copies == 1:
+        return named
+    found = {name: repeat(value, rows, copies) for name, value in named.items()}
+    pictures = named.get("pixel_values")
+    if _is_pictures(pictures):
+        found["pixel_values"] = repeat(pictures, len(pictures), copies)
+    return found
+
+
+def repeat(value: Any, rows: int, copies: int) -> Any:
+    """Repeat a tensor that has these rows."""
+    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == rows:
+        return value.repeat(copies, *[1] * (value.dim() - 1))
+    return value
+
+
+def _is_pictures(value: Any) -> TypeGuard[torch.Tensor]:
+    return isinstance(value, torch.Tensor) and value.dim() == 4
 
 
 @dataclass(frozen=True)
@@ -104,9 +223,12 @@ class _Answer:
         inputs = {name: named[name] for name in _KEPT if named.get(name) is not None}
         labels = {name: kwargs[name] for name in _LABELS if kwargs.get(name) is not None}
         total = kwargs.get("num_items_in_batch")
-        self.engine.put(_CALL, _Pending(inputs, labels, kwargs.get("return_dict") is False, total))
-        kept = {k: v for k, v in kwargs.items() if k not in (*_LABELS, "return_dict", "num_items_in_batch")}
         config = getattr(self.base, "config", None)
+        as_tuple = kwargs.get("return_dict", getattr(config, "return_dict", True)) is False
+        self.engine.put(_CALL, _Pending(inputs, labels, as_tuple, total))
+        kept = {k: v for k, v in kwargs.items() if k not in (*_LABELS, "return_dict", "num_items_in_batch")}
+        if getattr(config, "return_dict", True) is False:
+            kept["return_dict"] = True
         if getattr(config, "is_encoder_decoder", False) and named.get("decoder_input_ids") is None:
             generates = any(getattr(head.config, "type", "") == "seq2seq_lm" for head in heads)
             self._give_decoder(named, labels.get("labels") if generates else None, kept)
@@ -117,10 +239,7 @@ class _Answer:
         source = named.get("input_ids") if given is None else given
         if not isinstance(source, torch.Tensor) or named.get("decoder_inputs_embeds") is not None:
             return
-        config: Any = self.base.config
-        shifted = source.new_full(source.shape, int(config.decoder_start_token_id or config.pad_token_id or 0))
-        shifted[:, 1:] = source[:, :-1]
-        kept["decoder_input_ids"] = shifted.masked_fill(shifted == -100, config.pad_token_id or 0)
+        kept["decoder_input_ids"] = shifted_right(source, self.base.config)
 
     def watch(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         if self.heads():
@@ -133,14 +252,18 @@ class _Answer:
         output, pending = self.engine.take(_OUTPUT), self.engine.take(_CALL)
         if output is None or not isinstance(output[0], torch.Tensor):
             raise ModelError("the base model gave no hidden state for the head to read")
-        answers = [
-            self._answer(head, self._call(output, pending, rows), pending.total)
-            for head, rows in self.engine.current().answers(output[0].shape[0])
-        ]
+        heads = self.engine.current().answers(output[0].shape[0])
+        answers = [self._answer(head, self._call(head, output, pending, rows), pending.total) for head, rows in heads]
         if len(answers) == 1:
             return answers[0].to_tuple() if pending.as_tuple else answers[0]
         losses = [answer["loss"] for answer in answers if answer.get("loss") is not None]
-        return MultiHeadOutput(loss=sum(losses) if losses else None, head_outputs=answers)
+        made = MultiHeadOutput(
+            loss=sum(losses) if losses else None,
+            head_outputs=answers,
+            logits=_joined([answer.get("logits") for answer in answers], [rows for _, rows in heads], len(output[0])),
+            past_key_values=getattr(output, "past_key_values", None),
+        )
+        return made.to_tuple() if pending.as_tuple else made
 
     @staticmethod
     def _answer(head: HeadModule, call: HeadCall, total: Any) -> Any:
@@ -150,29 +273,41 @@ class _Answer:
             answer["loss"] = answer["loss"] * labels.ne(-100).sum() / total
         return answer
 
-    def _call(self, output: Any, pending: _Pending, rows: Rows | None) -> HeadCall:
+    def _call(self, head: HeadModule, output: Any, pending: _Pending, rows: Rows | None) -> HeadCall:
         batch, copies = output[0].shape[0], self.engine.current().copies
+        choices = int(getattr(getattr(head, "config", None), "num_choices", 1))
 
-        def cut(value: Any) -> Any:
+        def cut(value: Any, each: int = 1) -> Any:
+            """Cut out rows; ``each`` of the batch are one of the value."""
             if not isinstance(value, torch.Tensor) or not value.dim():
                 return value
-            if copies > 1 and value.shape[0] * copies == batch:
-                value = value.repeat(copies, *[1] * (value.dim() - 1))
-            return _cut(value, rows) if value.shape[0] == batch else value
+            value = repeat(value, batch // each // copies, copies)
+            if value.shape[0] * each != batch:
+                return value
+            return _cut(value.repeat_interleave(each, 0), rows)[::each] if each > 1 else _cut(value, rows)
 
         if rows is not None:
             output = type(output)({k: cut(v) if isinstance(v, torch.Tensor) else v for k, v in output.items()})
-        given = pending.inputs.get("input_ids")
-        prompt = output[0].shape[1] - given.shape[1] if self.engine.prompted and given is not None else 0
         return HeadCall(
             output,
             {k: cut(v) for k, v in pending.inputs.items()},
-            {k: cut(v) for k, v in pending.labels.items()},
+            {k: cut(v, choices) for k, v in pending.labels.items()},
             self.pooling,
             getattr(self.base, "config", None),
-            prompt,
+            self.engine.without_prompt,
             lambda hidden: self.engine.unembed(hidden, rows),
         )
+
+
+def _joined(logits: list[Any], indices: list[Rows | None], batch: int) -> torch.Tensor | None:
+    """Put the logits of heads that answer for different rows into the rows' order, if they fit."""
+    if any(rows is None for rows in indices) or not all(isinstance(one, torch.Tensor) for one in logits):
+        return None
+    if len({one.shape[1:] for one in logits}) > 1:
+        return None
+    each = batch // sum(map(len, logits))  # choices are several rows with one answer
+    order = order_of([torch.arange(batch)[rows][::each] // each for rows in indices])
+    return torch.cat(logits) if order is None else torch.cat(logits)[order]
 
 
 def _cut(value: Any, rows: Rows | None) -> Any:

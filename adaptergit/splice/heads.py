@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -48,16 +49,15 @@ class HeadCall:
     pooling: Pooling
     config: Any
     """The base model's configuration."""
-    prompt: int = 0
-    """Length of a prompt in front of the tokens."""
+    without_prompt: Callable[[torch.Tensor], torch.Tensor] = lambda hidden: hidden
+    """Take the positions of a prompt out of (batch, seq, …)."""
     unembed: Callable[[torch.Tensor], torch.Tensor] = lambda hidden: hidden
     """Undo an invertible adapter."""
 
-    @property
+    @cached_property
     def hidden(self) -> torch.Tensor:
-        """Last hidden state, (batch, seq, hidden)."""
-        hidden: torch.Tensor = self.output[0]
-        return hidden
+        """Last hidden state of the tokens, (batch, seq, hidden): without a prompt's positions."""
+        return self.without_prompt(self.output[0])
 
     @property
     def scaled(self) -> torch.Tensor:
@@ -75,14 +75,15 @@ class HeadCall:
         Raises:
             ModelError: The model has no pooler.
         """
-        hidden = self.hidden
         if use_pooler:
             found: torch.Tensor | None = getattr(self.output, "pooler_output", None)
             if found is None:
                 raise ModelError("the head reads the pooler, but this model has none")
             return found
         if self.pooling == "first":
-            return hidden[:, 0]
+            first: torch.Tensor = self.output[0][:, 0]  # a prompt's, if one stands there: in the peers, too
+            return first
+        hidden = self.hidden
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         ids = self.inputs.get("input_ids")
         if self.pooling == "eos" and isinstance(ids, torch.Tensor):
@@ -101,12 +102,6 @@ class HeadCall:
     def handed_on(self) -> dict[str, Any]:
         """What every answer takes over from the base's output."""
         return {name: getattr(self.output, name, None) for name in ("hidden_states", "attentions")}
-
-    def for_tokens(self, labels: torch.Tensor) -> torch.Tensor:
-        """Put "ignore" labels where a prompt stands in front."""
-        if not self.prompt:
-            return labels
-        return torch.cat([labels.new_full((labels.shape[0], self.prompt), -100), labels], dim=1)
 
 
 @dataclass(frozen=True)
@@ -289,9 +284,8 @@ class TaggingHead(LayersHead):
         logits = layers(call.hidden)
         labels, mask, loss = call.labels.get("labels"), call.inputs.get("attention_mask"), None
         if labels is not None:
-            # A mask that was widened for a prompt ends with the tokens' own.
-            kept = labels if mask is None else labels.masked_fill(mask[:, -labels.shape[1] :] != 1, -100)
-            loss = F.cross_entropy(logits.view(-1, self.num_labels), call.for_tokens(kept).view(-1))
+            kept = labels if mask is None else labels.masked_fill(mask != 1, -100)
+            loss = F.cross_entropy(logits.view(-1, self.num_labels), kept.view(-1))
         return TokenClassifierOutput(loss=loss, logits=logits, **call.handed_on)
 
 
@@ -421,7 +415,7 @@ class LanguageModelModule(HeadModule):
         labels, loss = call.labels.get("labels"), None
         if labels is not None:
             scores, wanted = (logits[:, :-1], labels[:, 1:]) if self.config.shift_labels else (logits, labels)
-            loss = F.cross_entropy(scores.reshape(-1, logits.shape[-1]), call.for_tokens(wanted).reshape(-1))
+            loss = F.cross_entropy(scores.reshape(-1, logits.shape[-1]), wanted.reshape(-1))
         if self.config.type == "masked_lm":
             return MaskedLMOutput(loss=loss, logits=logits, **call.handed_on)
         if self.config.type == "seq2seq_lm":
@@ -437,7 +431,10 @@ class LanguageModelModule(HeadModule):
 
 @dataclass
 class DependencyParsingOutput(ModelOutput):
-    """Scores of arcs (batch, words, words + 1) and of relations (batch, words, words + 1, labels)."""
+    """Scores of arcs (batch, seq, seq + 1) and of relations (batch, seq, seq + 1, labels).
+
+    The first rows and columns are the words', as many as there are; 0 of the columns is the root.
+    """
 
     loss: torch.Tensor | None = None
     rel_preds: torch.Tensor | None = None

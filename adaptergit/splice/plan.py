@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from adaptergit.errors import UsageError
 from adaptergit.splice.composition import (
     BatchSplit,
     Composition,
@@ -90,6 +91,17 @@ class Plan:
                 for row in range(rows)[index] if isinstance(index, slice) else index.tolist():
                     taken[row] = max(taken[row], _positions(node))
         return taken
+
+    def prompt_start(self, place: Prompt) -> int:
+        """Return how many tokens stand in front of the prompt.
+
+        Raises:
+            UsageError: Adapters differ.
+        """
+        starts = {int(leaf.start) for leaf in self.leaves[place].values()}  # type: ignore[arg-type]
+        if len(starts) > 1:
+            raise UsageError("prompts in front of the first token and behind it cannot act in one call")
+        return starts.pop()
 
     def node(self, place: Place) -> Node | None:
         """Return what acts at a place on all rows."""

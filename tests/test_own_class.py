@@ -1,0 +1,303 @@
+"""Models that answer with the head of their own class: prompts and Parallel change what its head counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
+
+from adaptergit.errors import UsageError
+from adaptergit.splice import (
+    CausalLMHead,
+    ClassificationHead,
+    DependencyParsingHead,
+    MultipleChoiceHead,
+    Parallel,
+    QuestionAnsweringHead,
+    Seq2SeqLMHead,
+    TaggingHead,
+    adapters,
+)
+
+SIZES: dict[str, Any] = {
+    "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "llama": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 37,
+    },
+    "t5": {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_kv": 8, "d_ff": 37, "decoder_start_token_id": 0},
+    "bart": {
+        "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_ffn_dim": 37,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 37, "decoder_start_token_id": 2, "forced_eos_token_id": None,
+    },
+}  # fmt: skip
+PROMPT = "prompt_tuning[prompt_length=3]"
+BEFORE = "prompt_tuning[prompt_length=3,before_positions=True]"
+BEHIND = "prompt_tuning[prompt_length=3,combine=prefix_after_bos]"
+
+
+def made(name: str) -> Any:
+    """Make a tiny model of a class."""
+    kind = next(kind for kind in SIZES if name.lower().startswith(kind))
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+        kind, vocab_size=99, pad_token_id=0, bos_token_id=1, eos_token_id=2, **SIZES[kind]
+    )
+    return getattr(transformers, name)(config).eval()
+
+
+def tokens(batch: int = 2, seq: int = 6) -> torch.Tensor:
+    """Make up tokens that end as BART wants them to."""
+    ids = torch.randint(5, 99, (batch, seq), generator=torch.Generator().manual_seed(batch))
+    ids[:, -1] = 2
+    return ids
+
+
+def noisy(panel: Any, name: str, config: str) -> None:
+    panel.add(name, config)
+    with torch.no_grad():
+        for parameter in panel.module(name).parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(ord(name[0]))) * 0.3)
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def head_of(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what the class puts on its base."""
+    found: Callable[[torch.Tensor], torch.Tensor] = next(
+        getattr(model, name) for name in ("cls", "classifier", "qa_outputs", "lm_head", "score") if hasattr(model, name)
+    )
+    return found
+
+
+@pytest.mark.parametrize("config", [PROMPT, BEFORE, BEHIND])
+@pytest.mark.parametrize(
+    "name", ["BertForMaskedLM", "BertForTokenClassification", "GPT2LMHeadModel", "LlamaForCausalLM"]
+)
+def test_a_prompt_has_no_logits_and_no_labels(name: str, config: str) -> None:
+    model, ids = made(name), tokens()
+    panel = adapters(model)
+    noisy(panel, "p", config)
+    panel.activate("p")
+    output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids % 2)
+    hidden = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    assert hidden.shape[1] == 9
+    kept = [0, 4, 5, 6, 7, 8] if config is BEHIND else [3, 4, 5, 6, 7, 8]
+    torch.testing.assert_close(output.logits, head_of(model)(hidden[:, kept]))
+    shift = "LMHead" in name or "Causal" in name
+    scores, labels = (output.logits[:, :-1], ids[:, 1:] % 2) if shift else (output.logits, ids % 2)
+    torch.testing.assert_close(output.loss, F.cross_entropy(scores.flatten(0, 1), labels.flatten()))
+
+
+def test_answers_are_positions_of_the_text() -> None:
+    model, ids, first, last = made("BertForQuestionAnswering"), tokens(), torch.tensor([0, 2]), torch.tensor([1, 5])
+    panel = adapters(model)
+    noisy(panel, "p", PROMPT)
+    panel.activate("p")
+    wanted = {"start_positions": first, "end_positions": last}
+    for head in (None, "p"):
+        if head:
+            panel.add_head("p", QuestionAnsweringHead())
+            panel.activate("p")
+        output = model(input_ids=ids, **wanted)
+        assert output.start_logits.shape == output.end_logits.shape == (2, 6)
+        losses = F.cross_entropy(output.start_logits, first), F.cross_entropy(output.end_logits, last)
+        torch.testing.assert_close(output.loss, sum(losses) / 2)
+
+
+def test_words_are_found_behind_a_prompt() -> None:
+    model, ids = made("BertModel"), tokens(1)
+    panel = adapters(model)
+    noisy(panel, "p", PROMPT)
+    panel.activate("p")
+    hidden = model(input_ids=ids).last_hidden_state[:, 3:]
+    panel.add_head("p", DependencyParsingHead())
+    panel.activate("p")
+    head = panel.head_module("p")
+    found = model(input_ids=ids, word_starts=torch.tensor([[1, 2, 4]])).arc_preds[0, :2, :3]
+    with torch.no_grad():
+        words = torch.stack([hidden[:, 1], hidden[:, 2:4].mean(1)], 1)
+        wanted = head.biaffine_arcs(words, torch.cat([hidden[:, :1], words], 1)).squeeze(1)[0]
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["GPT2ForSequenceClassification", "LlamaForSequenceClassification"])
+def test_the_last_token_is_read_behind_a_prompt(name: str) -> None:
+    model, ids = made(name), tokens(1, 6)
+    panel = adapters(model)
+    noisy(panel, "p", PROMPT)
+    panel.activate("p")
+    hidden = model.base_model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(model(input_ids=ids).logits, model.score(hidden[:, -1]))
+    padded = torch.cat([ids, torch.zeros(1, 2, dtype=torch.long)], 1)
+    mask = padded.ne(0).long()
+    torch.testing.assert_close(model(input_ids=padded, attention_mask=mask).logits, model(input_ids=ids).logits)
+    panel.add_head("p", ClassificationHead())
+    panel.activate("p")
+    beside = model(input_ids=padded, attention_mask=mask).logits
+    torch.testing.assert_close(beside, panel.head_module("p")(hidden[:, -1]))
+
+
+@pytest.mark.parametrize(
+    "name", ["BartModel", "T5Model", "BartForSequenceClassification", "T5ForSequenceClassification"]
+)
+@pytest.mark.parametrize("config", [PROMPT, BEFORE])
+def test_a_prompt_of_an_encoder_with_any_head(name: str, config: str) -> None:
+    model, ids = made(name), tokens()
+    panel = adapters(model)
+    heads = [None] if "For" in name else [ClassificationHead(), QuestionAnsweringHead(), TaggingHead(), Seq2SeqLMHead()]
+    noisy(panel, "p", config)
+    for number, head in enumerate(heads):
+        if head is not None:
+            panel.add_head(f"h{number}", head)
+        for order in (("p", head), (None, head), ("p", head)):  # whichever is switched on first
+            panel.activate(order[0], head=None if head is None else f"h{number}")
+            output = model(input_ids=ids)
+        changed = ids.clone()
+        changed[:, 1] = 7
+        assert not torch.equal(output[0], model(input_ids=changed)[0])
+
+
+def test_a_trainer_trains_prompts_of_a_language_model(tmp_path: Any) -> None:
+    model = made("GPT2LMHeadModel")
+    panel = adapters(model)
+    panel.add("p", PROMPT)
+    panel.train("p")
+    before = panel.module("p").state_dict()
+    before = {key: value.clone() for key, value in before.items()}
+    rows = [{"input_ids": ids, "labels": ids} for ids in tokens(8)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True, save_strategy="no"
+    )
+    transformers.Trainer(model, arguments, train_dataset=rows).train()
+    assert any(not torch.equal(before[key], value) for key, value in panel.module("p").state_dict().items())
+
+
+# --- Parallel ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("BertForMaskedLM", lambda ids: ids),
+        ("BertForSequenceClassification", lambda ids: ids[:, 0] % 2),
+        ("GPT2LMHeadModel", lambda ids: ids),
+        ("GPT2ForSequenceClassification", lambda ids: ids[:, 0] % 2),
+        ("LlamaForSequenceClassification", lambda ids: ids[:, 0] % 2),
+        ("BartForSequenceClassification", lambda ids: ids[:, 0] % 2),
+        ("T5ForSequenceClassification", lambda ids: ids[:, 0] % 2),
+        ("T5ForConditionalGeneration", lambda ids: ids),
+    ],
+)
+def test_every_child_of_a_parallel_answers_and_is_trained(
+    name: str, labels: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    model, ids = made(name), tokens()
+    panel = adapters(model)
+    alone = []
+    for one in "ab":
+        noisy(panel, one, "seq_bn[reduction_factor=2]")
+        panel.activate(one)
+        alone.append(model(input_ids=ids, labels=labels(ids)))
+    panel.activate(Parallel("a", "b"))
+    output = model(input_ids=ids, labels=labels(ids))
+    torch.testing.assert_close(output.logits, torch.cat([one.logits for one in alone]))
+    torch.testing.assert_close(output.loss, (alone[0].loss + alone[1].loss) / 2)
+    panel.activate("a")
+    assert model(input_ids=ids, labels=labels(ids)).logits.shape == alone[0].logits.shape, "nothing of the call before is left"
+
+
+def test_after_an_error_rows_are_repeated_again() -> None:
+    model, ids = made("GPT2ForSequenceClassification"), tokens()
+    panel = adapters(model)
+    for one in "ab":
+        noisy(panel, one, "seq_bn")
+    panel.activate(Parallel("a", "b"))
+    with pytest.raises(IndexError):
+        model(input_ids=ids + 1000)
+    assert model.transformer(input_ids=ids).last_hidden_state.shape[0] == 4
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_two_language_model_heads_generate(beams: int) -> None:
+    model, ids = made("GPT2Model"), tokens()
+    model = transformers.GPT2LMHeadModel(model.config).eval()
+    panel = adapters(model)
+    options = {"max_new_tokens": 4, "do_sample": False, "num_beams": beams, "eos_token_id": None}
+    alone = {}
+    for one in "ab":
+        noisy(panel, one, "seq_bn")
+        panel.add_head(one, CausalLMHead())
+        panel.activate(one)
+        alone[one] = model.generate(ids, **options)
+    panel.activate(Parallel("a", "b"))
+    assert torch.equal(model.generate(ids, **options), torch.cat([alone["a"], alone["b"]]))
+    panel.route(["b", "a"])
+    assert torch.equal(model.generate(ids, **options), torch.stack([alone["b"][0], alone["a"][1]]))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_labels_of_choices_are_as_many_as_the_questions(own: bool) -> None:
+    model, ids, labels = made("BertModel"), tokens(6), torch.tensor([0, 1, 0])
+    panel = adapters(model)
+    for one in "ab":
+        noisy(panel, one, "seq_bn")
+        if own or one == "a":
+            panel.add_head(one, MultipleChoiceHead(num_choices=2))
+    alone = []
+    for one in "ab":
+        panel.activate(one, head=one if own else "a")
+        alone.append(model(input_ids=ids.view(3, 2, -1), labels=labels))
+    panel.activate(Parallel("a", "b"), head=["a", "b"] if own else "a")
+    output = model(input_ids=ids.view(3, 2, -1), labels=labels)
+    torch.testing.assert_close(output.logits, torch.cat([one.logits for one in alone]))
+    torch.testing.assert_close(output.loss, (alone[0].loss + alone[1].loss) / (1 if own else 2))
+    if own:
+        panel.route(["a", "a", "b", "b", "a", "a"])
+        routed = model(input_ids=ids, labels=labels)
+        wanted = torch.stack([alone[0].logits[0], alone[1].logits[1], alone[0].logits[2]])
+        torch.testing.assert_close(routed.logits, wanted)
+
+
+def test_texts_and_pictures_of_different_numbers() -> None:
+    common = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
+    text = {**common, "vocab_size": 99, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+    vision = {**common, "image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    model: nn.Module = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+    panel, given = adapters(model), {"input_ids": tokens(), "pixel_values": torch.randn(4, 3, 16, 16)}
+    alone = []
+    for one in "ab":
+        noisy(panel, one, "seq_bn")
+        panel.activate(one)
+        alone.append(model(**given))
+    panel.activate(Parallel("a", "b"))
+    output = model(**given)
+    for name in ("text_embeds", "image_embeds"):
+        torch.testing.assert_close(output[name], torch.cat([one[name] for one in alone]))
+    panel.route(["a", "b"])
+    with pytest.raises(UsageError, match="4 pictures for 2 rows"):
+        model(**given)
+    given["pixel_values"] = given["pixel_values"][:2]
+    torch.testing.assert_close(model(**given).image_embeds[1], alone[1].image_embeds[1])
+
+
+def test_a_tuple_where_the_configuration_asks_for_it() -> None:
+    model, ids = made("BertModel"), tokens()
+    panel = adapters(model)
+    for one in "ab":
+        noisy(panel, one, "seq_bn")
+        panel.add_head(one, ClassificationHead())
+    panel.activate(Parallel("a", "b"))
+    assert isinstance(model(input_ids=ids, return_dict=False), tuple)
+    model.config.return_dict = False
+    found, joined = model(input_ids=ids)
+    assert [one.logits.shape for one in found] == [(2, 2), (2, 2)]
+    assert torch.equal(joined, torch.cat([one.logits for one in found]))
