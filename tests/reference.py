@@ -167,8 +167,11 @@ class Reference:
                 return self.linear(acting[0], place, y, inputs)
             update, last = None, None
             for name in acting:  # a chain of updates
-                last = self.leaf(name, place)
-                update = last.update(update, inputs)
+                leaf = self.leaf(name, place)
+                alike = last is None or (type(last), last.additive) == (type(leaf), leaf.additive)
+                if not alike and not (last.additive and leaf.additive):
+                    y, update = last.combine(y, update), None  # what scales and what adds: one behind the other
+                last, update = leaf, leaf.update(update, inputs)
             return y if last is None else last.combine(y, update)
         if isinstance(tree, Split):
             parts, at = [], 0

@@ -315,3 +315,64 @@ def test_debertas_prefixes_act_on_their_rows_whatever_the_mask_is(kind: str, dty
     if kind == "DebertaV2":  # the layers that project tokens project positions too, which belong to no row
         with panel.using(Route("l", "l", None, "l")), pytest.raises(UsageError, match="positions"):
             model(ids)
+
+
+# --- kinds of updates of one projection ---------------------------------------------------------------------------------
+
+
+def projections() -> tuple[Any, Any, torch.Tensor]:
+    model = tiny_model()
+    panel = adapters(model)
+    for number, (name, config) in enumerate(
+        [("lora", "lora"), ("dora", "dora"), ("ia3", "ia3"), ("vera", "vera"), ("other", "lora")]
+    ):
+        panel.add(name, config)
+        if name != "other":
+            generator = torch.Generator().manual_seed(number)
+            with torch.no_grad():
+                for parameter in panel.module(name).parameters():
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    panel.add("unit", "ia3")
+    return model, panel, torch.arange(5, 17).reshape(2, 6)
+
+
+@pytest.mark.parametrize("one", ["lora", "dora", "ia3"])
+def test_what_changes_nothing_alone_changes_nothing_behind_another_kind(one: str) -> None:
+    model, panel, ids = projections()
+    panel.activate(one)
+    alone = model(input_ids=ids).last_hidden_state
+    for other in {"lora": ["unit"], "dora": ["unit", "other"], "ia3": ["other"]}[one]:
+        for composition in (Stack(one, other), Stack(other, one)):
+            panel.activate(composition)
+            torch.testing.assert_close(model(input_ids=ids).last_hidden_state, alone, msg=str(composition))
+
+
+@pytest.mark.parametrize("first", ["lora", "ia3", "vera"])
+def test_a_split_in_a_stack_keeps_what_came_before(first: str) -> None:
+    model, panel, ids = projections()
+    second = first if first != "lora" else "vera"
+    panel.activate(Stack(first, second))
+    wanted = model(input_ids=ids).last_hidden_state
+    panel.activate(Stack(first, Split(second, second, splits=[2, 4])))
+    torch.testing.assert_close(model(input_ids=ids).last_hidden_state, wanted)
+
+
+def test_splits_longer_than_the_sequence_are_refused() -> None:
+    model, panel, ids = projections()
+    panel.add("a")
+    panel.add("b")
+    for pair in (("a", "b"), ("lora", "other")):
+        panel.activate(Split(*pair, splits=[4, 4]))
+        with pytest.raises(UsageError, match="8 positions of a sequence of 6"):
+            model(input_ids=ids)
+
+
+def test_a_fusion_is_used_for_its_own_adapters_only() -> None:
+    _, panel, _ = projections()
+    for name in "abcd":
+        panel.add(name)
+    panel.add_fusion(Fuse("a", "b"), name="f")
+    panel.activate("Fuse(a, b, name='f')")
+    panel.activate("Fuse(a, Stack(c, b), name='f')")
+    with pytest.raises(UsageError, match="made for a, b, and not for"):
+        panel.activate("Fuse(c, d, name='f')")

@@ -211,7 +211,9 @@ def test_every_child_of_a_parallel_answers_and_is_trained(
     torch.testing.assert_close(output.logits, torch.cat([one.logits for one in alone]))
     torch.testing.assert_close(output.loss, (alone[0].loss + alone[1].loss) / 2)
     panel.activate("a")
-    assert model(input_ids=ids, labels=labels(ids)).logits.shape == alone[0].logits.shape, "nothing of the call before is left"
+    assert model(input_ids=ids, labels=labels(ids)).logits.shape == alone[0].logits.shape, (
+        "nothing of the call before is left"
+    )
 
 
 def test_after_an_error_rows_are_repeated_again() -> None:
@@ -271,7 +273,9 @@ def test_texts_and_pictures_of_different_numbers() -> None:
     text = {**common, "vocab_size": 99, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
     vision = {**common, "image_size": 16, "patch_size": 8}
     torch.manual_seed(0)
-    model: nn.Module = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+    model: nn.Module = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    ).eval()
     panel, given = adapters(model), {"input_ids": tokens(), "pixel_values": torch.randn(4, 3, 16, 16)}
     alone = []
     for one in "ab":
@@ -301,3 +305,112 @@ def test_a_tuple_where_the_configuration_asks_for_it() -> None:
     found, joined = model(input_ids=ids)
     assert [one.logits.shape for one in found] == [(2, 2), (2, 2)]
     assert torch.equal(joined, torch.cat([one.logits for one in found]))
+
+
+def test_heads_of_words_may_be_as_many_as_the_words() -> None:
+    model, ids = made("BertModel"), tokens()
+    panel = adapters(model)
+    panel.add("a")
+    panel.add_head("a", DependencyParsingHead(num_labels=3))
+    panel.activate("a")
+    arcs, relations = torch.tensor([[1, 2], [2, 1]]), torch.tensor([[1, 2], [2, 1]])
+    given = {"input_ids": ids, "word_starts": torch.tensor([[1, 2, 4]] * 2)}
+    short = model(**given, labels_arcs=arcs, labels_rels=relations).loss
+    long = [F.pad(one, (0, 4), value=0) for one in (arcs, relations)]  # 0 is this model's padding
+    torch.testing.assert_close(model(**given, labels_arcs=long[0], labels_rels=long[1]).loss, short)
+
+
+class Tokens:
+    """As much of a tokenizer as embeddings need."""
+
+    def __len__(self) -> int:
+        return 120
+
+    def get_vocab(self) -> dict[str, int]:
+        return {f"token{number}": number for number in range(120)}
+
+
+# --- what is left behind ----------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_takes_its_embeddings_with_it() -> None:
+    model, ids = made("BertModel"), tokens()
+    panel = adapters(model)
+    panel.add("gu")
+    panel.add_embeddings("gu", Tokens())
+    panel.activate("gu")
+    model(input_ids=ids + 15)
+    panel.remove("gu")
+    assert panel.embeddings == []
+    panel.add("gu")
+    panel.activate("gu")
+    assert panel.active_embeddings is None
+
+
+def test_a_head_without_an_adapter_can_be_removed() -> None:
+    model, ids = made("BertModel"), tokens()
+    panel = adapters(model)
+    panel.add("a")
+    panel.add_head("lone", ClassificationHead())
+    panel.activate("a", head="lone")
+    assert model(input_ids=ids).logits.shape == (2, 2)
+    panel.remove_head("lone")
+    assert panel.heads == []
+    assert model(input_ids=ids).last_hidden_state.shape == (2, 6, 32)
+    with pytest.raises(UsageError, match="no head 'lone'"):
+        panel.remove_head("lone")
+
+
+def test_what_is_added_while_something_is_trained_is_frozen() -> None:
+    model, ids = made("BertModel"), tokens()
+    panel = adapters(model)
+    panel.add("task")
+    panel.train("task")
+    panel.add("lang")
+    panel.activate("Stack(lang, task)")
+    model(input_ids=ids).last_hidden_state.sum().backward()
+    assert all(p.grad is None for p in panel.module("lang").parameters())
+    assert any(p.grad is not None for p in panel.module("task").parameters())
+    panel.train("lang")
+    assert all(p.requires_grad for p in panel.module("lang").parameters())
+
+
+def test_reft_knows_the_padding_of_audio() -> None:
+    torch.manual_seed(0)
+    config = transformers.Wav2Vec2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37, conv_dim=(32, 32),
+        conv_stride=(5, 2), conv_kernel=(10, 3), num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
+        feat_extract_norm="layer",
+    )  # fmt: skip
+    model = transformers.Wav2Vec2Model(config).eval()
+    panel, sound = adapters(model), torch.randn(2, 400)
+    noisy(panel, "r", "loreft[prefix_positions=2,suffix_positions=2]")
+    mask = torch.ones(2, 400, dtype=torch.long)
+    mask[1, 200:] = 0
+    plain = model(sound, attention_mask=mask).last_hidden_state
+    panel.activate("r")
+    changed = model(sound, attention_mask=mask).last_hidden_state
+    assert not torch.allclose(changed[0], plain[0])
+    torch.testing.assert_close(model(sound).last_hidden_state[0], changed[0])
+    assert not torch.allclose(changed[1], plain[1])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("loreft[r=100]", "more than the model's hidden size, 32"),
+        ("lora[target_modules='*bad(']", "regular expression"),
+    ],
+)
+def test_values_that_fit_nothing_are_named(config: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        adapters(made("BertModel")).add("a", config)
+
+
+def test_veras_of_different_random_matrices_have_no_average() -> None:
+    panel = adapters(made("BertModel"))
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        panel.add(name, f"vera[init_weights_seed={seed}]")
+    panel.average("ab", ["a", "b"])
+    with pytest.raises(UsageError, match="different random matrices"):
+        panel.average("ac", ["a", "c"])

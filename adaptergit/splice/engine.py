@@ -27,6 +27,7 @@ from adaptergit.splice.embeddings import hook_embeddings
 from adaptergit.splice.head_hooks import hook_copies, hook_heads, hook_own, repeat, repeat_rows, rows_of, shifted_right
 from adaptergit.splice.heads import Pooling
 from adaptergit.splice.hooks import Undo, after, before
+from adaptergit.splice.inputs import mask_of_frames
 from adaptergit.splice.interpret import (
     BranchState,
     Chain,
@@ -561,6 +562,8 @@ class _Leave:
         encoder_decoder = getattr(getattr(self.engine._base, "config", None), "is_encoder_decoder", False)
         mask = call.decoder_mask if in_decoder and encoder_decoder else call.mask
         hidden = _first(output)
+        if mask is not None and mask.shape[0] == hidden.shape[0] and not in_decoder:
+            mask = mask_of_frames(self.engine.base, mask, hidden.shape[1])
         if mask is not None and (mask.shape[0] != hidden.shape[0] or mask.shape[1] < hidden.shape[1]):
             mask = None
         if mask is None and call.seen and (in_decoder or not encoder_decoder):  # the tokens before are in the cache

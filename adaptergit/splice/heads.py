@@ -449,6 +449,7 @@ class DependencyParsingHead(HeadConfig):
     """A biaffine parser (Dozat & Manning 2017, arXiv:1611.01734; Glavaš & Vulić 2021, arXiv:2008.06788).
 
     Calls give ``word_starts`` (batch, words + 1): the first token of every word, and where the last one ends; padded.
+    To train, ``labels_arcs`` and ``labels_rels`` (batch, words): the head of every word, 0 the root, and its relation.
     """
 
     type: ClassVar[str] = "dependency_parsing"
@@ -488,8 +489,10 @@ class ParserModule(HeadModule):
         if wanted_arcs is not None and wanted is not None:
             real = wanted_arcs.ne(-100 if pad is None else pad)
             chosen = wanted_arcs[real]
-            scores = relations[real][torch.arange(len(chosen), device=chosen.device), chosen]
-            loss = F.cross_entropy(arcs[real], chosen) + F.cross_entropy(scores, wanted[real])
+            count = wanted_arcs.shape[1]  # words, or as many as tokens
+            arcs_of, relations_of = arcs[:, :count][real], relations[:, :count][real]
+            scores = relations_of[torch.arange(len(chosen), device=chosen.device), chosen]
+            loss = F.cross_entropy(arcs_of, chosen) + F.cross_entropy(scores, wanted[real])
         return DependencyParsingOutput(loss=loss, rel_preds=relations, arc_preds=arcs, **call.handed_on)
 
 

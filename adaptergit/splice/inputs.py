@@ -1,4 +1,4 @@
-"""Made-up inputs for one tiny forward of a model, from its configuration."""
+"""What models are called with: made-up inputs for one tiny forward, and masks of audio."""
 
 from __future__ import annotations
 
@@ -57,3 +57,18 @@ def tiny_inputs(model: nn.Module) -> dict[str, torch.Tensor]:
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return {name: value.to(device) for name, value in inputs.items()}
+
+
+def mask_of_frames(base: nn.Module, mask: torch.Tensor, frames: int) -> torch.Tensor | None:
+    """Return the mask of an encoder's positions, (batch, frames), from one of what it was given.
+
+    Audio models are given samples or spectra, and have fewer positions; others have a position for each entry.
+    """
+    if getattr(base, "main_input_name", "") not in ("input_values", "input_features") or mask.shape[1] == frames:
+        return mask
+    of_samples = getattr(base, "_get_feature_vector_attention_mask", None)
+    if of_samples is not None:
+        found: torch.Tensor = of_samples(frames, mask)
+        return found.long()
+    step = mask.shape[1] // frames
+    return mask[:, ::step] if step * frames == mask.shape[1] else None

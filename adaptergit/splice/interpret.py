@@ -96,6 +96,9 @@ def run(node: Node | None, state: S) -> S:
     if isinstance(node, Mean):
         return state.mean([run(child, state) for child in node.nodes], node.weights)
     if isinstance(node, Spans):
+        some = next(value for value in vars(state).values() if isinstance(value, torch.Tensor))
+        if 1 < some.shape[1] < sum(node.sizes):  # one position: a pooler's, or the next token's
+            raise UsageError(f"the splits cover {sum(node.sizes)} positions of a sequence of {some.shape[1]}")
         parts, start = [], 0
         for child, size in zip(node.nodes, node.sizes, strict=True):
             parts.append(run(child, state.span(start, start + size)))
@@ -215,26 +218,40 @@ class ProjectionState(State):
     update: torch.Tensor | None = None
     """What the adapters so far made of the input."""
     last: Any = None
+    changed: bool = False
+    """``y`` is not the layer's own any more."""
 
     def apply(self, leaf: Any) -> ProjectionState:
-        """Run one adapter: on the input, or on the update of the one before it."""
+        """Run one adapter: on the input, or on the update of the one before it.
+
+        What scales the output and what adds to it have no update in common: the second acts on the first's result.
+        """
+        last = self.last
+        alike = last is None or (type(last), last.additive) == (type(leaf), leaf.additive)
+        if not alike and not (last.additive and leaf.additive):
+            return ProjectionState(self.result(), self.inputs, changed=True).apply(leaf)
         return replace(self, update=leaf.update(self.update, self.inputs), last=leaf)
 
     def cut(self, part: Callable[[Any], Any]) -> ProjectionState:
         """Take a part."""
-        return ProjectionState(part(self.y), part(self.inputs))
+        if self.last is None or not self.last.additive:
+            return ProjectionState(part(self.result()), part(self.inputs), changed=self.last is not None)
+        return ProjectionState(part(self.y), part(self.inputs), part(self.update), self.last, self.changed)
 
     def join(self, parts: Sequence[ProjectionState], dim: int, order: torch.Tensor | None) -> ProjectionState:
         """Put parts together."""
-        return ProjectionState(_join([part.result() for part in parts], dim, order, self.y), self.inputs)
+        if _additive(parts):
+            update = _join([part.update for part in parts if part.update is not None], dim, order, self.y)
+            return replace(self, update=update, last=parts[-1].last)
+        return ProjectionState(_join([part.result() for part in parts], dim, order, self.y), self.inputs, changed=True)
 
     def mean(self, parts: Sequence[ProjectionState], weights: Sequence[float]) -> ProjectionState:
         """Add the weighted updates."""
-        if parts and all(part.last is not None and part.last.additive for part in parts):
+        if _additive(parts):
             updates = [part.update for part in parts if part.update is not None]
             return replace(self, update=_mean(updates, weights), last=parts[-1].last)
         change = _mean([part.result() - self.y for part in parts], weights)
-        return ProjectionState(self.y + change, self.inputs)
+        return ProjectionState(self.y + change, self.inputs, changed=True)
 
     def result(self) -> torch.Tensor:
         """Return what takes the place of ``y``."""
@@ -242,6 +259,10 @@ class ProjectionState(State):
             return self.y
         out: torch.Tensor = self.last.combine(self.y, self.update)
         return out.to(self.y.dtype)
+
+
+def _additive(parts: Sequence[ProjectionState]) -> bool:
+    return bool(parts) and all(p.last is not None and p.last.additive and not p.changed for p in parts)
 
 
 @dataclass(frozen=True)

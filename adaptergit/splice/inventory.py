@@ -57,6 +57,8 @@ class Inventory:
         self._fusions: dict[str, Fused] = {}
         self._heads: dict[str, HeadConfig] = {}
         self._tokenizers: dict[str, Any] = {}
+        self._trainable: dict[str, bool] | None = None
+        """Which of the model's own parameters were trainable before everything was frozen; None: nothing is."""
         self._sidecar = _InventorySidecar(self)
         model.add_module(ATTRIBUTE, self._sidecar)
 
@@ -267,6 +269,8 @@ class Inventory:
         for place, module in parts.places.items():
             self._settle(place, module, wanted, device)
         frozen = frozenset(key for key, parameter in parts.named_parameters() if not parameter.requires_grad)
+        if self._trainable is not None:  # train() froze everything but what it named
+            parts.requires_grad_(False)
         self._adapters[name] = Spliced(config, parts, about, frozen)
         self._sidecar.passengers[_key(name)] = parts
 
@@ -333,8 +337,12 @@ class Inventory:
     def drop(self, name: str) -> None:
         """Forget an adapter and its head."""
         del self._adapters[name], self._sidecar.passengers[_key(name)]
-        if self._heads.pop(name, None) is not None:
-            del self._sidecar.passengers[_key(name, ":head")]
+        if name in self._heads:
+            self.drop_head(name)
+
+    def drop_head(self, name: str) -> None:
+        """Forget a head."""
+        del self._heads[name], self._sidecar.passengers[_key(name, ":head")]
 
     def drop_fusion(self, name: str) -> None:
         """Forget a fusion."""

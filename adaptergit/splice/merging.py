@@ -24,6 +24,7 @@ from adaptergit.splice.methods import LoRA, Union
 from adaptergit.splice.methods.lora import LoRASite
 from adaptergit.splice.methods.prefix_tuning import PrefixNetwork, PrefixTuning
 from adaptergit.splice.methods.projections import is_quantised, stands_upright, weight_of
+from adaptergit.splice.methods.vera import VeRA
 from adaptergit.splice.places import Host, Linear, Parts, Place
 
 AVERAGES = ("linear", "lora_linear_only_negate_b", "lora_delta_w_svd")
@@ -120,6 +121,9 @@ def average(
     if len({_comparable(config) for config in configs}) > 1:
         raise UsageError("only adapters of one configuration can be averaged", hint="combine() takes LoRAs of any rank")
     states = [parts.state_dict() for parts in adapters]
+    shared = [key for key in states[0] if isinstance(configs[0], VeRA) and key.startswith("shared.")]
+    if not all(torch.equal(states[0][key], state[key]) for key in shared for state in states):
+        raise UsageError("these VeRAs have different random matrices: the average of their vectors means nothing")
     lora = isinstance(configs[0], LoRA)
     if strategy != "linear" and not lora:
         raise UsageError(f"{strategy} is for LoRA")

@@ -43,7 +43,7 @@ from adaptergit.splice.merging import average, average_states, combine, eject_pr
 from adaptergit.splice.places import BlockOutput, Embedding, Linear, Parts, Place, Prompt
 from adaptergit.splice.plan import Answer, Plan
 from adaptergit.splice.replicas import Replicate
-from adaptergit.splice.setup import fused, several, single
+from adaptergit.splice.setup import fused, fuses, several, single
 from adaptergit.splice.trace import evaluating
 
 
@@ -90,7 +90,6 @@ class Panel(Inventory):
         self._detached = False
         self._active: Composition | None = None
         self._merged: dict[str, Callable[[], None]] = {}
-        self._trainable: dict[str, bool] | None = None
 
     def insert(self, name: str, config: MethodConfig, parts: Parts, **options: Any) -> None:
         """Put an adapter with its weights into the panel; it stays inactive.
@@ -160,7 +159,8 @@ class Panel(Inventory):
         if isinstance(parsed, Block) and not isinstance(parsed, Fuse):
             raise UsageError(f"{parsed} is not a Fuse")
         listed = parsed.split(",") if isinstance(parsed, str) else parsed
-        fuse = listed if isinstance(listed, Fuse) else Fuse(*(child.strip() for child in listed), name=name)
+        fuse = listed if isinstance(listed, Fuse) else Fuse(*(child.strip() for child in listed))
+        fuse = Fuse(*(child for child in fuse.children if child is not None), name=name or fuse.name)
         wanted = fusion_config(config)
         modules: dict[Place, Fusion] = {}
         for place in self.branches_of(fuse.names()):
@@ -286,7 +286,8 @@ class Panel(Inventory):
             head: Default: the head named like the last adapter, if there is one; where rows have adapters of their
                 own, each row's. Several that are named answer together; in Parallel and BatchSplit with as many
                 children, each for its child's rows. An empty list: the model answers as its own class does.
-            skip_layers: Blocks in which adapters do nothing (AdapterDrop, Rücklé et al. 2021).
+            skip_layers: Blocks in which adapters do nothing (AdapterDrop, Rücklé et al. 2021); a number that no block
+                has means nothing.
             task_ids: For MultiTask: which child each row goes to.
             embeddings: Added embeddings; default: those named like an adapter, if there are any.
 
@@ -561,7 +562,7 @@ class Panel(Inventory):
         return [w / sum(own) for w in own] if normalise else own
 
     def remove(self, name: str) -> None:
-        """Forget an adapter, its head and fusions over it; if it is active, all adapters are switched off.
+        """Forget an adapter, its head, its embeddings and fusions over it; if it is active, all are switched off.
 
         Raises:
             UsageError: No adapter of that name.
@@ -575,7 +576,20 @@ class Panel(Inventory):
             self._engine.plan = replace(self._engine.plan, answer=None)
         for fusion in [key for key in self.fusions if name in self.fused(key).children]:
             self.remove_fusion(fusion)
+        if name in self.embeddings:
+            self.remove_embeddings(name)
         self.drop(name)
+
+    def remove_head(self, name: str) -> None:
+        """Forget a head; if it answers, the model answers as its own class does.
+
+        Raises:
+            UsageError: No head of that name.
+        """
+        self.head_config(name)
+        if name in self._active_heads:
+            self._engine.plan = replace(self._engine.plan, answer=None)
+        self.drop_head(name)
 
     def snapshot(self) -> Callable[[], None]:
         """Return a function that takes back everything added or activated since."""
@@ -710,7 +724,10 @@ class Panel(Inventory):
             if isinstance(place, Linear) and place.path in looked_up:
                 raise UsageError(f"an adapter acts on {place.path}, which added embeddings stand in for")
         fusions: dict[Place, dict[str, nn.Module]] = {}
-        for key in fused(composition):
+        for fuse in fuses(composition):
+            key, children = fuse.key, self.fused(fuse.key).children
+            if children not in (tuple(fuse.names()), fuse.ends):
+                raise UsageError(f"the fusion {key!r} was made for {', '.join(children)}, and not for {fuse}")
             for place, fusion in self.fused(key).modules.items():
                 fusions.setdefault(place, {})[key] = fusion
         tasks = task_ids.tolist() if isinstance(task_ids, torch.Tensor) else task_ids

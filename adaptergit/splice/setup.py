@@ -104,13 +104,18 @@ def several(panel: Panel, composition: Composition | None, heads: Iterable[str],
     )
 
 
-def fused(composition: Composition | None) -> Iterator[str]:
-    """Yield the keys of the fusions in a composition."""
+def fuses(composition: Composition | None) -> Iterator[Fuse]:
+    """Yield the fusions in a composition."""
     if isinstance(composition, Fuse):
-        yield composition.key
+        yield composition
     if isinstance(composition, Block):
         for child in composition.children:
-            yield from fused(child)
+            yield from fuses(child)
+
+
+def fused(composition: Composition | None) -> Iterator[str]:
+    """Yield the keys of the fusions in a composition."""
+    return (fuse.key for fuse in fuses(composition))
 
 
 def tensors_of(panel: Panel, setup: Setup) -> dict[str, torch.Tensor]:

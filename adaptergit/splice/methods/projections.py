@@ -134,6 +134,10 @@ def _by_path(config: OnLinears, host: Host) -> Iterator[Target]:
     known = {projection.path: projection for projection in host.projections}
     wanted = config.target_modules
     if isinstance(wanted, str):
+        try:
+            pattern = re.compile(wanted)
+        except re.error as error:
+            raise UsageError(f"target_modules={wanted!r} is no regular expression: {error}") from error
         paths = [
             path
             for path, module in host.base.named_modules()
@@ -141,7 +145,7 @@ def _by_path(config: OnLinears, host: Host) -> Iterator[Target]:
             and (
                 any(path.startswith(f"{block}.") for block in host.anatomy.block_paths)
                 if wanted == "all-linear"
-                else re.fullmatch(wanted, path)
+                else pattern.fullmatch(path)
             )
         ]
     else:

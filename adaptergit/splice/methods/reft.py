@@ -75,6 +75,7 @@ class ReFT(MethodConfig):
         for place in host.blocks():
             if self.output_reft and (self.layers == "all" or place.block in self.layers):
                 width = next(host.width(site) for site in host.sites if site.block == place.block)
+                require(self.r <= width, f"r={self.r} is more than the model's hidden size, {width}")
                 parts.put(place, ReFTSite(self, width))
         return parts
 
