@@ -674,7 +674,8 @@ def _make_room(
         if embeds is None:
             embeds = base.get_input_embeddings()(ids)  # type: ignore[operator]
             decoder = [named.get(name) for name in ("decoder_input_ids", "decoder_inputs_embeds")]
-            if decoder == [None, None] and hasattr(sys.modules[type(base).__module__], "shift_tokens_right"):
+            takes = "decoder_input_ids" in names
+            if takes and decoder == [None, None] and hasattr(sys.modules[type(base).__module__], "shift_tokens_right"):
                 named["decoder_input_ids"] = shifted_right(ids, base.config)  # as BART's kin do, which sees no ids now
         named["inputs_embeds"] = engine.run(place, HiddenState(embeds)).hidden
         given = named.get("position_ids")
