@@ -2,7 +2,8 @@
 
 Run: ``python docs/pictures/record.py run`` (minutes: it is the demo) or ``python docs/pictures/record.py draw``.
 ``demo.cast`` is an asciicast v2, which ``asciinema play`` shows too, and is not kept in git: it is large, and the next
-run makes another. ``demo.svg`` moves by CSS alone, and shows the end of the run where nothing moves. Drawing needs ``pip install 'adaptergit[docs]'``.
+run makes another. ``demo.svg`` moves by CSS alone, and shows the end of the run where nothing moves. Drawing needs
+``pip install 'adaptergit[docs]'``.
 """
 
 from __future__ import annotations
