@@ -176,7 +176,7 @@ def tokens_only(expected: dict[str, torch.Tensor], seen: dict[str, Any], panel: 
     (length,), (start,) = {c.prompt_length for c in configs}, {int(c.combine == "prefix_after_bos") for c in configs}
     return {
         key: torch.cat([value[:, :start], value[:, start + length :]], dim=1)
-        if key.endswith("logits") and value.dim() > 1 and value.shape[1] == seen[key].shape[1] + length
+        if key in seen and key.endswith("logits") and value.dim() > 1 and value.shape[1] == seen[key].shape[1] + length
         else value
         for key, value in expected.items()
     }

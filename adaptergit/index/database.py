@@ -282,7 +282,7 @@ class Database:
             if few is not None:
                 asked = [*(facet.partition("_")[2] for facet in facets), *words]
                 lines = (line for line in few if may_have(line.decode(), asked))
-                return _among([Entry.from_line(line, where=str(self.path)) for line in lines], query, facets)
+                return _among(list(self._read(lines)), query, facets)
         parts = [*rare, *map(_quoted, facets)]
         found = self._search(query, [*map(_quoted, words), *parts])
         if found or not words or len(words[-1]) < 2:
@@ -295,8 +295,7 @@ class Database:
             most = max(2 * query.limit, _SOME)
             near = self._lines(" AND ".join([f"{_quoted(last[:_PREFIX])}*", *rest]), most)
             lines = (line for line in near if may_have(line.decode(), [last]))
-            entries = (Entry.from_line(line, where=str(self.path)) for line in lines)
-            first = islice((entry for entry in entries if begins_with(entry, last)), 2 * query.limit)
+            first = islice((entry for entry in self._read(lines) if begins_with(entry, last)), 2 * query.limit)
             found = ordered(first, query)[: query.limit]
             if len(found) == query.limit or len(near) < most:
                 return found
@@ -363,8 +362,7 @@ class Database:
             return self._entries(f"SELECT line FROM adapter {index} ORDER BY {order} LIMIT ?", (query.limit,))  # noqa: S608 - from a table
         match = " AND ".join(parts)
         if query.sort == "best":
-            best = [Entry.from_line(line, where=str(self.path)) for line in self._lines(match, 2 * query.limit)]
-            found = [*self._named(query.words, match), *best]
+            found = [*self._named(query.words, match), *self._read(self._lines(match, 2 * query.limit))]
             return ordered({entry.id: entry for entry in found}.values(), query)[: query.limit]
         if self._number(f"SELECT count(*) FROM ({_MATCHING})", (match, _FEW + 1)) <= _FEW:  # noqa: S608 - from above
             # Lines are long: only those that are wanted are read.
@@ -412,7 +410,10 @@ class Database:
         return int(self.connection.execute(sql, values).fetchone()[0])
 
     def _entries(self, sql: str, values: tuple[object, ...]) -> list[Entry]:
-        return [Entry.from_line(row[0], where=str(self.path)) for row in self.connection.execute(sql, values)]
+        return list(self._read(row[0] for row in self.connection.execute(sql, values)))
+
+    def _read(self, lines: Iterable[bytes]) -> Iterator[Entry]:
+        return (Entry.from_line(line, where=str(self.path)) for line in lines)
 
 
 def _quoted(word: str) -> str:

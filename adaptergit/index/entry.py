@@ -156,6 +156,7 @@ class Entry:
         return entry
 
 
+_version = lru_cache(4096)(Version)
 _OID, _DIGEST = re.compile(r"([0-9a-f]{40}([0-9a-f]{24})?)?"), re.compile(r"[0-9a-f]{64}")
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _REQUIRED = {f.name for f in fields(Entry)[:11]}
@@ -275,10 +276,7 @@ def read_lines(data: bytes, where: str) -> list[Entry]:
 
 def sort_key(entry: Entry) -> tuple[str, Version]:
     """In the order of names and versions."""
-    return entry.id, Version(entry.version)
-
-
-_version = lru_cache(4096)(Version)
+    return entry.id, _version(entry.version)
 
 
 def newest(entries: Iterable[Entry]) -> dict[str, Entry]:

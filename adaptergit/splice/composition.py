@@ -96,11 +96,6 @@ class Fuse(Block):
         """Name of the fusion's weights."""
         return self.name or ",".join(c if isinstance(c, str) else ",".join(c.names()) for c in self.children if c)
 
-    @property
-    def ends(self) -> tuple[str, ...]:
-        """The adapters whose outputs are fused: the last of every child."""
-        return tuple(child if isinstance(child, str) else list(child.names())[-1] for child in self.children if child)
-
 
 @dataclass(frozen=True, init=False)
 class Split(Block):

@@ -26,7 +26,7 @@ from adaptergit.splice.attention import Binding, bind
 from adaptergit.splice.embeddings import hook_embeddings
 from adaptergit.splice.head_hooks import hook_copies, hook_heads, hook_own, repeat, repeat_rows, rows_of, shifted_right
 from adaptergit.splice.heads import Pooling
-from adaptergit.splice.hooks import Undo, after, before
+from adaptergit.splice.hooks import Undo, after, before, with_first
 from adaptergit.splice.inputs import mask_of_frames
 from adaptergit.splice.interpret import (
     BranchState,
@@ -245,7 +245,7 @@ class Engine:
         for key in [key for key in self._installed if key not in needed]:
             for undo in self._installed.pop(key):
                 undo()
-        if "call" not in self._installed:
+        if "call" in needed and "call" not in self._installed:
             for undo in self._installed.pop("answer", []):  # stands in front of it
                 undo()
         new = [key for key in needed if key not in self._installed]
@@ -355,12 +355,12 @@ class _Begin:
         plan = self.engine.current()
         named = {**dict(zip(self.names, args, strict=False)), **kwargs}
         copies = 1 if self.engine.outer else plan.copies
-        rows = rows_of(named, plan) * copies
-        named = repeat_rows(named, rows // copies, copies)
+        rows = rows_of(named, plan)
+        named = repeat_rows(named, rows, copies)
         past = named.get("past_key_values")
         seen = 0 if past is None or not hasattr(past, "get_seq_length") else int(past.get_seq_length())
         call = Call(
-            rows,
+            rows * copies,
             _mask(named.get("attention_mask")),
             _mask(named.get("decoder_attention_mask")),
             seen,
@@ -514,7 +514,7 @@ class _Splice:
             if x is None:
                 raise ModelError("the residual stream of this branch cannot be had", where=site.output)
             new = new - x  # the host is about to add x
-        return _with_first(output, new.movedim(-1, 1) if site.channels_first else new)
+        return with_first(output, new.movedim(-1, 1) if site.channels_first else new)
 
 
 @dataclass(frozen=True, eq=False)
@@ -568,7 +568,7 @@ class _Leave:
             mask = None
         if mask is None and call.seen and (in_decoder or not encoder_decoder):  # the tokens before are in the cache
             mask = hidden.new_ones(hidden.shape[0], call.seen + hidden.shape[1], dtype=torch.long)
-        return _with_first(output, self.engine.run(self.place, HiddenState(hidden, mask)).hidden)
+        return with_first(output, self.engine.run(self.place, HiddenState(hidden, mask)).hidden)
 
 
 @dataclass(frozen=True, eq=False)
@@ -673,10 +673,10 @@ def _make_room(
             raise ModelError("a prompt needs input_ids or inputs_embeds of the base model")
         if embeds is None:
             embeds = base.get_input_embeddings()(ids)  # type: ignore[operator]
-            decoder = [named.get(name) for name in ("decoder_input_ids", "decoder_inputs_embeds")]
-            takes = "decoder_input_ids" in names
-            if takes and decoder == [None, None] and hasattr(sys.modules[type(base).__module__], "shift_tokens_right"):
-                named["decoder_input_ids"] = shifted_right(ids, base.config)  # as BART's kin do, which sees no ids now
+            decodes = any(named.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
+            shifts = hasattr(sys.modules[type(base).__module__], "shift_tokens_right")
+            if "decoder_input_ids" in names and shifts and not decodes:  # as BART's kin do, which sees no ids now
+                named["decoder_input_ids"] = shifted_right(ids, base.config)
         named["inputs_embeds"] = engine.run(place, HiddenState(embeds)).hidden
         given = named.get("position_ids")
         if given is not None:
@@ -729,12 +729,3 @@ def _first(output: Any) -> torch.Tensor:
     first = output[0]
     assert isinstance(first, torch.Tensor)
     return first
-
-
-def _with_first(output: Any, h: torch.Tensor) -> Any:
-    if isinstance(output, torch.Tensor):
-        return h
-    if isinstance(output, tuple | list):
-        return type(output)((h, *output[1:]))
-    output[next(iter(output))] = h  # a model output
-    return output

@@ -14,7 +14,7 @@ from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import called_of
 from adaptergit.splice.composition import copies_of
 from adaptergit.splice.heads import HeadCall, HeadModule, Pooling, StaticModule
-from adaptergit.splice.hooks import Undo, after, before
+from adaptergit.splice.hooks import Undo, after, before, with_first
 from adaptergit.splice.interpret import Rows, order_of
 
 if TYPE_CHECKING:
@@ -53,13 +53,16 @@ def hook_heads(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engi
 
 
 def hook_own(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engine) -> list[Undo]:
-    """Fit rows and tokens to the head of the model's own class, which counts those that it was given."""
-    own = _Own(model, pooling, tuple(inspect.signature(model.forward).parameters), engine)
-    return [
-        before(model, own.repeat, prepend=True),
-        after(called_of(base), own.strip),
-        after(model, own.end, always_call=True),
-    ]
+    """Fit rows and tokens to the head of the model's own class, which counts those that it was given.
+
+    A head that reads the first position reads a prompt's, as it does in ``adapters`` and PEFT.
+    """
+    own = _Own(tuple(inspect.signature(model.forward).parameters), engine)
+    undo = [before(model, own.repeat, prepend=True), after(model, own.end, always_call=True)]
+    of_rows = type(model).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice"))
+    if getattr(model, "main_input_name", "") == "input_ids" and not (of_rows and pooling == "first"):
+        undo.append(after(called_of(base), own.strip))
+    return undo
 
 
 def hook_copies(model: nn.Module, path: str, engine: Engine) -> list[Undo]:
@@ -87,19 +90,13 @@ class _Instead:
             own(*(_cut(value, rows) for value in args), **{name: _cut(value, rows) for name, value in kwargs.items()})
             for own, rows in zip(copies, indices, strict=True)
         ]
-        order = order_of(indices)
-        return torch.cat(answers) if order is None else torch.cat(answers)[order]
+        return _in_order(answers, indices)
 
 
 @dataclass(frozen=True, eq=False)
 class _Own:
-    """Repeat what the model is called with for Parallel, labels too; show its head the tokens without a prompt.
+    """Repeat what the model is called with for Parallel, labels too; show its head the tokens without a prompt."""
 
-    A head that reads the first position reads the prompt's, as it does in ``adapters`` and PEFT.
-    """
-
-    model: nn.Module
-    pooling: Pooling
     parameters: tuple[str, ...]
     engine: Engine
 
@@ -116,26 +113,18 @@ class _Own:
         return (), named
 
     def strip(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        plan, name = self.engine.current(), type(self.model).__name__
-        first = self.pooling == "first" and name.endswith(("ForSequenceClassification", "ForMultipleChoice"))
-        text = getattr(self.model, "main_input_name", "") == "input_ids"
-        if not self.engine.outer or first or not text or _beside(plan) or not isinstance(output[0], torch.Tensor):
+        if not self.engine.outer or _beside(self.engine.current()) or not isinstance(output[0], torch.Tensor):
             return None
         hidden = self.engine.without_prompt(output[0])
-        if hidden is output[0]:
-            return None
-        if isinstance(output, tuple):
-            return (hidden, *output[1:])
-        output[next(iter(output))] = hidden
-        return output
+        return None if hidden is output[0] else with_first(output, hidden)
 
     def end(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
         self.engine.outer = 0
 
 
-def _beside(plan: Plan) -> bool:
-    """Tell whether heads beside the model answer for it."""
-    return plan.answer is not None and any(isinstance(head, HeadModule) for head in plan.answer.heads.values())
+def _beside(plan: Plan) -> list[HeadModule]:
+    """Return the heads beside the model that answer for it."""
+    return [] if plan.answer is None else [head for head in plan.answer.heads.values() if isinstance(head, HeadModule)]
 
 
 def shifted_right(tokens: torch.Tensor, config: Any) -> torch.Tensor:
@@ -158,7 +147,7 @@ def rows_of(named: Mapping[str, Any], plan: Plan) -> int:
     # Positions have no rows.
     rows = next((tensor for tensor in tensors if tensor.dim() > 1), tensors[0]).shape[0]
     pictures = named.get("pixel_values")
-    if plan.by_row and rows > 1 and copies_of(plan.tree) == 1 and _is_pictures(pictures) and len(pictures) != rows:
+    if _is_pictures(pictures) and len(pictures) != rows > 1 and plan.by_row and copies_of(plan.tree) == 1:
         raise UsageError(
             f"{len(pictures)} pictures for {rows} rows: which adapter is whose cannot be told",
             hint="give every row one picture, or run the rows one adapter at a time",
@@ -210,8 +199,7 @@ class _Answer:
 
     def heads(self) -> list[HeadModule]:
         """Return the heads beside the model that answer this call."""
-        answer = self.engine.current().answer
-        return [] if answer is None else [head for head in answer.heads.values() if isinstance(head, HeadModule)]
+        return _beside(self.engine.current())
 
     def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         heads = self.heads()
@@ -301,13 +289,19 @@ class _Answer:
 
 def _joined(logits: list[Any], indices: list[Rows | None], batch: int) -> torch.Tensor | None:
     """Put the logits of heads that answer for different rows into the rows' order, if they fit."""
-    if any(rows is None for rows in indices) or not all(isinstance(one, torch.Tensor) for one in logits):
+    if any(rows is None for rows in indices) or not all(isinstance(one, torch.Tensor) and one.dim() for one in logits):
         return None
-    if len({one.shape[1:] for one in logits}) > 1:
+    total = sum(map(len, logits))
+    if len({one.shape[1:] for one in logits}) > 1 or not total or batch % total:
         return None
-    each = batch // sum(map(len, logits))  # choices are several rows with one answer
-    order = order_of([torch.arange(batch)[rows][::each] // each for rows in indices])
-    return torch.cat(logits) if order is None else torch.cat(logits)[order]
+    each = batch // total  # choices are several rows with one answer
+    return _in_order(logits, [torch.arange(batch)[rows][::each] // each for rows in indices])
+
+
+def _in_order(parts: list[torch.Tensor], indices: list[Rows]) -> torch.Tensor:
+    """Put parts together whose rows were taken out with these indices."""
+    order = order_of(indices)
+    return torch.cat(parts) if order is None else torch.cat(parts)[order]
 
 
 def _cut(value: Any, rows: Rows | None) -> Any:

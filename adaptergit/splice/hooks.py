@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -29,6 +30,16 @@ def before(module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = T
 def after(module: nn.Module, hook: Callable[..., Any], **options: bool) -> Undo:
     """Run a hook after a module; return what takes it away."""
     return _Undo(module, module.register_forward_hook(hook, **options))
+
+
+def with_first(output: Any, first: torch.Tensor) -> Any:
+    """Return a module's output with another first tensor."""
+    if isinstance(output, torch.Tensor):
+        return first
+    if isinstance(output, tuple | list):
+        return type(output)((first, *output[1:]))
+    output[next(iter(output))] = first  # a model output
+    return output
 
 
 def bare_copy(module: M) -> M:

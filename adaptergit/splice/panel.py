@@ -160,7 +160,8 @@ class Panel(Inventory):
             raise UsageError(f"{parsed} is not a Fuse")
         listed = parsed.split(",") if isinstance(parsed, str) else parsed
         fuse = listed if isinstance(listed, Fuse) else Fuse(*(child.strip() for child in listed))
-        fuse = Fuse(*(child for child in fuse.children if child is not None), name=name or fuse.name)
+        if name is not None:
+            fuse = Fuse(*(child for child in fuse.children if child is not None), name=name)
         wanted = fusion_config(config)
         modules: dict[Place, Fusion] = {}
         for place in self.branches_of(fuse.names()):
@@ -572,8 +573,8 @@ class Panel(Inventory):
             self.unmerge(name)
         if self._active is not None and name in _names(self._active):
             self.activate(None)
-        if name in self._active_heads:
-            self._engine.plan = replace(self._engine.plan, answer=None)
+        if name in self.heads:
+            self.remove_head(name)
         for fusion in [key for key in self.fusions if name in self.fused(key).children]:
             self.remove_fusion(fusion)
         if name in self.embeddings:
@@ -725,10 +726,11 @@ class Panel(Inventory):
                 raise UsageError(f"an adapter acts on {place.path}, which added embeddings stand in for")
         fusions: dict[Place, dict[str, nn.Module]] = {}
         for fuse in fuses(composition):
-            key, children = fuse.key, self.fused(fuse.key).children
-            if children not in (tuple(fuse.names()), fuse.ends):
-                raise UsageError(f"the fusion {key!r} was made for {', '.join(children)}, and not for {fuse}")
-            for place, fusion in self.fused(key).modules.items():
+            key, record = fuse.key, self.fused(fuse.key)
+            ends = tuple(end for child in fuse.children for end in ends_of(child))
+            if record.children not in (tuple(fuse.names()), ends):
+                raise UsageError(f"the fusion {key!r} was made for {', '.join(record.children)}, and not for {fuse}")
+            for place, fusion in record.modules.items():
                 fusions.setdefault(place, {})[key] = fusion
         tasks = task_ids.tolist() if isinstance(task_ids, torch.Tensor) else task_ids
         return Plan(composition, leaves, fusions, tasks, answer, acting)

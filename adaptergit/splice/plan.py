@@ -98,7 +98,8 @@ class Plan:
         Raises:
             UsageError: Adapters differ.
         """
-        starts = {int(leaf.start) for leaf in self.leaves[place].values()}  # type: ignore[arg-type]
+        leaves: Mapping[str, Any] = self.leaves[place]
+        starts: set[int] = {leaf.start for leaf in leaves.values()}
         if len(starts) > 1:
             raise UsageError("prompts in front of the first token and behind it cannot act in one call")
         return starts.pop()
