@@ -34,6 +34,7 @@ from adaptergit.splice import ClassificationHead, adapters
 from adaptergit.training import read_examples
 
 TOLERANCE = 1e-4
+COUNTED = ("adaptergit_batch", "process_cpu_seconds_total")
 MODES = {
     "mixed batches": {"mixed": True},
     "one adapter per batch": {"mixed": False},
@@ -226,9 +227,7 @@ def is_right(response: requests.Response, asked: Asked, probabilities: Sequence[
 
 
 def counted(url: str) -> dict[str, float]:
-    lines = (
-        line.split() for line in requests.get(f"{url}/metrics").text.splitlines() if line.startswith("adaptergit_batch")
-    )
+    lines = (line.split() for line in requests.get(f"{url}/metrics").text.splitlines() if line.startswith(COUNTED))
     return {name: float(value) for name, value in lines if "{" not in name}
 
 

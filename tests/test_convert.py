@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_model
 from golden import GOLDEN, base_model, inputs_of, read
 from safetensors.torch import load_file
 
@@ -88,3 +89,19 @@ def test_there_and_back_not_a_bit_is_lost(case: str, source: Path, tmp_path: Pat
         torch.testing.assert_close(states(model), direct, rtol=0, atol=1e-6)
     else:
         assert same(direct, states(model))
+
+
+@pytest.mark.parametrize(
+    "name", ["loras", "adapters", "prefix_tunings", "invertible_adapters", "refts", "naïve", "a b"]
+)
+@pytest.mark.parametrize("config", ["lora", "seq_bn_inv", "prefix_tuning_flat", "prompt_tuning", "loreft", "compacter"])
+def test_adapters_with_names_from_their_format_come_back(name: str, config: str, tmp_path: Path) -> None:
+    options = {"compacter": "[reduction_factor=8]"}.get(config, "")
+    model, twin = tiny_model("bert"), tiny_model("bert")
+    adapters(model).add(name, config + options)
+    adaptergit.export(model, name, tmp_path / "theirs", to="adapterhub")
+    adaptergit.load(tmp_path / "theirs", twin, name="back")
+    own, back = (adapters(m).spliced(n).parts.state_dict() for m, n in ((model, name), (twin, "back")))
+    assert own.keys() == back.keys()
+    for key, value in own.items():
+        torch.testing.assert_close(back[key], value)

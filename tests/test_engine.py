@@ -323,16 +323,77 @@ def test_merging_inside_using_is_refused() -> None:
         panel.merge("a")
 
 
-def test_using_with_gradient_checkpointing_is_refused() -> None:
+def gradients_of(model: nn.Module, panel: Any, names: tuple[str, ...], loss: Callable[[], torch.Tensor]) -> list[Any]:
+    """Of the adapters, when none is active any more."""
+    model.zero_grad()
+    value = loss()
+    panel.active = None
+    value.backward()
+    return [p.grad for name in names for p in panel.module(name).parameters()]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "with panel.using('a'): first = model(IDS)[0].square().sum()\n"
+        "with panel.using('b'): value = first + model(IDS)[0].square().sum()",
+        "panel.active = 'a'; first = model(IDS)[0].square().sum()\n"
+        "panel.active = 'b'; value = first + model(IDS)[0].square().sum()",
+        "panel.active = 'Parallel(a, b)'\n"
+        "value = model(IDS)[0].square().sum() + model(IDS.repeat(2, 1)[:3])[0].square().sum()",
+        "panel.active = 'a'; first = model(IDS, attention_mask=PADDED)[0].square().sum()\n"
+        "value = first + model(IDS)[0].square().sum()",
+    ],
+    ids=["using", "switching", "batch-sizes", "masks"],
+)
+@pytest.mark.parametrize("config", ["lora", "loreft"])
+def test_gradient_checkpointing_runs_a_block_as_it_ran_before(config: str, loss: str, reentrant: bool) -> None:
+    padded = torch.ones_like(IDS)
+    padded[0, 5:] = 0
+
+    def found(checkpointing: bool) -> list[torch.Tensor | None]:
+        torch.manual_seed(0)
+        model = tiny_model("bert")
+        panel = adapters(model)
+        for seed, name in enumerate("ab"):
+            panel.add(name, config)
+            noisy(panel, name, seed)
+        panel.train("a", "b")
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        names = {"panel": panel, "model": model, "IDS": IDS, "PADDED": padded}
+
+        def forward() -> torch.Tensor:
+            exec(loss, names)
+            return names["value"]
+
+        return gradients_of(model, panel, ("a", "b"), forward)
+
+    plain, checkpointed = found(False), found(True)
+    assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in plain)
+    for one, other in zip(plain, checkpointed, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_taking_adapters_away_leaves_gradient_checkpointing_as_it_was() -> None:
     model = causal()
+    model.gradient_checkpointing_enable()
+    parts = [part for part in model.modules() if "_gradient_checkpointing_func" in vars(part)]
+    before = [part._gradient_checkpointing_func for part in parts]
     panel = adapters(model)
     panel.add("a", "lora")
     panel.train("a")
-    model.gradient_checkpointing_enable()
-    with pytest.raises(UsageError, match="checkpointing"), panel.using("a"):
-        pass
-    with torch.no_grad(), panel.using("a"):
-        model(IDS)
+    model(IDS)
+    assert all(part._gradient_checkpointing_func is not own for part, own in zip(parts, before, strict=True))
+    panel.detach()
+    assert [part._gradient_checkpointing_func for part in parts] == before
 
 
 @pytest.mark.slow

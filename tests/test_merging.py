@@ -14,7 +14,7 @@ from torch import nn
 
 import adaptergit
 from adaptergit.errors import UsageError
-from adaptergit.splice import ClassificationHead, adapters
+from adaptergit.splice import ClassificationHead, TunedParameters, adapters
 from adaptergit.splice.merging import COMBINATIONS
 
 IDS = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
@@ -309,6 +309,91 @@ def test_loras_with_biases_and_in_fused_layers_are_combined(name: str, strategy:
     assert torch.isfinite(hidden(model)).all()
     assert panel.active_head == "c", "heads of what is added are averaged"
     assert torch.allclose(head_of(panel, "c"), head_of(panel, "a"), atol=1e-6)
+
+
+MERGEABLE = [
+    "lora[r=2]", "dora[r=2]", "dora[r=2, dora_norm=adapters]", "vera[r=2]", "mtl_lora[r=2]",
+    "ia3[intermediate_lora=False, attn_matrices=['q', 'v']]", "loha[r=2]", "lokr[r=2]", "miss[r=2]",
+    "oft[block_size=8]", "hra[r=2]", "fourierft[n_frequency=20]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", MERGEABLE)
+def test_whatever_changes_weights_is_added_up_to_a_lora(config: str) -> None:
+    """With all ranks kept, the LoRA does what all do together when each is merged alone."""
+    model = tiny_model("bert")
+    panel = adapters(model)
+    panel.add("a", config)
+    panel.add("b", "lora[r=3]")
+    noisy(panel, "a", "b")
+    weights = {path: value.clone() for path, value in model.state_dict().items()}
+    changes = {path: torch.zeros_like(value) for path, value in weights.items()}
+    for name, weight in (("a", 0.5), ("b", -2.0)):
+        panel.merge(name)
+        for path, value in model.state_dict().items():
+            changes[path] += weight * (value - weights[path])
+        panel.unmerge(name)
+    panel.combine("c", ["a", "b"], [0.5, -2.0], strategy="svd", rank=32)
+    assert panel.config("c").method == "lora"
+    assert panel.names == ["a", "b", "c"]
+    panel.merge("c")
+    assert any(change.abs().sum() > 0 for change in changes.values())
+    for path, value in model.state_dict().items():
+        torch.testing.assert_close(value, weights[path] + changes[path], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", ["ia3", "tuned"])
+@pytest.mark.parametrize("strategy", ["linear", "ties", "magnitude_prune", "dare_linear"])
+def test_what_starts_from_no_change_is_combined_by_how_far_it_went(config: str, strategy: str) -> None:
+    model = tiny_model("bert")
+    panel = adapters(model)
+    chosen: Any = config
+    if config == "tuned":
+        chosen = TunedParameters(parameters=("encoder.layer.0.output.LayerNorm.weight", "pooler.dense.bias"))
+    for name in "abc":
+        panel.add(name, chosen)
+    noisy(panel, "a", "b")
+    panel.combine("made", ["a", "b"], [0.5, 2.0], strategy=strategy, density=1.0)
+    start = panel.module("c").state_dict()
+    for key, value in panel.module("made").state_dict().items():
+        steps = [
+            weight * (panel.module(name).state_dict()[key] - start[key]) for name, weight in (("a", 0.5), ("b", 2.0))
+        ]
+        if strategy == "ties":  # the mean of the entries whose sign is that of the sum without weights
+            sign = torch.where(steps[0] / 0.5 + steps[1] / 2.0 >= 0, 1, -1)
+            agree = torch.stack([step.sign() == sign for step in steps])
+            expected = start[key] + (torch.stack(steps) * agree).sum(0) / agree.sum(0).clamp(min=1)
+        else:
+            expected = start[key] + steps[0] + steps[1]
+        torch.testing.assert_close(value, expected)
+    panel.combine("back", ["a", "a"], [1.0, -1.0], strategy="linear")
+    panel.active = "back"
+    changed = hidden(model)
+    panel.active = None
+    torch.testing.assert_close(changed, hidden(model))
+
+
+@pytest.mark.parametrize(
+    ("configs", "options", "message"),
+    [
+        (("seq_bn", "seq_bn"), {"strategy": "ties"}, "ties is not defined for seq_bn"),
+        (("seq_bn", "seq_bn"), {"strategy": "svd", "rank": 2}, "same linear layers"),
+        (("dora", "dora"), {}, "cat is not defined for dora"),
+        (("ia3", "ia3"), {}, "cat is not defined for ia3"),
+        (("ia3", "ia3[use_gating=True]"), {"strategy": "ties"}, "not defined for ia3"),
+        (("ia3", "ia3[use_gating=True]"), {"strategy": "svd", "rank": 2}, "depends on its input"),
+        (("ia3", "ia3[alpha=2]"), {"strategy": "ties"}, "one configuration"),
+        (("ia3", "lora"), {"strategy": "svd", "rank": 2}, "same linear layers"),
+        (("dora", "lora"), {"strategy": "svd"}, "rank"),
+    ],
+)
+def test_what_is_not_defined_is_refused(configs: tuple[str, str], options: dict[str, Any], message: str) -> None:
+    panel = adapters(tiny_model("bert"))
+    for name, config in zip("ab", configs, strict=True):
+        panel.add(name, config)
+    with pytest.raises(UsageError, match=message):
+        panel.combine("c", ["a", "b"], **options)
+    assert panel.names == ["a", "b"]
 
 
 def head_of(panel: Any, name: str) -> torch.Tensor:

@@ -74,7 +74,9 @@ _ALPHA_APPLIES = Version("1.1.0")
 _SWAPPED = ("llama", "mistral")
 
 _BOTTLENECK = re.compile(r"(?P<place>.*?)\.adapters\.(?P<name>[^.]+)\.(?P<part>.+)")
-_LORA = re.compile(r"(?P<place>.*?)\.loras\.(?P<name>[^.]+)\.(?P<part>.+)")
+_LORA = re.compile(  # an adapter of another method may be called "loras"
+    r"(?P<place>.*?)(?<!prefix_tunings)(?<!prompt_tunings)(?<!invertible_adapters)\.loras\.(?P<name>[^.]+)\.(?P<part>.+)"
+)
 _REFT = re.compile(r"(?P<place>.*?)\.reft_layer\.refts\.(?P<name>[^.]+)\.units\.(?P<unit>[01])\.(?P<part>.+)")
 _INVERTIBLE = re.compile(r"(?:.*\.)?invertible_adapters\.(?P<name>[^.]+)\.(?P<part>[FG]\.\d+\.(?:weight|bias))")
 _SHARED = re.compile(r"(?:.*\.)?shared_parameters\.(?P<name>[^.]+)\.(?P<part>\w+)")

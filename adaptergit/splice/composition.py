@@ -289,11 +289,14 @@ class _Parser:
 _SHARING = (BatchSplit, Parallel, MultiTask, Route)
 
 
+def holds(tree: Composition | None, kind: type | tuple[type, ...]) -> bool:
+    """Tell whether there is a block of a kind in a composition."""
+    return isinstance(tree, Block) and (isinstance(tree, kind) or any(holds(child, kind) for child in tree.children))
+
+
 def partitions_rows(tree: Composition | None) -> bool:
     """Tell whether rows of one batch may be treated differently."""
-    if not isinstance(tree, Block):
-        return False
-    return isinstance(tree, _SHARING) or any(map(partitions_rows, tree.children))
+    return holds(tree, _SHARING)
 
 
 def on_every_row(tree: Composition | None, name: str) -> bool:
@@ -383,8 +386,10 @@ def for_row(tree: Composition | None, row: int, rows: int, tasks: Sequence[int] 
             start += size
     if isinstance(tree, MultiTask):
         if tasks is None:
-            raise UsageError("MultiTask needs task_ids", hint="panel.activate(composition, task_ids=[0, 1, …])")
-        if len(tasks) != rows or not 0 <= tasks[row] < len(children):
+            raise UsageError(
+                "MultiTask needs task_ids", hint="model(…, task_ids=[0, 1, …]), or panel.activate(…, task_ids=…)"
+            )
+        if len(tasks) != rows or type(tasks[row]) is not int or not 0 <= tasks[row] < len(children):
             raise UsageError(f"task_ids must be {rows} numbers from 0 to {len(children) - 1}, one for each row")
         return for_row(children[tasks[row]], row, rows, tasks)
     if isinstance(tree, Route):

@@ -11,10 +11,9 @@ import inspect
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -23,8 +22,9 @@ from torch import nn
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Projection, Site, base_of, called_of
 from adaptergit.splice.attention import Binding, bind
+from adaptergit.splice.calls import Generate, hook_own, hook_tasks, repeat_rows, rows_of
 from adaptergit.splice.embeddings import hook_embeddings
-from adaptergit.splice.head_hooks import hook_copies, hook_heads, hook_own, repeat, repeat_rows, rows_of, shifted_right
+from adaptergit.splice.head_hooks import hook_copies, hook_heads, shifted_right
 from adaptergit.splice.heads import Pooling
 from adaptergit.splice.hooks import Undo, after, before, with_first
 from adaptergit.splice.inputs import mask_of_frames
@@ -41,6 +41,7 @@ from adaptergit.splice.interpret import (
 )
 from adaptergit.splice.places import Attention, BlockOutput, Embedding, Linear, Place, Prompt, Tuned
 from adaptergit.splice.plan import Plan
+from adaptergit.splice.recompute import hook_recomputation
 from adaptergit.splice.trace import first_tensors
 
 EMPTY = Plan()
@@ -174,6 +175,16 @@ class Engine:
         self._local.call = self._last = call
         self._local.running = running
 
+    @contextmanager
+    def again(self, plan: Plan, call: Call) -> Iterator[None]:
+        """Run a part of a call that was, with its plan."""
+        now, self._local.call = getattr(self._local, "call", None), call
+        try:
+            with nullcontext() if self.current() is plan else self.override(plan):
+                yield
+        finally:
+            self._local.call = now
+
     def end(self) -> None:
         """The base model has answered; heads may still ask for the call."""
         self._local.running = False
@@ -234,6 +245,7 @@ class Engine:
         plans = (self._plan, *self._overriding)
         # The call's own hook comes first: the others read what it saw.
         needed: list[Any] = ["call"] if any(plan.needs_call for plan in plans) else []
+        needed += ["recompute"] if any(plan.places for plan in plans) else []
         needed += ["embeddings"] if any(plan.embeddings is not None for plan in plans) else []
         heads = [head for plan in plans if plan.answer is not None for head in plan.answer.heads.values()]
         needed += ["generate"] if any(plan.copies > 1 for plan in plans) and hasattr(self._model, "generate") else []
@@ -244,6 +256,10 @@ class Engine:
         )
         for key in [key for key in self._installed if key not in needed]:
             for undo in self._installed.pop(key):
+                undo()
+        needed += ["tasks"] if any(plan.chooses_tasks for plan in plans) else []
+        if any(key not in self._installed for key in needed):
+            for undo in self._installed.pop("tasks", []):  # stands around all others
                 undo()
         if "call" in needed and "call" not in self._installed:
             for undo in self._installed.pop("answer", []):  # stands in front of it
@@ -272,10 +288,14 @@ class Engine:
                 names = tuple(inspect.signature(encoder.forward).parameters)
                 undo.append(before(encoder, _BeginEncoder(self, names)))
             return undo
+        if place == "recompute":
+            return hook_recomputation(called_of(base), self)
         if place == "embeddings":
             return hook_embeddings(self._model, self)
+        if place == "tasks":
+            return hook_tasks(self._model, self)
         if place == "generate":
-            return [_Generate(self._model, self).undo]
+            return [Generate(self._model, self).undo]
         if place == "answer":
             return hook_heads(self._model, self._base, self.pooling, self)
         if isinstance(place, tuple):
@@ -595,32 +615,6 @@ class _Unembed:
         return (self.engine.unembed(args[0], own=True), *args[1:]) if self.engine.acts(self.place) else None
 
 
-class _Generate:
-    """Stands before ``generate``, which goes on with as many rows as it was given: repeats them for Parallel."""
-
-    def __init__(self, model: Any, engine: Engine) -> None:
-        self.model, self.engine, self.own = model, engine, model.__dict__.get("generate")
-        model.generate = self
-
-    def undo(self) -> None:
-        """Take it away."""
-        del self.model.generate
-        if self.own is not None:
-            self.model.generate = self.own
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        plan, own = self.engine.current(), self.own or MethodType(type(self.model).generate, self.model)
-        first = first_tensors(args, {n: v for n, v in kwargs.items() if isinstance(v, torch.Tensor) and v.dim() > 1})
-        if plan.copies == 1:
-            return own(*args, **kwargs)
-        if not first:
-            raise UsageError("generate() of a Parallel needs inputs to repeat", hint="pass input_ids=")
-        batch = first[0].shape[0]
-        named = {name: repeat(value, batch, plan.copies) for name, value in kwargs.items()}
-        with self.engine.override(replace(plan, repeated=True)):
-            return own(*(repeat(value, batch, plan.copies) for value in args), **named)
-
-
 def _undo(node: Any, hidden: torch.Tensor, own: bool) -> torch.Tensor:
     if isinstance(node, Chain):
         for child in reversed(node.nodes):
@@ -724,8 +718,4 @@ def _mask(value: Any) -> torch.Tensor | None:
 
 
 def _first(output: Any) -> torch.Tensor:
-    if isinstance(output, torch.Tensor):
-        return output
-    first = output[0]
-    assert isinstance(first, torch.Tensor)
-    return first
+    return output if isinstance(output, torch.Tensor) else output[0]

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers.utils.generic import ModelOutput
 
-from adaptergit.errors import ModelError, UsageError
+from adaptergit.errors import ModelError
 from adaptergit.splice.anatomy import called_of
-from adaptergit.splice.composition import copies_of
+from adaptergit.splice.calls import heads_beside, repeat
 from adaptergit.splice.heads import HeadCall, HeadModule, Pooling, StaticModule
-from adaptergit.splice.hooks import Undo, after, before, with_first
+from adaptergit.splice.hooks import Undo, after, before
 from adaptergit.splice.interpret import Rows, order_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from adaptergit.splice.engine import Engine
-    from adaptergit.splice.plan import Plan
 
 _KEPT = ("input_ids", "attention_mask")
 _LABELS = ("labels", "start_positions", "end_positions", "word_starts", "labels_arcs", "labels_rels")
@@ -52,19 +49,6 @@ def hook_heads(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engi
     ]
 
 
-def hook_own(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engine) -> list[Undo]:
-    """Fit rows and tokens to the head of the model's own class, which counts those that it was given.
-
-    A head that reads the first position reads a prompt's, as it does in ``adapters`` and PEFT.
-    """
-    own = _Own(tuple(inspect.signature(model.forward).parameters), engine)
-    undo = [before(model, own.repeat, prepend=True), after(model, own.end, always_call=True)]
-    of_rows = type(model).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice"))
-    if getattr(model, "main_input_name", "") == "input_ids" and not (of_rows and pooling == "first"):
-        undo.append(after(called_of(base), own.strip))
-    return undo
-
-
 def hook_copies(model: nn.Module, path: str, engine: Engine) -> list[Undo]:
     """Let copies of one module of the model's own head answer for it; return what undoes it."""
     return [after(model.get_submodule(path), _Instead(path, engine), with_kwargs=True)]
@@ -93,88 +77,11 @@ class _Instead:
         return _in_order(answers, indices)
 
 
-@dataclass(frozen=True, eq=False)
-class _Own:
-    """Repeat what the model is called with for Parallel, labels too; show its head the tokens without a prompt."""
-
-    parameters: tuple[str, ...]
-    engine: Engine
-
-    def repeat(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        plan = self.engine.current()
-        self.engine.outer = plan.copies
-        if plan.copies == 1:
-            return None
-        named = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
-        named = repeat_rows(named, rows_of(named, plan), plan.copies)
-        total = named.get("num_items_in_batch")
-        if total is not None and not _beside(plan):
-            named["num_items_in_batch"] = total * plan.copies
-        return (), named
-
-    def strip(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        if not self.engine.outer or _beside(self.engine.current()) or not isinstance(output[0], torch.Tensor):
-            return None
-        hidden = self.engine.without_prompt(output[0])
-        return None if hidden is output[0] else with_first(output, hidden)
-
-    def end(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
-        self.engine.outer = 0
-
-
-def _beside(plan: Plan) -> list[HeadModule]:
-    """Return the heads beside the model that answer for it."""
-    return [] if plan.answer is None else [head for head in plan.answer.heads.values() if isinstance(head, HeadModule)]
-
-
 def shifted_right(tokens: torch.Tensor, config: Any) -> torch.Tensor:
     """Return a decoder's input for (batch, seq) tokens, as models with heads of their own make it."""
     shifted = tokens.new_full(tokens.shape, int(config.decoder_start_token_id or config.pad_token_id or 0))
     shifted[:, 1:] = tokens[:, :-1]
     return shifted.masked_fill(shifted == -100, config.pad_token_id or 0)
-
-
-def rows_of(named: Mapping[str, Any], plan: Plan) -> int:
-    """Return how many rows a model is called with.
-
-    Raises:
-        ModelError: No tensors.
-        UsageError: As many pictures as rows are needed to tell which adapter is whose.
-    """
-    tensors = [value for value in named.values() if isinstance(value, torch.Tensor) and value.dim()]
-    if not tensors:
-        raise ModelError("the base model was called without tensors")
-    # Positions have no rows.
-    rows = next((tensor for tensor in tensors if tensor.dim() > 1), tensors[0]).shape[0]
-    pictures = named.get("pixel_values")
-    if _is_pictures(pictures) and len(pictures) != rows > 1 and plan.by_row and copies_of(plan.tree) == 1:
-        raise UsageError(
-            f"{len(pictures)} pictures for {rows} rows: which adapter is whose cannot be told",
-            hint="give every row one picture, or run the rows one adapter at a time",
-        )
-    return rows
-
-
-def repeat_rows(named: dict[str, Any], rows: int, copies: int) -> dict[str, Any]:
-    """Repeat all rows of what a model is called with, and all pictures, which may be as many as they like."""
-    if copies == 1:
-        return named
-    found = {name: repeat(value, rows, copies) for name, value in named.items()}
-    pictures = named.get("pixel_values")
-    if _is_pictures(pictures):
-        found["pixel_values"] = repeat(pictures, len(pictures), copies)
-    return found
-
-
-def repeat(value: Any, rows: int, copies: int) -> Any:
-    """Repeat a tensor that has these rows."""
-    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == rows:
-        return value.repeat(copies, *[1] * (value.dim() - 1))
-    return value
-
-
-def _is_pictures(value: Any) -> TypeGuard[torch.Tensor]:
-    return isinstance(value, torch.Tensor) and value.dim() == 4
 
 
 @dataclass(frozen=True)
@@ -199,7 +106,7 @@ class _Answer:
 
     def heads(self) -> list[HeadModule]:
         """Return the heads beside the model that answer this call."""
-        return _beside(self.engine.current())
+        return heads_beside(self.engine.current())
 
     def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         heads = self.heads()

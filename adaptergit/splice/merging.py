@@ -1,8 +1,10 @@
 """Merging: an adapter into the host's weights, and several adapters into one.
 
-``average`` works on parameters, of any method. ``combine`` works on LoRA's updates: the weighted sum of ΔW, exact
-(cat), cut to a rank (svd), or of the factors (linear), with the rules of TIES (Yadav et al. 2023, arXiv:2306.01708)
-and DARE (Yu et al. 2024, arXiv:2311.03099). The numbers are those of ``adapters`` and of PEFT.
+``average`` works on parameters, of any method. ``combine`` is task arithmetic, the weighted sum of what adapters
+change, with the rules of TIES (Yadav et al. 2023, arXiv:2306.01708) and DARE (Yu et al. 2024, arXiv:2311.03099): the
+sum of LoRAs' ΔW, exact (cat), cut to a rank (svd), or of the factors (linear); of any methods' ΔW, cut to the rank of a
+LoRA (svd); and of how far parameters are from where they change nothing, if there is such a point (IA3's ones, the
+model's own values of tuned parameters). LoRAs' numbers are those of ``adapters`` and of PEFT.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -20,10 +22,11 @@ from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Projection
 from adaptergit.splice.config import MethodConfig
 from adaptergit.splice.layers import is_number
-from adaptergit.splice.methods import LoRA, Union
+from adaptergit.splice.methods import IA3, LoRA, TunedParameters, Union
 from adaptergit.splice.methods.lora import LoRASite
+from adaptergit.splice.methods.mtl_lora import MTLSite
 from adaptergit.splice.methods.prefix_tuning import PrefixNetwork, PrefixTuning
-from adaptergit.splice.methods.projections import is_quantised, stands_upright, weight_of
+from adaptergit.splice.methods.projections import OnLinears, is_quantised, stands_upright, weight_of
 from adaptergit.splice.methods.vera import VeRA
 from adaptergit.splice.places import Host, Linear, Parts, Place
 
@@ -119,7 +122,7 @@ def average(
     if strategy not in AVERAGES:
         raise UsageError(f"unknown strategy {strategy!r}", hint=", ".join(AVERAGES))
     if len({_comparable(config) for config in configs}) > 1:
-        raise UsageError("only adapters of one configuration can be averaged", hint="combine() takes LoRAs of any rank")
+        raise UsageError("only adapters of one configuration can be averaged", hint="combine() takes others too")
     states = [parts.state_dict() for parts in adapters]
     shared = [key for key in states[0] if isinstance(configs[0], VeRA) and key.startswith("shared.")]
     if not all(torch.equal(states[0][key], state[key]) for key in shared for state in states):
@@ -140,51 +143,62 @@ def average(
 
 
 def combine(
+    host: Host,
     configs: Sequence[MethodConfig],
     adapters: Sequence[Parts],
     weights: Sequence[float],
     strategy: str,
     build: Build,
+    make: Build,
     *,
     rank: int | None,
     density: float,
     majority: str,
 ) -> tuple[MethodConfig, Parts]:
-    """Combine LoRAs by their updates; see :meth:`Panel.combine`.
+    """Combine adapters by what they change; see :meth:`Panel.combine`. ``make`` gives an adapter's initial values.
 
     Raises:
-        UsageError: Not LoRAs, or an option that does not fit.
+        UsageError: The strategy is not defined for these adapters, or an option does not fit.
     """
     if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
         raise UsageError(f"rank must be a positive whole number, not {rank!r}")
     if strategy not in COMBINATIONS:
         raise UsageError(f"unknown strategy {strategy!r}", hint=", ".join(COMBINATIONS))
-    if not all(isinstance(config, LoRA) and not config.use_dora and not config.use_gating for config in configs):
-        raise UsageError("combine() is for LoRAs without gates and magnitudes")
+    merge = _rule(strategy.removesuffix("_svd"), density, majority)
+    loras = all(isinstance(config, LoRA) and not config.use_dora and not config.use_gating for config in configs)
+    if not loras and not strategy.endswith("svd"):
+        return _combine_values(configs, adapters, weights, strategy, merge, build, make)
+    if not loras and rank is None:
+        raise UsageError(f"{strategy} makes a LoRA, of a rank that these adapters do not say", hint="rank=16, say")
     sites: list[dict[Place, Any]] = [dict(parts.places) for parts in adapters]
-    if any(
+    if not all(isinstance(config, OnLinears) for config in configs) or any(
         {p: leaf.target for p, leaf in own.items()} != {p: leaf.target for p, leaf in sites[0].items()} for own in sites
     ):
-        raise UsageError("the LoRAs act at different places")
-    merge = _rule(strategy.removesuffix("_svd"), density, majority)
+        raise UsageError("only what acts on the same linear layers can be combined by its changes to their weights")
     state: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
     for place in sites[0]:
-        leaves: list[LoRASite] = [own[place] for own in sites]
+        leaves = [own[place] for own in sites]
+        module = host.module(leaves[0].target.place.path)
         with torch.no_grad():
-            slots = zip(*(leaf.factors() for leaf in leaves), strict=True)
-            made = [_combine_at(leaves, pairs, weights, strategy, merge, rank) for pairs in slots]
+            if strategy.endswith("svd"):
+                slots = zip(*(_changes(leaf, module) for leaf in leaves), strict=True)
+                r = rank or max(leaf.r for leaf in leaves)
+                made = [_cut(merge(list(deltas), weights), r) for deltas in slots]
+            else:
+                pairs = zip(*(leaf.factors() for leaf in leaves), strict=True)
+                made = [_combine_factors(leaves, slot, weights, strategy, merge) for slot in pairs]
             state[f"{place.key}.lora_A"] = torch.cat([a for a, _ in made])
             state[f"{place.key}.lora_B"] = torch.cat([b for _, b in made])
             ranks[leaves[0].target.place.path] = made[0][0].shape[0]
-            biases = [leaf.scale * leaf.lora_bias for leaf in leaves if leaf.lora_bias is not None]
-            own = [weight for weight, leaf in zip(weights, leaves, strict=True) if leaf.lora_bias is not None]
-            if biases:
-                state[f"{place.key}.lora_bias"] = merge(biases, own)
-    first = configs[0]
-    assert isinstance(first, LoRA)
+            biases = [_change_of_bias(leaf, module) for leaf in leaves]
+            own = [weight for weight, bias in zip(weights, biases, strict=True) if bias is not None]
+            if own:
+                state[f"{place.key}.lora_bias"] = merge([bias for bias in biases if bias is not None], own)
     r = max(ranks.values())
     patterns = ranks if len(set(ranks.values())) > 1 else None
+    options = {field.name: getattr(configs[0], field.name) for field in fields(OnLinears)}
+    first = configs[0] if isinstance(configs[0], LoRA) and loras else LoRA(**options)
     config = replace(
         first,
         r=r,
@@ -192,35 +206,88 @@ def combine(
         use_rslora=False,
         rank_pattern=patterns,
         alpha_pattern=patterns,
-        lora_bias=any(isinstance(config, LoRA) and config.lora_bias for config in configs),
+        lora_bias=any(key.endswith("lora_bias") for key in state),
     )
     parts = build(config)
+    for key, value in parts.state_dict().items():  # biases of layers where none is changed
+        state.setdefault(key, torch.zeros_like(value, device="cpu"))
     parts.load_state_dict(state, assign=True)
     return config, parts
+
+
+def _combine_values(
+    configs: Sequence[MethodConfig],
+    adapters: Sequence[Parts],
+    weights: Sequence[float],
+    strategy: str,
+    merge: Rule,
+    build: Build,
+    make: Build,
+) -> tuple[MethodConfig, Parts]:
+    """Combine how far parameters are from where they change nothing."""
+    starting = all(
+        (isinstance(config, IA3) and not config.use_gating) or isinstance(config, TunedParameters) for config in configs
+    )
+    if not starting or strategy == "cat":
+        raise UsageError(
+            f"{strategy} is not defined for {', '.join(dict.fromkeys(config.method for config in configs))}",
+            hint="a strategy with svd makes a LoRA of what changes weights; average() adds parameters of any method",
+        )
+    if len({_comparable(config) for config in configs}) > 1:
+        raise UsageError("only adapters of one configuration can be combined by their parameters")
+    start, states = make(configs[0]).state_dict(), [parts.state_dict() for parts in adapters]
+    new = {}
+    for key, value in start.items():
+        own = value.to(states[0][key])
+        new[key] = own + merge([state[key] - own for state in states], weights)
+    parts = build(configs[0])
+    parts.load_state_dict(new, assign=True)
+    return configs[0], parts
+
+
+def _changes(leaf: Any, module: nn.Module) -> list[torch.Tensor]:
+    """Return the change of the weights, (outputs of the slot, inputs), for every slot of a layer."""
+    if isinstance(leaf, LoRASite) and leaf.additive and leaf.gate is None:
+        return [leaf.scale * (b @ a) for a, b in leaf.factors()]
+    weight = weight_of(module).double()  # the change is small
+    delta = (leaf.merged(weight) - weight).to(next(leaf.parameters()).dtype)
+    return [delta[start:stop] for start, stop in leaf.target.slots]
+
+
+def _change_of_bias(leaf: Any, module: Any) -> torch.Tensor | None:
+    """Return the change of the bias, (outputs of all slots,)."""
+    if isinstance(leaf, LoRASite) and leaf.additive:
+        return None if leaf.lora_bias is None else leaf.scale * leaf.lora_bias
+    bias = getattr(module, "bias", None)
+    new = leaf.merged_bias(bias) if hasattr(leaf, "merged_bias") else None
+    if new is None:
+        return None
+    delta = new if bias is None else new - bias
+    return torch.cat([delta[start:stop] for start, stop in leaf.target.slots])
+
+
+def _cut(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A (r, inputs) and B (outputs, r), whose product is as near to a change as can be."""
+    u, s, vh = torch.linalg.svd(delta.float())
+    return vh[:rank].to(delta.dtype), (u[:, :rank] * s[:rank]).to(delta.dtype)
 
 
 Build = Callable[[MethodConfig], Parts]
 Rule = Callable[[Sequence[torch.Tensor], Sequence[float]], torch.Tensor]
 
 
-def _combine_at(
+def _combine_factors(
     leaves: Sequence[LoRASite],
     pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
     weights: Sequence[float],
     strategy: str,
     merge: Rule,
-    rank: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return A (r, inputs) and B (outputs, r) of one slot of a layer, for a factor of 1."""
     factors = [w * leaf.scale for w, leaf in zip(weights, leaves, strict=True)]
     if strategy == "cat":
         a = torch.cat([a * factor for (a, _), factor in zip(pairs, factors, strict=True)], dim=0)
         return a, torch.cat([b for _, b in pairs], dim=1)
-    if strategy.endswith("svd"):
-        delta = merge([leaf.scale * (b @ a) for leaf, (a, b) in zip(leaves, pairs, strict=True)], weights)
-        u, s, vh = torch.linalg.svd(delta.float())
-        r = rank or max(leaf.r for leaf in leaves)
-        return vh[:r].to(delta.dtype), (u[:, :r] * s[:r]).to(delta.dtype)
     if len({leaf.r for leaf in leaves}) > 1:
         raise UsageError(f"{strategy} needs LoRAs of one rank", hint="use cat or svd")
     roots = [math.sqrt(abs(factor)) for factor in factors]
@@ -258,6 +325,25 @@ def _largest(tensor: torch.Tensor, density: float) -> torch.Tensor:
 def _random(tensor: torch.Tensor, density: float) -> torch.Tensor:
     """Keep a random share of entries, and make them larger by what is lost (PyTorch's own generator)."""
     return tensor * torch.bernoulli(torch.full_like(tensor, density)) / density
+
+
+def share(adapters: Sequence[Parts]) -> None:
+    """Give MTL-LoRAs the matrices A and B of the first; see :meth:`Panel.share_parameters`.
+
+    Raises:
+        UsageError: Another method, or other places or shapes.
+    """
+    first, *others = adapters
+    shapes = [
+        {place: (leaf.lora_A.shape, leaf.lora_B.shape) if isinstance(leaf, MTLSite) else None for place, leaf in found}
+        for found in (parts.places.items() for parts in adapters)
+    ]
+    if None in shapes[0].values() or any(shape != shapes[0] for shape in shapes):
+        raise UsageError("MTL-LoRAs of the same places, ranks and numbers of B share their matrices, and nothing else")
+    for parts in others:
+        for place, leaf in parts.places.items():
+            own: Any = first.places[place]
+            leaf.lora_A, leaf.lora_B = own.lora_A, own.lora_B
 
 
 def eject_prefix(config: MethodConfig, parts: Parts, build: Build) -> tuple[MethodConfig, Parts]:

@@ -39,7 +39,7 @@ from adaptergit.splice.heads import HeadConfig, StaticModule, build_head, static
 from adaptergit.splice.inputs import tiny_inputs
 from adaptergit.splice.inventory import ATTRIBUTE, Inventory, check_new, panel_of
 from adaptergit.splice.layers import is_number
-from adaptergit.splice.merging import average, average_states, combine, eject_prefix, merge_into
+from adaptergit.splice.merging import average, average_states, combine, eject_prefix, merge_into, share
 from adaptergit.splice.places import BlockOutput, Embedding, Linear, Parts, Place, Prompt
 from adaptergit.splice.plan import Answer, Plan
 from adaptergit.splice.replicas import Replicate
@@ -323,11 +323,6 @@ class Panel(Inventory):
         Raises:
             UsageError: An adapter, head or embeddings that are not there, or rows of which some have a head.
         """
-        if self._model.training and torch.is_grad_enabled() and _recomputes(self._model):
-            raise UsageError(
-                "gradient checkpointing runs blocks again after the with block, with other adapters",
-                hint="panel.activate(…) instead of using(…), or torch.no_grad() around it",
-            )
         with self._engine.override(
             self._compile(self._parse(composition), head, frozenset(skip_layers), task_ids, embeddings)
         ):
@@ -456,7 +451,8 @@ class Panel(Inventory):
             names: What is averaged; heads of these names too, if all have one of one configuration.
             weights: Default: equal.
             strategy: "linear"; for LoRA also "lora_linear_only_negate_b" (negative weights change the sign of B only)
-                and "lora_delta_w_svd" (the weighted sum of ΔW, cut to ``rank``).
+                and "lora_delta_w_svd" (the weighted sum of ΔW, cut to ``rank``; what else changes weights becomes a
+                LoRA).
             normalize_weights: Divide the weights by their sum.
             rank: For "lora_delta_w_svd"; default: the largest.
 
@@ -467,7 +463,18 @@ class Panel(Inventory):
         configs, parts = [self.config(n) for n in names], [self.spliced(n).parts for n in names]
         check_new(name, self._adapters)
         if strategy == "lora_delta_w_svd":
-            made = combine(configs, parts, own, "svd", self.build, rank=rank, density=1.0, majority="total")
+            made = combine(
+                self.host,
+                configs,
+                parts,
+                own,
+                "svd",
+                self.build,
+                self.make,
+                rank=rank,
+                density=1.0,
+                majority="total",
+            )
         else:
             made = average(configs, parts, own, strategy, self.build)
         self.insert(name, *made)
@@ -485,16 +492,19 @@ class Panel(Inventory):
         density: float = 1.0,
         majority: str = "total",
     ) -> None:
-        """Add a LoRA whose update is the weighted sum of others' (task arithmetic, Ilharco et al. 2023).
+        """Add an adapter that changes the weighted sum of what others change (task arithmetic, Ilharco et al. 2023).
 
         Args:
             name: Of the new adapter.
-            names: LoRAs at the same places; of heads of these names, if all have one of one configuration, the weighted
-                mean of those that are added: what is taken away answers nothing.
+            names: LoRAs at the same places, with any strategy; with svd, whatever changes the weights of the same
+                linear layers (DoRA, VeRA, IA3, LoHa, OFT …), and what is made is a LoRA; with what is neither cat nor
+                svd, IA3s or tuned parameters of one configuration, by how far they are from changing nothing. Of heads
+                of these names, if all have one of one configuration, the weighted mean of those that are added: what is
+                taken away answers nothing.
             weights: Default: all 1.
             strategy: "cat" (exact, ranks add up), "svd" (cut to ``rank``), "linear" (of the factors), "ties",
                 "dare_linear", "dare_ties", "magnitude_prune", and these with "_svd" (on ΔW, not on the factors).
-            rank: For svd; default: the largest.
+            rank: For svd; default: the largest of the LoRAs; others need one.
             density: Share of entries that pruning keeps.
             majority: Sign of an entry by "total" value or by "frequency".
 
@@ -504,11 +514,13 @@ class Panel(Inventory):
         own = self._weights(names, weights if weights is not None else [1.0] * len(names), False)
         check_new(name, self._adapters)
         made = combine(
+            self.host,
             [self.config(n) for n in names],
             [self.spliced(n).parts for n in names],
             own,
             strategy,
             self.build,
+            self.make,
             rank=rank,
             density=density,
             majority=majority,
@@ -537,6 +549,22 @@ class Panel(Inventory):
         module = build_head(configs[0], self._model, self.anatomy.hidden_size)
         module.load_state_dict(average_states([self.head_module(n).state_dict() for n in names], own))
         self.insert_head(name, configs[0], module)
+
+    def share_parameters(self, *names: str) -> None:
+        """Let MTL-LoRAs have their matrices A and B in common: what one task teaches them, the others know.
+
+        What is a task's own (its transformation and its mixture of B's) stays so. Each adapter is saved with all its
+        tensors; share them again after loading.
+
+        Args:
+            names: Two adapters or more; all get the matrices of the first.
+
+        Raises:
+            UsageError: Other methods, or sizes that differ.
+        """
+        if len(names) < 2:
+            raise UsageError("name at least two adapters that share their parameters")
+        share([self.spliced(name).parts for name in names])
 
     def eject_prefix(self, name: str) -> None:
         """Replace the network that makes a prefix by what it makes.
@@ -784,10 +812,3 @@ class Panel(Inventory):
 
 def _names(composition: Composition) -> list[str]:
     return [composition] if isinstance(composition, str) else list(composition.names())
-
-
-def _recomputes(model: nn.Module) -> bool:
-    """Whether gradient checkpointing is on. Transformers looks through all modules to tell."""
-    # Its name, today's and before.
-    names = ("is_activation_checkpointing", "is_gradient_checkpointing")
-    return next((bool(getattr(model, name)) for name in names if hasattr(type(model), name)), False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,10 +13,12 @@ from adaptergit.errors import UsageError
 from adaptergit.splice.composition import (
     BatchSplit,
     Composition,
+    MultiTask,
     Parallel,
     copies_of,
     ends_of,
     for_row,
+    holds,
     partitions_rows,
 )
 from adaptergit.splice.embeddings import Embeddings
@@ -77,6 +79,11 @@ class Plan:
         return set(self.leaves) if self.by_row else set(self.nodes)
 
     @property
+    def chooses_tasks(self) -> bool:
+        """Whether a call may name the tasks of its rows."""
+        return holds(self.tree, MultiTask)
+
+    @property
     def needs_call(self) -> bool:
         """Whether the plan must know the arguments of the base model's call."""
         return self.by_row or bool(self.prefixes) or any(isinstance(p, BlockOutput | Prompt) for p in self.places)
@@ -103,6 +110,10 @@ class Plan:
         if len(starts) > 1:
             raise UsageError("prompts in front of the first token and behind it cannot act in one call")
         return starts.pop()
+
+    def for_tasks(self, ids: Sequence[int] | torch.Tensor) -> Plan:
+        """Return the same plan for a batch whose rows have these tasks."""
+        return replace(self, tasks=ids.tolist() if isinstance(ids, torch.Tensor) else list(ids))
 
     def node(self, place: Place) -> Node | None:
         """Return what acts at a place on all rows."""
