@@ -106,7 +106,11 @@ class TrustError(AdaptergitError):
 
     exit_code = 4
     unknown_key = False
-    """Whether all is well but for the key: it does not count for the repository, where others do."""
+    """Whether all is well but for a key: it does not count for the repository, where others do."""
+    revoked = False
+    """Whether the release, or the keys that signed it, were revoked: it is as it was signed, wherever it is fetched."""
+    ours = False
+    """Whether a file of this machine cannot be understood, so that nothing at all can be judged."""
 
 
 class NotFoundError(AdaptergitError):

@@ -84,7 +84,13 @@ def judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, a
     principal = reference.source.principal if reference else None
     # A local path names nobody: what its manifest claims may not choose a weaker rule, nor earn a pin.
     level = asked.policy or settings.policy_for(principal)
-    signers = list(known_signers(settings) if asked.allowed_signers is None else asked.allowed_signers)
+    try:
+        signers = list(known_signers(settings) if asked.allowed_signers is None else asked.allowed_signers)
+        revocations = tuple(known_revocations(settings))
+    except (TrustError, PackageError) as error:
+        unreadable = TrustError(error.what, where=error.where, hint=error.hint)
+        unreadable.ours = True
+        raise unreadable from error
     own = principal is not None and any(signer.names(principal) for signer in signers)
     if not own:
         signers += asked.word.signers  # the person's own word goes before that of an index
@@ -96,7 +102,7 @@ def judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, a
         name=reference.adapter if reference else None,
         specifier=reference.specifier if reference else SpecifierSet(),
         threshold=max(settings.threshold_for(principal), asked.word.threshold),
-        revocations=tuple(known_revocations(settings)),
+        revocations=revocations,
         first_seen=_first_seen(reference, version, manifest_bytes),
         expected=asked.expected,
         listed=tuple(revoked(settings)),
@@ -125,6 +131,9 @@ def judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, a
         told = [f"{principal} has a new key {s.key.fingerprint}, by {s.source}" for s in change.added]
         # What an index says is asked anew each time: a pin would hide what it says later.
         verdict = replace(verdict, change=change if own else Change(), warnings=(*verdict.warnings, *told))
+    needed = settings.threshold_for(verdict.manifest.repository)
+    if verdict.level in ("enforce", "tofu") and needed > wanted.threshold:  # of a folder, which names nobody
+        verdict = evaluate(manifest_bytes, signatures, replace(wanted, threshold=needed), now)
     if version is not None and verdict.manifest.version != version:
         raise TrustError(
             f"the release is tagged {version}, but its manifest is of {verdict.manifest.version}",
@@ -146,6 +155,8 @@ def history_of(reference: Reference | None) -> tuple[Past, ...]:
     store = Store(cache_dir())
     found = []
     for version, seen in store.known(reference.source.publisher, reference.adapter).fetched.items():
+        if not seen.vouched:
+            continue
         try:
             manifest = Manifest.from_bytes(store.open(seen.digest).manifest_bytes, where=seen.digest)
         except (PackageError, NotFoundError, OSError):

@@ -83,8 +83,9 @@ def principal_of(repository: str, settings: Settings) -> str:
 
 def _with_host(repository: str, settings: Settings) -> str:
     if re.fullmatch(r"[A-Za-z0-9_-]+/[^/.*?][^/]*", repository):
-        return f"{settings.default_host}/{repository}"
-    return repository
+        repository = f"{settings.default_host}/{repository}"
+    host, slash, path = repository.partition("/")
+    return f"{host.lower()}{slash}{path.removesuffix('.git')}"  # as a repository's address is read
 
 
 def public_key(key: str) -> PublicKey:

@@ -156,14 +156,21 @@ def fetch(
     asked = Asked(
         settings, policy, reference, word=word, expected=pin.digest if pin is not None and pin.vouched else None
     )
-    if not refresh and (hit := _from_store(reference, pin, store, asked, offline)):
+    if not refresh and isinstance(hit := _from_store(reference, pin, store, asked, offline), Fetched):
         return hit
     _refuse_offline(reference, store, offline)
     with store.once(f"{reference.source.url}@{reference.adapter}"):
         # Another process may have fetched it while this one waited.
-        if not refresh and (hit := _from_store(reference, pin, store, asked, offline)):
-            return hit
-        return _from_network(pin, store, asked, reference)
+        stored = None if refresh else _from_store(reference, pin, store, asked, offline)
+        if isinstance(stored, Fetched):
+            return stored
+        try:
+            return _from_network(pin, store, asked, reference)
+        except TransportError as error:
+            if isinstance(stored, TrustError) and stored.revoked:
+                stored.add_note(f"and there is no other: {error}")
+                raise stored from error
+            raise
 
 
 def verify(
@@ -283,7 +290,10 @@ def _pinned(reference: Reference, store: Store, known: Known) -> Resolved | None
     return Resolved(reference, manifest.version, digest, tree)
 
 
-def _from_store(reference: Reference, pin: Pin | None, store: Store, asked: Asked, offline: bool) -> Fetched | None:
+def _from_store(
+    reference: Reference, pin: Pin | None, store: Store, asked: Asked, offline: bool
+) -> Fetched | AdaptergitError | None:
+    """Return what is stored, or why that cannot be used, or None if nothing is."""
     settings = asked.settings
     refused: dict[str, AdaptergitError] = {}
     while found := _remembered(reference, pin, store, settings, offline, False, refused):
@@ -302,13 +312,19 @@ def _from_store(reference: Reference, pin: Pin | None, store: Store, asked: Aske
             take_over(verdict, settings)
             tree = found.tree or ""
             known = store.known(reference.source.publisher, reference.adapter)
+            seen = known.fetched.get(found.version)
+            if seen is not None and not seen.vouched and verdict.level != "unsigned":
+                now_known = {**known.fetched, found.version: replace(seen, vouched=True)}
+                store.remember(reference.source.publisher, reference.adapter, replace(known, fetched=now_known))
             warn_if_yanked(reference, found.version, known, asked.word)
             return Fetched(reference, found.version, found.digest, path, tree, card, verdict, True)
         if not offline:
-            return None  # damaged, or stored with other signatures: the repository is asked
-    if refused:
-        raise next(iter(refused.values()))
-    return None
+            break  # damaged, or stored with other signatures: the repository is asked
+    why = next(iter(refused.values()), None)
+    named = reference.digest is not None or _exact(reference) is not None
+    if why is not None and (offline or (isinstance(why, TrustError) and (why.ours or (why.revoked and named)))):
+        raise why
+    return why
 
 
 def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> Resolved:
@@ -420,9 +436,12 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, mirrors: tuple[str, ...
         known, found = store.known(who, adapter), verdict.manifest.version
         before = known.fetched.get(found)
         same = before is not None and before.digest == package.digest
-        seen = Seen(package.digest, got.tree, before.at if before is not None and same else time.time())
+        vouched = verdict.level != "unsigned" or (before is not None and same and before.vouched)
+        seen = Seen(package.digest, got.tree, before.at if before is not None and same else time.time(), vouched)
         known = noted(known, found, got.yanked, own=way.kind == "git")
-        store.remember(who, adapter, replace(known, fetched={**known.fetched, found: seen}))
+        if vouched or before is None or not before.vouched:  # what nobody vouches for stands in nobody's way
+            known = replace(known, fetched={**known.fetched, found: seen})
+        store.remember(who, adapter, known)
         warn_if_yanked(reference, found, known, asked.word)
         return Fetched(reference, found, package.digest, package.path, got.tree, card, verdict, False, way.source)
     (_, first), *others = failed
@@ -437,6 +456,8 @@ def _told(error: AdaptergitError, source: str, reference: Reference, version: st
     if isinstance(error, TrustError) and reference.digest and not reference.specifier and "you pinned" in error.what:
         hint = f"{version} is the newest; write the version you pinned: {reference.adapter}==…#sha256:…"
     where = f"{source} ({error.where})" if error.where and source not in error.where else source
+    if isinstance(error, TrustError) and error.ours:
+        return error
     told = type(error)(error.what, where=where, hint=hint)
     told.steps = error.steps
     return told

@@ -65,7 +65,10 @@ def rotate(
     if successor in {one.public for one in old}:
         raise UsageError("that is the key there is", hint="make another one: adaptergit keygen PATH")
     removed = () if keep else (old[0].public.fingerprint,)
-    rotation = Rotation(principal, (successor,), removed, datetime.now(UTC).replace(microsecond=0))
+    staying = old if keep else old[1:]
+    # Once a key is removed nothing else that it signed counts: who stays is named again.
+    added = (successor,) if keep else (successor, *(one.public for one in staying))
+    rotation = Rotation(principal, added, removed, datetime.now(UTC).replace(microsecond=0))
     data = rotation.to_bytes()
     with scratch() as folder:
         files = {ROTATION: folder / ROTATION}
@@ -81,7 +84,8 @@ def rotate(
             for line in announced.decode("utf-8").split("\n")
             if line.strip() and not any(s.key.fingerprint in removed for s in parse_allowed_signers(line, source=""))
         ]
-        lines = [*kept, format_signer(AllowedSigner(("*",), successor, (MANIFEST_NAMESPACE,)))]
+        new_keys = [successor] if announced else [*(one.public for one in staying), successor]
+        lines = [*kept, *(format_signer(AllowedSigner(("*",), one, (MANIFEST_NAMESPACE,))) for one in new_keys)]
         listing = "".join(f"{line}\n" for line in dict.fromkeys(lines)).encode()
         push_rotation(here, remote, files, listing, canonical.sha256(data)[:16])
     return rotation

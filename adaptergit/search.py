@@ -135,7 +135,8 @@ def show(ref: str) -> Shown:
     gone = {entry.manifest_sha256: why for entry in every if (why := standing.refusal(entry, word.threshold))}
     warned = {entry.manifest_sha256: why for entry in every if (why := standing.warning(entry))}
     signers = tuple(signer.key.fingerprint for signer in word.signers)
-    keys = {key: str(one) for key in signers if (one := standing.of_key(key)) is not None}
+    principal = reference.source.principal or ""
+    keys = {key: str(one) for key in signers if (one := standing.of_key(key, principal)) is not None}
     return Shown(every[0].id, tuple(every), names, signers, gone, warned, keys)
 
 

@@ -249,14 +249,14 @@ def security_key(scene: Scene, how: tuple[int, bytes]) -> Strike:
 # --- who may sign ------------------------------------------------------------------------------------------------------
 
 
-@attack("unsigned-package", SIGNATURE, TrustError, r"sst2==1\.0\.0 is not signed")
+@attack("unsigned-package", SIGNATURE, TrustError, r"@sst2 is not signed")
 def unsigned(scene: Scene) -> Strike:
     folder = scene.package()
     (folder / SIG).unlink()
     return lambda: scene.check(folder)
 
 
-@attack("unsigned-package-on-first-use", SIGNATURE, TrustError, r"sst2==1\.0\.0 is not signed")
+@attack("unsigned-package-on-first-use", SIGNATURE, TrustError, r"@sst2 is not signed")
 def unsigned_tofu(scene: Scene) -> Strike:
     folder = scene.package()
     (folder / SIG).unlink()
@@ -617,7 +617,7 @@ def damaged_revocation(scene: Scene, line: str) -> Strike:
 
 @attacks(
     PARSERS,
-    PackageError,
+    TrustError,
     {
         "revocation-with-a-key-twice": (
             r"revoked\.jsonl:1.*the key 'key' appears twice",

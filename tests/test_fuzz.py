@@ -3,26 +3,59 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
 import shutil
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attacks_table import HAND_LINE, PRINCIPAL, by_hand
 from conftest import card_data, tiny_model
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import adaptergit
+from adaptergit.bundle import import_bundle
 from adaptergit.errors import AdaptergitError
 from adaptergit.index import read_index
+from adaptergit.index.documents import (
+    RECOVERY_NAMESPACE,
+    Recovery,
+    Root,
+    Shard,
+    Snapshot,
+    catalog_bytes,
+    check_recovery,
+    parse_catalog,
+    parse_root,
+    parse_snapshot,
+)
+from adaptergit.index.shards import parse_shard
+from adaptergit.index.sources import SourceFile, SourceKey
 from adaptergit.package import BaseModel, Card, File, Manifest
 from adaptergit.reference import Reference, Source
 from adaptergit.splice import adapters
 from adaptergit.store.lockfile import read_lock
 from adaptergit.store.mirror import parse_listing
-from adaptergit.trust import parse_allowed_signers, parse_public_key, parse_revocations, parse_signature
+from adaptergit.trust import (
+    AllowedSigner,
+    Rotation,
+    SignedRotation,
+    follow,
+    parse_allowed_signers,
+    parse_public_key,
+    parse_revocations,
+    parse_signature,
+)
+from adaptergit.trust.oms import sign_bundle, verify_bundle
 from adaptergit.web.refs import parse_refs
 
 MANIFEST = Manifest(
@@ -155,7 +188,7 @@ def test_allowed_signers_are_read_or_refused(data: bytes) -> None:
 def test_revocations_are_read_or_refused(data: bytes) -> None:
     with contextlib.suppress(AdaptergitError):
         for one in parse_revocations(data, source="x"):
-            one.covers("SHA256:" + "a" * 43, None)
+            one.covers("SHA256:" + "a" * 43, PRINCIPAL, None)
             str(one)
 
 
@@ -201,6 +234,97 @@ def test_an_index_is_read_or_refused(data: bytes, tmp_path: Path) -> None:
 def test_a_mirror_s_listing_is_read_or_refused(data: bytes) -> None:
     with contextlib.suppress(AdaptergitError):
         parse_listing(data, "x")
+
+
+# --- what indexes and publishers sign -----------------------------------------------------------------------------------
+
+HAND, TIME = parse_public_key(HAND_LINE), datetime(2026, 11, 1, tzinfo=UTC)
+ROOT = Root("community", 1, TIME, 1, (HAND,), (HAND,), 7, b"").to_bytes()
+SNAPSHOT = Snapshot("community", 1, 7, TIME, TIME, "0" * 64, 10, "1" * 64, 20).to_bytes()
+SOURCE = SourceFile(PRINCIPAL, f"https://{PRINCIPAL}.git", (SourceKey(HAND, "a"),), "a@b.example", threshold=1)
+ROTATED = Rotation(PRINCIPAL, (HAND,), (HAND.fingerprint,), TIME).to_bytes()
+RECOVERED = Recovery("community", PRINCIPAL, (HAND,), TIME, "lost").to_bytes()
+SHARD = b"\n".join(
+    json.dumps(line).encode()
+    for line in ({"source": SOURCE.to_dict()}, {"rotation": ROTATED.decode(), "signatures": {}}, INDEX["entries"][0])
+)
+CATALOG = catalog_bytes({PRINCIPAL: Shard("2" * 64, 5, 1)})
+
+
+def read_catalog(data: bytes) -> None:
+    parse_catalog(data, replace(parse_snapshot(SNAPSHOT), catalog=hashlib.sha256(data).hexdigest()))
+
+
+def read_recovery(data: bytes) -> None:
+    check_recovery(data, by_hand(data, namespace=RECOVERY_NAMESPACE), parse_root(ROOT))
+
+
+@pytest.mark.parametrize(
+    ("valid", "read"),
+    [
+        (ROOT, parse_root),
+        (SNAPSHOT, parse_snapshot),
+        (CATALOG, read_catalog),
+        (SOURCE.to_yaml(), lambda data: SourceFile.from_yaml(data, where="x")),
+        (SHARD, lambda data: list(parse_shard("x", data, PRINCIPAL).entries("sst2"))),
+        (ROTATED, Rotation.from_bytes),
+        (RECOVERED, read_recovery),
+    ],
+    ids=["root", "snapshot", "catalog", "source", "shard", "rotation", "recovery"],
+)
+@quick(150)
+@given(data=st.data())
+def test_a_signed_document_is_read_or_refused(data: st.DataObject, valid: bytes, read: Callable[[bytes], Any]) -> None:
+    read(valid)
+    with contextlib.suppress(AdaptergitError):
+        read(data.draw(anything(valid)))
+
+
+@quick(150)
+@given(data=st.data())
+def test_a_rotation_of_a_strangers_making_is_passed_over(data: st.DataObject) -> None:
+    found = SignedRotation(data.draw(anything(ROTATED)), {"x": data.draw(anything(by_hand(ROTATED)))})
+    known = [AllowedSigner((PRINCIPAL,), HAND)]
+    assert not follow([found], PRINCIPAL, known, (), TIME + timedelta(days=1))
+
+
+@quick(150)
+@given(data=st.data())
+def test_a_model_signature_is_read_or_refused(data: st.DataObject, tmp_path: Path) -> None:
+    folder, private, public = tmp_path / "package", tmp_path / "ec.pem", tmp_path / "ec.pub"
+    if not folder.is_dir():
+        folder.mkdir()
+        (folder / "a").write_bytes(b"a")
+        key = ec.generate_private_key(ec.SECP256R1())
+        private.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        public.write_bytes(
+            key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        )
+        (tmp_path / "good").write_bytes(sign_bundle(folder, "x", private))
+    good = (tmp_path / "good").read_bytes()
+    (folder / "model.sig").write_bytes(good)
+    assert verify_bundle(folder, public) == ("a",)
+    (folder / "model.sig").write_bytes(data.draw(anything(good)))
+    with contextlib.suppress(AdaptergitError):
+        verify_bundle(folder, public)
+
+
+@quick(100)
+@given(data=st.data())
+def test_a_bundle_is_taken_in_or_refused(data: st.DataObject, tmp_path: Path, home: Path) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, content in (("bundle.json", b'{"schema": "adaptergit.bundle/1"}'), ("releases/a.json", b"{}")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    (tmp_path / "x.tar").write_bytes(data.draw(anything(packed.getvalue())))
+    with contextlib.suppress(AdaptergitError):
+        import_bundle(tmp_path / "x.tar", trust_keys=True)
 
 
 # --- weights, through the front door -----------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -160,10 +162,70 @@ def test_a_revocation_survives_its_line(since: datetime, severity: str, reason: 
     (again,) = parse_revocations(one.line().encode(), source="x")
     assert again == one
     assert one.since is not None
-    assert one.covers("SHA256:" + "a" * 43, None)
-    assert one.covers("SHA256:" + "a" * 43, one.since)
-    assert not one.covers("SHA256:" + "a" * 43, one.since - timedelta(seconds=1))
-    assert not one.covers("SHA256:" + "b" * 43, None)
+    assert one.covers("SHA256:" + "a" * 43, PRINCIPAL, None)
+    assert one.covers("SHA256:" + "a" * 43, PRINCIPAL, one.since)
+    assert not one.covers("SHA256:" + "a" * 43, PRINCIPAL, one.since - timedelta(seconds=1))
+    assert not one.covers("SHA256:" + "b" * 43, PRINCIPAL, None)
+    (of_one,) = parse_revocations(replace(one, repository=PRINCIPAL).line().encode(), source="x")
+    assert of_one.covers("SHA256:" + "a" * 43, PRINCIPAL, None)
+    assert not of_one.covers("SHA256:" + "a" * 43, f"{PRINCIPAL}-other", None)
+
+
+@pytest.mark.parametrize("since", ["0001-01-01T00:00:00+14:00", "0999-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00"])
+def test_times_that_no_file_can_hold_are_no_times(since: str) -> None:
+    line = json.dumps({"key": "SHA256:" + "a" * 43, "since": since}).encode()
+    with pytest.raises(TrustError, match="no time"):
+        parse_revocations(line, source="x")
+
+
+def test_what_was_revoked_is_said_to_be_so_when_nobody_else_can_be_asked(hub: Hub, source: Source, home: Path) -> None:
+    release(hub, source())
+    fetch(f"{hub.url}@sst2")
+    revoke(hub.key.public.fingerprint, reason="stolen laptop")
+    hub.server.__exit__(None, None, None)
+    for reference in (f"{hub.url}@sst2", f"{hub.url}@sst2==1.0.0"):
+        with pytest.raises(TrustError, match="stolen laptop"):
+            fetch(reference)
+
+
+@pytest.mark.parametrize("file", ["revoked.jsonl", "known_publishers"])
+def test_a_file_of_ours_that_is_not_understood_is_not_the_servers_fault(
+    hub: Hub, source: Source, home: Path, file: str
+) -> None:
+    release(hub, source())
+    fetch(f"{hub.url}@sst2")
+    (home / "config" / file).write_text("what?\n")
+    for reference in (f"{hub.url}@sst2", f"{hub.url}@sst2==1.0.0"):
+        with pytest.raises(Exception, match=file) as refused:
+            fetch(reference, refresh=reference.endswith("sst2"))
+        assert hub.url not in str(refused.value)
+
+
+def test_explain_tells_what_takes_a_keys_word_away(key: SigningKey, other_key: SigningKey, home: Path) -> None:
+    def told() -> tuple[str, Any]:
+        plain, as_json = (CliRunner().invoke(main, ["trust", "explain", "acme/adapters", *o]) for o in ([], ["--json"]))
+        return plain.output, json.loads(as_json.output)["signers"]
+
+    (home / "config").mkdir(exist_ok=True)
+    (home / "config" / "known_publishers").write_text(
+        f'github.com/acme/adapters namespaces="git" {key.public.line}\n'
+        f'github.com/acme/* valid-before="20200101Z" {other_key.public.line}\n'
+    )
+    text, signers = told()
+    assert text.count("may not sign") == 2
+    assert ["git only" in signers[0]["limits"][0], "only before 2020" in signers[1]["limits"][0]] == [True, True]
+    assert CliRunner().invoke(main, ["trust", "ls"]).output.count("only") == 2
+    pin_key("acme/adapters", key.public.line)
+    for severity in ("refuse", "warn"):
+        revoke(key.public.fingerprint, severity=severity, reason=severity)
+    text, signers = told()
+    assert f"may not sign {key.public.fingerprint}" in text
+    assert text.index("refuse (") < text.index("warn (")
+
+
+@pytest.mark.parametrize("name", ["GitHub.com/acme/adapters", "github.com/acme/adapters.git"])
+def test_a_pin_is_written_as_repositories_are_named(key: SigningKey, name: str) -> None:
+    assert pin_key(name, key.public.line).principals == ("github.com/acme/adapters",)
 
 
 def test_pinning_a_revoked_key_is_told(key: SigningKey) -> None:

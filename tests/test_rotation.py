@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from conftest import Hub, git, snapshot
 
 from adaptergit.cli import main
 from adaptergit.errors import AdaptergitWarning, ReleaseError, TrustError, UsageError
-from adaptergit.package import canonical
+from adaptergit.package import BaseModel, File, Manifest, canonical
 from adaptergit.pins import known_signers, pin_key, revoke
 from adaptergit.publish import publish
 from adaptergit.resolve import fetch, verify
@@ -102,6 +102,46 @@ def test_a_key_with_two_successors_was_stolen_and_neither_is_followed(keys: list
     assert not follow([signed(a, b), signed(a, thief, days=-300)], REPO, knowing(a), (), NOW)
 
 
+def written(old: SigningKey, add: Sequence[SigningKey], remove: Sequence[SigningKey], days: int = -1) -> SignedRotation:
+    data = Rotation(
+        REPO, tuple(k.public for k in add), tuple(k.public.fingerprint for k in remove), NOW + timedelta(days=days)
+    ).to_bytes()
+    return SignedRotation(data, {"rotation.json.sig": sign(data, old, namespace=ROTATION_NAMESPACE)})
+
+
+def test_a_retired_key_adds_nobody_beside_its_successor_either(keys: list[SigningKey]) -> None:
+    a, b, thief, *_ = keys
+    for backdated in (written(a, [thief], [], -300), written(a, [thief], [], -0)):
+        change = follow([signed(a, b), backdated], REPO, knowing(a), (), NOW)
+        assert [s.key for s in change.added] == [b.public]
+    # Who removes the successor as well cannot be told from its owner: neither is followed.
+    assert not follow([signed(a, b), written(a, [thief], [b, a], -300)], REPO, knowing(a), (), NOW)
+    assert not follow([written(b, [b], [a]), written(a, [thief], [b], -300)], REPO, knowing(a, b), (), NOW)
+    # The owner of another key of the repository takes away one that was stolen.
+    change = follow([written(b, [b], [a]), written(a, [thief], [], -300)], REPO, knowing(a, b), (), NOW)
+    assert (change.added, [one.key for one in change.removed]) == ((), [a.public.fingerprint])
+
+
+def test_a_key_that_was_added_and_stays_is_named_when_the_old_one_goes(keys: list[SigningKey]) -> None:
+    a, b, c, *_ = keys
+    kept, over = written(a, [b], [], -5), written(a, [c, b], [a], -1)
+    for known in (knowing(a), knowing(a, b)):
+        change = follow([kept, over], REPO, known, (), NOW)
+        assert {s.key for s in (*known, *change.added)} == {a.public, b.public, c.public}
+        assert [one.key for one in change.removed] == [a.public.fingerprint]
+
+
+def test_a_rotation_says_nothing_of_strangers_keys_nor_of_other_repositories(keys: list[SigningKey]) -> None:
+    a, b, honest, *_ = keys
+    change = follow([written(a, [b], [a, honest], -9000)], REPO, knowing(a), (), NOW)
+    (removed,) = change.removed
+    assert removed.covers(a.public.fingerprint, REPO, None)
+    assert not removed.covers(a.public.fingerprint, "github.com/acme/other", None)
+    assert not removed.covers(honest.public.fingerprint, REPO, None)
+    other = [*knowing(a), AllowedSigner(("github.com/acme/other",), a.public, source="test")]
+    assert follow([written(a, [b], [a])], REPO, other, change.removed, NOW).added == ()
+
+
 def test_more_keys_than_one_must_sign_where_more_are_asked_for(keys: list[SigningKey]) -> None:
     a, b, c, *_ = keys
     one = signed(a, c, keep=True)
@@ -148,6 +188,68 @@ def test_users_follow_a_publisher_to_a_new_key(
     assert fetch(f"{hub.url}@sst2==1.1.0").version == "1.1.0"
     with pytest.raises(TrustError, match="only"):
         fetch(f"{hub.url}@sst2==1.0.0")
+
+
+def test_one_of_two_keys_that_must_sign_is_replaced(
+    hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
+) -> None:
+    principal = "127.0.0.1/acme/adapters"
+    settings = replace(load_settings(), policy=((principal, "enforce", 2),))
+    hub.trust()
+    pin_key(principal, other_key.public.line)
+    publish(source(), clone=hub.clone, key=hub.key.path, cosigners=[other_key.path])
+    fetch(f"{hub.url}@sst2", settings=settings)
+    new = generate_key(home / "new")
+    rotation = rotate(new.path, key=hub.key.path, cosigners=[other_key.path], clone=hub.clone)
+    assert set(rotation.add) == {new.public, other_key.public}
+    announced = (hub.clone / ".adaptergit/allowed_signers").read_text()
+    assert [other_key.public.line in announced, new.public.line in announced] == [True, True]
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=new.path, cosigners=[other_key.path])
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        found = fetch(f"{hub.url}@sst2", settings=settings, refresh=True)
+    assert set(found.verdict.signers) == {new.public.fingerprint, other_key.public.fingerprint}
+
+
+def test_a_folder_needs_as_many_keys_as_its_repository(
+    hub: Hub, source: Callable[..., Path], other_key: SigningKey
+) -> None:
+    principal = "127.0.0.1/acme/adapters"
+    hub.trust()
+    pin_key(principal, other_key.public.line)
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    path = fetch(f"{hub.url}@sst2").path
+    settings = replace(load_settings(), policy=((principal, "enforce", 2),))
+    with pytest.raises(TrustError, match="2 different keys"):
+        verify(path, settings=settings)
+
+
+def test_a_repository_cannot_take_away_the_keys_of_another(
+    hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path, tmp_path: Path
+) -> None:
+    from adaptergit.git import Clone, push_rotation
+
+    hub.trust()
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    fetch(f"{hub.url}@sst2")
+    url, clone = hub.server.create("evil/x"), tmp_path / "evil"
+    subprocess.run(["git", "clone", "-q", url, str(clone)], check=True, capture_output=True)
+    publish(source(folder="evil-out"), clone=clone, key=other_key.path)
+    pin_key("127.0.0.1/evil/x", other_key.public.line)
+    fetch(f"{url}@sst2")
+    new = generate_key(home / "new")
+    doomed = (other_key.public.fingerprint, hub.key.public.fingerprint)
+    data = Rotation("127.0.0.1/evil/x", (new.public,), doomed, datetime(2001, 1, 1, tzinfo=UTC)).to_bytes()
+    files = {name: tmp_path / name for name in ("rotation.json", "rotation.json.sig")}
+    files["rotation.json"].write_bytes(data)
+    files["rotation.json.sig"].write_bytes(sign(data, other_key, namespace=ROTATION_NAMESPACE))
+    push_rotation(Clone.at(clone), "origin", files, f"* {new.public.line}\n".encode(), "0" * 16)
+    publish(source(b"x" * 5000, version="1.1.0", folder="evil-out"), clone=clone, key=new.path)
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        fetch(f"{url}@sst2", refresh=True)
+    with pytest.raises(TrustError, match="revoked since 2001"):
+        fetch(f"{url}@sst2==1.0.0")
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=hub.key.path)
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
 
 
 def test_whoever_takes_over_the_repository_cannot_rotate(
@@ -234,6 +336,54 @@ def test_a_repository_that_no_longer_lists_the_newest_is_a_rollback(hub: Hub, so
     assert fetch(f"{hub.url}@sst2==1.0.0").version == "1.0.0"
 
 
+def test_what_was_only_looked_at_stands_in_nobodys_way(
+    hub: Hub, source: Callable[..., Path], other_key: SigningKey
+) -> None:
+    hub.trust()
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    fetch(f"{hub.url}@sst2")
+    honest = hub.git("rev-parse", "HEAD")
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=other_key.path)
+    with pytest.raises(TrustError):
+        fetch(f"{hub.url}@sst2==1.1.0")
+    with pytest.warns(AdaptergitWarning, match="unsigned"):
+        fetch(f"{hub.url}@sst2==1.1.0", policy="unsigned")
+    # The owner has the repository back.
+    hub.git("push", "-q", "origin", ":refs/tags/adapters/sst2/1.1.0")
+    hub.git("tag", "-d", "adapters/sst2/1.1.0")
+    hub.git("reset", "-q", "--hard", honest)
+    hub.git("push", "-qf", "origin", "HEAD")
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.0.0"
+    publish(source(b"y" * 5000, version="1.1.0"), clone=hub.clone, key=hub.key.path)
+    found = fetch(f"{hub.url}@sst2", refresh=True)
+    assert found.version == "1.1.0"
+    with pytest.warns(AdaptergitWarning, match="unsigned"):
+        fetch(f"{hub.url}@sst2==1.1.0", policy="unsigned")
+    assert fetch(f"{hub.url}@sst2==1.1.0", offline=True).digest == found.digest
+
+
+@pytest.mark.parametrize(
+    ("version", "previous", "message"),
+    [("1.5.0", "2.0.0", "follow 2.0.0, which is newer"), ("2.0", None, "the digest"), ("2.1.0", "2.0.0", None)],
+)
+def test_a_history_goes_one_way(version: str, previous: str | None, message: str | None, key: SigningKey) -> None:
+    past = Past("2.0.0", "2" * 64, "1" * 64)
+    manifest = Manifest(
+        repository=REPO, name="sst2", version=version, created="2026-11-23T09:00:00Z", license="MIT", method="seq_bn",
+        base_model=BaseModel("acme/tiny", None, "fp1:2x32:" + "0" * 32 + ":"), files=(File("card.yaml", 1, "0" * 64),),
+        previous=None if previous is None else past.digest,
+    ).to_bytes()  # fmt: skip
+    policy, signatures = (
+        Policy(signers=tuple(knowing(key)), history=(past,)),
+        {"manifest.json.sig": sign(manifest, key)},
+    )
+    if message is None:
+        evaluate(manifest, signatures, policy, NOW)
+    else:
+        with pytest.raises(TrustError, match=message):
+            evaluate(manifest, signatures, policy, NOW)
+
+
 def test_who_pins_a_digest_has_chosen_between_two_histories(
     hub: Hub, source: Callable[..., Path], key: SigningKey
 ) -> None:
@@ -302,6 +452,38 @@ def test_an_openssf_bundle_is_written_and_read(hub: Hub, source: Callable[..., P
     (copy / "model.sig").write_text(json.dumps(bundle))
     with pytest.raises(TrustError, match="does not fit"):
         verify_bundle(copy, public)
+
+
+@pytest.mark.parametrize("change", ["subject", "no subject", "method", "ignored", "link", "folder"])
+def test_an_openssf_bundle_speaks_of_every_file(tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adaptergit.trust import oms
+
+    private, public, folder = tmp_path / "ec.pem", tmp_path / "ec.pub", tmp_path / "package"
+    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)], check=True)
+    subprocess.run(
+        ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)], check=True, capture_output=True
+    )
+    folder.mkdir()
+    (folder / "a").write_bytes(b"a")
+    statement = oms._statement("x", oms._digests(folder))
+    if change == "subject":
+        statement["subject"][0]["digest"]["sha256"] = "0" * 64
+    elif change == "no subject":
+        statement["subject"] = []
+    elif change == "method":
+        statement["predicate"]["serialization"]["method"] = "shards"
+    elif change == "ignored":
+        statement["predicate"]["serialization"]["ignore_paths"] = ["a"]
+    monkeypatch.setattr(oms, "_statement", lambda *_: statement)
+    (folder / "model.sig").write_bytes(oms.sign_bundle(folder, "x", private))
+    if change == "link":
+        (tmp_path / "elsewhere").write_bytes(b"a")
+        (folder / "a").unlink()
+        (folder / "a").symlink_to(tmp_path / "elsewhere")
+    elif change == "folder":
+        (folder / "b").mkdir()
+    with pytest.raises(TrustError):
+        oms.verify_bundle(folder, public)
 
 
 def test_verify_shows_how_far_it_came(hub: Hub, source: Callable[..., Path], other_key: SigningKey) -> None:

@@ -18,7 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptergit.errors import TrustError, UsageError
-from adaptergit.trust import SigningKey, generate_key, parse_public_key, parse_signature, sign, verify_signature
+from adaptergit.trust import (
+    PublicKey,
+    SigningKey,
+    generate_key,
+    parse_public_key,
+    parse_signature,
+    sign,
+    verify_signature,
+)
 from adaptergit.trust.wire import string
 
 NAMESPACE = "manifest.v1@adaptergit"
@@ -173,6 +181,22 @@ def test_a_security_keys_signature_is_no_plain_one() -> None:
     key = string(b"sk-ssh-ed25519@openssh.com") + string(RAW) + string(b"ssh:")
     with pytest.raises(TrustError, match="does not belong"):
         check(armor(blob(key, string(b"ssh-ed25519") + string(PRIVATE.sign(signed_data())))))
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        (1).to_bytes(32, "little"), (0).to_bytes(32, "little"), (2**255 - 20).to_bytes(32, "little"),
+        (2**255 - 18).to_bytes(32, "little"), (2**255 - 1).to_bytes(32, "little"), (1 + 2**255).to_bytes(32, "little"),
+        bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"),
+        bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [b"ssh-ed25519", b"sk-ssh-ed25519@openssh.com"])
+def test_a_key_for_which_anybody_can_sign_is_no_key(kind: bytes, point: bytes) -> None:
+    blob_ = string(kind) + string(point) + (string(b"ssh:") if kind.startswith(b"sk") else b"")
+    with pytest.raises(TrustError, match="small order"):
+        PublicKey(blob_).check()
 
 
 def test_the_hand_made_signature_is_good_before_it_is_broken() -> None:

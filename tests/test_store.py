@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import Hub, git
 
-from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, StorageError, TransportError
+from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, StorageError, TransportError, TrustError
 from adaptergit.housekeeping import stored
 from adaptergit.package import Card, pack
 from adaptergit.publish import publish
@@ -84,7 +84,7 @@ def test_a_damaged_entry_is_refused_and_healed_by_fetching_again(hub: Hub, sourc
         (path / "manifest.json").write_bytes(b"{}")
     else:
         (path / "extra").write_bytes(b"")
-    with pytest.raises((PackageError, NotFoundError)):
+    with pytest.raises((PackageError, NotFoundError, TrustError)):
         fetch(f"{hub.url}@sst2", offline=True)
     assert not fetch(f"{hub.url}@sst2").from_store
     assert fetch(f"{hub.url}@sst2", offline=True).from_store

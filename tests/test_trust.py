@@ -69,6 +69,7 @@ def test_every_part_of_a_line_is_read() -> None:
         "acme", "acme ssh-ed25519", "acme ssh-ed25519 ####", f"acme cert-authority {KEY.line}", f"acme namespaces= {KEY.line}",
         f"acme colour=\"red\" {KEY.line}", f"acme namespaces=\"a\",namespaces=\"b\" {KEY.line}", f'"acme {KEY.line}', f"a,,b {KEY.line}",
         f'acme valid-after="yesterday" {KEY.line}', f'acme valid-after="20261340" {KEY.line}', f'acme valid-before="2026" {KEY.line}',
+        f'acme valid-after="00010101Z" {KEY.line}',
         "acme ssh-dss AAAA", f'acme namespaces="x",{KEY.line}', f"acme no-touch-required {KEY.line}",
     ],
 )  # fmt: skip
@@ -243,6 +244,24 @@ def test_an_unknown_level_is_refused(signed: dict[str, bytes]) -> None:
 
 def test_too_many_signatures_are_refused_before_any_is_read() -> None:
     refused("limit", Policy(), {f"manifest.json.{i:08x}.sig": b"" for i in range(17)})
+
+
+@pytest.mark.parametrize("level", ["enforce", "tofu"])
+def test_nothing_is_parsed_that_nobody_signed(level: str) -> None:
+    for data in (b"[1", b'{"files":' + b"[" * 974 + b"]" * 974 + b"}"):
+        refused("not signed", Policy(level), {}, data)
+
+
+@pytest.mark.parametrize("depth", [65, 974, 30_000])
+def test_what_is_nested_too_deeply_is_refused(depth: int, key: SigningKey) -> None:
+    data = b'{"files":' + b"[" * depth + b"]" * depth + b"}"
+    with pytest.raises(PackageError, match="nested too deeply"):
+        evaluate(data, {"manifest.json.sig": sign(data, key)}, Policy(signers=(allowed(key.public, "*"),)), NOW)
+
+
+def test_a_manifest_is_made_at_some_time() -> None:
+    with pytest.raises(PackageError, match="created"):
+        Manifest.from_bytes(MANIFEST.replace(b"2026-11-23T09:00:00Z", b"2026-99-99T99:99:99Z"))
 
 
 def test_what_is_no_manifest_is_refused_whoever_signed_it(key: SigningKey) -> None:

@@ -71,7 +71,7 @@ def _report(error: AdaptergitError) -> None:
         }
         if isinstance(error, TrustError) or error.steps:
             detail["passed"] = list(error.steps)
-        click.echo(json.dumps({"error": detail}, ensure_ascii=False))
+        click.echo(_as_json({"error": detail}))
     else:
         show_error(error)
 
@@ -86,7 +86,13 @@ def show_error(error: AdaptergitError) -> None:
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Print one JSON object, keys in their own order; without indent, on one line."""
-    click.echo(json.dumps(value, indent=indent, ensure_ascii=False, default=_plain))
+    click.echo(_as_json(value, indent))
+
+
+def _as_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON as people read it: in their own letters, but nothing that drives a terminal."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=_plain)
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
 
 
 def clean(text: object) -> str:
@@ -216,6 +222,6 @@ def _show_warning(
 ) -> None:
     if issubclass(category, AdaptergitWarning):
         click.secho("warning: ", fg="yellow", nl=False, err=True)
-        click.echo(str(message), err=True)
+        click.echo("\n".join(clean(part) for part in str(message).split("\n")), err=True)
     elif asked_for("verbose"):
         click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)

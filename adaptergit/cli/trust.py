@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
 from adaptergit.cli.groups import Group
 from adaptergit.cli.output import json_option, print_json
+
+if TYPE_CHECKING:
+    from adaptergit.trust import AllowedSigner
 
 
 @click.group(cls=Group)
@@ -55,20 +59,21 @@ def ls(as_json: bool) -> None:
 
     settings = load_settings()
     signers, checkpoints = known_signers(settings), known_checkpoints(settings)
-    revoked = {one.key: f"\t{one}" for one in known_revocations(settings) if one.key}
+    revocations, now = known_revocations(settings), datetime.now(UTC)
+    notes = [[*_limits(s, now), *(str(one) for one in revocations if one.key == s.key.fingerprint)] for s in signers]
     if as_json:
         print_json(
             {
                 "signers": [
-                    {"principals": s.principals, "fingerprint": s.key.fingerprint, "source": s.source} for s in signers
+                    {"principals": s.principals, "fingerprint": s.key.fingerprint, "source": s.source, "notes": said}
+                    for s, said in zip(signers, notes, strict=True)
                 ],
                 "checkpoints": {place: sorted(pinned) for place, pinned in checkpoints.items()},
             }
         )
         return
-    for signer in signers:
-        note = revoked.get(signer.key.fingerprint, "")
-        click.echo(f"{', '.join(signer.principals)}\t{signer.key.fingerprint}\t{signer.source}{note}")
+    for signer, said in zip(signers, notes, strict=True):
+        click.echo("\t".join((", ".join(signer.principals), signer.key.fingerprint, signer.source, *said)))
     for place, pinned in checkpoints.items():
         for identity in sorted(pinned):
             click.echo(f"{place}\tsha256:{identity}\t{settings.checkpoints_path}")
@@ -142,7 +147,13 @@ def explain(repository: str, as_json: bool) -> None:
     word = word_on(repository, settings)
     if not signers:
         signers, threshold = word.signers, max(threshold, word.threshold)
-    revoked = {one.key: one for one in (*known_revocations(settings), *revoked_by_indexes(settings)) if one.key}
+    now, every = datetime.now(UTC), (*known_revocations(settings), *revoked_by_indexes(settings))
+    revoked = {
+        s.key.fingerprint: sorted(
+            (one for one in every if one.speaks_of(s.key.fingerprint, repository)), key=lambda one: one.severity
+        )
+        for s in signers
+    }
     places = {
         place: sorted(pinned)
         for place, pinned in known_checkpoints(settings).items()
@@ -158,7 +169,8 @@ def explain(repository: str, as_json: bool) -> None:
                     {
                         "fingerprint": s.key.fingerprint,
                         "source": s.source,
-                        "revoked": str(revoked[s.key.fingerprint]) if s.key.fingerprint in revoked else None,
+                        "limits": _limits(s, now),
+                        "revoked": "; ".join(map(str, revoked[s.key.fingerprint])) or None,
                     }
                     for s in signers
                 ],
@@ -168,10 +180,21 @@ def explain(repository: str, as_json: bool) -> None:
         return
     click.echo(f"policy       {level}, {threshold} {'key' if threshold == 1 else 'different keys'}")
     for signer in signers:
-        gone = revoked.get(signer.key.fingerprint)
-        note = "" if gone is None else f", but {gone}" + ("; that only warns" if gone.severity == "warn" else "")
-        click.echo(f"may sign     {signer.key.fingerprint} ({signer.source}){note}")
+        gone, limits = revoked[signer.key.fingerprint], _limits(signer, now)
+        said = [*limits, *(f"{one}{'; that only warns' if one.severity == 'warn' else ''}" for one in gone)]
+        over = limits or any(one.severity == "refuse" and one.since is None for one in gone)
+        note = f", but {'; '.join(said)}" if said else ""
+        verb = "may not sign" if over else "may sign    "
+        click.echo(f"{verb} {signer.key.fingerprint} ({signer.source}){note}")
     for place, pinned in places.items():
         click.echo(f"unsigned     {place}: {', '.join(f'sha256:{identity}' for identity in pinned)}")
     if not signers:
         click.echo("may sign     nobody you know" + ("; the first key seen is pinned" if level == "tofu" else ""))
+
+
+def _limits(signer: AllowedSigner, now: datetime) -> list[str]:
+    """Say why a key may not sign releases now."""
+    from adaptergit.trust import MANIFEST_NAMESPACE
+
+    why = signer.refusal(MANIFEST_NAMESPACE, now)
+    return [] if why is None else [why]

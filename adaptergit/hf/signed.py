@@ -52,8 +52,11 @@ def fetch_package(one: Wanted, found: Found) -> Fetched:
     known = one.store.known(who, name)
     before = known.fetched.get(manifest.version)
     at = before.at if before is not None and before.digest == package.digest else time.time()
-    seen = Seen(package.digest, "", at)
-    one.store.remember(who, name, replace(known, fetched={**known.fetched, manifest.version: seen}))
+    same = before is not None and before.digest == package.digest
+    vouched = fetched.verdict.level != "unsigned" or (before is not None and same and before.vouched)
+    if vouched or before is None or not before.vouched:
+        seen = Seen(package.digest, "", at, vouched)
+        one.store.remember(who, name, replace(known, fetched={**known.fetched, manifest.version: seen}))
     memory = Memory(found.commit, package.digest, time.time(), name)
     remember(one.key, memory)
     if not one.reference.folder and not _is_pinned(one.reference):

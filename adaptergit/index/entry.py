@@ -123,6 +123,7 @@ class Entry:
         Raises:
             PackageError: Not an entry.
         """
+        canonical.refuse_surrogates(line, where)
         try:
             raw = json.loads(line)
             return cls.from_dict(raw)

@@ -16,6 +16,7 @@ from adaptergit.index.entry import Entry
 from adaptergit.index.entry_rules import Listing
 from adaptergit.index.repository import Proof
 from adaptergit.index.sources import SourceFile, looser
+from adaptergit.package import canonical
 from adaptergit.trust import PublicKey, Revocation, follow
 
 _SLACK = timedelta(days=1)
@@ -156,6 +157,7 @@ def unpack(packed: bytes, limit: int, where: str) -> bytes:
 
 
 def _json(line: bytes, where: str) -> Any:
+    canonical.refuse_surrogates(line, where)
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:

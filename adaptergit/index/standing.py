@@ -26,9 +26,9 @@ class Standing:
         """Tell, quickly, whether anything that was revoked is about a release."""
         return entry.manifest_sha256 in self._releases or any(key in self._keys for key in entry.signers)
 
-    def of_key(self, fingerprint: str, first_seen: datetime | None = None) -> Revocation | None:
-        """Return what takes the word of a key away, for a release that was first seen then."""
-        found = (one for one in self._keys.get(fingerprint, ()) if one.covers(fingerprint, first_seen))
+    def of_key(self, fingerprint: str, repository: str, first_seen: datetime | None = None) -> Revocation | None:
+        """Return what takes the word of a key away, for a repository's release that was first seen then."""
+        found = (one for one in self._keys.get(fingerprint, ()) if one.covers(fingerprint, repository, first_seen))
         return next((one for one in found if one.severity == "refuse"), None)
 
     def refusal(self, entry: Entry, threshold: int = 1) -> str | None:
@@ -41,7 +41,9 @@ class Standing:
         withdrawn = [one for one in self._releases.get(entry.manifest_sha256, ()) if one.severity == "refuse"]
         if withdrawn:
             return str(withdrawn[0])
-        over = {key: one for key in entry.signers if (one := self.of_key(key, _seen(entry))) is not None}
+        over = {
+            key: one for key in entry.signers if (one := self.of_key(key, entry.principal, _seen(entry))) is not None
+        }
         if not over or len(set(entry.signers) - over.keys()) >= threshold:
             return None
         return "; ".join(f"signed by {key}, which is {one}" for key, one in over.items())
@@ -49,7 +51,9 @@ class Standing:
     def warning(self, entry: Entry) -> str | None:
         """Return what is to be said of a release that still counts, or None."""
         found = list(self._releases.get(entry.manifest_sha256, ()))
-        found += [one for key in entry.signers for one in self._keys.get(key, ())]
+        found += [
+            one for key in entry.signers for one in self._keys.get(key, ()) if one.speaks_of(key, entry.principal)
+        ]
         return "; ".join(str(one) for one in found if one.severity == "warn") or None
 
 

@@ -11,6 +11,8 @@ import rfc8785
 
 from adaptergit.errors import PackageError
 
+MAX_DEPTH = 64
+"""Of objects and arrays in each other."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -33,7 +35,10 @@ def loads(data: bytes, *, where: str, limit: int) -> Any:
 
     refuse_surrogates(data, where)
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_float=refuse, parse_constant=refuse)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_float=refuse, parse_constant=refuse)
+        if _deeper(value, MAX_DEPTH):
+            raise RecursionError
+        return value
     except UnicodeDecodeError as error:
         raise PackageError(f"not UTF-8 at byte {error.start}", where=where) from error
     except TwiceError as error:
@@ -44,6 +49,20 @@ def loads(data: bytes, *, where: str, limit: int) -> Any:
         raise PackageError(
             "not JSON that a manifest may hold: nested too deeply or a number too long", where=where
         ) from error
+
+
+def _deeper(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 class TwiceError(ValueError):

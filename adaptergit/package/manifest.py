@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 from adaptergit.errors import PackageError
@@ -77,6 +78,10 @@ class Manifest:
         for field, message in schemas.problems("manifest", raw):
             raise PackageError(f"{schemas.dotted(field) or 'document'}: {message}", where=where)
         manifest = cls._build(raw)
+        try:
+            datetime.strptime(manifest.created, "%Y-%m-%dT%H:%M:%SZ")
+        except ValueError as error:
+            raise PackageError(f"created: {manifest.created!r} is no time", where=where) from error
         check_version(manifest.version, where=where)
         paths = [f.path for f in manifest.files]
         if paths != sorted(paths):

@@ -46,6 +46,8 @@ class Seen:
     """Git oid of its tree."""
     at: float = 0.0
     """When it was first fetched, seconds since 1970; 0 if that is not known."""
+    vouched: bool = True
+    """False if it was looked at under the policy ``unsigned``: nothing that comes later has to agree with it."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class Store:
         try:
             raw = json.loads(self._record(who, adapter).read_text("utf-8"))
             fetched = {
-                str(v): Seen(str(d), str(t), float(at[0]) if at else 0.0)
+                str(v): Seen(str(d), str(t), float(at[0]) if at else 0.0, len(at) < 2 or at[1] is not False)
                 for v, (d, t, *at) in raw["fetched"].items()
                 if _DIGEST.fullmatch(str(d))
             }
@@ -200,7 +202,7 @@ class Store:
 
     def remember(self, who: str, adapter: str, known: Known) -> None:
         """Replace what was seen of an adapter."""
-        fetched = {version: (seen.digest, seen.tree, seen.at) for version, seen in known.fetched.items()}
+        fetched = {version: (seen.digest, seen.tree, seen.at, seen.vouched) for version, seen in known.fetched.items()}
         record = {"fetched": fetched, "released": known.released, "asked": known.asked, "yanked": known.yanked}
         path = self._record(who, adapter)
         with suppress(OSError):  # only economy: without it, the repository is asked again

@@ -152,6 +152,8 @@ def _moment(text: str) -> datetime:
         if form is None or not digits.isascii() or not digits.isdigit():
             raise ValueError(text)
         moment = datetime.strptime(digits, form)
+        if moment.year < 1970:  # as in OpenSSH, which counts from then
+            raise ValueError(text)
         return moment.replace(tzinfo=UTC) if text.endswith("Z") else moment.astimezone()
     except (ValueError, OverflowError, OSError) as error:
         raise TrustError(f"{text!r} is not a time", hint="write YYYYMMDD[HHMM[SS]][Z]") from error

@@ -3,9 +3,9 @@
 No input or output, no clock, no network. The rules, in the order they are applied:
 
 1. The manifest's bytes have the digest the caller pinned, if one was pinned.
-2. They parse as a manifest, and it is the one asked for: repository, name, version specifier.
-3. Every signature file present is a valid SSHSIG by its own key over exactly these bytes, in the manifest namespace.
-   A broken signature is never ignored.
+2. Every signature file present is a valid SSHSIG by its own key over exactly these bytes, in the manifest namespace.
+   A broken signature is never ignored, and where signatures are asked for, there is one.
+3. The bytes parse as a manifest, and it is the one asked for: repository, name, version specifier.
 4. It does not contradict a release that was seen before: no version has two digests, no release two successors.
 5. The release is not revoked, and signatures of revoked keys do not count.
 6. The policy's level decides whose signature is enough:
@@ -126,14 +126,19 @@ def _evaluate(
         raise PackageError(f"{len(manifest_bytes)} bytes, the limit is {MAX_BYTES}", where="manifest.json")
     digest = canonical.sha256(manifest_bytes)
     steps.append(_check_digest(digest, policy))
+    valid = _check_signatures(manifest_bytes, signatures)
+    if not valid and policy.level in ("enforce", "tofu"):
+        raise TrustError(
+            f"{policy.repository}@{policy.name} is not signed" if policy.repository else "it is not signed",
+            hint="ask the publisher to sign it; policy='unsigned' loads it without anybody vouching for it",
+        )
     manifest = Manifest.from_bytes(manifest_bytes)
     steps.append(_check_identity(manifest, policy))
-    valid = _check_signatures(manifest_bytes, signatures)
     steps += [f"{name}: valid signature by {s.key.type} {s.key.fingerprint}" for name, s in valid.items()]
     keys = tuple(dict.fromkeys(s.key.fingerprint for s in valid.values()))
     steps += _check_history(digest, manifest, policy)
     warned = _check_release(digest, policy)
-    valid, taken = _without_revoked(valid, policy)
+    valid, taken = _without_revoked(valid, manifest.repository, policy)
     warned += [f"{fingerprint} is {why}" for fingerprint, why in taken]
 
     if policy.level == "unsigned":
@@ -150,9 +155,8 @@ def _evaluate(
         raise TrustError(f"unknown policy level {policy.level!r}", hint="enforce, tofu, digest or unsigned")
     if taken and not valid:
         fingerprint, why = taken[0]
-        raise TrustError(
-            f"signed by {fingerprint}, which is {why}",
-            hint="ask the publisher for a release signed with another key",
+        raise _revoked(
+            f"signed by {fingerprint}, which is {why}", "ask the publisher for a release signed with another key"
         )
     verdict = _check_signers(digest, manifest, valid, policy, now, steps)
     return replace(verdict, warnings=(*verdict.warnings, *warned))
@@ -163,13 +167,19 @@ def _check_history(digest: str, manifest: Manifest, policy: Policy) -> list[str]
     if policy.digest is not None or not policy.history:
         return []
     for past in policy.history:
-        if past.version == manifest.version and past.digest != digest:
+        same = Version(past.version) == Version(manifest.version)
+        if same and past.digest != digest:
             raise TrustError(
                 f"{manifest.name} {manifest.version} has the digest {digest[:16]}…, but it was {past.digest[:16]}… "
                 "when this machine had it before: releases never change",
                 hint="ask the publisher which one is right, then write the reference with #sha256:…",
             )
-        if past.chained and past.version != manifest.version and past.previous == manifest.previous:
+        if past.digest == manifest.previous and Version(past.version) >= Version(manifest.version):
+            raise TrustError(
+                f"{manifest.name} {manifest.version} says to follow {past.version}, which is newer",
+                hint="ask the publisher which one is right, then write the reference with #sha256:…",
+            )
+        if past.chained and not same and past.previous == manifest.previous:
             after = f"follow {past.previous[:16]}…" if past.previous else "be the first release"
             raise TrustError(
                 f"{manifest.name} {manifest.version} and {past.version} both say to {after}: the history was forked",
@@ -185,20 +195,26 @@ def _check_release(digest: str, policy: Policy) -> list[str]:
     found = of_release((*policy.revocations, *policy.listed), digest)
     for one in found:
         if one.severity == "refuse":
-            raise TrustError(f"this release is {one}", hint="use another version")
+            raise _revoked(f"this release is {one}", "use another version")
     return [f"this release is {one}" for one in found]
 
 
+def _revoked(what: str, hint: str) -> TrustError:
+    error = TrustError(what, hint=hint)
+    error.revoked = True
+    return error
+
+
 def _without_revoked(
-    valid: Mapping[str, Signature], policy: Policy
+    valid: Mapping[str, Signature], repository: str, policy: Policy
 ) -> tuple[dict[str, Signature], list[tuple[str, Revocation]]]:
     """Take away the signatures of revoked keys; return what is left, and every key that a revocation names."""
     left, taken = {}, []
     for name, signature in valid.items():
         fingerprint = signature.key.fingerprint
-        hits = [one for one in policy.revocations if one.covers(fingerprint, policy.first_seen)]
+        hits = [one for one in policy.revocations if one.covers(fingerprint, repository, policy.first_seen)]
         seen = [moment for moment in (policy.first_seen, policy.witnessed) if moment is not None]
-        hits += [one for one in policy.listed if one.covers(fingerprint, min(seen, default=None))]
+        hits += [one for one in policy.listed if one.covers(fingerprint, repository, min(seen, default=None))]
         taken += [(fingerprint, one) for one in hits]
         if not any(one.severity == "refuse" for one in hits):
             left[name] = signature
@@ -244,12 +260,9 @@ def _check_signatures(manifest_bytes: bytes, signatures: Mapping[str, bytes]) ->
 def _check_signers(
     digest: str, manifest: Manifest, valid: Mapping[str, Signature], policy: Policy, now: datetime, steps: list[str]
 ) -> Verdict:
-    if not valid:
-        raise TrustError(
-            f"{manifest.repository}@{manifest.name}=={manifest.version} is not signed",
-            hint="ask the publisher to sign it; policy='unsigned' loads it without anybody vouching for it",
-        )
     known = [s for s in policy.signers if s.names(manifest.repository)]
+    # Perhaps a rotation says whose they are.
+    strangers = bool(known) and not {s.key for s in valid.values()} <= {s.key for s in known}
     refusals, signers, vouched = [], [], []
     for signature in valid.values():
         for line in (s for s in known if s.key == signature.key):
@@ -262,23 +275,27 @@ def _check_signers(
                 refusals.append(f"{why} ({line.source})")
     unique = tuple(dict.fromkeys(signers))
     if signers and len(unique) < policy.threshold:
-        raise TrustError(
+        few = TrustError(
             f"signed by {', '.join(unique)}, but {policy.threshold} different keys must sign for {manifest.repository}",
             hint="ask the publisher for a release that is co-signed",
         )
+        few.unknown_key = strangers
+        raise few
     if signers:
         steps.append(f"the key may sign for {manifest.repository}: {', '.join(vouched)}")
         return Verdict(policy.level, digest, manifest, unique, tuple(dict.fromkeys(vouched)), None, tuple(steps))
     found = ", ".join(s.key.fingerprint for s in valid.values())
     if refusals:
-        raise TrustError(f"signed by {found}, but {'; '.join(refusals)}")
+        restricted = TrustError(f"signed by {found}, but {'; '.join(refusals)}")
+        restricted.unknown_key = strangers
+        raise restricted
     if known:
         allowed = ", ".join(sorted({s.key.fingerprint for s in known}))
         refused = TrustError(
             f"signed by {found}, but only {allowed} may sign for {manifest.repository}",
             hint="the publisher's key changed, or this is not the publisher; ask them over another channel first",
         )
-        refused.unknown_key = True
+        refused.unknown_key = strangers
         raise refused
     first = next(iter(valid.values()))
     if policy.level == "tofu" and policy.threshold == 1:

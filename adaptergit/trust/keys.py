@@ -27,6 +27,13 @@ _CURVES: dict[str, tuple[type[ec.EllipticCurve], hashes.HashAlgorithm]] = {
 }
 _RSA_HASHES: dict[str, hashes.HashAlgorithm] = {"rsa-sha2-256": hashes.SHA256(), "rsa-sha2-512": hashes.SHA512()}
 _USER_PRESENT = 0x01
+_FIELD = 2**255 - 19
+# The y coordinates of points of small order: whoever has no key at all can sign for them (Chalkias et al. 2020).
+_SMALL_ORDER = {
+    0, 1, _FIELD - 1,
+    0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+    0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7,
+}  # fmt: skip
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 
 KEY_TYPES = (
@@ -137,7 +144,11 @@ def _load(blob: bytes) -> tuple[_Loaded, bytes | None]:
     key: _Loaded
     try:
         if kind in ("ssh-ed25519", "sk-ssh-ed25519@openssh.com"):
-            key = ed25519.Ed25519PublicKey.from_public_bytes(reader.string())
+            point = reader.string()
+            y = int.from_bytes(point, "little") & (2**255 - 1)
+            if y >= _FIELD or y in _SMALL_ORDER:
+                raise TrustError("the key is a point of small order, or not written as such points are")
+            key = ed25519.Ed25519PublicKey.from_public_bytes(point)
         elif kind == "ssh-rsa":
             exponent, modulus = reader.mpint(), reader.mpint()
             if not 3072 <= modulus.bit_length() <= 16384:

@@ -112,6 +112,8 @@ def verify_bundle(folder: Path, key: Path) -> tuple[str, ...]:
     listed = _listed(statement) if right_kind else None
     if listed is None:
         raise TrustError("the bundle holds something else than a model signature v1.0", where=where)
+    if not _covers_all(statement, listed):
+        raise TrustError("its subject is not these files, or it leaves some out of its word", where=where)
     present = _digests(folder)
     for name in sorted(listed.keys() | present.keys()):
         if listed.get(name) != present.get(name):
@@ -149,12 +151,28 @@ def _listed(statement: Any) -> dict[str, str] | None:
     return found if right and len(found) == len(resources) else None
 
 
+def _covers_all(statement: Any, listed: Mapping[str, str]) -> bool:
+    """Tell whether the subject is the digest of the files, and they were all that there was, each read whole."""
+    try:
+        (subject,) = statement["subject"]
+        how = statement["predicate"]["serialization"]
+        root = hashlib.sha256(b"".join(bytes.fromhex(listed[path]) for path in sorted(listed))).hexdigest()
+        ignored = {str(path).rpartition("/")[2] for path in how.get("ignore_paths") or ()}
+        right = subject["digest"] == {"sha256": root} and how["method"] == "files" and how["hash_type"] == "sha256"
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return right and not ignored & listed.keys()
+
+
 def _digests(folder: Path) -> dict[str, str]:
     found = {}
     for path in folder.iterdir():
-        if path.name != MODEL_SIGNATURE:
-            with path.open("rb") as stream:
-                found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        if path.name == MODEL_SIGNATURE:
+            continue
+        if path.is_symlink() or not path.is_file():
+            raise TrustError("a link or a folder, where a model signature knows files", where=str(path))
+        with path.open("rb") as stream:
+            found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return found
 
 

@@ -3,7 +3,8 @@
 ``{"key": "SHA256:…", "since": "2026-11-01T00:00:00Z", "severity": "refuse", "reason": "stolen laptop"}`` takes a key's
 word away. A signature carries no time, so with ``since`` only releases that this machine saw before then still count;
 without it, none do. ``{"manifest_sha256": "…", "reason": "poisoned data"}`` withdraws one release, whoever signed it.
-With the severity ``warn`` nothing is refused, but every load says so.
+With the severity ``warn`` nothing is refused, but every load says so. With a ``repository``, a key's word is taken away
+for releases of that one only: a repository's owner says which keys sign there, and nothing of other repositories.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SEVERITIES = ("refuse", "warn")
 _MAX_BYTES = 16 * 2**20
 _KEY = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_FIELDS = {"key", "manifest_sha256", "since", "severity", "reason"}
+_FIELDS = {"key", "manifest_sha256", "repository", "since", "severity", "reason"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Revocation:
     reason: str = ""
     source: str = ""
     """Where it is written."""
+    repository: str | None = None
+    """The principal whose releases the key no longer signs; None: all."""
 
     def line(self) -> str:
         """Return it as it is stored."""
@@ -45,19 +48,26 @@ class Revocation:
         fields = {
             "key": self.key,
             "manifest_sha256": self.manifest_sha256,
+            "repository": self.repository,
             "since": since,
             "severity": self.severity,
             "reason": self.reason,
         }
         return json.dumps({k: v for k, v in fields.items() if v is not None}, sort_keys=True, ensure_ascii=False)
 
-    def covers(self, fingerprint: str, first_seen: datetime | None) -> bool:
-        """Tell whether it takes away the word of a key for a release that was first seen then, or never before."""
-        return self.key == fingerprint and (self.since is None or first_seen is None or first_seen >= self.since)
+    def speaks_of(self, fingerprint: str, repository: str) -> bool:
+        """Tell whether it is about a key as a signer of a repository."""
+        return self.key == fingerprint and self.repository in (None, repository)
+
+    def covers(self, fingerprint: str, repository: str, first_seen: datetime | None) -> bool:
+        """Tell whether it takes away a key's word for a repository's release, first seen then or never before."""
+        seen_after = self.since is None or first_seen is None or first_seen >= self.since
+        return seen_after and self.speaks_of(fingerprint, repository)
 
     def __str__(self) -> str:
         """What to tell a person."""
         since = f" since {self.since:%Y-%m-%d}" if self.since else ""
+        since += f" for {self.repository}" if self.repository else ""
         word = "revoked" if self.severity == "refuse" else "marked as revoked"
         return f"{word}{since}{': ' + self.reason if self.reason else ''} ({self.source})"
 
@@ -89,10 +99,14 @@ def _parse(raw: Any, where: str, source: str) -> Revocation:
         raise TrustError("a revocation names either a key or a manifest_sha256", where=where)
     if (key is not None and not _KEY.fullmatch(key)) or (digest is not None and not _DIGEST.fullmatch(digest)):
         raise TrustError("not a key's fingerprint or a sha256 digest", where=where, hint="SHA256:… as ssh-keygen -l")
+    if texts["repository"] is not None and key is None:
+        raise TrustError("a release is of one repository already: repository goes with a key", where=where)
     severity = texts["severity"] or "refuse"
     if severity not in SEVERITIES:
         raise TrustError(f"severity is one of {', '.join(SEVERITIES)}, not {severity!r}", where=where)
-    return Revocation(key, digest, _moment(texts["since"], where), severity, texts["reason"] or "", source)
+    return Revocation(
+        key, digest, _moment(texts["since"], where), severity, texts["reason"] or "", source, texts["repository"]
+    )
 
 
 def _moment(text: str | None, where: str) -> datetime | None:
@@ -100,9 +114,12 @@ def _moment(text: str | None, where: str) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        moment = (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        if moment.year < 1970:
+            raise ValueError(text)
+    except (ValueError, OverflowError) as error:
         raise TrustError(f"since: {text!r} is no time", where=where, hint="2026-11-01T00:00:00Z") from error
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return moment
 
 
 def of_release(revocations: Iterable[Revocation], digest: str) -> list[Revocation]:

@@ -6,14 +6,14 @@ A rotation is canonical JSON, signed like a manifest but in a namespace of its o
      "add": ["ssh-ed25519 AAAA…"], "remove": ["SHA256:…"]}
 
 It counts if as many keys signed it as the repository's releases need, all of them keys that count themselves when it is
-read; so a chain of rotations is followed link by link. A key that is removed no longer counts, but for releases that
-were seen before then. Nobody but the owner of a key that counts can name its successor: an account that is taken over
-cannot.
+read; so a chain of rotations is followed link by link. A key that is removed no longer counts for this repository, but
+for releases of it that were seen before then. Nobody but the owner of a key that counts can name its successor: an
+account that is taken over cannot. Once a key's removal is known, nothing else that it signed counts, whatever time it
+states: it may be a thief's, who has only the old key. So a rotation that removes a key names every one that stays.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -123,18 +123,22 @@ def follow(
     )
     threshold = max(1, threshold)
     known = [s for s in signers if s.names(repository)]
-    gone = {one.key for one in revocations if one.severity == "refuse"}
+    gone = {one.key for one in revocations if one.severity == "refuse" and one.repository in (None, repository)}
     change = Change()
     while True:
         # Whatever time a rotation states: a key that no longer counts names no successor, or a thief would backdate.
         counting = {s.key for s in known if s.key.fingerprint not in gone and not s.refusal(MANIFEST_NAMESPACE, now)}
         ready = [(rotation, keys & counting) for rotation, keys in waiting if len(keys & counting) >= threshold]
-        successors: dict[str, set[tuple[PublicKey, ...]]] = defaultdict(set)
-        for rotation, keys in ready:
-            for fingerprint in {key.fingerprint for key in keys} & {*rotation.remove}:
-                successors[fingerprint].add(rotation.add)
-        # A key that hands over to two successors has been stolen, and nobody can tell which is the owner's.
-        clear = [one for one in ready if all(len(successors[key.fingerprint]) < 2 for key in one[1])]
+        # Of two that one removes the other's key, or both their own, one is a thief's, and nobody can tell which.
+        clear = [
+            (rotation, keys)
+            for rotation, keys in ready
+            if not any(
+                key.fingerprint in other.remove and (other.add, other.remove) != (rotation.add, rotation.remove)
+                for key in keys
+                for other, _ in ready
+            )
+        ]
         if not clear:
             return change
         rotation, keys = clear[0]
@@ -146,13 +150,15 @@ def follow(
             for key in rotation.add
             if key not in have
         )
+        # A repository's owner says nothing of other repositories, nor of keys that never were its own.
+        own = {s.key.fingerprint for s in known}
         removed = tuple(
-            Revocation(key, None, rotation.effective, "refuse", "replaced by its owner", source)
+            Revocation(key, None, rotation.effective, "refuse", "replaced by its owner", source, repository)
             for key in rotation.remove
-            if key not in gone
+            if key in own - gone
         )
         known += added
-        gone |= set(rotation.remove)
+        gone |= set(rotation.remove) & own
         change = Change((*change.added, *added), (*change.removed, *removed))
 
 
