@@ -20,7 +20,10 @@ code  class                      meaning
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s'\"<>]*)")
 
 
 class AdaptergitWarning(UserWarning):
@@ -51,10 +54,10 @@ class AdaptergitError(Exception):
     """What was verified, and found right, before something was not."""
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.hint = hint
+        self.what = without_secrets(what)
+        self.where = None if where is None else without_secrets(where)
+        self.hint = None if hint is None else without_secrets(hint)
+        super().__init__(self.what)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the keyword-only parts across process boundaries (data loaders, executors)."""
@@ -63,6 +66,28 @@ class AdaptergitError(Exception):
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}\n  hint: {self.hint}" if self.hint else text
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without what addresses in it say before the host, or in a query: tokens and passwords.
+
+    >>> without_secrets("cannot read https://me:token@host.example/a?key=b")
+    'cannot read https://…@host.example/a?…'
+    """
+    return _ADDRESS.sub(_masked, text)
+
+
+def _masked(address: re.Match[str]) -> str:
+    scheme, rest = address["scheme"], address["rest"]
+    before, mark, _ = rest.partition("?")
+    host, slash, path = before.partition("/")
+    if "@" in host:
+        user, _, name = host.rpartition("@")
+        kept = f"{user}@" if scheme == "ssh://" and ":" not in user else "…@"
+        before = f"{kept}{name}{slash}{path}"
+    elif ":" in host and "@" in path and not host.rpartition(":")[2].isdigit():  # a slash in a password
+        before = f"…@{path.rpartition('@')[2]}"
+    return f"{scheme}{before}{f'{mark}…' if mark else ''}"
 
 
 def _rebuild(cls: type[AdaptergitError], what: str, where: str | None, hint: str | None) -> AdaptergitError:

@@ -7,6 +7,7 @@ was looked at before.)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from adaptergit.reference import Reference, Source, expand
 from adaptergit.settings import Settings
 from adaptergit.web import StaticMirror, archive_urls, fetch_archive
 from adaptergit.web.download import Download
+
+_SILENT = re.compile("Operation too slow|timed out|no end within", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,14 @@ class Way:
         """Tell whether it is worth going, after what the ways before it ended with.
 
         A repository that answered that it has no such version is believed, unless the release is pinned: then its
-        bytes may lie elsewhere. One that could not be reached is not asked again for its branch.
+        bytes may lie elsewhere. One that could not be reached is not asked again for its branch, and one that kept
+        silent not for archives: its mirrors must have their turn.
         """
         answered = any(way.kind == "git" and isinstance(error, NotFoundError) for way, error in failed)
         if self.kind == "branch":
             return not failed or (answered and pinned)
         if self.kind == "archive":
-            return not answered
+            return not answered and not any(way.kind == "git" and _SILENT.search(str(error)) for way, error in failed)
         return not answered or pinned or self.kind == "git"
 
 

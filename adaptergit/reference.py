@@ -88,8 +88,9 @@ def _parse_url(text: str) -> Source:
     try:
         parts = urlsplit(text)
         port = parts.port
-    except ValueError as error:
-        raise UsageError(f"{text!r} is not a valid URL: {error}", hint=_EXAMPLE) from error
+    except ValueError:
+        # What Python says of it may be half of a password.
+        raise UsageError(f"{text!r} is not a valid URL: its host, port or brackets are odd", hint=_EXAMPLE) from None
     if parts.scheme not in _SCHEMES:
         raise UsageError(
             f"{text!r}: the protocol {parts.scheme!r} is not allowed", hint=f"use one of {', '.join(_SCHEMES)}"

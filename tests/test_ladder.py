@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
+import socket
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from adaptergit.errors import (
     TrustError,
     UsageError,
 )
-from adaptergit.git import GitServer
+from adaptergit.git import GitServer, listing, runner
 from adaptergit.mirror import mirror
 from adaptergit.publish import publish, yank
 from adaptergit.resolve import fetch
@@ -259,6 +261,30 @@ def test_credentials_of_netrc_stay_with_their_host(forge: Forge, home: Path, tmp
     (_, first), (_, second) = forge.asked
     assert first["Authorization"].startswith("Basic ")
     assert "Authorization" not in second
+
+
+@pytest.mark.parametrize("specifier", ["==1.0.0", ""])
+def test_mirrors_have_their_turn_when_a_repository_keeps_silent(
+    hub: Hub, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, specifier: str
+) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    mirror([f"{hub.url}@sst2"], to=tmp_path / "mirror")
+    monkeypatch.setattr(runner, "_CONFIG", tuple(one.replace("Time=60", "Time=1") for one in runner._CONFIG))
+    monkeypatch.setattr(listing, "_PATIENCE", 1.0)
+    monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", str(tmp_path / "another-store"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/acme/adapters.git"
+        settings = Settings(mirrors=((PRINCIPAL, (f"{(tmp_path / 'mirror').as_uri()}/",)),))
+        found = fetch(f"{url}@sst2{specifier}", settings=settings)
+        assert (found.version, found.served_by) == ("1.0.0", f"{(tmp_path / 'mirror').as_uri()}/")
+        silent.settimeout(0.2)
+        asked = 0
+        with contextlib.suppress(TimeoutError):
+            while True:
+                silent.accept()[0].close()
+                asked += 1
+        assert asked <= (1 if specifier else 4), "nobody is asked again and again"
 
 
 # --- mirrors ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,6 +65,27 @@ def test_credentials_never_appear_in_the_message() -> None:
     with pytest.raises(UsageError) as caught:
         Reference.parse("https://alice:s3cret@host/a/b@x")
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://alice:s3cret@host/a/b", "https://alice:s3cret@host/a/b.git@X", "https://alice:s3cret@host/a/b@x==nope",
+        "https://alice:s3cret@host/a/b@x#sha256:1", "https://alice:s3cret@host:99999/a/b@x", "ftp://alice:s3cret@host/a/b@x",
+        "https://alice:s3cret@host/a/b?x=1@x", "https://host/a/b?token=s3cret@x", "https://alice:s3cret@host/a b@x",
+        "https://s3cret@host/a/b@x!", "https://alice:s3cret/@host/a/b@x", "https://alice:@s3cret@host/a/b@x", "ssh://alice:s3cret@host/a/b@x",
+    ],
+)  # fmt: skip
+def test_no_message_holds_a_secret_whatever_else_is_wrong(text: str) -> None:
+    for parse in (Reference.parse, Source.parse):
+        with pytest.raises(UsageError) as caught:
+            parse(text)
+        assert "s3cret" not in f"{caught.value!r} {caught.value} {pickle.loads(pickle.dumps(caught.value))}"
+
+
+def test_what_is_no_secret_is_said() -> None:
+    for text in ("https://host/a/b.git@x==1", "ssh://git@host:22/a/b@x", "git@host:a/b@x", "http://127.0.0.1:80/a"):
+        assert str(UsageError(f"no: {text!r} ({text})", where=text)) == f"{text}: no: {text!r} ({text})"
 
 
 @pytest.mark.parametrize(

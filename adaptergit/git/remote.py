@@ -29,7 +29,7 @@ SMALL = "blob:limit=256k"
 """The filter that keeps weights back."""
 _ATTEMPTS = 3
 _TRANSIENT = re.compile(
-    r"early EOF|unexpected disconnect|RPC failed|hung up unexpectedly|Connection (reset|timed out)|Operation too slow"
+    r"early EOF|unexpected disconnect|RPC failed|hung up unexpectedly|Connection reset"
     r"|returned error: (429|50[0234])|Empty reply|Couldn't connect|Could not connect|Connection closed",
     re.IGNORECASE,
 )
