@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from adaptergit.git import Clone, Last, Plan
     from adaptergit.git.pushing import Pushed
 
+_ANNOUNCED = ".adaptergit/allowed_signers"
 _PRINCIPAL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+")
 
 
@@ -155,7 +156,7 @@ def publish_all(
     Raises:
         See :func:`publish`.
     """
-    from adaptergit.git import Clone, last_releases, publish_releases
+    from adaptergit.git import Clone, complete, last_releases, publish_releases
 
     sources = [Path(path) for path in paths]
     if len(sources) > 1:  # of a pattern such as out/*: a file beside the folders is no mistake
@@ -175,13 +176,15 @@ def publish_all(
     proposal = f"refs/heads/publish/{names[0]}-{cards[0].version}" if pull_request else None
     target = _Target(_principal(repository, where), where, remote, proposal)
     signers = signing_keys(key, cosigners, model_signing_key, dry_run=dry_run)
+    asked = here.reached(where) if where else None
+    complete(here, asked, [_ANNOUNCED, *(f"adapters/{one}/{MANIFEST}" for one in names)], Limits())
     for one in signers:
         check_announced(here, one)
-    if not (here.root / ".adaptergit" / "allowed_signers").is_file():
+    if _announced(here) is None:
         report("note: the repository announces no key; 'adaptergit init' does, and indexes ask for it")
     for source, card in zip(sources, cards, strict=True):
         check_weights(source, card, report)
-    last = last_releases(here, names, here.reached(where) if where else None, Limits())
+    last = last_releases(here, names, asked, Limits())
     with contextlib.ExitStack() as stack:
         drafts: list[_Draft] = []
         for source, card in zip(sources, cards, strict=True):
@@ -363,16 +366,23 @@ def check_announced(clone: Clone, signer: SigningKey) -> None:
     Raises:
         ReleaseError: The key is not among those that are announced.
     """
-    name = ".adaptergit/allowed_signers"
-    path = clone.root / name
+    announced = _announced(clone)
+    if announced is not None and signer.public not in {
+        s.key for s in parse_allowed_signers(announced, source=_ANNOUNCED)
+    }:
+        raise ReleaseError(
+            f"the key {signer.public.fingerprint} is not among those the repository announces",
+            where=str(clone.root / _ANNOUNCED),
+            hint="sign with an announced key (--key), or add this one: adaptergit init --key",
+        )
+
+
+def _announced(clone: Clone) -> str | None:
+    path = clone.root / _ANNOUNCED
     if path.is_file():
-        keys = {s.key for s in parse_allowed_signers(path.read_text("utf-8"), source=name)}
-        if signer.public not in keys:
-            raise ReleaseError(
-                f"the key {signer.public.fingerprint} is not among those the repository announces",
-                where=str(path),
-                hint="sign with an announced key (--key), or add this one: adaptergit init --key",
-            )
+        return path.read_text("utf-8")
+    committed = clone.read(_ANNOUNCED)  # a sparse clone does not check it out
+    return None if committed is None else committed.decode("utf-8", "replace")
 
 
 def _proposal_page(where: Source | None, into: str, branch: str, pushed: Pushed | None) -> str:

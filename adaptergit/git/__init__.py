@@ -2,7 +2,8 @@
 
 ``runner.py`` is the one way to run a command, ``remote.py`` the one way to ask a server; ``listing.py`` says what is
 there, ``fetch.py`` brings one release from any server without ever checking out (``objects.py``), ``files.py`` the
-small things beside them; ``previous.py`` knows what was released before, ``release.py`` writes a release with plumbing,
+small things beside them; ``partial.py`` brings what a partial clone left out,
+``previous.py`` knows what was released before, ``release.py`` writes a release with plumbing,
 ``copies.py`` to mirrors; ``server.py`` serves repositories over HTTP on loopback.
 """
 
@@ -10,6 +11,7 @@ from adaptergit.git.copies import push_copies
 from adaptergit.git.fetch import Fetched, fetch_release
 from adaptergit.git.files import fetch_file, fetch_files, fetch_rotations, yank_reason
 from adaptergit.git.listing import Listing, list_all, list_versions, list_yanked
+from adaptergit.git.partial import complete
 from adaptergit.git.previous import Last, last_releases
 from adaptergit.git.release import Plan, plan_release, publish_releases, push_rotation, yank_release
 from adaptergit.git.remote import Remote
@@ -27,6 +29,7 @@ __all__ = [
     "Plan",
     "Remote",
     "commit_time",
+    "complete",
     "fetch_file",
     "fetch_files",
     "fetch_release",

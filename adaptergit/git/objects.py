@@ -129,7 +129,7 @@ def _entries(tree: tuple[str, bytes], limits: Limits, where: str) -> dict[str, s
 @contextmanager
 def _answers(git: Git, mode: str, objects: Iterable[str]) -> Iterator[IO[bytes]]:
     """Ask for objects, one after the other."""
-    with tempfile.TemporaryFile(dir=git.directory) as wanted:
+    with tempfile.TemporaryFile(dir=None if git.trusted else git.directory) as wanted:
         wanted.write("".join(f"{one}\n" for one in objects).encode())
         wanted.seek(0)
         with git.stream("cat-file", mode, stdin=wanted) as output:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from packaging.version import Version
 
 from adaptergit.durable import scratch
-from adaptergit.errors import PackageError, ReleaseError, TransportError
+from adaptergit.errors import PackageError, ReleaseError
 from adaptergit.git.listing import list_refs
+from adaptergit.git.objects import sizes_of
+from adaptergit.git.partial import bring, is_partial, left_out
 from adaptergit.git.remote import SMALL, TAGS, Remote, fetch_objects
 from adaptergit.git.runner import Git
 from adaptergit.git.worktree import FOLDER, Clone
@@ -70,7 +72,14 @@ def last_releases(clone: Clone, names: Sequence[str], remote: Remote | None, lim
     newest = {name: _newest(tags, name) for name in names}
     # The server's word goes before the clone's; what both have need not be fetched.
     strange = [tag for tag in newest.values() if tag is not None and tag in listed and local.get(tag) != listed[tag]]
-    manifests = {tag: _manifest(clone.git, tags[tag], tag) for tag in newest.values() if tag and tag not in strange}
+    manifests: dict[str, bytes] = {}
+    for tag in (tag for tag in newest.values() if tag is not None and tag not in strange):
+        lacking = _lacking(clone, tags[tag])
+        if lacking and tag in listed:
+            strange.append(tag)
+            continue
+        bring(clone, remote, lacking, limits)
+        manifests[tag] = _manifest(clone.git, tags[tag], tag)
     if strange and remote is not None:
         manifests |= _fetched(remote, {tag: listed[tag] for tag in strange}, limits)
     return {name: _last(clone, name, tags, newest[name], manifests) for name in names}
@@ -96,13 +105,26 @@ def _fetched(remote: Remote, tags: Mapping[str, str], limits: Limits) -> dict[st
         return {tag: _manifest(git, oid, tag) for tag, oid in tags.items()}
 
 
+def _lacking(clone: Clone, oid: str) -> list[str]:
+    """Return what a partial clone left out of a release that it has a tag of; nothing if the manifest is there."""
+    return left_out(clone.git, oid) if is_partial(clone.git) and _size(clone.git, oid) is None else []
+
+
+def _size(git: Git, oid: str) -> int | None:
+    return sizes_of(git, {MANIFEST: f"{oid}:{MANIFEST}"}).get(MANIFEST)
+
+
 def _manifest(git: Git, oid: str, tag: str) -> bytes:
     _, name, version = tag.rsplit("/", 2)
     hint = "somebody pushed it by hand: have the tag removed, then publish again"
+    size = _size(git, oid)
+    if size is None or size > MAX_BYTES:
+        what = f"it holds no {MANIFEST}" if size is None else f"its {MANIFEST} has {size} bytes"
+        raise ReleaseError(f"the tag is not a release: {what}", where=tag, hint=hint)
+    data = git.raw("cat-file", "blob", f"{oid}:{MANIFEST}")
     try:
-        data = git.raw("cat-file", "blob", f"{oid}:{MANIFEST}", max_output=MAX_BYTES)
         manifest = Manifest.from_bytes(data, where=tag)
-    except (TransportError, PackageError) as error:
+    except PackageError as error:
         raise ReleaseError(f"the tag is not a release: {error.what}", where=tag, hint=hint) from error
     if (manifest.name, manifest.version) != (name, version):
         raise ReleaseError(f"the tag holds {manifest.name} {manifest.version}", where=tag, hint=hint)

@@ -45,6 +45,7 @@ def push(
     *,
     protocols: Sequence[str] = _PROTOCOLS,
     options: Sequence[str] = (),
+    settings: Sequence[str] = (),
 ) -> Pushed:
     """Push refs.
 
@@ -54,6 +55,7 @@ def push(
         refspecs: A server that takes no push as a whole is given one after the other, in this order, until it refuses.
         protocols: What may be used.
         options: More options of ``git push``.
+        settings: More settings, ``name=value``.
 
     Raises:
         TransportError: The server cannot be reached, or took nothing.
@@ -63,7 +65,7 @@ def push(
         said = bytearray()
         git.raw(
             "push", "--quiet", "--no-verify", *options, *arguments,
-            protocols=protocols, settings=_SETTINGS, timeout=600.0,
+            protocols=protocols, settings=(*_SETTINGS, *settings), timeout=600.0,
             heard=lambda block: said.extend(block[: _MAX_SAID - len(said)]),
         )  # fmt: skip
         return said.decode("utf-8", "replace")

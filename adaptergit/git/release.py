@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError
+from adaptergit.git.partial import is_partial
 from adaptergit.git.pushing import Pushed, push
 from adaptergit.git.remote import ROTATIONS, TAGS, YANKED, Remote
 from adaptergit.git.worktree import FOLDER, Clone
@@ -137,8 +138,10 @@ def publish_releases(plans: Sequence[Plan], remote: str | None, *, branch: str |
     # Tags first: where a server takes no push as a whole, a release without its branch is whole, and nothing else is.
     refspecs = [*(f"{plan.tag_commit}:{plan.tag}" for plan in plans), f"{last.branch_commit}:{branch or clone.branch}"]
     options = ("--no-follow-tags", "--signed=no")
+    # Else a partial clone fetches the files of the last release, to send only what is new in them.
+    settings = ("pack.window=0",) if is_partial(clone.git) else ()
     try:
-        pushed = push(clone.git, remote, refspecs, options=options)
+        pushed = push(clone.git, remote, refspecs, options=options, settings=settings)
     except TransportError as error:
         if _has(last, remote):  # the answer was lost, not the push
             _follow_or_warn(plans, branch)
@@ -250,7 +253,7 @@ def _follow_or_warn(plans: Sequence[Plan], branch: str | None) -> None:
     try:
         _follow_refs(plans, branch)
         for plan in plans if branch is None else ():
-            _follow(plan, plans[-1].branch_commit)
+            _follow(plan)
     except (TransportError, OSError) as error:
         released = ", ".join(f"{plan.name} {plan.version}" for plan in plans)
         message = f"{released}: released, but the clone could not follow ({error}): git pull brings it up to date"
@@ -268,10 +271,12 @@ def _follow_refs(plans: Sequence[Plan], branch: str | None) -> None:
         clone.git.text("update-ref", "--stdin", stdin=script)
 
 
-def _follow(plan: Plan, commit: str) -> None:
+def _follow(plan: Plan) -> None:
     clone = plan.clone
+    if not clone.checked_out:
+        return
     # The branch is checked out: bring index and work tree of this one folder up to the new commit.
-    clone.git.text("reset", "--quiet", commit, "--", f"{FOLDER}/{plan.name}")
+    clone.stage(f"{FOLDER}/{plan.name}", plan.tree)
     target = clone.root / FOLDER / plan.name
     target.mkdir(parents=True, exist_ok=True)
     kept = set()

@@ -194,7 +194,8 @@ class Git:
         environment = {
             "LC_ALL": "C",
             "GIT_ALLOW_PROTOCOL": ":".join(protocols) or "none",
-            "GIT_NO_LAZY_FETCH": "1",
+            # A push from a partial clone of the user's own may find that it needs more than it has.
+            "GIT_NO_LAZY_FETCH": "0" if self.trusted and protocols else "1",
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ASKPASS": "true",
             "GIT_LFS_SKIP_SMUDGE": "1",

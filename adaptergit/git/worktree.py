@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from adaptergit.errors import ReleaseError, TransportError, UsageError
+from adaptergit.errors import ReleaseError, StorageError, TransportError, UsageError
 from adaptergit.git.remote import Remote
 from adaptergit.git.runner import Git, transport_settings
 from adaptergit.reference import Source
@@ -83,11 +83,22 @@ class Clone:
         remote = Remote.of(source, allow_http=(urlsplit(source.url).hostname or "",))
         return replace(remote, settings=transport_settings(self.root))
 
+    @property
+    def checked_out(self) -> bool:
+        """Tell whether there is an index: ``git clone --no-checkout`` makes none, and git takes all for deleted."""
+        return self.head is None or (self.root / self.git.text("rev-parse", "--git-path", "index")).exists()
+
     def read(self, path: str) -> bytes | None:
         """Return a file of the last commit, or None."""
         if self.head is None or not self.git.text("ls-tree", "--full-tree", self.head, "--", path):
             return None
-        return self.git.raw("cat-file", "blob", f"{self.head}:{path}")
+        try:
+            return self.git.raw("cat-file", "blob", f"{self.head}:{path}")
+        except StorageError:
+            raise
+        except TransportError as error:
+            hint = f"in a partial clone, git show HEAD:{path} brings it"
+            raise TransportError(error.what, where=str(self.root), hint=hint) from error
 
     def names_in(self, path: str) -> set[str]:
         """Return the names of the entries of a folder of the last commit."""
@@ -101,7 +112,20 @@ class Clone:
         options = ("--porcelain=v1", "-z", "--untracked-files=all", "--ignored=matching", "--no-renames")
         output = self.git.raw("status", *options, "--", path)
         entries = [entry.decode("utf-8", "replace") for entry in output.split(b"\0") if entry]
+        if not self.checked_out:
+            entries = [entry for entry in entries if not entry.startswith("D ")]
         return [entry for entry in entries if (self.root / entry[3:]).resolve() not in ignored]
+
+    def stage(self, folder: str, tree: str | None) -> None:
+        """Let the index hold exactly the files of a flat tree in a folder. No object but the tree is read."""
+        tracked = self.git.raw("ls-files", "-z", "--", folder).split(b"\0")
+        none = "0" * (64 if tree is not None and len(tree) == 64 else 40)
+        with tempfile.TemporaryFile() as listing:
+            listing.write(b"".join(f"0 {none}\t".encode() + path + b"\0" for path in tracked if path))
+            for mode, kind, oid, name in self._entries(tree or _EMPTY).values():
+                listing.write(f"{mode} {kind} {oid}\t{folder}/{name}\0".encode("utf-8", "surrogateescape"))
+            listing.seek(0)
+            self.git.text("update-index", "-z", "--index-info", stdin=listing)
 
     def store_files(self, files: Mapping[str, Path]) -> dict[str, str]:
         """Write files into the object database exactly as they are (no autocrlf, no filters); return their oids."""
@@ -124,7 +148,8 @@ class Clone:
                 )
             )
             listing.seek(0)
-            return self.git.text("mktree", "-z", stdin=listing)
+            # What a partial clone left out is no mistake: names and oids come from its own trees.
+            return self.git.text("mktree", "-z", "--missing", stdin=listing)
 
     def replace(self, path: str, kind: str, oid: str) -> str:
         """Return the last commit's root tree with ``path`` replaced; only the trees along the path are rewritten."""
