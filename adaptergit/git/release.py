@@ -1,12 +1,13 @@
 """Writing a release: files on the branch under ``adapters/<name>/``, and an immutable tag whose tree *is* the package.
 
 Everything is written as loose objects first; then branch and tag are pushed in one atomic push; only when the server
-has both do the local branch, tag, index and work tree follow. A failed push therefore leaves the repository as it was
+has both do the local index, branch, tag and work tree follow. A failed push therefore leaves the repository as it was
 (but for unreachable objects, which git's own housekeeping removes).
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -98,13 +99,33 @@ def check_place(clone: Clone, name: str, package: Path, source: Path | None) -> 
         what = f"{path} holds files that no release lists: {', '.join(others[:5])}"
         raise ReleaseError(what, hint="a release is the whole folder: move them elsewhere, then publish again")
     inside = list(folder.iterdir()) if in_place else []
-    if changes := clone.local_changes(path, ignore=inside):
-        raise ReleaseError(f"uncommitted changes below {path}: {', '.join(changes[:5])}", hint="commit or remove them")
+    changes = clone.local_changes(path, ignore=inside)
+    if changes and not _is_unfinished(clone, path, changes):
+        raise ReleaseError(
+            f"uncommitted changes below {path}: {', '.join(changes[:5])}",
+            hint=f"commit or remove them; if a publish was interrupted: git pull, then git restore {path}",
+        )
     for entry in inside:
         # Published from its own place: only what the release holds unchanged, or renders anew from the card, may go.
         kept = entry.name in names and entry.read_bytes() == (package / entry.name).read_bytes()
         if not kept and not is_generated(entry):
             raise ReleaseError("publishing would replace this file", where=str(entry), hint="move it away first")
+
+
+def _is_unfinished(clone: Clone, path: str, changes: Sequence[str]) -> bool:
+    """Tell whether all that differs from the last release is that its files were not, or not all, written."""
+    before = clone.tree_before(path)
+    ours = {f"{path}/{_unfinished(name)}" for name in clone.names_in(path)}
+    for change in changes:
+        kind, file = change[:2], change[3:]
+        if kind in ("??", "!!") and file in ours:
+            continue
+        name = file.removeprefix(f"{path}/")
+        if kind == " D" and name not in before:
+            continue
+        if kind != " M" or before.get(name) != clone.git.text("hash-object", "--no-filters", "--", file):
+            return False
+    return True
 
 
 def _listed(clone: Clone, path: str) -> set[str]:
@@ -133,7 +154,7 @@ def publish_releases(plans: Sequence[Plan], remote: str | None, *, branch: str |
     """
     clone, last = plans[0].clone, plans[-1]
     if remote is None:
-        _follow_or_warn(plans, branch)
+        _follow_or_warn(plans, branch, pushed=False)
         return None
     # Tags first: where a server takes no push as a whole, a release without its branch is whole, and nothing else is.
     refspecs = [*(f"{plan.tag_commit}:{plan.tag}" for plan in plans), f"{last.branch_commit}:{branch or clone.branch}"]
@@ -249,15 +270,34 @@ def _has(plan: Plan, remote: str) -> bool:
     return listing.split("\t")[0] == plan.tag_commit
 
 
-def _follow_or_warn(plans: Sequence[Plan], branch: str | None) -> None:
+def _follow_or_warn(plans: Sequence[Plan], branch: str | None, *, pushed: bool = True) -> None:
+    """Let the clone follow: index, refs, files.
+
+    In this order, an interruption leaves nothing staged that would take the release back, and what is there is brought
+    up to date by ``git pull``, ``git restore`` or the next release.
+    """
+    clone = plans[0].clone
+    staged = plans if branch is None and clone.checked_out else ()
+    folders = [f"{FOLDER}/{plan.name}" for plan in staged]
+    released = f"{', '.join(f'{plan.name} {plan.version}' for plan in plans)}: released, but the clone could not follow"
     try:
+        for plan, folder in zip(staged, folders, strict=True):
+            clone.stage(folder, plan.tree)
         _follow_refs(plans, branch)
-        for plan in plans if branch is None else ():
-            _follow(plan)
     except (TransportError, OSError) as error:
-        released = ", ".join(f"{plan.name} {plan.version}" for plan in plans)
-        message = f"{released}: released, but the clone could not follow ({error}): git pull brings it up to date"
-        warnings.warn(message, AdaptergitWarning, stacklevel=2)
+        for folder in folders:
+            with contextlib.suppress(TransportError, OSError):
+                clone.stage(folder, clone.tree_of(folder))
+        if not pushed:
+            raise
+        warnings.warn(f"{released} ({error}): git pull brings it up to date", AdaptergitWarning, stacklevel=2)
+        return
+    try:
+        for plan in staged:
+            _write(plan)
+    except (TransportError, OSError) as error:
+        advice = f"git restore {' '.join(folders)} brings its files up to date"
+        warnings.warn(f"{released} ({error}): {advice}", AdaptergitWarning, stacklevel=2)
 
 
 def _follow_refs(plans: Sequence[Plan], branch: str | None) -> None:
@@ -271,23 +311,29 @@ def _follow_refs(plans: Sequence[Plan], branch: str | None) -> None:
         clone.git.text("update-ref", "--stdin", stdin=script)
 
 
-def _follow(plan: Plan) -> None:
+def _write(plan: Plan) -> None:
+    """Bring the files of an adapter's folder up to the release."""
     clone = plan.clone
-    if not clone.checked_out:
-        return
-    # The branch is checked out: bring index and work tree of this one folder up to the new commit.
-    clone.stage(f"{FOLDER}/{plan.name}", plan.tree)
     target = clone.root / FOLDER / plan.name
     target.mkdir(parents=True, exist_ok=True)
-    kept = set()
+    before = clone.names_in(f"{FOLDER}/{plan.name}")
+    kept = {entry.name for entry in plan.package.iterdir()}
     for entry in plan.package.iterdir():
-        kept.add(entry.name)
-        temporary = target / f".{entry.name}.new"
-        temporary.write_bytes(entry.read_bytes())
-        temporary.replace(target / entry.name)
+        temporary = target / _unfinished(entry.name)
+        try:
+            temporary.write_bytes(entry.read_bytes())
+            temporary.replace(target / entry.name)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
     # Only what the last release tracked is removed: anything else in the folder is the person's own.
-    for name in clone.names_in(f"{FOLDER}/{plan.name}") - kept:
+    for name in (before - kept) | {_unfinished(name) for name in before}:
         (target / name).unlink(missing_ok=True)
+
+
+def _unfinished(name: str) -> str:
+    return f".{name}.new"
 
 
 def _unpushed(clone: Clone) -> int:

@@ -106,6 +106,24 @@ class Clone:
             return set()
         return set(self._entries(f"{self.head}:{path}"))
 
+    def tree_of(self, path: str) -> str | None:
+        """Return the oid of a folder of the last commit, or None."""
+        listing = "" if self.head is None else self.git.text("ls-tree", "--full-tree", self.head, "--", path)
+        return listing.split()[2] if listing else None
+
+    def tree_before(self, path: str) -> dict[str, str]:
+        """Return what a folder held before the last commit that changed it: oids by name; nothing if it is new."""
+        if self.head is None:
+            return {}
+        changed = self.git.text("rev-list", "-1", self.head, "--", path)
+        try:
+            entries = self._entries(f"{changed}^:{path}")
+        except StorageError:
+            raise
+        except TransportError:
+            return {}
+        return {name: oid for name, (_, _, oid, _) in entries.items()}
+
     def local_changes(self, path: str, *, ignore: Iterable[Path] = ()) -> list[str]:
         """Return what ``git status`` says about files below ``path``, but for the files in ``ignore``."""
         ignored = {p.resolve() for p in ignore}
