@@ -157,6 +157,23 @@ def test_a_repository_without_tags_at_a_server_of_protocol_v0(hub: Hub, source: 
     assert fetch(f"http://127.0.0.1:{nginx.old_port}/acme/adapters.git@sst2").version == "1.0.0"
 
 
+def test_a_sha256_repository_at_a_server_of_protocol_v0_is_asked_once_in_each_format(
+    hub: Hub, source: Source, nginx: Nginx, tmp_path: Path
+) -> None:
+    """That the formats differ is no stumbling, although the server hangs up on it."""
+    bare, clone = hub.bare.with_name("wide.git"), tmp_path / "wide"
+    git(tmp_path, "init", "-q", "--bare", "--object-format=sha256", str(bare))
+    git(bare, "config", "safe.directory", "*")
+    git(tmp_path, "init", "-q", "--object-format=sha256", str(clone))
+    git(clone, "remote", "add", "origin", str(bare))
+    published = publish(source(), clone=clone, key=hub.key.path, repository="127.0.0.1/acme/wide")
+    pin_key("127.0.0.1/acme/wide", hub.key.public.line)
+    url = f"http://127.0.0.1:{nginx.old_port}/acme/wide.git"
+    assert fetch(f"{url}@sst2==1.0.0").digest == published.digest
+    asked = (nginx.folder / "access.log").read_text().count("GET /acme/wide.git/info/refs")
+    assert asked == 2
+
+
 def test_basic_authentication_through_gits_credential_helper_only(
     hub: Hub, source: Source, nginx: Nginx, home: Path, tmp_path: Path
 ) -> None:

@@ -33,6 +33,8 @@ _TRANSIENT = re.compile(
     r"|returned error: (429|50[0234])|Empty reply|Couldn't connect|Could not connect|Connection closed",
     re.IGNORECASE,
 )
+_OTHER_FORMAT = re.compile(r"mismatched algorithms|object format")
+"""The server has a repository of the other object format: it says the same however often it is asked."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def patiently(remote: Remote, limits: Limits, action: Callable[[float], T]) -> T
                     where=remote.url,
                     hint="check the network, or try again later",
                 ) from error
-            if attempt == _ATTEMPTS or not _TRANSIENT.search(error.what) or pause > limits.seconds_left:
+            lasting = not _TRANSIENT.search(error.what) or _OTHER_FORMAT.search(error.what)
+            if attempt == _ATTEMPTS or lasting or pause > limits.seconds_left:
                 raise TransportError(error.what, where=remote.url, hint=error.hint) from error
         time.sleep(pause)
     raise AssertionError("unreachable")
@@ -139,7 +142,7 @@ def fetch_objects(
         except StorageError:
             raise
         except TransportError as error:
-            if not wide and ("mismatched algorithms" in error.what or "object format" in error.what):
+            if not wide and _OTHER_FORMAT.search(error.what):
                 directory, wide = directory.with_name(f"{directory.name}-sha256"), True
             elif "couldn't find remote ref" in error.what:
                 raise NotFoundError(f"there is no {wants[0]} in {remote.url}") from error
