@@ -70,12 +70,14 @@ class Source:
         >>> Source.parse("git@Codeberg.org:acme/adapters.git").principal
         'codeberg.org/acme/adapters'
         """
-        odd = any(ord(c) < 0x21 or ord(c) == 0x7F or 0xD800 <= ord(c) < 0xE000 or not c.isprintable() for c in text)
+        local = text.startswith(_PATHS)
+        first = 0x20 if local else 0x21  # folders have blanks in their names
+        odd = any(ord(c) < first or ord(c) == 0x7F or 0xD800 <= ord(c) < 0xE000 or not c.isprintable() for c in text)
         if not text or text.startswith("-") or odd or "::" in text:
             raise UsageError(f"{text!r} is not a repository", hint=_EXAMPLE)
         if "://" in text:
             return _parse_url(text)
-        if text.startswith(_PATHS) or text in (".", ".."):
+        if local or text in (".", ".."):
             path = expand(text).resolve()
             return cls(text, "path", path.as_uri(), None)
         if match := _SCP.fullmatch(text):

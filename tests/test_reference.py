@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -102,6 +103,16 @@ def test_however_it_is_reached_a_repository_has_one_principal(text: str) -> None
 def test_a_local_path_names_nobody() -> None:
     assert Source.parse("./repo").principal is None
     assert Source.parse("file:///srv/repo").principal is None
+
+
+def test_a_local_path_may_have_blanks(tmp_path: Path) -> None:
+    for text in (f"{tmp_path}/sp ace/repo.git", "./sp ace/repo.git", "~/sp ace/repo.git"):
+        source = Reference.parse(f"{text}@sst2").source
+        assert (source.kind, source.text) == ("path", text)
+        assert source.url.endswith("/sp%20ace/repo.git")
+    for text in ("acme/sp ace", "https://example.org/a/sp ace", "git@example.org:a/sp ace", "./sp\tace", "./sp\nace"):
+        with pytest.raises(UsageError):
+            Reference.parse(f"{text}@sst2")
 
 
 def test_the_default_host_is_a_setting() -> None:
