@@ -56,6 +56,8 @@ class Release:
     """Fingerprint of the key; empty in a dry run without one."""
     previous: str | None
     dry_run: bool
+    pull_request: str | None = None
+    """Where it is opened, or, without a forge, how the branch is merged by hand; None where none was asked for."""
 
 
 def publish(
@@ -85,8 +87,8 @@ def publish(
         cosigners: More keys that sign, for users who ask for more than one.
         remote: Git remote to push to; None releases locally only.
         repository: The principal, where the remote's URL does not tell it (a bare repository on a local path).
-        pull_request: Push the files to a new branch, where the branch itself is protected, and say how to propose it.
-            The tag is pushed all the same: it alone is the release.
+        pull_request: Push the files to a new branch, where the branch itself is protected; the release then says
+            where it is proposed. The tag is pushed all the same: it alone is the release.
         model_signing_key: PEM file of an elliptic-curve key, to sign an OpenSSF model-signing bundle too.
         to: ``hf:org/repo[/folder]``, to publish to the Hugging Face Hub instead; there is no clone then.
         dry_run: Do everything but sign, write objects and push.
@@ -185,6 +187,7 @@ def publish_all(
     for source, card in zip(sources, cards, strict=True):
         check_weights(source, card, report)
     last = last_releases(here, names, asked, Limits())
+    page: str | None = None
     with contextlib.ExitStack() as stack:
         drafts: list[_Draft] = []
         for source, card in zip(sources, cards, strict=True):
@@ -215,10 +218,9 @@ def publish_all(
             report(
                 "the server has them" if remote else f"tagged {', '.join(plan.tag for plan in plans)}, nothing pushed"
             )
-            if proposal is not None:
-                page = _proposal_page(where, here.branch, proposal, pushed)
-                report(f"propose {proposal.removeprefix('refs/heads/')}: {page}")
-    return [draft.release for draft in drafts]
+            if proposal is not None and remote is not None:
+                page = _proposal_page(where, remote, here.branch, proposal, pushed)
+    return [replace(draft.release, pull_request=page) for draft in drafts]
 
 
 def yank(
@@ -385,7 +387,7 @@ def _announced(clone: Clone) -> str | None:
     return None if committed is None else committed.decode("utf-8", "replace")
 
 
-def _proposal_page(where: Source | None, into: str, branch: str, pushed: Pushed | None) -> str:
+def _proposal_page(where: Source | None, remote: str, into: str, branch: str, pushed: Pushed | None) -> str:
     """Where the pull request is opened: forges answer a push with it. Without a forge, the branch is merged by hand."""
     from adaptergit.web.forges import PullRequest, kind_of, page_for
 
@@ -396,14 +398,14 @@ def _proposal_page(where: Source | None, into: str, branch: str, pushed: Pushed 
             return told
         if (kind := kind_of(where.url)) is not None:
             return page_for(PullRequest(where.url, head, base, "", ""), kind)
-    return f"git fetch and git merge origin/{head}, in a clone that may push to {base}"
+    return f"git fetch {remote} and git merge {remote}/{head}, in a clone that may push to {base}"
 
 
 def _destination(clone: Clone, remote: str) -> Source:
     """Return where pushes to a remote go, if they may go there."""
     where = push_source(clone.remote_url(remote), clone.root)
-    if urlsplit(where.url).scheme != "file":
-        check_online(clone.remote_url(remote))
+    if clone.reached(where).protocols != ("file",):
+        check_online(where.url)
     return where
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from conftest import Hub, git, snapshot
 from test_hub import state
 
+from adaptergit.cli import main
 from adaptergit.errors import AdaptergitWarning, NotFoundError, ReleaseError, UsageError
 from adaptergit.lock import lock, sync
 from adaptergit.mirror import mirror
@@ -312,13 +315,23 @@ def test_a_forge_says_where_the_pull_request_is_opened(hub: Hub, source: Source)
         "post-receive",
         f"echo; echo 'To create a merge request, visit:'; echo '  {page}' ; echo https://evil.example/x",
     )
-    said: list[str] = []
-    publish(source(), clone=hub.clone, key=hub.key.path, pull_request=True, report=said.append)
-    assert said[-1] == f"propose publish/sst2-1.0.0: {page}"
+    assert publish(source(), clone=hub.clone, key=hub.key.path, pull_request=True).pull_request == page
+
+
+def test_how_a_pull_request_is_opened_is_a_result(hub: Hub, source: Source) -> None:
+    """On stdout, also with ``--quiet``, and in the JSON; by the remote's own name."""
+    hub.git("remote", "rename", "origin", "up")
+    options = ["--repo", str(hub.clone), "--key", str(hub.key.path), "--remote", "up", "--pull-request"]
+    by_hand = "git fetch up and git merge up/publish/sst2-"
+    told = CliRunner().invoke(main, ["--quiet", "publish", str(source()), *options])
+    assert f"propose publish/sst2-1.0.0: {by_hand}1.0.0" in told.stdout
+    told = CliRunner().invoke(main, ["publish", str(source()), *options, "--version", "1.1.0", "--json"])
+    assert json.loads(told.stdout)["pull_request"].startswith(f"{by_hand}1.1.0")
+    told = CliRunner().invoke(main, ["publish", str(source()), *options, "--version", "1.2.0", "--json", "--dry-run"])
+    assert json.loads(told.stdout)["pull_request"] is None
 
 
 def test_a_server_that_is_no_forge_gets_no_link(hub: Hub, source: Source) -> None:
     hook(hub, "post-receive", "echo see https://evil.example/x")
-    said: list[str] = []
-    publish(source(), clone=hub.clone, key=hub.key.path, pull_request=True, report=said.append)
-    assert said[-1].startswith("propose publish/sst2-1.0.0: git fetch and git merge origin/publish/sst2-1.0.0")
+    made = publish(source(), clone=hub.clone, key=hub.key.path, pull_request=True)
+    assert str(made.pull_request).startswith("git fetch origin and git merge origin/publish/sst2-1.0.0")

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 from conftest import Hub, git
 
-from adaptergit.errors import TransportError, TrustError
+from adaptergit.errors import ReleaseError, TransportError, TrustError
 from adaptergit.housekeeping import stored, verify_store
 from adaptergit.pins import pin_key
 from adaptergit.progress import watching
-from adaptergit.publish import publish
+from adaptergit.publish import publish, yank
 from adaptergit.resolve import fetch
 from adaptergit.settings import cache_dir
 
@@ -222,6 +222,38 @@ def test_a_publisher_is_let_in_by_the_settings_of_the_clone(
     assert second.previous == first.digest
 
 
+@pytest.mark.parametrize("configured", ["http", "short"])
+def test_a_publisher_is_let_in_by_a_rewritten_address_that_changes_no_name(
+    hub: Hub, source: Source, nginx: Nginx, tmp_path: Path, configured: str
+) -> None:
+    """As continuous integration does it: ``url.….insteadOf`` puts a token into a clean address, or moves it."""
+    private = tmp_path / "server" / "private"
+    private.mkdir()
+    shutil.copytree(hub.bare, private / "adapters.git")
+    git(private / "adapters.git", "config", "http.receivepack", "true")
+    rewrite = (f"url.http://me:secret@127.0.0.1:{nginx.port}/.insteadOf", f"http://localhost:{nginx.port}/")
+    url = f"http://localhost:{nginx.port}/private/adapters.git"
+    clones = [tmp_path / "first", tmp_path / "behind"]
+    for clone in clones:
+        git(tmp_path, "-c", "=".join(rewrite), "clone", "-q", url, str(clone))
+        git(clone, "config", *rewrite)
+        if configured == "short":
+            git(clone, "config", "--unset", rewrite[0])
+            git(clone, "config", "http.extraHeader", f"Authorization: Basic {base64.b64encode(b'me:secret').decode()}")
+            git(clone, "config", f"url.{url.removesuffix('private/adapters.git')}.insteadOf", "lab:")
+            git(clone, "remote", "set-url", "origin", "lab:private/adapters.git")
+    said: list[str] = []
+    first = publish(source(), clone=clones[0], key=hub.key.path, pull_request=True, report=said.append)
+    assert first.repository == "localhost/private/adapters"
+    second = publish(source(), clone=clones[1], key=hub.key.path, version="1.1.0", pull_request=True)
+    assert second.previous == first.digest
+    yank("sst2", "1.1.0", reason="no good", clone=clones[1])
+    git(private / "adapters.git", "update-ref", "-d", "refs/heads/publish/sst2-1.0.0")
+    with pytest.raises(ReleaseError) as caught:
+        publish(source(), clone=clones[0], key=hub.key.path, version="1.1.0", pull_request=True)
+    assert "secret" not in f"{caught.value} {said} {first} {second}"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no list of processes to look at")
 def test_no_secret_of_the_users_configuration_is_seen_in_the_list_of_processes(home: Path) -> None:
@@ -344,7 +376,7 @@ def test_64_processes_and_8_adapters_are_8_downloads(hub: Hub, source: Source) -
 KILLED = """
 import os, sys
 from adaptergit.progress import watching
-from adaptergit.publish import publish
+from adaptergit.publish import publish, yank
 from adaptergit.resolve import fetch
 if sys.argv[1] == "fetch":
     fetch(sys.argv[2])

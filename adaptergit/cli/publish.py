@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adaptergit.cli.output import json_option, print_json, step
+from adaptergit.cli.output import clean, json_option, print_json, step
 
 
 @click.command()
@@ -121,6 +121,8 @@ def publish(
         for file in release.files:
             click.echo(f"  {file.sha256[:12]}  {file.size:>12,}  {file.path}")
         click.echo(f"{'would publish' if dry_run else 'published'} {release.reference}")
+    if (page := releases[0].pull_request) is not None:
+        click.echo(f"propose {releases[0].branch.removeprefix('refs/heads/')}: {clean(page)}")
     if remote and not no_push and not dry_run:
         for release in releases:
             click.echo(f'load it: adaptergit.load("{release.reference.partition("#")[0]}")')

@@ -54,7 +54,7 @@ class Remote:
             return False
         if scheme == "https" and {"GIT_SSL_CAINFO", "GIT_SSL_CAPATH"} & os.environ.keys():
             return False
-        return not any(one.startswith("http.") for one in (*transport_settings(), *self.settings))
+        return not any(one.startswith(("http.", "url.")) for one in (*transport_settings(), *self.settings))
 
     @classmethod
     def of(cls, source: Source, *, allow_http: Sequence[str] = ()) -> Remote:

@@ -61,7 +61,7 @@ _THROWN_AWAY = (
 _PASSED_THROUGH = (
     r"^(http\.(.*\.)?(proxy|sslcainfo|sslcapath)|credential\.(.*\.)?(helper|username|usehttppath)|core\.sshcommand)$"
 )
-_FROM_CLONES = r"^(http\.(.*\.)?(extraheader|sslcert|sslkey))$"
+_FROM_CLONES = r"^(http\.(.*\.)?(extraheader|sslcert|sslkey)|url\..*\.insteadof)$"
 MINIMUM = (2, 32)
 """The oldest git that is supported: an older one does not hear of the settings that harden it."""
 _TIMEOUT = 120.0
@@ -261,7 +261,8 @@ def transport_settings(clone: Path | None = None) -> tuple[str, ...]:
     """Return the few of the machine's and the user's settings that reaching a server may need.
 
     Args:
-        clone: A clone of the user's own, whose settings count too: also headers and certificates of its remote.
+        clone: A clone of the user's own, whose settings count too: also headers and certificates of its remote,
+            and ``url.*.insteadOf``.
     """
     # Outside of clones no folder may be looked at: the home folder can be one.
     outside = {} if clone is not None else {"GIT_DIR": os.devnull}
@@ -276,7 +277,7 @@ def transport_settings(clone: Path | None = None) -> tuple[str, ...]:
         )
         if status == 0:
             pairs = (entry.partition("\n") for entry in output.split("\0") if entry)
-            found += [f"{name}={value}" for name, _, value in pairs]
+            found += [f"{name}={value}" for name, _, value in pairs if "=" not in name]
     return tuple(found)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +19,8 @@ from adaptergit.reference import Source
 FOLDER = "adapters"
 """Where adapters lie on the branch."""
 _EMPTY = ""
+_ADDRESS = re.compile(r"[a-z]+://|/|\.\.?/|~/|[\w.-]+@[\w.-]+:")
+"""What is an address without being rewritten."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +62,24 @@ class Clone:
         return cls(root, git, branch, head)
 
     def remote_url(self, remote: str) -> str:
-        """Return the URL that pushes to ``remote`` go to.
+        """Return the URL that pushes to ``remote`` go to, as it is configured: it says whose repository that is.
+
+        Where that is a short form, which only ``url.*.insteadOf`` makes an address of, it is the address.
 
         Raises:
             UsageError: There is no such remote.
         """
         try:
-            return self.git.text("remote", "get-url", "--push", "--", remote)
+            rewritten = self.git.text("remote", "get-url", "--push", "--", remote)
         except TransportError as error:
             raise UsageError(
                 f"the clone has no remote {remote!r}", where=str(self.root), hint="git remote add origin URL"
             ) from error
+        for name in (f"remote.{remote}.pushurl", f"remote.{remote}.url"):
+            with contextlib.suppress(TransportError):
+                configured = self.git.text("config", "--get-all", name).splitlines()[0]
+                return configured if _ADDRESS.match(configured) else rewritten
+        return rewritten
 
     def add_remote(self, remote: str, url: str) -> None:
         """Name a URL that this clone pushes to."""
@@ -81,7 +92,10 @@ class Clone:
     def reached(self, source: Source) -> Remote:
         """Return how to reach what a remote's URL leads to: with this clone's settings, and as it does already."""
         remote = Remote.of(source, allow_http=(urlsplit(source.url).hostname or "",))
-        return replace(remote, settings=transport_settings(self.root))
+        # Rewritten, it is reached in another way: with a token, by ssh. Whose repository it is does not change.
+        address = self.git.text("ls-remote", "--get-url", "--", source.url)
+        protocols = remote.protocols if address == source.url else (_scheme(address),)
+        return replace(remote, protocols=protocols, settings=transport_settings(self.root))
 
     @property
     def checked_out(self) -> bool:
@@ -213,6 +227,13 @@ class Clone:
                     hint='git config user.name "Your Name" && git config user.email you@example.org',
                 ) from error
             raise
+
+
+def _scheme(url: str) -> str:
+    if "://" in url:
+        return urlsplit(url).scheme
+    before, colon, _ = url.partition(":")
+    return "ssh" if colon and "/" not in before else "file"
 
 
 def commit_time(folder: Path) -> datetime:
