@@ -28,6 +28,7 @@ from adaptergit.hf import Checkpoint, fetch_hub
 from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.load import load
 from adaptergit.package import CARD, WEIGHTS, Card, is_generated
+from adaptergit.package.foreign import check_header_of
 from adaptergit.package.local import local_card
 from adaptergit.package.modelcard import card_fields, told_front_matter
 from adaptergit.reference import expand, is_hub, is_path
@@ -328,6 +329,7 @@ def _dtype(folder: Path) -> torch.dtype | None:
     kinds: set[torch.dtype] = set()
     for path in (folder / WEIGHTS, *folder.rglob("*.safetensors")):
         if path.is_file():
+            check_header_of(path)
             try:
                 with safe_open(str(path), framework="pt") as file:
                     kinds |= {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118 - not a mapping

@@ -24,6 +24,7 @@ from adaptergit.formats.unpack import unpacked
 from adaptergit.hf import Checkpoint, fetch_hub
 from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
+from adaptergit.package.foreign import check_header_of
 from adaptergit.package.local import local_card
 from adaptergit.reference import expand, is_folder, is_hub
 from adaptergit.resolve import Fetched, fetch, verify
@@ -377,6 +378,7 @@ def _splice(panel: Panel, whole: Setup, wanted: _Wanted, about: About) -> Setup:
         raise PackageError(f"adapter.config or head: {error}", where=str(about.path / CARD)) from error
     holder = {prefix: modules[kind, member] for kind, member, prefix in setup.prefixes()}
     digest = None if about.digests is None else about.digests.get(WEIGHTS, "")
+    check_header_of(about.path / WEIGHTS)
     read_into(about.path / WEIGHTS, holder, digest=digest, ignore=skipped)
     tokenizer = read_tokenizer(about.path) if setup.embeddings else None
     inserted(panel, setup, modules, tokenizer=tokenizer, dtype=wanted.dtype, device=wanted.device, about=about)

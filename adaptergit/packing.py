@@ -23,6 +23,7 @@ from adaptergit.package import (
 )
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.folder import MODEL_SIGNATURE, read_bounded
+from adaptergit.package.foreign import check_header_of
 from adaptergit.package.version import check_version
 from adaptergit.reference import check_adapter_name, expand
 from adaptergit.trust import SigningKey, sign
@@ -77,6 +78,7 @@ def _count(source: Path, card: Card) -> None:
     path = source / WEIGHTS
     if not path.is_file():
         raise NotFoundError(f"there is no {WEIGHTS}", where=str(source))
+    check_header_of(path)
     try:
         with safe_open(str(path), framework="np") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - not a mapping

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import git
 from golden import GOLDEN, base_model, inputs_of, read
 from safetensors.torch import load_file
 
 import adaptergit
 from adaptergit.errors import AdaptergitError, ModelError, PackageError
+from adaptergit.package.foreign import MAX_HEADER_BYTES
+from adaptergit.package.weights import tensors_in
+from adaptergit.publish import publish
 from adaptergit.splice import adapters, parse_composition
 
+BASE = "bert__double_seq_bn"
 FUSION = "bert__fuse_named"
 
 
@@ -42,6 +48,86 @@ def test_a_peft_folder_loads_in_one_line() -> None:
     adaptergit.load(folder / "checkpoint", model, name="p")
     assert adapters(model).config("p").method == "lora"
     assert torch.allclose(run(model, folder.name), expected(folder.name), atol=2e-5)
+
+
+FOREIGN = pytest.mark.parametrize("to", ["peft", "adapterhub"])
+
+
+def foreign(tmp_path: Path, to: str) -> tuple[Path, Path]:
+    """A checkpoint as others write it: its folder, and its weights."""
+    folder, model = tmp_path / "checkpoint", base_model(read(BASE))
+    adapters(model).add("mine", "lora")
+    adaptergit.export(model, "mine", folder, to=to)
+    return folder, next(path for path in folder.glob("*.safetensors") if "head" not in path.name)
+
+
+def refused(folder: Path, match: str) -> None:
+    model = base_model(read(BASE))
+    with pytest.raises(PackageError, match=match):
+        adaptergit.load(folder, model)
+    assert not hasattr(model, "adaptergit")
+
+
+@FOREIGN
+def test_a_tensor_that_is_named_twice_is_refused(tmp_path: Path, to: str) -> None:
+    folder, weights = foreign(tmp_path, to)
+    data = weights.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    name, value = next(pair for pair in json.loads(data[8 : 8 + size]).items() if pair[0] != "__metadata__")
+    header = data[8 : 8 + size].rstrip()[:-1] + f", {json.dumps(name)}: {json.dumps(value)}}}".encode()
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
+    assert name in load_file(weights)  # others take one of the two
+    refused(folder, re.escape(f"the key '{name}' appears twice"))
+
+
+@FOREIGN
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ('"{key}": 1', "the key '{key}' appears twice"),
+        ('"x": {{"y": 1, "y": 2}}', "the key 'y' appears twice"),
+        ('"x": NaN', "NaN is not a finite number"),
+        ('"x": -Infinity', "-Infinity is not a finite number"),
+        ('"x": [1e999]', "1e999 is not a finite number"),
+    ],
+)
+def test_a_configuration_that_two_readers_read_differently_is_refused(
+    tmp_path: Path, to: str, more: str, match: str
+) -> None:
+    folder, _ = foreign(tmp_path, to)
+    path = folder / "adapter_config.json"
+    text = path.read_text().rstrip()
+    key = next(iter(json.loads(text)))
+    path.write_text(f"{text[:-1]}, {more.format(key=key)}}}")
+    refused(folder, match.format(key=key))
+
+
+@FOREIGN
+def test_a_header_that_is_far_too_large_is_refused_before_it_is_read(tmp_path: Path, to: str) -> None:
+    folder, weights = foreign(tmp_path, to)
+    data = weights.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    padded = size + MAX_HEADER_BYTES
+    weights.write_bytes(padded.to_bytes(8, "little") + data[8 : 8 + size].ljust(padded) + data[8 + size :])
+    assert load_file(weights)
+    refused(folder, f"a header of {padded} bytes, the limit is {MAX_HEADER_BYTES}")
+    with pytest.raises(PackageError, match="the limit is"):
+        tensors_in(folder)
+
+
+def test_a_header_that_is_far_too_large_is_refused_in_our_own_layout(tmp_path: Path) -> None:
+    model = base_model(read(BASE))
+    panel = adapters(model)
+    panel.add("mine")
+    panel.save("mine", tmp_path / "mine")
+    panel.remove("mine")
+    weights = tmp_path / "mine" / "adapter.safetensors"
+    weights.write_bytes((MAX_HEADER_BYTES + 1).to_bytes(8, "little") + b"{}")
+    with pytest.raises(PackageError, match=f"a header of {MAX_HEADER_BYTES + 1} bytes"):
+        adaptergit.load(tmp_path / "mine", model)
+    git(tmp_path, "init", "-q")
+    with pytest.raises(PackageError, match=f"a header of {MAX_HEADER_BYTES + 1} bytes"):
+        publish(tmp_path / "mine", remote=None, repository="a/b", clone=tmp_path, dry_run=True)
 
 
 def test_a_head_alone() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from adaptergit.errors import NotFoundError, PackageError
+from adaptergit.package.foreign import check_header, check_header_of, config
 
 _MAX_CONFIG = 1 << 20
 
@@ -37,20 +37,12 @@ class Folder:
         return [Folder(path) for path in sorted(self.path.iterdir()) if path.is_dir()] if self.digests is None else []
 
     def json(self, name: str) -> dict[str, Any]:
-        """Read a small JSON object.
+        """Read a small JSON object, strictly.
 
         Raises:
             NotFoundError, PackageError: It is not there, or not one.
         """
-        where = str(self.path / name)
-        data = self._read(name, _MAX_CONFIG)
-        try:
-            raw = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise PackageError(f"not JSON: {error}", where=where) from error
-        if not isinstance(raw, dict):
-            raise PackageError("expected a JSON object", where=where)
-        return raw
+        return config(self._read(name, _MAX_CONFIG), where=str(self.path / name))
 
     def tensors(self, name: str, pickled: str) -> dict[str, torch.Tensor]:
         """Read a safetensors file; explain a pickle.
@@ -68,7 +60,10 @@ class Folder:
                 where=str(self.path / pickled),
                 hint="adaptergit convert --allow-pickle makes safetensors of it, in a process of its own",
             )
+        if name in self:
+            check_header_of(self.path / name)
         data = self._read(name, None)
+        check_header(data, where=str(self.path / name))
         try:
             return load(data)
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -14,10 +14,9 @@ from adaptergit.errors import AdaptergitError, TrustError
 from adaptergit.index.entry import Entry
 from adaptergit.index.repository import IndexPolicy
 from adaptergit.index.rule import Rule
+from adaptergit.package.foreign import MAX_HEADER_BYTES
 from adaptergit.package.names import is_reserved
 from adaptergit.reference import check_adapter_name
-
-_MAX_HEADER_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _weights(one: Release) -> str | None:
             head = stream.read(8)
             size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
             total = path.stat().st_size
-            if not 2 <= size <= min(_MAX_HEADER_BYTES, total - 8):
+            if not 2 <= size <= min(MAX_HEADER_BYTES, total - 8):
                 return f"{path.name}: the header is not one of a safetensors file"
             try:
                 header = json.loads(stream.read(size))

@@ -77,8 +77,8 @@ def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     result = dict(items)
     if len(result) != len(items):
-        keys = [key for key, _ in items]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise TwiceError(f"the key {twice!r} appears twice")
     return result
 

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from adaptergit.errors import PackageError, TransportError
+from adaptergit.package.foreign import check_header_of
 
 SETUP = "adapter_setup.json"
 """Marks a set-up of AdapterHub's: its members are in folders."""
@@ -113,6 +114,7 @@ def opened(path: Path, framework: str = "np") -> Iterator[Any]:
         PackageError: It is none.
         TransportError: It cannot be read.
     """
+    check_header_of(path)
     try:
         with safe_open(str(path), framework=framework) as file:
             yield file
