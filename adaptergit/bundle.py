@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 
 from packaging.specifiers import SpecifierSet
 
-from adaptergit.durable import replace_file
-from adaptergit.errors import AdaptergitError, AdaptergitWarning, NotFoundError, PackageError, TrustError
+from adaptergit.durable import disk_errors, replace_file
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, NotFoundError, PackageError, TrustError, UsageError
 from adaptergit.index.carry import add_carried, copy_index, take_news
 from adaptergit.indexes import client, word_on
 from adaptergit.judge import Asked, take_over, verified
@@ -61,11 +61,20 @@ def export_bundle(
 
     Raises:
         See :func:`mirror`.
+        UsageError: There is no such folder to write to, or the file is one.
+        StorageError: The file cannot be written; one that was there is as it was.
     """
     settings = settings or load_settings()
-    found, answers = fetched_all(references, lock, policy, settings)
     file = expand(file)
-    with tempfile.TemporaryDirectory(dir=file.resolve().parent, prefix=f".{file.name}.") as folder:
+    if file.is_dir():
+        raise UsageError("this is a folder", where=str(file), hint="name a file: adapters.tar")
+    if not file.resolve().parent.is_dir():
+        raise UsageError("there is no such folder", where=str(file.parent), hint="make it, or name a file elsewhere")
+    found, answers = fetched_all(references, lock, policy, settings)
+    with (
+        disk_errors("the bundle", file, "free some space, or name a file elsewhere"),
+        tempfile.TemporaryDirectory(dir=file.resolve().parent, prefix=f".{file.name}.") as folder,
+    ):
         root = Path(folder) / "bundle"
         copied = copy_to_folder(root, found, settings, answers)
         _add_revocations(root, settings)
@@ -74,7 +83,6 @@ def export_bundle(
         with tarfile.open(packed, "w") as archive:
             for path in sorted(path for path in root.rglob("*") if path.is_file()):
                 archive.add(path, path.relative_to(root).as_posix(), recursive=False, filter=_anonymous)
-        packed.chmod(0o644)
         packed.replace(file)
     return copied
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,17 +46,18 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Put a file in place in one step, so that a reader sees the old one or the new one, also after a power cut."""
+def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Put a file in place in one step, so that a reader sees the old one or the new one, also after a power cut.
+
+    Who may read it is what the umask leaves of ``mode``, as for every other file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
-            os.fsync(handle)
-        temporary.chmod(mode)
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adaptergit.durable import disk_errors
 from adaptergit.errors import UsageError
+from adaptergit.locks import exclusively
 from adaptergit.pins import known_signers
 from adaptergit.reference import Source, expand
 from adaptergit.resolve import Fetched, fetch, parse_reference
-from adaptergit.settings import Settings, load_settings
+from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store.lockfile import read_lock
-from adaptergit.store.mirror import MARK, add_signers, add_to_mirror
+from adaptergit.store.mirror import Added, add_signers, add_to_mirror, begin_mirror
 from adaptergit.trust import format_signer
 from adaptergit.yanks import Answers, ask_for_yanks
 
@@ -27,6 +29,8 @@ class Copied:
     digest: str
     new: bool
     """False: it was there."""
+    mended: bool = False
+    """It was there, but not whole."""
 
 
 def mirror(
@@ -50,11 +54,17 @@ def mirror(
         UsageError: Nothing to copy, or a release of a local path, which names nobody.
         PackageError, ReleaseError: The mirror holds another release of a version.
         NotFoundError, TransportError, TrustError: A release cannot be had or was refused.
+        StorageError: The folder cannot be written to; what is in it already is as good as before.
     """
     settings = settings or load_settings()
     found, answers = fetched_all(references, lock, policy, settings)
     if not (isinstance(to, str) and ("://" in to or ":" in to.partition("/")[0])):
-        return copy_to_folder(expand(to), found, settings, answers)
+        root = expand(to)
+        with (
+            disk_errors("the mirror", root, "free some space, or choose another folder; then do it once more"),
+            exclusively(cache_dir() / "locks", str(root.resolve())),  # two at once would lose what one of them lists
+        ):
+            return copy_to_folder(root, found, settings, answers)
     from adaptergit.git import Remote, push_copies
 
     remote = Remote.of(Source.parse(to), allow_http=settings.allow_http)
@@ -81,20 +91,17 @@ def fetched_all(
 
 
 def copy_to_folder(root: Path, found: Sequence[Fetched], settings: Settings, answers: Answers) -> list[Copied]:
-    """Add releases to a mirror in a folder.
+    """Add releases to a mirror in a folder, and mend those that are there.
 
     Raises:
         UsageError: The folder is something else.
         PackageError: The mirror holds another release of a version.
     """
-    if root.exists() and not root.is_dir():
-        raise UsageError("this is not a folder", where=str(root))
-    if root.is_dir() and any(root.iterdir()) and not (root / MARK).is_file():
-        raise UsageError("the folder holds something else than a mirror", where=str(root), hint="choose an empty one")
+    begin_mirror(root)
     copied, signers, withdrawn = [], known_signers(settings), _withdrawn(found, settings, answers)
     for one in found:
         manifest = one.verdict.manifest
-        fresh = add_to_mirror(
+        added = add_to_mirror(
             root,
             one.path,
             principal=manifest.repository,
@@ -106,7 +113,7 @@ def copy_to_folder(root: Path, found: Sequence[Fetched], settings: Settings, ans
         )
         own = [s for s in signers if s.names(manifest.repository) and s.key.fingerprint in one.verdict.signers]
         add_signers(root, [format_signer(replace(s, principals=(manifest.repository,))) for s in own])
-        copied.append(_copied(one, fresh))
+        copied.append(_copied(one, added is Added.NEW, added is Added.MENDED))
     return copied
 
 
@@ -124,6 +131,6 @@ def _withdrawn(found: Sequence[Fetched], settings: Settings, answers: Answers) -
     return marks
 
 
-def _copied(one: Fetched, new: bool) -> Copied:
+def _copied(one: Fetched, new: bool, mended: bool = False) -> Copied:
     manifest = one.verdict.manifest
-    return Copied(manifest.repository, manifest.name, manifest.version, one.digest, new)
+    return Copied(manifest.repository, manifest.name, manifest.version, one.digest, new, mended)

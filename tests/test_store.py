@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -184,18 +184,6 @@ def test_a_read_only_store_says_so(store: Store, source: Source) -> None:
     store.root.chmod(0o555)
     with pytest.raises(TransportError, match="store"):
         add(store, source())
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 300 kB, where root may make one."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(small)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("cannot mount a small file system here")
-    yield small
-    subprocess.run(["umount", str(small)], check=True)
 
 
 def test_a_full_disk_is_a_clear_error(

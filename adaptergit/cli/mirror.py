@@ -98,4 +98,5 @@ def _show(copied: Sequence[Copied], as_json: bool) -> None:
         print_json({"releases": copied})
         return
     for one in copied:
-        click.echo(f"{one.repository}@{one.name}=={one.version}\t{'new' if one.new else 'was there'}")
+        became = "new" if one.new else "mended" if one.mended else "was there"
+        click.echo(f"{one.repository}@{one.name}=={one.version}\t{became}")

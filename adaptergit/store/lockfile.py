@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptergit.durable import replace_file
+from adaptergit.durable import disk_errors, replace_file
 from adaptergit.errors import NotFoundError, PackageError
 from adaptergit.package import File, canonical, schemas
 from adaptergit.package.version import check_version
@@ -78,11 +78,16 @@ def _entry(raw: Mapping[str, Any], where: str) -> Locked:
 
 
 def write_lock(path: str | Path, entries: Iterable[Locked]) -> bool:
-    """Replace a lock file in one step; return whether its content changed."""
+    """Replace a lock file in one step; return whether its content changed.
+
+    Raises:
+        StorageError: It cannot be written, and is as it was.
+    """
     path = Path(path)
     ordered = [asdict(one) for one in sorted(entries, key=lambda one: one.id)]
     data = (json.dumps({"schema": SCHEMA, "adapters": ordered}, indent=1, sort_keys=True) + "\n").encode()
-    if path.is_file() and path.read_bytes() == data:
-        return False
-    replace_file(path, data)
+    with disk_errors("the lock file", path, "free some space, or name a file elsewhere"):
+        if path.is_file() and path.read_bytes() == data:
+            return False
+        replace_file(path, data)
     return True

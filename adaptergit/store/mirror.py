@@ -13,26 +13,33 @@ Packages never change, so everything but ``releases/`` may be cached for ever.
 
 from __future__ import annotations
 
+import errno
+import filecmp
 import json
 import re
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
 
 from adaptergit.durable import replace_file, sync
-from adaptergit.errors import PackageError
+from adaptergit.errors import PackageError, UsageError
 from adaptergit.package import canonical
 from adaptergit.package.names import is_allowed
 from adaptergit.package.version import is_version
 
 SCHEMA = "adaptergit.mirror/1"
 MARK, SIGNERS = "mirror.json", "allowed_signers"
+_NEW = ".new-"
 MAX_LISTING_BYTES = 16 * 2**20
+_STALE_SECONDS = 86400.0
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _OID = re.compile(r"([0-9a-f]{40}([0-9a-f]{24})?)?")
 
@@ -55,6 +62,15 @@ class Shelf:
     releases: tuple[Mirrored, ...] = ()
     yanked: Mapping[str, str] = field(default_factory=dict)
     """Versions that their publisher withdrew, and why; also such that are not here."""
+
+
+class Added(Enum):
+    """What became of a release in a mirror."""
+
+    NEW = "new"
+    MENDED = "mended"
+    """It was there, but not whole."""
+    THERE = "was there"
 
 
 def listing_path(principal: str, adapter: str) -> str:
@@ -97,6 +113,23 @@ def _release(raw: Any, where: str) -> Mirrored:
     return Mirrored(raw["version"], raw["manifest_sha256"], raw["tree"], tuple(files))
 
 
+def begin_mirror(root: Path) -> None:
+    """Mark a folder as a mirror, before anything else is in it: what is interrupted then goes on another time.
+
+    Raises:
+        UsageError: The folder is something else.
+    """
+    if root.exists() and not root.is_dir():
+        raise UsageError("this is not a folder", where=str(root))
+    mark = root / MARK
+    if mark.is_file():
+        _sweep(root)
+        return
+    if root.is_dir() and any(not path.name.startswith(f".{MARK}.") for path in root.iterdir()):
+        raise UsageError("the folder holds something else than a mirror", where=str(root), hint="choose an empty one")
+    _write(mark, {"schema": SCHEMA})
+
+
 def add_to_mirror(
     root: Path,
     package: Path,
@@ -107,11 +140,11 @@ def add_to_mirror(
     digest: str,
     tree: str,
     yanked: Mapping[str, str] | None = None,
-) -> bool:
-    """Add a verified package to a mirror folder; return whether it was new. Every file is replaced in one step.
+) -> Added:
+    """Add a verified package to a mirror folder, or mend what is there of it. Every file is replaced in one step.
 
     Args:
-        root: The mirror.
+        root: The mirror; see :func:`begin_mirror`.
         package: The package's folder.
         principal: Whose it is.
         adapter: Its name.
@@ -124,35 +157,27 @@ def add_to_mirror(
         PackageError: The mirror holds another release of that version: releases never change.
     """
     listing = root / listing_path(principal, adapter)
-    known = parse_listing(listing.read_bytes(), str(listing)) if listing.is_file() else Shelf()
+    known = _listed(listing)
     for one in known.releases:
         if one.version == version and one.manifest_sha256 != digest:
             raise PackageError(f"the mirror holds another {adapter} {version}: releases never change", where=str(root))
     target = root / package_path(digest)
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
-        try:
-            for path in package.iterdir():
-                shutil.copyfile(path, temporary / path.name)
-                sync(temporary / path.name)
-            temporary.chmod(0o755)
-            sync(temporary)
-            temporary.rename(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    new = all(one.version != version for one in known.releases)
-    releases = list(known.releases)
-    if new:
-        releases.append(Mirrored(version, digest, tree, tuple(sorted(path.name for path in package.iterdir()))))
-        releases.sort(key=lambda one: Version(one.version))
+    mended = _put(package, target)
+    before = next((one for one in known.releases if one.version == version), None)
+    # A signature that was added later lies beside those that are listed.
+    more = () if before is None else (name for name in before.files if (target / name).is_file())
+    files = tuple(sorted({*(path.name for path in package.iterdir()), *more}))
+    after = Mirrored(version, digest, (before.tree if before else "") or tree, files)
     marks = known.yanked if yanked is None else yanked
-    if new or marks != known.yanked:
+    if after != before or marks != known.yanked:
+        releases = sorted(
+            (*(one for one in known.releases if one != before), after), key=lambda one: Version(one.version)
+        )
         listed: dict[str, Any] = {"schema": SCHEMA, "releases": [asdict(one) for one in releases]}
         _write(listing, listed | ({"yanked": dict(marks)} if marks else {}))
-    if not (root / MARK).is_file():
-        _write(root / MARK, {"schema": SCHEMA})
-    return new
+    if before is None:
+        return Added.NEW
+    return Added.MENDED if mended or after != before else Added.THERE
 
 
 def add_signers(root: Path, lines: Iterable[str]) -> None:
@@ -161,6 +186,57 @@ def add_signers(root: Path, lines: Iterable[str]) -> None:
     existing = path.read_text("utf-8").splitlines() if path.is_file() else []
     merged = sorted({*existing, *lines} - {""})
     replace_file(path, "".join(f"{line}\n" for line in merged).encode())
+
+
+def _listed(listing: Path) -> Shelf:
+    if not listing.is_file():
+        return Shelf()
+    try:
+        return parse_listing(listing.read_bytes(), str(listing))
+    except PackageError as error:
+        error.hint = error.hint or "remove it, and mirror once more what it shall list"
+        raise
+
+
+def _put(package: Path, target: Path) -> bool:
+    """Make a folder of a mirror hold a package's files; return whether there was one that did not."""
+    if not target.is_dir():
+        try:
+            _copy(package, target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # else another machine was faster
+                raise
+        else:
+            return False
+    mended = False
+    for path in package.iterdir():
+        there = target / path.name
+        if not there.is_file() or not filecmp.cmp(path, there, shallow=False):
+            replace_file(there, path.read_bytes())
+            mended = True
+    return mended
+
+
+def _copy(package: Path, target: Path) -> None:
+    temporary = target.with_name(f"{_NEW}{secrets.token_hex(8)}")
+    temporary.mkdir(parents=True)  # not as tempfile does: whoever may read the listings may read this too
+    try:
+        for path in package.iterdir():
+            shutil.copyfile(path, temporary / path.name)
+            sync(temporary / path.name)
+        sync(temporary)
+        temporary.rename(target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed processes left behind a day ago or earlier."""
+    for path in (root / package_path("")).glob(f"{_NEW}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(path: Path, data: Any) -> None:

@@ -1,0 +1,136 @@
+"""Mirrors in a folder: interrupted, damaged, full, and read by others."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Hub, snapshot
+from test_ladder import release
+
+from adaptergit.bundle import export_bundle
+from adaptergit.errors import PackageError, StorageError, UsageError
+from adaptergit.lock import lock
+from adaptergit.mirror import mirror
+
+Source = Callable[..., Path]
+
+KILLED_AT_THE_FIRST_COPY = """
+import os, signal, sys
+from adaptergit.cli import main
+sys.addaudithook(lambda event, _: os.kill(os.getpid(), signal.SIGKILL) if event == "shutil.copyfile" else None)
+main(sys.argv[1:])
+"""
+
+
+def test_a_mirror_whose_making_was_killed_is_gone_on_with(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    root = tmp_path / "mirror"
+    command = [sys.executable, "-c", KILLED_AT_THE_FIRST_COPY, "mirror", f"{hub.url}@sst2", "--to", str(root)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    (left,) = (root / "packages").iterdir()
+    assert [one.new for one in mirror([f"{hub.url}@sst2"], to=root)] == [True]
+    assert left.is_dir()  # perhaps another process is about to fill it
+    os.utime(left, (0, time.time() - 100_000))
+    assert [one.new for one in mirror([f"{hub.url}@sst2"], to=root)] == [False]
+    assert not left.exists()
+
+
+def test_a_folder_with_the_beginning_of_a_mark_is_no_other_thing(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / ".mirror.json.0123abcd").write_text("{")
+    assert [one.new for one in mirror([f"{hub.url}@sst2"], to=tmp_path / "mirror")] == [True]
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "card.yaml", "manifest.json", "manifest.json.sig"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "other"])
+def test_a_damaged_file_of_a_mirror_is_mended(name: str, damage: str, hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    root = tmp_path / "mirror"
+    mirror([f"{hub.url}@sst2"], to=root)
+    before = snapshot(root)
+    (path,) = root.glob(f"packages/*/{name}")
+    content = path.read_bytes()
+    damaged = {"cut": content[:-1], "other": content[:-1] + b"X"}.get(damage)
+    path.unlink() if damaged is None else path.write_bytes(damaged)
+    assert [(one.new, one.mended) for one in mirror([f"{hub.url}@sst2"], to=root)] == [(False, True)]
+    assert snapshot(root) == before
+    assert [(one.new, one.mended) for one in mirror([f"{hub.url}@sst2"], to=root)] == [(False, False)]
+
+
+def test_a_listing_that_names_too_little_is_mended_and_a_damaged_one_is_named(
+    hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    release(hub, source())
+    root = tmp_path / "mirror"
+    mirror([f"{hub.url}@sst2"], to=root)
+    before = snapshot(root)
+    (listing,) = root.rglob("sst2.json")
+    raw = json.loads(listing.read_text())
+    raw["releases"][0]["files"].remove("adapter.safetensors")
+    listing.write_text(json.dumps(raw))
+    assert [one.mended for one in mirror([f"{hub.url}@sst2"], to=root)] == [True]
+    assert snapshot(root) == before
+    listing.write_bytes(listing.read_bytes()[:100])
+    with pytest.raises(PackageError, match=r"sst2\.json") as caught:
+        mirror([f"{hub.url}@sst2"], to=root)
+    assert "remove it" in str(caught.value.hint)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o027, 0o640, 0o750)]
+)
+def test_whoever_may_read_one_file_of_a_mirror_may_read_all(
+    umask: int, file: int, folder: int, hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    release(hub, source())
+    before = os.umask(umask)
+    try:
+        mirror([f"{hub.url}@sst2"], to=tmp_path / "mirror")
+        export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
+    finally:
+        os.umask(before)
+    paths = [*(tmp_path / "mirror").rglob("*"), tmp_path / "mirror", tmp_path / "a.tar"]
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {file}
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {folder}
+
+
+def test_a_full_disk_is_said_to_be_that_of_what_is_written(hub: Hub, source: Source, small_disk: Path) -> None:
+    release(hub, source(os.urandom(2_000_000)))
+    release(hub, source(b"small"), version="1.1.0")
+    root, bundle, locked = small_disk / "mirror", small_disk / "a.tar", small_disk / "adaptergit.lock"
+    lock([f"{hub.url}@sst2"], path=locked)
+    before = locked.read_bytes()
+    for run, where in (
+        (lambda: mirror([f"{hub.url}@sst2==1.0.0"], to=root), root),
+        (lambda: export_bundle(bundle, [f"{hub.url}@sst2==1.0.0"]), bundle),
+    ):
+        with pytest.raises(StorageError, match="No space") as caught:
+            run()
+        assert (caught.value.where, bool(caught.value.hint)) == (str(where), True)
+    assert not bundle.exists()
+    assert [path.name for path in root.rglob("*") if path.is_file()] == ["mirror.json"]
+    assert [one.new for one in mirror([f"{hub.url}@sst2==1.1.0"], to=root)] == [True]
+    (small_disk / "full").write_bytes(b"x" * shutil.disk_usage(small_disk).free)
+    with pytest.raises(StorageError, match="No space") as caught:
+        lock([f"{hub.url}@sst2==1.0.0"], path=locked)
+    assert caught.value.where == str(locked)
+    assert locked.read_bytes() == before
+
+
+def test_a_place_for_a_bundle_that_is_none(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    with pytest.raises(UsageError, match="no such folder"):
+        export_bundle(tmp_path / "missing" / "a.tar", [f"{hub.url}@sst2"])
+    with pytest.raises(UsageError, match="is a folder"):
+        export_bundle(tmp_path, [f"{hub.url}@sst2"])
