@@ -33,6 +33,7 @@ from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import platformdirs
 
@@ -222,7 +223,7 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
             raise UsageError(f"mirrors.{glob} must be a list of addresses", where=str(path))
         for url in urls:
             try:
-                Source.parse(url.rstrip("/").replace("{repository}", "host/org/repo"))
+                _check_mirror(url.replace("{repository}", "host/org/repo"))
             except UsageError as error:
                 hint = "a repository's URL, or a static mirror's address with a '/' at its end"
                 raise UsageError(f"mirrors.{glob}: {error.what}", where=str(path), hint=hint) from error
@@ -243,3 +244,24 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         rules.append((match, level, threshold))
     checked["policy"] = tuple(rules)
     return checked
+
+
+def _check_mirror(url: str) -> None:
+    """Refuse what is neither a folder of this machine, nor one of a web server, nor a repository."""
+    if url.startswith(("/", "~")) and url.isprintable():
+        return
+    if not url.endswith("/"):
+        Source.parse(url)
+        return
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"{url!r} is not a valid URL: {error}") from error
+    if "@" in parts.netloc:
+        raise UsageError(f"{parts.scheme}://…@{host}{parts.path}: an address never holds credentials")
+    local = parts.scheme == "file" and parts.netloc in ("", "localhost")
+    if not local and (parts.scheme not in ("https", "http") or not host or port == 0):
+        raise UsageError(f"{url!r}: a folder of a web server is written https://host/ or https://host/folder/")
+    if parts.query or parts.fragment or not url.isprintable() or " " in url:
+        raise UsageError(f"{url!r}: the address of a folder has no '?', no '#' and no blanks (write %20)")

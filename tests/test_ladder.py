@@ -314,13 +314,45 @@ def test_a_static_mirror_serves_when_the_repository_is_gone(hub: Hub, source: So
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:8000", "ext::sh -c x", "", "-u x", "https://me:secret@example.org/x/"]
+    "url",
+    [
+        *("http://127.0.0.1:8000", "ext::sh -c x", "", "-u x", "acme/adapters/", "ssh://git@example.org/x/"),
+        *("https://me:secret@example.org/x/", "https://me@example.org/", "https:///", "http://example.org:x/", "https://[/"),
+        *("https://example.org/?x=/", "https://example.org/#/", "https://example.org/a b/", "file://example.org/x/"),
+    ],
 )
 def test_a_mirror_that_is_no_address_is_refused_in_the_settings(home: Path, url: str) -> None:
     (home / "config").mkdir(exist_ok=True)
     (home / "config" / "config.toml").write_text(f'[mirrors]\n"*" = ["{url}"]\n')
-    with pytest.raises(UsageError, match=r"mirrors\.\*"):
+    with pytest.raises(UsageError, match=r"mirrors\.\*") as caught:
         load_settings()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://127.0.0.1:18450/", "https://example.org/", "https://example.org/a/", "https://example.org/{repository}/"),
+        *("/a b/", "/a b", "~/mirror", "/", "file:///a%20b/", "file:///", "https://example.org/acme/adapters.git"),
+    ],
+)
+def test_a_mirror_is_any_folder_here_or_of_a_web_server(home: Path, url: str) -> None:
+    (home / "config").mkdir(exist_ok=True)
+    (home / "config" / "config.toml").write_text(f'[mirrors]\n"*" = ["{url}"]\n')
+    assert load_settings().mirrors == (("*", (url,)),)
+
+
+def test_a_mirror_at_the_root_of_a_server_and_in_a_folder_with_a_blank(
+    hub: Hub, source: Source, tmp_path: Path, home: Path
+) -> None:
+    release(hub, source())
+    mirror([f"{hub.url}@sst2"], to=tmp_path / "a b")
+    shutil.move(hub.bare, hub.bare.with_name("gone.git"))
+    with Forge(tmp_path / "a b", tmp_path / "server") as root:
+        for url in (f"{root.url}/", f"{tmp_path}/a b/"):
+            forget()
+            (home / "config" / "config.toml").write_text(f'[mirrors]\n"*" = ["{url}"]\n')
+            assert fetch(f"{hub.url}@sst2").version == "1.0.0"
 
 
 def test_another_repository_as_a_mirror(hub: Hub, source: Source, tmp_path: Path) -> None:
