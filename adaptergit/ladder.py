@@ -60,6 +60,17 @@ class Way:
         return not answered or pinned or self.kind == "git"
 
 
+@dataclass(frozen=True)
+class Listed:
+    """What somebody says there is of an adapter."""
+
+    listing: Listing
+    source: str
+    """Who says so."""
+    failed: AdaptergitError | None = None
+    """Why the repository itself could not be asked; None: it was. What other mirrors said is in its notes."""
+
+
 def ways(
     reference: Reference,
     version: str | None,
@@ -93,29 +104,39 @@ def ways(
                     yield Way(way.source, way.fetch, "mirror")
 
 
-def released(reference: Reference, settings: Settings) -> tuple[Listing, bool]:
-    """Return the versions of an adapter, and whether the repository itself was asked: a mirror, if it cannot be.
+def released(reference: Reference, settings: Settings) -> Listed:
+    """Return the versions of an adapter, as the repository itself says, or, if it cannot be asked, a mirror.
 
     Raises:
-        TransportError: Nobody can be reached.
+        TransportError, NotFoundError: Nobody can be reached, or has it. What mirrors said is in the error's notes.
     """
     source, adapter = reference.source, reference.adapter
     settings = replace(settings, limits=settings.limits.started())
     try:
-        return list_versions(Remote.of(source, allow_http=settings.allow_http), adapter, settings.limits), True
+        remote = Remote.of(source, allow_http=settings.allow_http)
+        return Listed(list_versions(remote, adapter, settings.limits), source.url)
     except StorageError:
         raise
     except (TransportError, NotFoundError) as error:
         for url in mirrors_of(source, settings):
             try:
-                if url.endswith("/"):
-                    shelf = StaticMirror(url, _download(settings)).shelf(source.principal or "", adapter)
-                    return Listing({one.version: one.tree for one in shelf.releases}, frozenset(shelf.yanked)), False
-                remote = Remote.of(Source.parse(url), allow_http=settings.allow_http)
-                return list_versions(remote, adapter, settings.limits), False
-            except (TransportError, NotFoundError):
-                continue
-        raise error
+                return Listed(_listing(url, source, adapter, settings), url, error)
+            except StorageError:
+                raise
+            except (TransportError, NotFoundError) as other:
+                error.add_note(f"then: {other}")
+        raise
+
+
+def _listing(url: str, source: Source, adapter: str, settings: Settings) -> Listing:
+    if url.endswith("/"):
+        shelf = StaticMirror(url, _download(settings)).shelf(source.principal or "", adapter)
+        return Listing({one.version: one.tree for one in shelf.releases}, frozenset(shelf.yanked))
+    remote = Remote.of(Source.parse(url), allow_http=settings.allow_http)
+    listing = list_versions(remote, adapter, settings.limits)
+    if not listing.versions:
+        raise NotFoundError(f"the mirror has no {adapter}", where=url)
+    return listing
 
 
 def mirrors_of(source: Source, settings: Settings, more: tuple[str, ...] = ()) -> list[str]:

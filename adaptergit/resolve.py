@@ -328,29 +328,42 @@ def _from_store(
 
 
 def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> Resolved:
-    """Choose a version from the repository's list."""
+    """Choose a version from the repository's list, or, if it cannot be asked, a mirror's."""
     from adaptergit.ladder import released
 
     who, adapter = reference.source.publisher, reference.adapter
     try:
-        listing, own = released(reference, settings)
+        said = released(reference, settings)
     except TransportError as error:
         if store.known(who, adapter).fetched and not isinstance(error, StorageError):
             error.hint = "what was fetched before can be loaded with --offline, or offline=True"
         raise
+    own, known = said.failed is None, store.known(who, adapter)
     # A mirror may not have heard of a yank, and cannot take one back.
-    yanked = listing.yanked | word.yanked(adapter) | (set() if own else set(store.known(who, adapter).yanked))
-    versions = tuple(version for version in listing.versions if version not in yanked)
-    known = replace(store.known(who, adapter), released=versions, asked=time.time(), yanked=tuple(yanked))
-    store.remember(who, adapter, known)
-    chosen = _choose(reference, versions, yanked, lambda: _others(reference, settings))
+    yanked = said.listing.yanked | word.yanked(adapter) | (set() if own else set(known.yanked))
+    versions = tuple(version for version in said.listing.versions if version not in yanked)
+    after = replace(known, yanked=tuple(sorted(yanked)))
+    if own:  # nobody else knows what is the newest
+        after = replace(after, released=versions, asked=time.time())
+    store.remember(who, adapter, after)
+    try:
+        chosen = _choose(reference, versions, yanked, said.source, lambda: _others(reference, settings) if own else [])
+    except NotFoundError as error:
+        if said.failed is None:
+            raise
+        said.failed.add_note(f"then: {error}")
+        raise said.failed from None
     # What is still here, with a manifest that says so: a damaged record shall not stand in the way.
     here = [past.version for past in history_of(reference) if past.chained]
     had = _newest(reference, [version for version in here if version not in yanked])
     if had is not None and Version(had) > Version(chosen):
+        hint = f"releases do not disappear: ask the publisher; a version that is named is given: {adapter}=={chosen}"
+        if said.failed is not None:
+            hint = f"the mirror is behind, and {reference.source.url} cannot be asked: --offline loads what is stored"
         raise TrustError(
-            f"{chosen} is the newest {adapter} that {reference.source.url} lists, but this machine had {had} from it",
-            hint=f"releases do not disappear: ask the publisher; a version that is named is given: {adapter}=={chosen}",
+            f"{chosen} is the newest {adapter} that {said.source} lists, but this machine had {had}"
+            f"{' from it' if own else ''}",
+            hint=hint,
         )
     return Resolved(reference, chosen, reference.digest, None)
 
@@ -499,6 +512,7 @@ def _choose(
     reference: Reference,
     versions: Collection[str],
     yanked: Collection[str],
+    source: str,
     others: Callable[[], list[str]],
 ) -> str:
     exact = _exact(reference)
@@ -508,7 +522,7 @@ def _choose(
         there = others()
         listed = f"it has {', '.join(there[:20])}{' …' if len(there) > 20 else ''}" if there else None
         raise NotFoundError(
-            f"{reference.source.url} has no adapter {reference.adapter!r}",
+            f"{source} has no adapter {reference.adapter!r}",
             hint=did_you_mean(reference.adapter, there)
             or listed
             or "check the spelling; releases are tags named adapters/<name>/<version>",
@@ -520,7 +534,7 @@ def _choose(
         wanted = f"satisfies {reference.specifier}" if reference.specifier else "is a final release"
         note = "; a yanked one is given to those who name its version" if yanked else ""
         raise NotFoundError(
-            f"no version of {reference.adapter!r} in {reference.source.url} {wanted}", hint=f"released: {shown}{note}"
+            f"no version of {reference.adapter!r} in {source} {wanted}", hint=f"released: {shown}{note}"
         )
     return version
 

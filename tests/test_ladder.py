@@ -317,7 +317,13 @@ def test_a_static_mirror_serves_when_the_repository_is_gone(hub: Hub, source: So
     "url",
     [
         *("http://127.0.0.1:8000", "ext::sh -c x", "", "-u x", "acme/adapters/", "ssh://git@example.org/x/"),
-        *("https://me:secret@example.org/x/", "https://me@example.org/", "https:///", "http://example.org:x/", "https://[/"),
+        *(
+            "https://me:secret@example.org/x/",
+            "https://me@example.org/",
+            "https:///",
+            "http://example.org:x/",
+            "https://[/",
+        ),
         *("https://example.org/?x=/", "https://example.org/#/", "https://example.org/a b/", "file://example.org/x/"),
     ],
 )
@@ -332,7 +338,12 @@ def test_a_mirror_that_is_no_address_is_refused_in_the_settings(home: Path, url:
 @pytest.mark.parametrize(
     "url",
     [
-        *("http://127.0.0.1:18450/", "https://example.org/", "https://example.org/a/", "https://example.org/{repository}/"),
+        *(
+            "http://127.0.0.1:18450/",
+            "https://example.org/",
+            "https://example.org/a/",
+            "https://example.org/{repository}/",
+        ),
         *("/a b/", "/a b", "~/mirror", "/", "file:///a%20b/", "file:///", "https://example.org/acme/adapters.git"),
     ],
 )
@@ -405,6 +416,54 @@ def test_a_yank_that_was_seen_is_not_forgotten_for_a_mirror_that_did_not_see_it(
     shutil.rmtree(hub.bare)
     settings = Settings(mirrors=((PRINCIPAL, (str(tmp_path / "mirror"),)),))
     assert fetch(f"{hub.url}@sst2", refresh=True, settings=settings).version == "1.0.0"
+
+
+def test_what_a_mirror_lists_is_not_taken_for_the_repositorys_answer(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    mirror([f"{hub.url}@sst2"], to=tmp_path / "mirror")
+    settings = Settings(mirrors=((PRINCIPAL, (str(tmp_path / "mirror"),)),))
+    release(hub, source(b"v"), version="2.4.0")
+    gone = hub.bare.with_name("gone.git")
+    hub.bare.rename(gone)
+    forget()
+    assert fetch(f"{hub.url}@sst2", settings=settings).version == "1.0.0"
+    gone.rename(hub.bare)
+    found = fetch(f"{hub.url}@sst2", settings=settings)
+    assert (found.version, found.from_store) == ("2.4.0", False)
+    assert fetch(f"{hub.url}@sst2", settings=settings).from_store  # that was its own answer
+    hub.bare.rename(gone)
+    with pytest.raises(
+        TrustError, match=r"1\.0\.0 is the newest sst2 that file:.*/mirror/ lists.*had 2\.4\.0"
+    ) as caught:
+        fetch(f"{hub.url}@sst2", refresh=True, settings=settings)
+    assert "--offline" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("wanted", ["sst2", "sst2>=2", "other"])
+def test_who_said_what_is_told_where_nobody_has_it(
+    wanted: str, hub: Hub, source: Source, tmp_path: Path, forge: Forge
+) -> None:
+    release(hub, source())
+    mirror([f"{hub.url}@sst2"], to=forge.root / "some")
+    bare = tmp_path / "copy.git"
+    git(tmp_path, "init", "-q", "--bare", str(bare))
+    some = () if wanted == "sst2" else (f"{forge.url}/some/",)
+    settings = Settings(mirrors=(("*", (f"{forge.url}/none/", bare.as_uri(), *some)),))
+    forget()
+    shutil.move(hub.bare, hub.bare.with_name("gone.git"))
+    with pytest.raises(AdaptergitError) as caught:
+        fetch(f"{hub.url}@{wanted}", settings=settings)
+    assert hub.url in str(caught.value)
+    none, copy, *last = caught.value.__notes__
+    assert f"{forge.url}/none/" in none
+    assert "404" in none
+    assert f"{bare.as_uri()}: the mirror has no" in copy
+    assert len(last) == len(some)
+    if wanted == "sst2>=2":
+        assert f"no version of 'sst2' in {forge.url}/some/ satisfies >=2" in last[0]
+        assert "released: 1.0.0" in last[0]
+    if wanted == "other":
+        assert f"{forge.url}/some/" in last[0]
 
 
 def test_a_mirror_that_lies_is_named_and_nobody_else_is_asked(hub: Hub, source: Source, forge: Forge) -> None:

@@ -69,6 +69,8 @@ def _report(error: AdaptergitError) -> None:
             "where": error.where,
             "hint": error.hint,
         }
+        if notes := [clean(note) for note in getattr(error, "__notes__", ())]:
+            detail["notes"] = notes
         if isinstance(error, TrustError) or error.steps:
             detail["passed"] = list(error.steps)
         click.echo(_as_json({"error": detail}))
