@@ -1,6 +1,6 @@
 """Bundles: one file that carries verified releases, and what is said of them, to a machine without network.
 
-A tar file of a static mirror (``store/mirror.py``), and beside it::
+A tar file (``store/bundle.py``) of a static mirror (``store/mirror.py``), and beside it::
 
     allowed_signers              keys of the publishers
     revoked.jsonl                which of these keys no longer count, and since when
@@ -10,15 +10,13 @@ A tar file of a static mirror (``store/mirror.py``), and beside it::
 
 from __future__ import annotations
 
-import errno
-import tarfile
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
@@ -33,14 +31,10 @@ from adaptergit.pins import add_pin, add_revocation, known_revocations, known_si
 from adaptergit.reference import Reference, Source, check_adapter_name, expand
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Known, Seen, Store
-from adaptergit.store.mirror import MARK, SIGNERS, Mirrored, Shelf, parse_listing
+from adaptergit.store.bundle import INDEXES, REVOKED, pack, unpack
+from adaptergit.store.mirror import SIGNERS, Mirrored, Shelf, parse_listing
 from adaptergit.trust import AllowedSigner, Revocation, Verdict, parse_allowed_signers, parse_revocations
 from adaptergit.yanks import noted
-
-_MAX_FILES = 100_000
-_REVOKED = "revoked.jsonl"
-_INDEXES = "indexes"
-_PARTS = ("releases", "packages", _INDEXES)
 
 
 def export_bundle(
@@ -80,9 +74,7 @@ def export_bundle(
         _add_revocations(root, settings)
         _add_indexes(root, {one.repository for one in copied}, settings)
         packed = Path(folder) / "packed"
-        with tarfile.open(packed, "w") as archive:
-            for path in sorted(path for path in root.rglob("*") if path.is_file()):
-                archive.add(path, path.relative_to(root).as_posix(), recursive=False, filter=_anonymous)
+        pack(root, packed)
         packed.replace(file)
     return copied
 
@@ -108,21 +100,23 @@ def import_bundle(
 
     Raises:
         NotFoundError: No such file.
-        PackageError: Not a bundle, or a package in it is not what its manifest says.
+        PackageError: Not a bundle, or not all of one, or a package in it is not what its manifest says.
         TrustError: A release was refused.
     """
     settings = settings or load_settings()
     file = expand(file)
     store = Store(cache_dir())
     with store.workspace() as folder:
-        _unpack(file, folder, settings)
+        unpack(file, folder, settings.limits)
         listed = _listed(folder)
+        if not any(shelf.releases for _, _, shelf in listed):
+            raise PackageError("the bundle holds no releases", where=str(file))
         principals = {principal for principal, _, _ in listed}
         _take_indexes(folder, principals, index_root, settings)
         brought: list[AllowedSigner] = []
         if trust_keys and (folder / SIGNERS).is_file():
             brought = _brought(folder / SIGNERS, principals)
-        revoked = _revoked(folder / _REVOKED, brought)
+        revoked = _revoked(folder / REVOKED, brought)
         try:
             with _undone(store) as takes_in:
                 copied, verdicts = _all_in(folder, listed, takes_in, brought, policy, settings)
@@ -154,56 +148,22 @@ def _brought(path: Path, principals: set[str]) -> list[AllowedSigner]:
     return signers
 
 
-def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """The same bytes whoever writes them, whenever."""
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    member.mtime, member.mode = 0, 0o644
-    return member
-
-
-def _unpack(file: Path, folder: Path, settings: Settings) -> None:
-    """Write the files of a bundle below ``folder``: plain files with plain names in the two places there are."""
-    if not file.is_file():
-        raise NotFoundError("there is no such bundle", where=str(file))
-    try:
-        with tarfile.open(file, "r:") as archive:
-            for number, member in enumerate(archive):
-                path = PurePosixPath(member.name)
-                known = (len(path.parts) == 1 and path.name in (MARK, SIGNERS, _REVOKED)) or path.parts[:1][0] in _PARTS
-                plain = all(part not in ("", ".", "..") and "\\" not in part for part in path.parts)
-                where = f"{file}: {member.name[:200]}"
-                if not (member.isreg() and not member.issparse() and known and plain) or path.is_absolute():
-                    raise PackageError(f"a bundle holds plain files below {', '.join(_PARTS)}", where=where)
-                if member.size > settings.limits.file_bytes or number > _MAX_FILES:
-                    raise PackageError("too many files, or one that is too large", where=where)
-                target = folder.joinpath(*path.parts)
-                content = archive.extractfile(member)
-                assert content is not None
-                try:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with target.open("xb") as written:
-                        while block := content.read(1 << 20):
-                            written.write(block)
-                except (FileExistsError, NotADirectoryError) as error:
-                    raise PackageError("the bundle holds this file twice", where=where) from error
-                except OSError as error:
-                    if error.errno != errno.ENAMETOOLONG:
-                        raise
-                    raise PackageError("a name that is too long", where=where) from error
-    except (tarfile.TarError, EOFError, ValueError, IndexError) as error:
-        raise PackageError(f"not a bundle: {error}", where=str(file)) from error
-    if not (folder / MARK).is_file():
-        raise PackageError(f"not a bundle: it holds no {MARK}", where=str(file))
-
-
 def _listed(folder: Path) -> list[tuple[str, str, Shelf]]:
     """Return principal, adapter and what there is of it."""
-    root = folder / "releases"
-    return [
-        (path.parent.relative_to(root).as_posix(), path.stem, parse_listing(path.read_bytes(), f"{path.name}"))
-        for path in sorted(root.rglob("*.json"))
-    ]
+    root, found = folder / "releases", []
+    for path in sorted(path for path in root.rglob("*.json") if path.is_file()):
+        principal, where = path.parent.relative_to(root).as_posix(), path.relative_to(folder).as_posix()
+        try:
+            _source(principal)
+            check_adapter_name(path.stem)
+        except UsageError as error:
+            raise PackageError(f"this is the place of no adapter: {error.what}", where=where) from error
+        found.append((principal, path.stem, parse_listing(path.read_bytes(), where)))
+    return found
+
+
+def _source(principal: str) -> Source:
+    return Source.parse(f"https://{principal}.git")
 
 
 def _all_in(
@@ -218,7 +178,7 @@ def _all_in(
     copied, verdicts = [], []
     signers = [*known_signers(settings), *brought]
     for principal, adapter, shelf in listed:
-        source = Source.parse(principal)
+        source = _source(principal)
         word = word_on(principal, settings, offline=True)
         for release in shelf.releases:
             where = f"{principal}@{adapter}"
@@ -295,20 +255,20 @@ def _add_revocations(root: Path, settings: Settings) -> None:
     keys = {signer.key.fingerprint for signer in signers}
     lines = [one.line() for one in known_revocations(settings) if one.key in keys]
     if lines:
-        replace_file(root / _REVOKED, "".join(f"{line}\n" for line in lines).encode())
+        replace_file(root / REVOKED, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _revoked(path: Path, brought: Sequence[AllowedSigner]) -> list[Revocation]:
     """Read which of the keys that are to be pinned no longer count for everything."""
     keys = {signer.key.fingerprint for signer in brought}
-    found = parse_revocations(path.read_bytes(), source=_REVOKED) if path.is_file() else []
+    found = parse_revocations(path.read_bytes(), source=REVOKED) if path.is_file() else []
     return [one for one in found if one.key in keys]
 
 
 def _add_indexes(root: Path, principals: set[str], settings: Settings) -> None:
     indexes = client(settings)
     for one in {one.name: one for principal in sorted(principals) for one in indexes.speaks_for(principal)}.values():
-        folder = root / _INDEXES / one.name
+        folder = root / INDEXES / one.name
         try:
             if copy_index(indexes.opened(one), principals, folder):
                 replace_file(folder / "url", one.url.encode())
@@ -318,7 +278,7 @@ def _add_indexes(root: Path, principals: set[str], settings: Settings) -> None:
 
 def _take_indexes(folder: Path, principals: set[str], index_root: str | None, settings: Settings) -> None:
     indexes = client(settings)
-    carried = sorted(path for path in (folder / _INDEXES).glob("*") if path.is_dir())
+    carried = sorted(path for path in (folder / INDEXES).glob("*") if path.is_dir())
     if index_root is not None and not any(add_carried(indexes, path, index_root) for path in carried):
         raise NotFoundError(f"the bundle holds no index with the root {index_root}")
     for path in carried:

@@ -61,6 +61,8 @@ def unpacked(file: Path, folder: Path) -> Path:
 
 
 def repacked(folder: Path, file: Path) -> Path:
+    """Pack a folder as bundles were before they had contents: who means harm would write those anew."""
+    (folder / "bundle.json").unlink()
     with tarfile.open(file, "w") as archive:
         for path in sorted(p for p in folder.rglob("*") if p.is_file() or p.is_symlink()):
             archive.add(path, path.relative_to(folder).as_posix(), recursive=False)
@@ -117,6 +119,79 @@ def test_a_bundle_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="plain files"):
         import_bundle(tmp_path / "up.tar")
     assert not (tmp_path / "up").exists()
+
+
+def cut(file: Path, target: Path, *, before: Callable[[str], bool]) -> Path:
+    """Cut a bundle off before the first file whose name is meant."""
+    with tarfile.open(file) as archive:
+        offset = next(member.offset for member in archive if before(member.name))
+    target.write_bytes(file.read_bytes()[:offset])
+    return target
+
+
+@pytest.mark.parametrize("contents", [True, False])
+@pytest.mark.parametrize("part", ["mirror.json", "packages", "releases", "last release"])
+def test_a_bundle_that_was_cut_off_is_refused(
+    part: str, contents: bool, hub: Hub, source: Source, tmp_path: Path, machine: Machine
+) -> None:
+    release(hub, source())
+    release(hub, source(b"new"), version="1.1.0")
+    publish(source(b"x", folder="other", name="other"), clone=hub.clone, key=hub.key.path)
+    export_bundle(
+        tmp_path / "a.tar", [f"{hub.url}@sst2=={version}" for version in ("1.0.0", "1.1.0")] + [f"{hub.url}@other"]
+    )
+    whole = tmp_path / "a.tar"
+    if not contents:
+        whole = repacked(unpacked(whole, tmp_path / "inside"), tmp_path / "old.tar")
+    with tarfile.open(whole) as archive:
+        last = archive.getnames()[-1]
+    bad = cut(
+        whole, tmp_path / "cut.tar", before=lambda name: name.startswith(last if part == "last release" else part)
+    )
+    machine("far away")
+    with pytest.raises(PackageError, match="cut off") as caught:
+        import_bundle(bad, trust_keys=True)
+    assert "once more" in str(caught.value.hint)
+    assert stored() == []
+    assert known_signers(Settings()) == []
+    assert len(import_bundle(whole, trust_keys=True)) == 3
+
+
+def test_a_bundle_holds_what_its_contents_say_and_releases(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
+    data = (tmp_path / "a.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert archive.getnames()[0] == "bundle.json"
+        weights = next(member for member in archive if member.name.endswith("adapter.safetensors"))
+    flipped = bytearray(data)
+    flipped[weights.offset_data + 1000] ^= 1
+    bad = tmp_path / "bad.tar"
+    bad.write_bytes(flipped)
+    with pytest.raises(PackageError, match=r"adapter\.safetensors' is not what the bundle was made with"):
+        import_bundle(bad)
+    bad.write_bytes(data[: weights.offset_data + 1000])
+    with pytest.raises(PackageError, match="not all of one"):
+        import_bundle(bad)
+    bad.write_bytes(data.replace(b"adaptergit.bundle/1", b"adaptergit.bundle/2"))
+    with pytest.raises(PackageError, match="bundle/2"):
+        import_bundle(bad)
+    root = unpacked(tmp_path / "a.tar", tmp_path / "inside")
+    shutil.rmtree(root / "releases")
+    with pytest.raises(PackageError, match="no releases"):
+        import_bundle(repacked(root, bad))
+
+
+@pytest.mark.parametrize("place", ["a.json/b.json", "b.json", "a/b/c/No.json", "a/-b/c/d.json", "a b/c/d.json"])
+def test_a_listing_in_a_place_of_no_adapter_is_refused(place: str, hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
+    root = unpacked(tmp_path / "a.tar", tmp_path / "inside")
+    target = root / "releases" / place
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(next(root.rglob("sst2.json")), target)
+    with pytest.raises(PackageError, match="the place of no adapter"):
+        import_bundle(repacked(root, tmp_path / "bad.tar"))
 
 
 def test_all_of_a_bundle_or_nothing(hub: Hub, source: Source, tmp_path: Path, machine: Machine) -> None:
