@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adaptergit.dependencies import dependencies_of
 from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.locks import exclusively
 from adaptergit.reference import Reference
 from adaptergit.resolve import Fetched, fetch, parse_reference
 from adaptergit.settings import Settings, cache_dir, load_settings
@@ -48,6 +49,7 @@ def lock(
         UsageError: Nothing to lock, or an adapter asked for twice.
         NotFoundError, TransportError, TrustError, PackageError: A release cannot be had or was refused; the file is
             as it was.
+        StorageError: The file cannot be written, and is as it was.
     """
     settings = settings or load_settings()
     path = Path(path)
@@ -66,6 +68,7 @@ def lock(
 
     ask_for_yanks([one for one in chosen if keeps(one)], settings)
     changes: list[Change] = []
+    made: dict[str, Locked] = {}
     for reference in chosen:  # grows by what its members depend on
         known = entries.get(lock_id(reference))
         keep = keeps(reference)
@@ -80,13 +83,15 @@ def lock(
         if keep and known is not None:
             entry = replace(entry, tree=entry.tree or known.tree)
         changes.append(Change(entry.id, known.version if known else None, entry.version))
-        entries[entry.id] = entry
+        entries[entry.id] = made[entry.id] = entry
         asked = {lock_id(one) for one in chosen}
         below = dependencies_of(found.card, settings, foreign=reference.source.principal is not None)
         new = [one for one in below if lock_id(one) not in asked]
         ask_for_yanks([one for one in new if keeps(one)], settings)
         chosen += new
-    write_lock(path, entries.values())
+    with exclusively(cache_dir() / "locks", str(path.resolve())):  # two at once would lose an entry
+        now = read_lock(path) if path.exists() else {}  # others may have written while this one fetched
+        write_lock(path, (now | made).values())
     return changes
 
 

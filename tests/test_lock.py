@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from adaptergit.errors import AdaptergitError, NotFoundError, PackageError, TrustError, UsageError
 from adaptergit.housekeeping import prune, stored, verify_store
 from adaptergit.lock import check_lock, lock, sync
-from adaptergit.publish import publish
+from adaptergit.publish import publish, publish_all
 from adaptergit.resolve import fetch
 from adaptergit.settings import cache_dir
 from adaptergit.store.lockfile import read_lock
@@ -94,6 +94,17 @@ def test_a_failed_lock_leaves_the_file_as_it_was(hub: Hub, source: Source, tmp_p
     with pytest.raises(NotFoundError):
         lock([f"{hub.url}@sst2", f"{hub.url}@missing"], path=file)
     assert file.read_bytes() == before
+
+
+def test_three_at_once_lose_no_entry(hub: Hub, source: Source, tmp_path: Path) -> None:
+    hub.trust()
+    names = [f"a{number}" for number in range(3)]
+    publish_all([source(folder=name, name=name) for name in names], clone=hub.clone, key=hub.key.path)
+    file = tmp_path / "l"
+    command = [sys.executable, "-m", "adaptergit", "lock", "--file", str(file)]
+    running = [subprocess.Popen([*command, f"{hub.url}@{name}"], stderr=subprocess.DEVNULL) for name in names]
+    assert [one.wait() for one in running] == [0, 0, 0]
+    assert [one.reference for one in read_lock(file).values()] == [f"{hub.url}@{name}" for name in names]
 
 
 def test_a_lock_file_weakens_no_policy(hub: Hub, source: Source, tmp_path: Path, home: Path) -> None:
