@@ -196,8 +196,10 @@ def _static(
     def fetch(target: Path) -> Got:
         mirror = StaticMirror(url, _download(settings))
         shelf = mirror.shelf(reference.source.principal or "", reference.adapter)
+        # A digest says it all: whoever pinned it finds out what version it is of.
+        digest = reference.digest
         fitting = [
-            one for one in shelf.releases if one.version == version and reference.digest in (None, one.manifest_sha256)
+            one for one in shelf.releases if (one.manifest_sha256 == digest if digest else one.version == version)
         ]
         if not fitting:
             raise NotFoundError(f"the mirror has no {reference.adapter} {version or ''}", where=url)

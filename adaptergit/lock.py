@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adaptergit.dependencies import dependencies_of
-from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError
 from adaptergit.locks import exclusively
+from adaptergit.package import Manifest, Package
 from adaptergit.reference import Reference
 from adaptergit.resolve import Fetched, fetch, parse_reference
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Store
 from adaptergit.store.lockfile import DEFAULT, Locked, lock_id, read_lock, write_lock
+from adaptergit.trust import parse_signature
 from adaptergit.yanks import ask_for_yanks
 
 
@@ -100,6 +102,8 @@ def check_lock(
 ) -> list[Locked]:
     """Check, without network, that a lock file is valid and says what references ask for.
 
+    Whatever it says of a release that is in the store must be so; of others see :func:`not_compared`.
+
     Args:
         references: What a project uses; without any, what the file says was asked for.
         path: The lock file.
@@ -107,7 +111,7 @@ def check_lock(
 
     Raises:
         NotFoundError: A reference is not locked, or locked to something that does not fit.
-        PackageError: The file is not valid.
+        PackageError: The file is not valid, or says something else of a release than the release itself.
     """
     settings = settings or load_settings()
     entries = read_lock(path)
@@ -120,7 +124,21 @@ def check_lock(
     for one in entries.values():
         if lock_id(parse_reference(one.reference, settings)) != one.id:
             raise PackageError(f"{one.id} is not what {one.reference} asks for", where=str(path))
+    store = Store(cache_dir())
+    for one in entries.values():
+        if (difference := _difference(one, parse_reference(one.reference, settings), store)) is not None:
+            raise PackageError(
+                f"{one.id}: {difference}",
+                where=str(path),
+                hint=f"somebody edited it: adaptergit lock --upgrade '{one.reference}' writes it anew",
+            )
     return list(entries.values())
+
+
+def not_compared(entries: Iterable[Locked]) -> list[Locked]:
+    """Return those whose releases are not in the store, so that nothing can be said of what is recorded of them."""
+    store = Store(cache_dir())
+    return [one for one in entries if store.find(one.manifest_sha256) is None]
 
 
 def sync(
@@ -130,16 +148,17 @@ def sync(
     offline: bool = False,
     settings: Settings | None = None,
 ) -> list[Fetched]:
-    """Bring every release of a lock file into the store, verified.
+    """Bring every release of a lock file into the store, verified, and ask which of them were withdrawn.
+
+    Where all are stored, a repository that cannot be asked is no obstacle.
 
     Raises:
         NotFoundError, TransportError, TrustError, PackageError: One cannot be had or was refused.
     """
     settings = settings or load_settings()
-    entries, store = read_lock(path).values(), Store(cache_dir())
-    missing = [one.reference for one in entries if store.find(one.manifest_sha256) is None]
+    entries = read_lock(path).values()
     if not offline:
-        ask_for_yanks([parse_reference(text, settings) for text in missing], settings)
+        ask_for_yanks([parse_reference(one.reference, settings) for one in entries], settings)
     return [fetch(one.reference, policy=policy, offline=offline, lock=path, settings=settings) for one in entries]
 
 
@@ -148,6 +167,41 @@ def _fits(reference: Reference, known: Locked) -> bool:
         None,
         known.manifest_sha256,
     )
+
+
+def _difference(one: Locked, reference: Reference, store: Store) -> str | None:
+    """Say what a lock file records of a stored release that is not so, or None."""
+    try:
+        package = store.open(one.manifest_sha256)
+        manifest = Manifest.from_bytes(package.manifest_bytes, where=str(package.path))
+        keys = {parse_signature(armored).key.fingerprint for armored in package.signatures.values()}
+    except (NotFoundError, PackageError, TrustError, OSError):
+        return None  # not here, or damaged: it is fetched, and judged, when it is needed
+    base = manifest.base_model
+    said = {
+        "the adapter": (reference.adapter, manifest.name),
+        "version": (one.version, manifest.version),
+        "the first of urls": (one.urls[0], reference.source.url),
+        "base_model.id": (one.base_model["id"], base.id),
+        "base_model.fingerprint": (one.base_model["fingerprint"], base.fingerprint),
+    }
+    for field, (recorded, real) in said.items():
+        if recorded != real:
+            return f"{field} is {recorded!r}, and should be {real!r}"
+    if odd := sorted({file.path for file in {*one.files} ^ {*manifest.files}}):
+        return f"files are not the release's: {', '.join(odd)}"
+    if not set(one.signers) <= keys or (keys and not one.signers):  # not all that signed must count for everybody
+        return f"signers are {', '.join(one.signers) or 'nobody'}, and should be {', '.join(sorted(keys)) or 'nobody'}"
+    seen = store.known(reference.source.publisher, reference.adapter).fetched.get(one.version)
+    if one.tree and (seen is None or seen.tree != one.tree) and (tree := _tree(package, one.tree)) != one.tree:
+        return f"tree is {one.tree}, and should be {tree}"
+    return None
+
+
+def _tree(package: Package, like: str) -> str:
+    from adaptergit.git import tree_oid
+
+    return tree_oid(package.path, len(like))
 
 
 def _locked(reference: Reference, found: Fetched) -> Locked:

@@ -80,6 +80,8 @@ class Pin:
     urls: tuple[str, ...] = ()
     vouched: bool = False
     """An index that was added says so; not the caller, by a lock file or an index file."""
+    lock: str = ""
+    """The lock file that says so, if one does."""
 
 
 def resolve(
@@ -233,7 +235,7 @@ def _pin(
                 where=str(lock),
                 hint=f"adaptergit lock --upgrade '{reference}'",
             )
-        return Pin(locked.version, locked.manifest_sha256, locked.tree, locked.urls)
+        return Pin(locked.version, locked.manifest_sha256, locked.tree, locked.urls, lock=str(lock))
     if index is not None:
         entry = find_release(index, reference)
         return None if entry is None else Pin(entry.version, entry.manifest_sha256, entry.tree)
@@ -300,6 +302,7 @@ def _from_store(
         path = store.find(found.digest) if found.digest is not None else None
         if found.digest is None or path is None or found.version in refused:
             break
+        _check_lock(pin, reference, path)
         try:
             verdict, card = verified(path, replace(asked, version=found.version))
             if verdict.digest != found.digest:
@@ -373,7 +376,7 @@ def _from_network(pin: Pin | None, store: Store, asked: Asked, reference: Refere
     asked = replace(asked, settings=replace(asked.settings, limits=asked.settings.limits.started()))
     if pin is not None:
         resolved = Resolved(reference, pin.version, pin.digest, pin.tree or None)
-        return _climb(resolved, store, asked, pin.urls)
+        return _climb(resolved, store, asked, pin)
     if (exact := _exact(reference)) is not None:
         try:
             return _climb(Resolved(reference, exact, None, None), store, asked)
@@ -393,7 +396,7 @@ def _from_network(pin: Pin | None, store: Store, asked: Asked, reference: Refere
     return _climb(resolved, store, asked)
 
 
-def _climb(wanted: Resolved, store: Store, asked: Asked, mirrors: tuple[str, ...] = ()) -> Fetched:
+def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None) -> Fetched:
     """Try every way to a release. What cannot be had is asked for elsewhere; what is refused ends the search."""
     from adaptergit.ladder import Way, ways
 
@@ -410,10 +413,12 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, mirrors: tuple[str, ...
             package = read_package(folder, settings.limits)
         except NotFoundError as error:
             raise PackageError(error.what, where=error.where) from error
+        _check_lock(pin, reference, folder)
         verdict = judged(package.manifest_bytes, package.signatures, reference.source.url, asked)
         return {file.path: file.size for file in verdict.manifest.files}
 
     failed: list[tuple[Way, AdaptergitError]] = []
+    mirrors = pin.urls if pin is not None else ()
     for way in ways(reference, version, settings, tree=wanted.tree, mirrors=mirrors, judge=judge):
         if not way.after(failed, pinned=wanted.digest is not None):
             continue
@@ -430,7 +435,10 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, mirrors: tuple[str, ...
                 failed.append((way, error))
                 continue
             except (TrustError, PackageError) as error:
+                if pin is not None and pin.lock and error.where == pin.lock:
+                    raise
                 raise _told(error, way.source, reference, version) from error
+            _check_lock(pin, reference, inner)
             try:
                 verdict, card = verified(inner, asked)
             except (TrustError, PackageError) as error:
@@ -461,6 +469,29 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, mirrors: tuple[str, ...
     for _, later in others:
         first.add_note(f"then: {later}")
     raise first
+
+
+def _check_lock(pin: Pin | None, reference: Reference, folder: Path) -> None:
+    """Refuse a line of a lock file that says something else of a release than the manifest whose digest it gives.
+
+    Judging the manifest would find the same, and blame whoever sent it.
+    """
+    if pin is None or not pin.lock:
+        return
+    try:
+        package = read_package(folder)
+        if package.digest != pin.digest:
+            return
+        manifest = Manifest.from_bytes(package.manifest_bytes, where=str(folder))
+    except (PackageError, NotFoundError, OSError):
+        return  # to be told of where it is judged
+    if (manifest.name, manifest.version) != (reference.adapter, pin.version):
+        raise PackageError(
+            f"the lock file says {reference.adapter} {pin.version}, and the digest beside it is of {manifest.name} "
+            f"{manifest.version}",
+            where=pin.lock,
+            hint=f"somebody edited it: adaptergit lock --upgrade '{replace(reference, digest=None)}' writes it anew",
+        )
 
 
 def _told(error: AdaptergitError, source: str, reference: Reference, version: str | None) -> AdaptergitError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,12 +17,13 @@ from conftest import Hub, git, snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptergit.errors import AdaptergitError, NotFoundError, PackageError, TrustError, UsageError
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, NotFoundError, PackageError, TrustError, UsageError
 from adaptergit.housekeeping import prune, stored, verify_store
-from adaptergit.lock import check_lock, lock, sync
-from adaptergit.publish import publish, publish_all
+from adaptergit.lock import check_lock, lock, not_compared, sync
+from adaptergit.mirror import mirror
+from adaptergit.publish import publish, publish_all, yank
 from adaptergit.resolve import fetch
-from adaptergit.settings import cache_dir
+from adaptergit.settings import Settings, cache_dir
 from adaptergit.store.lockfile import read_lock
 
 Source = Callable[..., Path]
@@ -157,6 +159,106 @@ def test_a_damaged_lock_file_names_the_field(
     file.write_text(json.dumps(raw))
     with pytest.raises(PackageError, match=str(file)):
         fetch(f"{hub.url}@sst2", lock=file)
+
+
+EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "the adapter is 'other'": lambda one: one.update(
+        reference=one["reference"].replace("sst2", "other"), id=one["id"].replace("sst2", "other")
+    ),
+    "version is '1.1.0'": lambda one: one.update(version="1.1.0"),
+    "the first of urls is": lambda one: one.update(urls=["https://evil.example/acme/adapters.git"]),
+    "base_model.id is 'other'": lambda one: one["base_model"].update(id="other"),
+    "base_model.fingerprint is ''": lambda one: one["base_model"].update(fingerprint=""),
+    "files are not the release's: card.yaml": lambda one: next(
+        file for file in one["files"] if file["path"] == "card.yaml"
+    ).update(size=1),
+    "files are not the release's: README.md": lambda one: one["files"].pop(0),
+    f"signers are SHA256:{'A' * 43}": lambda one: one.update(signers=[f"SHA256:{'A' * 43}"]),
+    "signers are nobody": lambda one: one.update(signers=[]),
+    f"tree is {'0' * 40}": lambda one: one.update(tree="0" * 40),
+}
+
+
+@pytest.mark.parametrize("said", EDITS)
+def test_checking_compares_whatever_is_recorded_with_the_release(
+    said: str, hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    release(hub, source())
+    file = tmp_path / "l"
+    lock([f"{hub.url}@sst2"], path=file)
+    assert not_compared(check_lock(path=file)) == []
+    before = file.read_bytes()
+    raw = json.loads(before)
+    EDITS[said](raw["adapters"][0])
+    file.write_text(json.dumps(raw))
+    with pytest.raises(PackageError, match=re.escape(said)) as caught:
+        check_lock(path=file)
+    assert caught.value.where == str(file)
+    shutil.rmtree(cache_dir())
+    assert len(not_compared(check_lock(path=file))) == 1  # it needs no network, so there is nothing to compare with
+
+
+def test_a_tree_of_a_repository_with_other_object_names_is_the_same_release(
+    hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    release(hub, source())
+    file = tmp_path / "l"
+    lock([f"{hub.url}@sst2"], path=file)
+    bare = tmp_path / "copy.git"
+    git(tmp_path, "init", "-q", "--bare", "--object-format=sha256", str(bare))
+    mirror([f"{hub.url}@sst2"], to=bare.as_uri())
+    raw = json.loads(file.read_text())
+    raw["adapters"][0]["tree"] = git(bare, "rev-parse", "adapters/sst2/1.0.0^{tree}")
+    file.write_text(json.dumps(raw))
+    assert len(check_lock(path=file)) == 1
+
+
+@pytest.mark.parametrize("way", ["stored", "by its tree", "by its tag", "static mirror"])
+@pytest.mark.parametrize("edit", ["version", "name"])
+def test_a_lock_file_that_contradicts_itself_is_to_blame_and_not_who_serves(
+    edit: str, way: str, hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    release(hub, source())
+    mirror([f"{hub.url}@sst2"], to=tmp_path / "mirror")
+    file = tmp_path / "l"
+    lock([f"{hub.url}@sst2"], path=file)
+    raw = json.loads(file.read_text())
+    EDITS["version is '1.1.0'" if edit == "version" else "the adapter is 'other'"](raw["adapters"][0])
+    settings = Settings()
+    if way != "stored":
+        shutil.rmtree(cache_dir())
+    if way in ("by its tag", "static mirror"):
+        raw["adapters"][0]["tree"] = ""
+    if way == "by its tag":
+        tag = "adapters/sst2/1.1.0" if edit == "version" else "adapters/other/1.0.0"
+        git(hub.bare, "tag", tag, "adapters/sst2/1.0.0")
+    if way == "static mirror":
+        shutil.rmtree(hub.bare)
+        listing = next((tmp_path / "mirror").rglob("sst2.json"))
+        shutil.copy(listing, listing.with_name("other.json"))
+        settings = Settings(mirrors=(("*", (str(tmp_path / "mirror"),)),))
+    file.write_text(json.dumps(raw))
+    wanted = f"{hub.url}@{'sst2' if edit == 'version' else 'other'}"
+    with pytest.raises(PackageError, match=r"the digest beside it is of sst2 1\.0\.0") as caught:
+        fetch(wanted, lock=file, settings=settings)
+    assert caught.value.where == str(file)
+    assert f"--upgrade '{wanted}'" in str(caught.value.hint)
+    assert len(stored()) == (way == "stored")
+
+
+def test_syncing_asks_for_yanks_also_when_all_is_stored(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    file = tmp_path / "l"
+    lock([f"{hub.url}@sst2"], path=file)
+    yank("sst2", "1.0.0", reason="trained on the test set", clone=hub.clone)
+    hub.server.traffic.requests.clear()
+    assert sync(path=file, offline=True)[0].from_store
+    assert hub.server.traffic.requests == []
+    with pytest.warns(AdaptergitWarning, match="was yanked"):
+        assert sync(path=file)[0].from_store
+    shutil.move(hub.bare, hub.bare.with_name("gone.git"))
+    with pytest.warns(AdaptergitWarning, match="was yanked"):  # it was heard of
+        assert sync(path=file)[0].from_store
 
 
 @given(data=st.binary(max_size=300) | st.text(max_size=300).map(str.encode))

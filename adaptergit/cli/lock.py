@@ -23,7 +23,11 @@ _file = click.option(
 @click.argument("references", nargs=-1)
 @_file
 @click.option("--upgrade", is_flag=True, help="Take the newest releases that fit.")
-@click.option("--check", is_flag=True, help="Change nothing, touch no network; fail if the file does not fit.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Change nothing, touch no network; fail if the file does not fit, or a stored release is not as it says.",
+)
 @policy_option
 @json_option
 def lock(
@@ -40,15 +44,18 @@ def lock(
       adaptergit lock --upgrade
       adaptergit lock --check
     """
-    from adaptergit.lock import check_lock
+    from adaptergit.lock import check_lock, not_compared
     from adaptergit.lock import lock as run
 
     if check:
         entries = check_lock(references, path=path)
+        absent = not_compared(entries)
         if as_json:
-            print_json({"locked": [{"id": one.id, "version": one.version} for one in entries]})
-        else:
-            click.echo(f"{len(entries)} adapters are locked as they are asked for")
+            print_json({"locked": [{"id": e.id, "version": e.version, "compared": e not in absent} for e in entries]})
+            return
+        click.echo(f"{len(entries)} adapters are locked as they are asked for")
+        if absent:
+            step(f"{len(absent)} of them not compared with their releases, which are not stored: adaptergit sync")
         return
     with waiting("locking", quiet=as_json):
         changes = run(references, path=path, upgrade=upgrade, policy=policy)
@@ -67,7 +74,7 @@ def lock(
 @offline_option
 @json_option
 def sync(path: Path, policy: str | None, offline: bool, as_json: bool) -> None:
-    """Bring every locked release into the store, verified.
+    """Bring every locked release into the store, verified, and ask which of them were withdrawn.
 
     \b
     Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,18 @@ def find_tree(git: Git, of: str) -> tuple[str, bytes] | None:
         if int(size) > _MAX_TREE_BYTES:
             raise PackageError("the release's tree is far too large", where=f"release {oid[:12]}")
         return oid, _exactly(output, int(size))
+
+
+def tree_oid(folder: Path, length: int) -> str:
+    """Return the oid of the tree that a package folder is, in the format whose oids have so many digits."""
+    made = hashlib.sha1 if length == 40 else hashlib.sha256
+
+    def oid(kind: str, content: bytes) -> bytes:
+        return made(b"%s %d\0%s" % (kind.encode(), len(content), content), usedforsecurity=False).digest()
+
+    paths = sorted(folder.iterdir(), key=lambda path: path.name.encode())
+    entries = (b"%s %s\0%s" % (_PLAIN, path.name.encode(), oid("blob", path.read_bytes())) for path in paths)
+    return oid("tree", b"".join(entries)).hex()
 
 
 def extract(git: Git, tree: tuple[str, bytes], target: Path, limits: Limits, missing: Missing | None) -> dict[str, int]:
