@@ -8,6 +8,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from adaptergit.package import Manifest
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Store, Stored
 from adaptergit.store.lockfile import read_lock
@@ -39,6 +40,9 @@ def prune(
 ) -> list[Stored]:
     """Remove packages of which a newer version is stored, and damaged ones; return them.
 
+    Of each adapter the newest version stays, and the one that a reference without a version means: the newest that is
+    neither a pre-release nor yanked.
+
     Args:
         keep: Lock files; what they name stays.
         older_than: Only what was stored more than so many seconds ago.
@@ -51,17 +55,13 @@ def prune(
     kept = {one.manifest_sha256 for path in keep for one in read_lock(path).values()}
     store = Store(cache_dir())
     contents = list(store.contents())
-    newest: dict[tuple[str, str], Version] = {}
-    for one in contents:
-        if one.manifest is not None:
-            who = (one.manifest.repository, one.manifest.name)
-            newest[who] = max(newest.get(who, Version("0")), Version(one.manifest.version))
+    wanted = _wanted(store, [one.manifest for one in contents if one.manifest is not None])
     doomed = [
         one
         for one in contents
         if one.digest not in kept
         and time.time() - one.since >= older_than
-        and (everything or one.manifest is None or _superseded(one, newest))
+        and (everything or one.manifest is None or one.manifest.version not in wanted[_who(one.manifest)])
     ]
     if not dry_run:
         for one in doomed:
@@ -69,6 +69,18 @@ def prune(
     return doomed
 
 
-def _superseded(one: Stored, newest: dict[tuple[str, str], Version]) -> bool:
-    assert one.manifest is not None
-    return Version(one.manifest.version) < newest[one.manifest.repository, one.manifest.name]
+def _wanted(store: Store, manifests: Iterable[Manifest]) -> dict[tuple[str, str], set[str]]:
+    """Return the versions of each adapter that somebody may load without naming one."""
+    versions: dict[tuple[str, str], set[str]] = {}
+    for manifest in manifests:
+        versions.setdefault(_who(manifest), set()).add(manifest.version)
+    wanted = {}
+    for who, here in versions.items():
+        yanked = store.known(*who).yanked
+        final = [version for version in here if version not in yanked and not Version(version).is_prerelease]
+        wanted[who] = {max(some, key=Version) for some in (here, final) if some}
+    return wanted
+
+
+def _who(manifest: Manifest) -> tuple[str, str]:
+    return manifest.repository, manifest.name

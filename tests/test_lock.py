@@ -327,3 +327,15 @@ def test_the_store_is_listed_checked_and_pruned(hub: Hub, source: Source, tmp_pa
     assert len(stored()) == 2
     prune(everything=True)
     assert stored() == []
+
+
+def test_what_a_plain_reference_means_is_not_pruned(hub: Hub, source: Source) -> None:
+    for version in ("0.9.0", "1.0.0", "1.1.0", "2.0.0rc1", "2.0.0rc2"):
+        release(hub, source(version.encode()), version=version)
+        fetch(f"{hub.url}@sst2=={version}")
+    yank("sst2", "1.1.0", reason="trained on the test set", clone=hub.clone)
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.0.0"
+    gone = [one.manifest.version for one in prune() if one.manifest]
+    assert sorted(gone) == ["0.9.0", "1.1.0", "2.0.0rc1"]
+    assert fetch(f"{hub.url}@sst2", offline=True).version == "1.0.0"
+    assert fetch(f"{hub.url}@sst2>=2.0.0rc1", offline=True).version == "2.0.0rc2"

@@ -27,7 +27,8 @@ _lock = click.option("--lock", type=click.Path(path_type=Path), help="Also every
 def mirror(references: tuple[str, ...], to: str, lock: Path | None, policy: str | None, as_json: bool) -> None:
     """Copy the releases REFERENCES mean, verified, to another git repository or to a folder.
 
-    Tell clients of it under [mirrors] in their settings. What they get from it is verified like anything else.
+    Tell clients of it under [mirrors] in their settings. What they get from it is verified like anything else. What is
+    damaged in a folder is mended; what was interrupted is gone on with by the same command.
 
     \b
     Example:

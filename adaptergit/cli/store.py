@@ -103,6 +103,8 @@ def verify(remove: bool, as_json: bool) -> None:
 def prune(keep: tuple[Path, ...], older_than: float, everything: bool, dry_run: bool, as_json: bool) -> None:
     """Remove packages of which a newer version is stored, and damaged ones.
 
+    Of each adapter the newest version stays, and the newest that is neither a pre-release nor yanked.
+
     \b
     Example:
       adaptergit store prune --keep adaptergit.lock --older-than 30
