@@ -12,7 +12,7 @@ from pathlib import Path
 
 from adaptergit.errors import StorageError
 
-_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ENOTDIR)
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def disk_errors(what: str, where: Path, hint: str) -> Iterator[None]:
     """Turn a full disk, or one that may not be written to, into an error that says so.
 
     Raises:
-        StorageError: The disk is full or read-only.
+        StorageError: The disk is full, damaged or read-only, or there is a file where a folder must be.
     """
     try:
         yield
@@ -35,7 +35,7 @@ def scratch() -> Iterator[Path]:
     """Give an empty folder for what is thrown away.
 
     Raises:
-        StorageError: The disk is full or read-only.
+        StorageError: The disk is full, damaged or read-only, or there is a file where a folder must be.
     """
     where = Path(tempfile.gettempdir())
     hint = "free some space, or choose another folder with TMPDIR"

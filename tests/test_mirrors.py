@@ -134,3 +134,13 @@ def test_a_place_for_a_bundle_that_is_none(hub: Hub, source: Source, tmp_path: P
         export_bundle(tmp_path / "missing" / "a.tar", [f"{hub.url}@sst2"])
     with pytest.raises(UsageError, match="is a folder"):
         export_bundle(tmp_path, [f"{hub.url}@sst2"])
+
+
+def test_a_file_where_a_folder_must_be_is_said_to_be_in_the_way(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match="Not a directory"):
+        mirror([f"{hub.url}@sst2"], to=tmp_path / "file" / "mirror")
+    with pytest.raises(UsageError, match="not a folder"):
+        mirror([f"{hub.url}@sst2"], to=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
