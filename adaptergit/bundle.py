@@ -14,7 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +120,8 @@ def import_bundle(
         try:
             with _undone(store) as takes_in:
                 copied, verdicts = _all_in(folder, listed, takes_in, brought, policy, settings)
+                takes_in.keeps(settings.pins_path)
+                takes_in.keeps(settings.revocations_path)
                 for signer in brought:  # only after everything in it was accepted
                     add_pin(settings, signer)
                 for one in revoked:
@@ -191,7 +193,8 @@ def _all_in(
             verdict, _ = verified(package, asked)
             # A key that is pinned on first use is the only one from now on.
             signers += [*((verdict.pin,) if verdict.pin else ()), *verdict.change.added]
-            new = takes_in.package(package, release, source, adapter, settings)
+            vouched = verdict.level != "unsigned"
+            new = takes_in.package(package, release, source, adapter, settings, vouched=vouched)
             verdicts.append(verdict)
             copied.append(Copied(principal, adapter, release.version, release.manifest_sha256, new))
         takes_in.yanks(source, adapter, shelf)
@@ -205,7 +208,21 @@ class _Undoing:
         self.store = store
         self.undo: list[Callable[[], None]] = []
 
-    def package(self, package: Path, release: Mirrored, source: Source, adapter: str, settings: Settings) -> bool:
+    def keeps(self, path: Path) -> None:
+        """Give a file back what it held."""
+        before = path.read_bytes() if path.is_file() else None
+
+        def undo() -> None:
+            if before is not None:
+                replace_file(path, before, mode=0o600)
+            elif path.is_file():
+                path.unlink()
+
+        self.undo.append(undo)
+
+    def package(
+        self, package: Path, release: Mirrored, source: Source, adapter: str, settings: Settings, *, vouched: bool
+    ) -> bool:
         """Store a package that was verified; return whether it was new."""
         digest = release.manifest_sha256
         new = self.store.find(digest) is None
@@ -219,8 +236,8 @@ class _Undoing:
             self.store.add(inner, settings.limits)
         known = self.store.known(source.publisher, adapter)
         seen = known.fetched.get(release.version)
-        if seen is None or seen.digest != digest:
-            seen = Seen(digest, release.tree, time.time())
+        if seen is None or (seen.digest != digest and (vouched or not seen.vouched)):
+            seen = Seen(digest, release.tree, time.time(), vouched)
         self._remember(source, adapter, known, replace(known, fetched={**known.fetched, release.version: seen}))
         return new
 
@@ -244,7 +261,8 @@ def _undone(store: Store) -> Iterator[_Undoing]:
         yield doing
     except BaseException:
         for step in reversed(doing.undo):
-            step()
+            with suppress(OSError):  # the others all the same
+                step()
         raise
 
 
@@ -259,10 +277,14 @@ def _add_revocations(root: Path, settings: Settings) -> None:
 
 
 def _revoked(path: Path, brought: Sequence[AllowedSigner]) -> list[Revocation]:
-    """Read which of the keys that are to be pinned no longer count for everything."""
-    keys = {signer.key.fingerprint for signer in brought}
+    """Read which of the keys that are to be pinned no longer count for everything; elsewhere, a bundle says nothing."""
     found = parse_revocations(path.read_bytes(), source=REVOKED) if path.is_file() else []
-    return [one for one in found if one.key in keys]
+    return [
+        replace(one, repository=name)
+        for one in found
+        for name in sorted({n for s in brought if s.key.fingerprint == one.key for n in s.principals})
+        if one.repository in (None, name)
+    ]
 
 
 def _add_indexes(root: Path, principals: set[str], settings: Settings) -> None:

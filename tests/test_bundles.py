@@ -14,7 +14,7 @@ from test_index import Index, index, listed, people  # noqa: F401 - fixtures
 from test_ladder import BIG, forget, release
 
 from adaptergit.bundle import export_bundle, import_bundle
-from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, TrustError
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, NotFoundError, PackageError, TrustError
 from adaptergit.housekeeping import stored
 from adaptergit.index.repository import replace as write
 from adaptergit.indexes import client
@@ -22,6 +22,8 @@ from adaptergit.pins import known_revocations, known_signers, revoke
 from adaptergit.publish import publish, publish_all, yank
 from adaptergit.resolve import fetch
 from adaptergit.settings import Settings, cache_dir, config_dir, load_settings
+from adaptergit.store import Store
+from adaptergit.trust import SigningKey
 
 Source = Callable[..., Path]
 Machine = Callable[[str], None]
@@ -231,6 +233,42 @@ def test_yanks_and_revoked_keys_come_along(hub: Hub, source: Source, tmp_path: P
     with pytest.warns(AdaptergitWarning) as told:
         fetch(references[1], offline=True)
     assert any("was yanked" in str(one.message) for one in told)
+
+
+def test_a_bundle_takes_no_key_away_from_other_repositories(
+    hub: Hub, source: Source, other_key: SigningKey, tmp_path: Path, machine: Machine
+) -> None:
+    """A stranger's key listed as one of its own, and revoked there."""
+    release(hub, source())
+    fetch(f"{hub.url}@sst2")
+    export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
+    root = unpacked(tmp_path / "a.tar", tmp_path / "root")
+    with (root / "allowed_signers").open("a") as signers:
+        signers.write(f"127.0.0.1/acme/adapters {other_key.public.line}\n")
+    (root / "revoked.jsonl").write_text(json.dumps({"key": other_key.public.fingerprint}) + "\n")
+    machine("far away")
+    import_bundle(repacked(root, tmp_path / "b.tar"), trust_keys=True)
+    (one,) = known_revocations(load_settings())
+    assert one.covers(other_key.public.fingerprint, "127.0.0.1/acme/adapters", None)
+    assert not one.covers(other_key.public.fingerprint, "127.0.0.1/honest/adapters", None)
+
+
+def test_a_bundle_that_cannot_be_taken_in_pins_nothing(
+    hub: Hub, source: Source, tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(hub, source())
+    fetch(f"{hub.url}@sst2")
+    revoke(hub.key.public.fingerprint, severity="warn", reason="soon to be replaced")
+    with pytest.warns(AdaptergitWarning):
+        export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
+    machine("far away")
+    settings = load_settings()
+    settings.revocations_path.mkdir(parents=True)  # where nothing can be written
+    with pytest.raises((AdaptergitError, OSError)):
+        import_bundle(tmp_path / "a.tar", trust_keys=True)
+    settings.revocations_path.rmdir()
+    assert known_signers(load_settings()) == []
+    assert list(Store(cache_dir()).contents()) == []
 
 
 def test_an_index_vouches_for_what_a_bundle_brings(
