@@ -486,7 +486,7 @@ def _check_lock(pin: Pin | None, reference: Reference, folder: Path) -> None:
     except (PackageError, NotFoundError, OSError):
         return  # to be told of where it is judged
     if (manifest.name, manifest.version) != (reference.adapter, pin.version):
-        raise PackageError(
+        raise TrustError(
             f"the lock file says {reference.adapter} {pin.version}, and the digest beside it is of {manifest.name} "
             f"{manifest.version}",
             where=pin.lock,

@@ -687,7 +687,12 @@ def lock_other_version(scene: Scene) -> Strike:
     return lambda: fetch(f"{hub.url}@sst2==1.0.0", lock=file)
 
 
-@attack("lock-with-the-version-of-another-digest", SWAPPED, TrustError, r"the manifest is of 1\.0\.0|tagged 1\.1\.0")
+@attack(
+    "lock-with-the-version-of-another-digest",
+    SWAPPED,
+    TrustError,
+    r"the lock file says sst2 1\.1\.0, .* of sst2 1\.0\.0",
+)
 def lock_version_of_another(scene: Scene) -> Strike:
     hub, file, raw = locked(scene)
     raw["adapters"][0]["version"] = "1.1.0"

@@ -239,7 +239,7 @@ def test_a_lock_file_that_contradicts_itself_is_to_blame_and_not_who_serves(
         settings = Settings(mirrors=(("*", (str(tmp_path / "mirror"),)),))
     file.write_text(json.dumps(raw))
     wanted = f"{hub.url}@{'sst2' if edit == 'version' else 'other'}"
-    with pytest.raises(PackageError, match=r"the digest beside it is of sst2 1\.0\.0") as caught:
+    with pytest.raises(TrustError, match=r"the digest beside it is of sst2 1\.0\.0") as caught:
         fetch(wanted, lock=file, settings=settings)
     assert caught.value.where == str(file)
     assert f"--upgrade '{wanted}'" in str(caught.value.hint)
