@@ -38,6 +38,8 @@ from adaptergit.store.lockfile import lock_id, read_lock
 from adaptergit.trust import AllowedSigner, Verdict
 from adaptergit.yanks import noted, warn_if_yanked
 
+_NO_TAGS = "the tags are gone"
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -391,8 +393,8 @@ def _from_network(pin: Pin | None, store: Store, asked: Asked, reference: Refere
         # A repository that lost its tags may have it in the branch.
         try:
             return _climb(Resolved(reference, "", None, None), store, asked)
-        except NotFoundError:
-            raise error from None
+        except NotFoundError as branch:
+            raise (branch if branch.what.startswith(_NO_TAGS) else error) from None
     return _climb(resolved, store, asked)
 
 
@@ -442,6 +444,10 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None)
             try:
                 verdict, card = verified(inner, asked)
             except (TrustError, PackageError) as error:
+                if way.kind == "branch" and isinstance(error, TrustError) and error.other_version:
+                    missing = f"{_NO_TAGS}, and the branch has no {reference.adapter}{reference.specifier}"
+                    failed.append((way, NotFoundError(missing, where=reference.source.url, hint=error.what)))
+                    continue
                 raise _told(error, way.source, reference, version) from error
             except NotFoundError as error:  # no manifest
                 raise PackageError(error.what, where=way.source) from error

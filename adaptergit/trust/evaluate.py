@@ -239,7 +239,9 @@ def _check_identity(manifest: Manifest, policy: Policy) -> str:
     if policy.name is not None and manifest.name != policy.name:
         raise TrustError(f"asked for the adapter {policy.name!r}, but the manifest is of {manifest.name!r}")
     if not policy.specifier.contains(Version(manifest.version), prereleases=True):
-        raise TrustError(f"asked for version {policy.specifier}, but the manifest is of {manifest.version}")
+        other = TrustError(f"asked for version {policy.specifier}, but the manifest is of {manifest.version}")
+        other.other_version = True
+        raise other
     return f"it is {said}"
 
 
