@@ -112,6 +112,7 @@ def import_bundle(
         if not any(shelf.releases for _, _, shelf in listed):
             raise PackageError("the bundle holds no releases", where=str(file))
         principals = {principal for principal, _, _ in listed}
+        known = {one.name for one in client(settings).subscriptions()}
         _take_indexes(folder, principals, index_root, settings)
         brought: list[AllowedSigner] = []
         if trust_keys and (folder / SIGNERS).is_file():
@@ -119,6 +120,7 @@ def import_bundle(
         revoked = _revoked(folder / REVOKED, brought)
         try:
             with _undone(store) as takes_in:
+                takes_in.undo.append(lambda: _drop_indexes(known, settings))
                 copied, verdicts = _all_in(folder, listed, takes_in, brought, policy, settings)
                 takes_in.keeps(settings.pins_path)
                 takes_in.keeps(settings.revocations_path)
@@ -236,7 +238,7 @@ class _Undoing:
             self.store.add(inner, settings.limits)
         known = self.store.known(source.publisher, adapter)
         seen = known.fetched.get(release.version)
-        if seen is None or (seen.digest != digest and (vouched or not seen.vouched)):
+        if seen is None or (vouched and not seen.vouched) or (seen.digest != digest and vouched >= seen.vouched):
             seen = Seen(digest, release.tree, time.time(), vouched)
         self._remember(source, adapter, known, replace(known, fetched={**known.fetched, release.version: seen}))
         return new
@@ -309,6 +311,13 @@ def _take_indexes(folder: Path, principals: set[str], index_root: str | None, se
                 take_news(indexes, one, path, principals)
             except AdaptergitError as error:
                 _warn(f"what the bundle brings of the index {one.name} is not taken over: {error.what}")
+
+
+def _drop_indexes(but: set[str], settings: Settings) -> None:
+    indexes = client(settings)
+    for one in indexes.subscriptions():
+        if one.name not in but:
+            indexes.remove(one.name)
 
 
 def _warn(text: str) -> None:

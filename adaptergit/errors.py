@@ -23,7 +23,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s'\"<>]*)")
+# Bounded, so that no text of somebody else's takes long.
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,31}://)(?P<rest>[^\s'\"<>]*)")
+_USER = re.compile(r"[\w.-]{1,64}:[^\s@/'\"<>]{1,256}@(?=[\w.-]{1,255}[:/])")
+_QUERY = re.compile(r"(url: [^\s?]{0,2000}\?)\S+")
 
 
 class AdaptergitWarning(UserWarning):
@@ -74,7 +77,7 @@ def without_secrets(text: str) -> str:
     >>> without_secrets("cannot read https://me:token@host.example/a?key=b")
     'cannot read https://…@host.example/a?…'
     """
-    return _ADDRESS.sub(_masked, text)
+    return _QUERY.sub(r"\1…", _USER.sub("…@", _ADDRESS.sub(_masked, text)))
 
 
 def _masked(address: re.Match[str]) -> str:

@@ -171,7 +171,7 @@ def _first_seen(reference: Reference | None, version: str | None, manifest_bytes
     if reference is None or version is None:
         return None
     seen = Store(cache_dir()).known(reference.source.publisher, reference.adapter).fetched.get(version)
-    if seen is None or not seen.at or seen.digest != canonical.sha256(manifest_bytes):
+    if seen is None or not seen.at or not seen.vouched or seen.digest != canonical.sha256(manifest_bytes):
         return None
     return datetime.fromtimestamp(seen.at, UTC)
 

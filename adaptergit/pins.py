@@ -182,11 +182,8 @@ def revoke(what: str, *, since: datetime | None = None, severity: str = "refuse"
 
 def add_revocation(settings: Settings, one: Revocation) -> None:
     """Add one line to the user's revocations, unless an equal one is there; the file is replaced in one step."""
-    path = settings.revocations_path
-    with _locked(path):
-        existing = _read(path) if path.is_file() else ""
-        if one.line() not in existing.split("\n"):
-            _write(path, f"{existing}{one.line()}\n")
+    parse_revocations(one.line().encode(), source="a revocation")  # a line that cannot be read would stop everything
+    _append(settings.revocations_path, one.line())
 
 
 def add_pin(settings: Settings, signer: AllowedSigner) -> None:

@@ -319,7 +319,7 @@ def _from_store(
             known = store.known(reference.source.publisher, reference.adapter)
             seen = known.fetched.get(found.version)
             if seen is not None and not seen.vouched and verdict.level != "unsigned":
-                now_known = {**known.fetched, found.version: replace(seen, vouched=True)}
+                now_known = {**known.fetched, found.version: replace(seen, at=time.time(), vouched=True)}
                 store.remember(reference.source.publisher, reference.adapter, replace(known, fetched=now_known))
             warn_if_yanked(reference, found.version, known, asked.word)
             return Fetched(reference, found.version, found.digest, path, tree, card, verdict, True)
@@ -464,7 +464,8 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None)
         before = known.fetched.get(found)
         same = before is not None and before.digest == package.digest
         vouched = verdict.level != "unsigned" or (before is not None and same and before.vouched)
-        seen = Seen(package.digest, got.tree, before.at if before is not None and same else time.time(), vouched)
+        at = before.at if before is not None and same and before.vouched == vouched else time.time()
+        seen = Seen(package.digest, got.tree, at, vouched)
         known = noted(known, found, got.yanked, own=way.kind == "git")
         if vouched or before is None or not before.vouched:  # what nobody vouches for stands in nobody's way
             known = replace(known, fetched={**known.fetched, found: seen})

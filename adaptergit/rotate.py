@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adaptergit.durable import scratch
-from adaptergit.errors import UsageError
+from adaptergit.errors import PackageError, TrustError, UsageError
 from adaptergit.package import canonical
-from adaptergit.publish import check_announced, principal_of, signing_key
+from adaptergit.publish import check_announced, principal_of, push_source, signing_key
+from adaptergit.settings import load_settings
 from adaptergit.trust import (
     MANIFEST_NAMESPACE,
     ROTATION,
@@ -21,6 +24,10 @@ from adaptergit.trust import (
     parse_allowed_signers,
     sign,
 )
+from adaptergit.trust.rotation import MAX_ROTATIONS
+
+if TYPE_CHECKING:
+    from adaptergit.git import Clone
 
 _ANNOUNCED = ".adaptergit/allowed_signers"
 
@@ -64,6 +71,10 @@ def rotate(
     successor = signing_key(new).public
     if successor in {one.public for one in old}:
         raise UsageError("that is the key there is", hint="make another one: adaptergit keygen PATH")
+    if successor.fingerprint in _replaced(here, remote, principal):
+        raise UsageError(
+            "this key was replaced before: nobody would accept it", hint="make another one: adaptergit keygen PATH"
+        )
     removed = () if keep else (old[0].public.fingerprint,)
     staying = old if keep else old[1:]
     # Once a key is removed nothing else that it signed counts: who stays is named again.
@@ -89,3 +100,19 @@ def rotate(
         listing = "".join(f"{line}\n" for line in dict.fromkeys(lines)).encode()
         push_rotation(here, remote, files, listing, canonical.sha256(data)[:16])
     return rotation
+
+
+def _replaced(here: Clone, remote: str, principal: str) -> set[str]:
+    """Return the fingerprints of keys that the repository's rotations replaced."""
+    from adaptergit.git import fetch_rotations
+
+    limits = load_settings().limits
+    with scratch() as folder:
+        where = push_source(here.remote_url(remote), here.root)
+        found = fetch_rotations(here.reached(where), limits, beside=folder, most=MAX_ROTATIONS)
+    gone: set[str] = set()
+    for files in found:
+        with suppress(PackageError, TrustError, KeyError):
+            rotation = Rotation.from_bytes(files[ROTATION])
+            gone.update(rotation.remove if rotation.repository == principal else ())
+    return gone

@@ -348,3 +348,30 @@ def test_news_of_an_index_that_cannot_be_believed_are_not_taken_over(
         import_bundle(repacked(root, tmp_path / "bad.tar"))  # the publisher's key is known here in any case
     assert snapshot(config_dir()) == before
     assert fetch(f"{hub.url}@sst2==1.1.0", offline=True).version == "1.1.0"
+
+
+def test_whatever_a_publisher_writes_comes_along(hub: Hub, source: Source, tmp_path: Path, machine: Machine) -> None:
+    release(hub, source())
+    fetch(f"{hub.url}@sst2")
+    yank("sst2", "1.0.0", reason="⚠️ 😀 D:\\udacity", clone=hub.clone)
+    with pytest.warns(AdaptergitWarning, match="yanked"):
+        export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2==1.0.0"])
+    machine("far away")
+    import_bundle(tmp_path / "a.tar", trust_keys=True)
+    with pytest.warns(AdaptergitWarning, match="yanked"):
+        fetch(f"{hub.url}@sst2==1.0.0", offline=True)
+
+
+def test_what_was_only_looked_at_is_history_once_a_bundle_brings_it(
+    hub: Hub, source: Source, tmp_path: Path, machine: Machine
+) -> None:
+    release(hub, source())
+    fetch(f"{hub.url}@sst2")
+    export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
+    machine("far away")
+    with pytest.warns(AdaptergitWarning, match="unsigned"):
+        fetch(f"{hub.url}@sst2", policy="unsigned")
+    who = "127.0.0.1/acme/adapters"
+    assert [seen.vouched for seen in Store(cache_dir()).known(who, "sst2").fetched.values()] == [False]
+    import_bundle(tmp_path / "a.tar", trust_keys=True)
+    assert [seen.vouched for seen in Store(cache_dir()).known(who, "sst2").fetched.values()] == [True]

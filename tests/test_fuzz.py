@@ -38,6 +38,8 @@ from adaptergit.index.documents import (
     parse_root,
     parse_snapshot,
 )
+from adaptergit.index.entry import Entry
+from adaptergit.index.repository import Proof
 from adaptergit.index.shards import parse_shard
 from adaptergit.index.sources import SourceFile, SourceKey
 from adaptergit.package import BaseModel, Card, File, Manifest
@@ -278,6 +280,16 @@ def test_a_signed_document_is_read_or_refused(data: st.DataObject, valid: bytes,
     read(valid)
     with contextlib.suppress(AdaptergitError):
         read(data.draw(anything(valid)))
+
+
+@quick(100)
+@given(st.text(st.characters(codec="utf-8"), max_size=30) | st.sampled_from(["D:\\udacity\\x", "\\\\ud83d", "😀"]))
+def test_whatever_a_publisher_writes_comes_through_an_index(text_: str) -> None:
+    entry = Entry.from_dict({**INDEX["entries"][0], "description": text_})  # type: ignore[dict-item]
+    assert Entry.from_line(entry.to_line(), where="x") == entry
+    proof = Proof("recovery", json.dumps({"reason": text_}, ensure_ascii=False).encode())
+    shard = b"\n".join((json.dumps({"source": SOURCE.to_dict()}).encode(), proof.to_line()))
+    assert parse_shard("x", shard, PRINCIPAL).proofs == (proof,)
 
 
 @quick(150)

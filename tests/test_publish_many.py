@@ -162,6 +162,16 @@ def test_a_token_in_the_remotes_address_is_refused_and_not_shown(
     assert "s3cr3t" not in str(caught.value)
 
 
+@pytest.mark.parametrize("rule", ["ext::sh -c 'touch% {mark}'% #", "git://127.0.0.1:1/", "fd::7 ", "EXT::sh "])
+def test_a_rewritten_address_runs_nothing(hub: Hub, source: Source, tmp_path: Path, rule: str) -> None:
+    release(hub, source())
+    mark = tmp_path / "ran"
+    hub.git("config", f"url.{rule.format(mark=mark)}.insteadOf", hub.url)
+    with pytest.raises(UsageError, match="no way to push"):
+        release(hub, source(b"x"), version="1.1.0")
+    assert not mark.exists()
+
+
 def test_a_release_that_is_fetched_for_the_first_time_says_that_it_was_yanked(
     hub: Hub, source: Source, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,17 +14,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import Hub
+from conftest import Hub, git
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptergit.cli import main
 from adaptergit.errors import AdaptergitError, AdaptergitWarning, TrustError, UsageError
-from adaptergit.pins import pin_key, revoke
+from adaptergit.pins import known_revocations, pin_key, revoke
 from adaptergit.publish import publish
 from adaptergit.resolve import fetch
-from adaptergit.settings import Settings, load_settings
-from adaptergit.trust import Revocation, SigningKey, parse_revocations
+from adaptergit.settings import Settings, cache_dir, load_settings
+from adaptergit.trust import Revocation, SigningKey, parse_revocations, sign
 
 Source = Callable[..., Path]
 PRINCIPAL = "127.0.0.1/acme/adapters"
@@ -176,6 +177,49 @@ def test_times_that_no_file_can_hold_are_no_times(since: str) -> None:
     line = json.dumps({"key": "SHA256:" + "a" * 43, "since": since}).encode()
     with pytest.raises(TrustError, match="no time"):
         parse_revocations(line, source="x")
+
+
+@pytest.mark.parametrize(
+    "repository",
+    ["", "github.com/acme/adapters.git", "https://github.com/acme/a", "GitHub.com/acme/a", "github.com/acme/*", "a/b "],
+)
+def test_a_revocation_for_no_repository_is_an_error(repository: str) -> None:
+    line = json.dumps({"key": "SHA256:" + "a" * 43, "repository": repository}).encode()
+    with pytest.raises(TrustError, match="no repository"):
+        parse_revocations(line, source="x")
+
+
+def test_a_revocation_is_added_on_a_line_of_its_own(key: SigningKey, other_key: SigningKey, home: Path) -> None:
+    (home / "config").mkdir(exist_ok=True)
+    (home / "config" / "revoked.jsonl").write_text(json.dumps({"key": key.public.fingerprint}))
+    revoke(other_key.public.fingerprint)
+    assert {one.key for one in known_revocations(load_settings())} == {
+        key.public.fingerprint,
+        other_key.public.fingerprint,
+    }
+
+
+def test_looking_at_a_release_is_not_having_seen_it_signed(
+    hub: Hub, source: Source, other_key: SigningKey, tmp_path: Path
+) -> None:
+    """Looked at before the key was stolen, signed with it afterwards."""
+    publish(source(), clone=hub.clone, key=other_key.path)
+    hub.trust()
+    with pytest.warns(AdaptergitWarning, match="unsigned"):
+        path = fetch(f"{hub.url}@sst2==1.0.0", policy="unsigned").path
+    time.sleep(1.1)
+    revoke(hub.key.public.fingerprint, since=datetime.now(UTC))
+    manifest = (path / "manifest.json").read_bytes()
+    tree = {file.name: hub.git("hash-object", "-w", str(file)) for file in path.iterdir()}
+    (tmp_path / "sig").write_bytes(sign(manifest, hub.key))
+    tree["manifest.json.sig"] = hub.git("hash-object", "-w", str(tmp_path / "sig"))
+    listing = "".join(f"100644 blob {oid}\t{name}\n" for name, oid in sorted(tree.items()))
+    oid = git(hub.clone, "mktree", stdin=listing)
+    commit = hub.git("commit-tree", oid, "-m", "x")
+    hub.git("push", "-qf", "origin", f"{commit}:refs/tags/adapters/sst2/1.0.0")
+    shutil.rmtree(cache_dir() / "packages")
+    with pytest.raises(TrustError, match="revoked since"):
+        fetch(f"{hub.url}@sst2==1.0.0")
 
 
 def test_what_was_revoked_is_said_to_be_so_when_nobody_else_can_be_asked(hub: Hub, source: Source, home: Path) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from conftest import Hub, git, snapshot
 
 from adaptergit.cli import main
-from adaptergit.errors import AdaptergitWarning, ReleaseError, TrustError, UsageError
+from adaptergit.errors import AdaptergitWarning, PackageError, ReleaseError, TrustError, UsageError
 from adaptergit.package import BaseModel, File, Manifest, canonical
 from adaptergit.pins import known_signers, pin_key, revoke
 from adaptergit.publish import publish
@@ -35,6 +35,7 @@ from adaptergit.trust import (
     generate_key,
     sign,
 )
+from adaptergit.trust.rotation import signed_in_a_chain
 
 REPO = "github.com/acme/adapters"
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -120,6 +121,27 @@ def test_a_retired_key_adds_nobody_beside_its_successor_either(keys: list[Signin
     # The owner of another key of the repository takes away one that was stolen.
     change = follow([written(b, [b], [a]), written(a, [thief], [], -300)], REPO, knowing(a, b), (), NOW)
     assert (change.added, [one.key for one in change.removed]) == ((), [a.public.fingerprint])
+
+
+def test_of_two_chains_from_one_key_neither_is_followed(keys: list[SigningKey]) -> None:
+    """The owner adds a key, with which he takes the old one away; a thief who has the old one names his own."""
+    a, b, thief, *_ = keys
+    kept, over = written(a, [b], [], -5), written(b, [b], [a], -3)
+    for days in (-300, -4, -1):
+        assert not follow([kept, over, written(a, [thief], [a], days)], REPO, knowing(a), (), NOW)
+    assert follow([kept, over, written(a, [thief], [a], -9)], REPO, knowing(b), (), NOW).added == ()
+
+
+def test_a_rotation_from_before_there_were_any_is_none(keys: list[SigningKey]) -> None:
+    with pytest.raises(PackageError, match="effective"):
+        written(keys[0], [keys[1]], [keys[0]], -365 * 1000)
+
+
+def test_junk_leaves_room_for_a_rotation_that_counts(keys: list[SigningKey]) -> None:
+    a, b, stranger, *_ = keys
+    junk = [written(stranger, [stranger], [], -number - 2) for number in range(100)]
+    assert [s.key for s in follow([*junk, signed(a, b)], REPO, knowing(a), (), NOW).added] == [b.public]
+    assert signed_in_a_chain([*junk, signed(a, b)], REPO, [a.public], NOW) == [signed(a, b)]
 
 
 def test_a_key_that_was_added_and_stays_is_named_when_the_old_one_goes(keys: list[SigningKey]) -> None:
@@ -208,6 +230,13 @@ def test_one_of_two_keys_that_must_sign_is_replaced(
     with pytest.warns(AdaptergitWarning, match="new key"):
         found = fetch(f"{hub.url}@sst2", settings=settings, refresh=True)
     assert set(found.verdict.signers) == {new.public.fingerprint, other_key.public.fingerprint}
+
+
+def test_nobody_rotates_back(hub: Hub, source: Callable[..., Path], other_key: SigningKey) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    rotate(other_key.path, key=hub.key.path, clone=hub.clone)
+    with pytest.raises(UsageError, match="replaced before"):
+        rotate(hub.key.path, key=other_key.path, clone=hub.clone)
 
 
 def test_a_folder_needs_as_many_keys_as_its_repository(

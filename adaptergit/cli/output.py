@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import click
 
-from adaptergit.errors import AdaptergitError, AdaptergitWarning, TransportError, TrustError
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, TransportError, TrustError, without_secrets
 from adaptergit.progress import watching
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def asked_for(flag: str) -> bool:
 def _report(error: AdaptergitError) -> None:
     if asked_for("verbose"):
         for line in "".join(traceback.format_exception(error)).splitlines():
-            click.echo(clean(line), err=True)
+            click.echo(clean(without_secrets(line)), err=True)
     if "--json" in sys.argv:
         detail: dict[str, Any] = {
             "type": type(error).__name__,

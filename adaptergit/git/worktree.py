@@ -19,7 +19,7 @@ from adaptergit.reference import Source
 FOLDER = "adapters"
 """Where adapters lie on the branch."""
 _EMPTY = ""
-_ADDRESS = re.compile(r"[a-z]+://|/|\.\.?/|~/|[\w.-]+@[\w.-]+:")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|/|\.\.?/|~/|[\w.-]+@[\w.-]+:|[\w-]+(\.[\w-]+)+:")
 """What is an address without being rewritten."""
 
 
@@ -76,7 +76,7 @@ class Clone:
                 f"the clone has no remote {remote!r}", where=str(self.root), hint="git remote add origin URL"
             ) from error
         for name in (f"remote.{remote}.pushurl", f"remote.{remote}.url"):
-            with contextlib.suppress(TransportError):
+            with contextlib.suppress(TransportError, IndexError):
                 configured = self.git.text("config", "--get-all", name).splitlines()[0]
                 return configured if _ADDRESS.match(configured) else rewritten
         return rewritten
@@ -94,7 +94,7 @@ class Clone:
         remote = Remote.of(source, allow_http=(urlsplit(source.url).hostname or "",))
         # Rewritten, it is reached in another way: with a token, by ssh. Whose repository it is does not change.
         address = self.git.text("ls-remote", "--get-url", "--", source.url)
-        protocols = remote.protocols if address == source.url else (_scheme(address),)
+        protocols = remote.protocols if address == source.url else (_scheme(address, remote),)
         return replace(remote, protocols=protocols, settings=transport_settings(self.root))
 
     @property
@@ -229,11 +229,20 @@ class Clone:
             raise
 
 
-def _scheme(url: str) -> str:
-    if "://" in url:
-        return urlsplit(url).scheme
+def _scheme(url: str, plain: Remote) -> str:
+    """Return the protocol of a rewritten address: a safe one, or what it would be without.
+
+    Raises:
+        UsageError: Another one: ``ext::`` runs a program.
+    """
     before, colon, _ = url.partition(":")
-    return "ssh" if colon and "/" not in before else "file"
+    scheme = url.partition("://")[0].lower() if "://" in url else "ssh" if colon and "/" not in before else "file"
+    if "::" in url.partition("/")[0] or scheme not in ("https", "ssh", "file", *plain.protocols):
+        raise UsageError(
+            f"url.*.insteadOf makes {url[:200]!r} of {plain.url}: that is no way to push",
+            hint="git config --get-regexp insteadof shows the rule",
+        )
+    return scheme
 
 
 def commit_time(folder: Path) -> datetime:

@@ -51,9 +51,9 @@ def fetch_package(one: Wanted, found: Found) -> Fetched:
     who, name = one.reference.principal, manifest.name
     known = one.store.known(who, name)
     before = known.fetched.get(manifest.version)
-    at = before.at if before is not None and before.digest == package.digest else time.time()
     same = before is not None and before.digest == package.digest
     vouched = fetched.verdict.level != "unsigned" or (before is not None and same and before.vouched)
+    at = before.at if before is not None and same and before.vouched == vouched else time.time()
     if vouched or before is None or not before.vouched:
         seen = Seen(package.digest, "", at, vouched)
         one.store.remember(who, name, replace(known, fetched={**known.fetched, manifest.version: seen}))

@@ -29,7 +29,7 @@ from adaptergit.index.release_rules import Release
 from adaptergit.index.repository import IndexPolicy, IndexRepository, Proof
 from adaptergit.index.rules import broken_by
 from adaptergit.index.sources import SourceFile
-from adaptergit.package import check_files, read_package
+from adaptergit.package import canonical, check_files, read_package
 from adaptergit.reference import Source
 from adaptergit.settings import Settings
 from adaptergit.trust import (
@@ -38,15 +38,20 @@ from adaptergit.trust import (
     AllowedSigner,
     Past,
     Policy,
+    PublicKey,
     Revocation,
     Rotation,
     evaluate,
     follow,
+    parse_public_key,
     parse_revocations,
     parse_signature,
     verify_signature,
 )
-from adaptergit.trust.rotation import MAX_ROTATIONS
+from adaptergit.trust.rotation import MAX_ROTATIONS, signed_in_a_chain
+
+_FAR = datetime.max.replace(tzinfo=UTC)
+"""Rotations that take effect later are kept until they do."""
 
 _MAX_FRESH = 500
 """New releases of one source in one run; the others wait for the next."""
@@ -284,7 +289,23 @@ def _new_proofs(source: SourceFile, remote: Remote, settings: Settings, kept: li
     ]
     # What was there stays: a rotation whose tag is gone is still a rotation.
     every = {proof.to_line(): proof for proof in (*kept, *proofs)}
-    return list(every.values())[: 2 * MAX_ROTATIONS]
+    keys = {key.public for key in source.keys} | {
+        key for proof in kept if proof.kind == "recovery" for key in _recovered(proof)
+    }
+    followed = signed_in_a_chain(
+        [proof.rotation for proof in every.values() if proof.kind == "rotation"], source.repository, keys, _FAR
+    )
+    # Strangers' rotations nobody follows, and many of them would leave no room for those of the owner.
+    counting = [proof for proof in every.values() if proof.kind != "rotation" or proof.rotation in followed]
+    return counting[: 2 * MAX_ROTATIONS]
+
+
+def _recovered(proof: Proof) -> set[PublicKey]:
+    """Return the keys that a recovery names, whoever signed it."""
+    try:
+        return set(map(parse_public_key, canonical.loads(proof.data, where="", limit=2**20)["keys"]))
+    except (PackageError, TrustError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def _counts(repository: str, files: Mapping[str, bytes]) -> bool:

@@ -123,9 +123,9 @@ class Entry:
         Raises:
             PackageError: Not an entry.
         """
-        canonical.refuse_surrogates(line, where)
         try:
             raw = json.loads(line)
+            canonical.refuse_half_characters(line, raw, where)
             return cls.from_dict(raw)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise PackageError(f"not an entry: {str(error)[:120]}", where=where) from error

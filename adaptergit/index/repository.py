@@ -59,7 +59,7 @@ class Proof:
             self.kind: self.data.decode(),
             "signatures": {name: value.decode() for name, value in sorted(self.signatures.items())},
         }
-        return json.dumps(found, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+        return json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str) -> Proof:

@@ -157,8 +157,9 @@ def unpack(packed: bytes, limit: int, where: str) -> bytes:
 
 
 def _json(line: bytes, where: str) -> Any:
-    canonical.refuse_surrogates(line, where)
     try:
-        return json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise PackageError(f"not JSON: {error}", where=where) from error
+    canonical.refuse_half_characters(line, value, where)
+    return value

@@ -13,7 +13,7 @@ from adaptergit.errors import PackageError
 
 MAX_DEPTH = 64
 """Of objects and arrays in each other."""
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
 
 
 def dumps(value: Any) -> bytes:
@@ -79,7 +79,7 @@ def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(items):
         seen: set[str] = set()
         twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise TwiceError(f"the key {twice!r} appears twice")
+        raise TwiceError(f"the key {twice[:100]!r} appears twice")
     return result
 
 
@@ -91,6 +91,19 @@ def refuse_surrogates(data: bytes, where: str) -> None:
     """
     if _SURROGATE.search(data):
         raise PackageError("an escape of a UTF-16 surrogate (\\ud8…)", where=where, hint="write the character itself")
+
+
+def refuse_half_characters(line: bytes, value: Any, where: str) -> None:
+    """Refuse what was parsed of a line if it holds half of a character, which no file can hold.
+
+    Raises:
+        PackageError: It does.
+    """
+    if _SURROGATE.search(line):  # there are few
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise PackageError("half of a character (\\ud8… alone)", where=where) from error
 
 
 def sha256(data: bytes) -> str:

@@ -240,4 +240,4 @@ def _sweep(root: Path) -> None:
 
 
 def _write(path: Path, data: Any) -> None:
-    replace_file(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+    replace_file(path, (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())

@@ -23,6 +23,7 @@ SEVERITIES = ("refuse", "warn")
 _MAX_BYTES = 16 * 2**20
 _KEY = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PRINCIPAL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+(?<!\.git)")
 _FIELDS = {"key", "manifest_sha256", "repository", "since", "severity", "reason"}
 
 
@@ -44,7 +45,10 @@ class Revocation:
 
     def line(self) -> str:
         """Return it as it is stored."""
-        since = None if self.since is None else self.since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        since = None
+        if self.since is not None:
+            moment = self.since.astimezone(UTC).replace(microsecond=0, tzinfo=None)
+            since = f"{moment.isoformat()}Z"
         fields = {
             "key": self.key,
             "manifest_sha256": self.manifest_sha256,
@@ -101,6 +105,8 @@ def _parse(raw: Any, where: str, source: str) -> Revocation:
         raise TrustError("not a key's fingerprint or a sha256 digest", where=where, hint="SHA256:… as ssh-keygen -l")
     if texts["repository"] is not None and key is None:
         raise TrustError("a release is of one repository already: repository goes with a key", where=where)
+    if texts["repository"] is not None and not _PRINCIPAL.fullmatch(texts["repository"]):
+        raise TrustError(f"{texts['repository']!r} names no repository", where=where, hint="write host/org/repo")
     severity = texts["severity"] or "refuse"
     if severity not in SEVERITIES:
         raise TrustError(f"severity is one of {', '.join(SEVERITIES)}, not {severity!r}", where=where)

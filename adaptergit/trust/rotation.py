@@ -31,6 +31,8 @@ SCHEMA = "adaptergit.rotation/1"
 MAX_BYTES = 64 * 1024
 MAX_ROTATIONS = 64
 """Of one repository."""
+_MOST = 4 * MAX_ROTATIONS
+"""That are looked at: those of the repository, and those that indexes kept."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Rotation:
             raise PackageError(f"{schemas.dotted(field) or 'document'}: {message}", where=where)
         try:
             effective = datetime.strptime(raw["effective"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+            if effective.year < 1970:
+                raise ValueError(raw["effective"])
         except ValueError as error:
             raise PackageError(f"effective: {raw['effective']!r} is no time", where=where) from error
         return cls(raw["repository"], tuple(map(parse_public_key, raw["add"])), tuple(raw["remove"]), effective)
@@ -118,7 +122,7 @@ def follow(
         threshold: How many different keys must have signed each.
     """
     waiting = sorted(
-        (found for one in list(rotations)[:MAX_ROTATIONS] if (found := _parsed(one, repository, now))),
+        (found for one in list(rotations)[:_MOST] if (found := _parsed(one, repository, now))),
         key=lambda item: item[0].effective,
     )
     threshold = max(1, threshold)
@@ -128,15 +132,17 @@ def follow(
     while True:
         # Whatever time a rotation states: a key that no longer counts names no successor, or a thief would backdate.
         counting = {s.key for s in known if s.key.fingerprint not in gone and not s.refusal(MANIFEST_NAMESPACE, now)}
-        ready = [(rotation, keys & counting) for rotation, keys in waiting if len(keys & counting) >= threshold]
-        # Of two that one removes the other's key, or both their own, one is a thief's, and nobody can tell which.
+        possible = _reached(waiting, counting, threshold)
+        ready = [(rotation, keys & counting) for rotation, keys in possible if len(keys & counting) >= threshold]
+        # Where something else that may be followed removes a key that signed, one of the two is a thief's, and nobody
+        # can tell which.
         clear = [
             (rotation, keys)
             for rotation, keys in ready
             if not any(
                 key.fingerprint in other.remove and (other.add, other.remove) != (rotation.add, rotation.remove)
                 for key in keys
-                for other, _ in ready
+                for other, _ in possible
             )
         ]
         if not clear:
@@ -160,6 +166,28 @@ def follow(
         known += added
         gone |= set(rotation.remove) & own
         change = Change((*change.added, *added), (*change.removed, *removed))
+
+
+def signed_in_a_chain(
+    rotations: Iterable[SignedRotation], repository: str, keys: Iterable[PublicKey], now: datetime
+) -> list[SignedRotation]:
+    """Return the rotations that some chain from these keys leads to: the others nobody follows."""
+    parsed = [(one, found) for one in rotations if (found := _parsed(one, repository, now)) is not None]
+    reached = _reached([found for _, found in parsed], set(keys), 1)
+    return [one for one, found in parsed if found in reached]
+
+
+def _reached(rotations: Sequence[_Parsed], keys: set[PublicKey], threshold: int) -> list[_Parsed]:
+    """Return the rotations that some chain from these keys leads to."""
+    found: list[_Parsed] = []
+    reach = set(keys)
+    while more := [one for one in rotations if one not in found and len(one[1] & reach) >= threshold]:
+        found += more
+        reach.update(*(rotation.add for rotation, _ in more))
+    return [one for one in rotations if one in found]
+
+
+_Parsed = tuple[Rotation, frozenset[PublicKey]]
 
 
 def _parsed(one: SignedRotation, repository: str, now: datetime) -> tuple[Rotation, frozenset[PublicKey]] | None:
