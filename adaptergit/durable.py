@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from adaptergit.errors import StorageError
 
@@ -44,6 +45,17 @@ def scratch() -> Iterator[Path]:
         tempfile.TemporaryDirectory(prefix="adaptergit-") as folder,
     ):
         yield Path(folder)
+
+
+@contextmanager
+def scratch_file() -> Iterator[IO[bytes]]:
+    """Give an empty file for what is thrown away.
+
+    Raises:
+        StorageError: See :func:`scratch`.
+    """
+    with scratch() as folder, (folder / "file").open("w+b") as file:
+        yield file
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:

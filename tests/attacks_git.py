@@ -90,7 +90,7 @@ from adaptergit.trust import sign
         "look-alike-letter-in-a-host": (r"expected https://host/path", "https://g\u0456thub.com/acme/adapters@sst2"),
         "look-alike-letter-in-a-short-host": (r"is not a host name", "g\u0456thub.com/acme/adapters@sst2"),
         "query-in-a-url": (r"has no '\?' or '#'", "https://host.example/a/b?service=x@sst2"),
-        "port-out-of-range": (r"not a valid URL: Port out of range", "https://host.example:99999/a/b@sst2"),
+        "port-out-of-range": (r"not a valid URL: its host, port", "https://host.example:99999/a/b@sst2"),
         "adapter-with-a-parent": (r"'\.\./x' is not an adapter name", "acme/adapters@../x"),
         "adapter-with-a-slash": (r"'/b' after the adapter name", "acme/adapters@a/b"),
         "adapter-that-is-no-tag": (r"cannot be part of a git tag", "acme/adapters@a..b"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from adaptergit.durable import scratch_file
 from adaptergit.errors import PackageError, TransportError
 from adaptergit.git.runner import Git
 from adaptergit.package.folder import check_entry_name, check_sizes
@@ -142,7 +143,7 @@ def _entries(tree: tuple[str, bytes], limits: Limits, where: str) -> dict[str, s
 @contextmanager
 def _answers(git: Git, mode: str, objects: Iterable[str]) -> Iterator[IO[bytes]]:
     """Ask for objects, one after the other."""
-    with tempfile.TemporaryFile(dir=None if git.trusted else git.directory) as wanted:
+    with scratch_file() if git.trusted else tempfile.TemporaryFile(dir=git.directory) as wanted:
         wanted.write("".join(f"{one}\n" for one in objects).encode())
         wanted.seek(0)
         with git.stream("cat-file", mode, stdin=wanted) as output:

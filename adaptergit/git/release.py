@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaptergit.durable import scratch_file
 from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError
 from adaptergit.git.partial import is_partial
 from adaptergit.git.pushing import Pushed, push
@@ -302,7 +303,7 @@ def _follow_or_warn(plans: Sequence[Plan], branch: str | None, *, pushed: bool =
 
 def _follow_refs(plans: Sequence[Plan], branch: str | None) -> None:
     clone, zero = plans[0].clone, "0" * len(plans[0].tree)
-    with tempfile.TemporaryFile() as script:
+    with scratch_file() as script:
         created = "".join(f"create {plan.tag} {plan.tag_commit}\n" for plan in plans)
         before = zero if branch else clone.head or zero
         moved = f"update {branch or clone.branch} {plans[-1].branch_commit} {before}\n"

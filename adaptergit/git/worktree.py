@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from adaptergit.durable import scratch_file
 from adaptergit.errors import ReleaseError, StorageError, TransportError, UsageError
 from adaptergit.git.remote import Remote
 from adaptergit.git.runner import Git, transport_settings
@@ -152,7 +152,7 @@ class Clone:
         """Let the index hold exactly the files of a flat tree in a folder. No object but the tree is read."""
         tracked = self.git.raw("ls-files", "-z", "--", folder).split(b"\0")
         none = "0" * (64 if tree is not None and len(tree) == 64 else 40)
-        with tempfile.TemporaryFile() as listing:
+        with scratch_file() as listing:
             listing.write(b"".join(f"0 {none}\t".encode() + path + b"\0" for path in tracked if path))
             for mode, kind, oid, name in self._entries(tree or _EMPTY).values():
                 listing.write(f"{mode} {kind} {oid}\t{folder}/{name}\0".encode("utf-8", "surrogateescape"))
@@ -164,7 +164,7 @@ class Clone:
         if not files:
             return {}
         paths = list(files.values())
-        with tempfile.TemporaryFile() as names:
+        with scratch_file() as names:
             names.write("".join(f"{path}\n" for path in paths).encode())
             names.seek(0)
             output = self.git.text("hash-object", "-w", "--no-filters", "--stdin-paths", stdin=names)
@@ -172,7 +172,7 @@ class Clone:
 
     def make_tree(self, entries: Iterable[tuple[str, str, str, str]]) -> str:
         """Write one tree of ``(mode, kind, oid, name)`` and return its oid."""
-        with tempfile.TemporaryFile() as listing:
+        with scratch_file() as listing:
             listing.write(
                 b"".join(
                     f"{mode} {kind} {oid}\t{name}\0".encode("utf-8", "surrogateescape")
