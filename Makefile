@@ -38,7 +38,7 @@ OLDEST = .venv-oldest/$(BIN)/python -m pip install --quiet --disable-pip-version
 
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/test_golden.py tests/test_zoo.py tests/test_splice.py \
-		tests/test_composition.py tests/test_own_class.py \
+		tests/test_composition.py tests/test_own_class.py tests/test_multitask.py \
 		tests/test_methods.py tests/test_merging.py tests/test_formats.py tests/test_fingerprint.py tests/test_training.py \
 		tests/test_engine.py tests/test_heads.py tests/test_embeddings.py tests/test_setups.py tests/test_ecosystem.py
 
