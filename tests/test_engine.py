@@ -382,6 +382,108 @@ def test_gradient_checkpointing_runs_a_block_as_it_ran_before(config: str, loss:
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("config", ["adapter_plus", "bapna_firat", "seq_bn"])
+def test_what_a_call_left_behind_answers_no_other_call(config: str) -> None:
+    """A block that runs again stops early; a forward that fails never reaches its end."""
+    model = tiny_model("bert")
+    panel = adapters(model)
+    panel.add("a", config)
+    noisy(panel, "a")
+    panel.add("b", "lora")
+    plain = model(IDS)[0].detach()
+    panel.train("a")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    model(IDS)[0].sum().backward()
+    model.eval()
+    with torch.no_grad(), panel.using(None):
+        torch.testing.assert_close(model(IDS)[0], plain)
+    norm = model.encoder.layer[0].output.LayerNorm
+    handle = norm.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(IDS.repeat(2, 1))
+    handle.remove()
+    with torch.no_grad(), panel.using("b"):
+        torch.testing.assert_close(model(IDS)[0], plain)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_fusion_cools_once_for_each_step(reentrant: bool) -> None:
+    def stepped(checkpointing: bool) -> tuple[float, list[torch.Tensor]]:
+        torch.manual_seed(0)
+        model = tiny_model("bert")
+        panel = adapters(model)
+        for seed, name in enumerate("ab"):
+            panel.add(name, "seq_bn")
+            noisy(panel, name, seed)
+        panel.add_fusion("Fuse(a, b)", {"temperature": True, "dropout_prob": 0.0})
+        panel.train_fusion("Fuse(a, b)")
+        module = panel.fusion_module(panel.fusions[0])
+        fused = [part for part in module.modules() if getattr(part, "temperature", None) is not None]
+        for part in fused:
+            part.temperature = torch.tensor(1.5)
+        for part in model.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        model(IDS)[0].square().sum().backward()
+        return float(fused[0].temperature), [p.grad for p in module.parameters() if p.grad is not None]
+
+    (plain, gradients), (checkpointed, again) = stepped(False), stepped(True)
+    assert plain == checkpointed
+    assert plain < 1.5
+    assert gradients
+    for one, other in zip(gradients, again, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_two_panels_of_one_model_are_run_again_as_they_ran(reentrant: bool) -> None:
+    def gradients(checkpointing: bool) -> list[Any]:
+        torch.manual_seed(0)
+        model = tiny_model("bert", "AutoModelForSequenceClassification")
+        outer, inner = adapters(model), adapters(model.bert)
+        for panel, name in ((outer, "o"), (inner, "i")):
+            panel.add(name, "lora")
+            noisy(panel, name)
+        outer.train("o")
+        for parameter in inner.module("i").parameters():
+            parameter.requires_grad_(True)
+        for part in model.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        with inner.using("i"), outer.using("o"):
+            value = model(IDS).logits.square().sum()
+        value.backward()
+        before = [p.grad for panel, name in ((outer, "o"), (inner, "i")) for p in panel.module(name).parameters()]
+        inner.detach()
+        outer.detach()
+        functions = [vars(part).get("_gradient_checkpointing_func") for part in model.modules()]
+        assert not any(type(one).__module__.startswith("adaptergit") for one in functions)
+        return before
+
+    for one, other in zip(gradients(False), gradients(True), strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_checkpointed_and_using_together_are_refused() -> None:
+    model = causal()
+    panel = adapters(model)
+    panel.add("a", "lora")
+    panel.train("a")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    compiled = torch.compile(model, backend="eager")
+    with panel.using("a"), pytest.raises(Exception, match="compiled model with gradient checkpointing"):
+        compiled(IDS)
+
+
 def test_taking_adapters_away_leaves_gradient_checkpointing_as_it_was() -> None:
     model = causal()
     model.gradient_checkpointing_enable()

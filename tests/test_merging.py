@@ -396,6 +396,46 @@ def test_what_is_not_defined_is_refused(configs: tuple[str, str], options: dict[
     assert panel.names == ["a", "b"]
 
 
+@pytest.mark.parametrize(("name", "rank"), [("gpt2", 40), ("llama", 40), ("bert", 64)])
+def test_a_rank_above_what_a_layer_has_is_all_it_has(name: str, rank: int) -> None:
+    model = tiny_model(name)
+    panel = adapters(model)
+    for one in "ab":
+        panel.add(one, "lora[attn_matrices=['q', 'k', 'v'], r=2]")
+    noisy(panel, "a", "b")
+    panel.combine("c", ["a", "b"], [0.5, -2.0], strategy="svd", rank=rank)
+    for place, leaf in panel.module("c").places.items():
+        a, b = (panel.module(one).places[place] for one in "ab")
+        torch.testing.assert_close(leaf.delta(), 0.5 * a.delta() - 2.0 * b.delta(), atol=1e-5, rtol=1e-4)
+
+
+def test_changes_are_read_off_the_models_own_weights(tiny: Any) -> None:
+    panel = adapters(tiny)
+    for name in "ab":
+        panel.add(name, "dora")
+    panel.add("l", "lora")
+    panel.merge("l")
+    for make in (panel.combine, panel.average):
+        with pytest.raises(UsageError, match="l is merged"):
+            make("c", ["a", "b"], strategy="svd" if make == panel.combine else "lora_delta_w_svd", rank=2)
+    panel.unmerge("l")
+    panel.combine("c", ["a", "b"], strategy="svd", rank=2)
+
+
+def test_a_head_goes_on_answering_when_its_adapter_is_merged() -> None:
+    model = tiny_model("bert", "AutoModelForSequenceClassification")
+    panel = adapters(model)
+    panel.add("a", "lora")
+    noisy(panel, "a")
+    panel.add_head("a", ClassificationHead(num_labels=5))
+    panel.active = "a"
+    with torch.no_grad():
+        before = model(IDS).logits
+        panel.merge("a")
+        torch.testing.assert_close(model(IDS).logits, before, atol=1e-5, rtol=1e-5)
+    assert (panel.active, panel.active_head) == (None, "a")
+
+
 def head_of(panel: Any, name: str) -> torch.Tensor:
     return panel.head_module(name).linears[0].weight
 

@@ -117,6 +117,41 @@ def test_shared_matrices_learn_from_every_task_and_what_is_a_tasks_own_does_not(
         torch.testing.assert_close(twin(input_ids=IDS)[0], model(input_ids=IDS)[0])
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("named", ["generate", "activate"])
+def test_tasks_of_a_generation(beams: int, named: str) -> None:
+    model = tiny_model("gpt2", "AutoModelForCausalLM")
+    panel = two_tasks(model, "seq_bn")
+    tasks, options = [1, 0, 0, 1], {"max_new_tokens": 4, "num_beams": beams, "do_sample": False, "pad_token_id": 0}
+    expected = []
+    for row, task in enumerate(tasks):
+        with panel.using("ab"[task]):
+            expected.append(model.generate(IDS[row][None], **options))
+    if named == "generate":
+        panel.active = "MultiTask(a, b)"
+        found = model.generate(IDS, task_ids=torch.tensor(tasks), **options)
+    else:
+        panel.activate("MultiTask(a, b)", task_ids=tasks)
+        found = model.generate(IDS, **options)
+    assert torch.equal(found, torch.cat(expected))
+
+
+def test_the_base_by_itself_is_told_tasks_too() -> None:
+    model = tiny_model("bert", "AutoModelForSequenceClassification")
+    panel = two_tasks(model)
+    panel.active = "MultiTask(a, b)"
+    with torch.no_grad():
+        found = model.bert(input_ids=IDS, task_ids=[0, 1, 1, 0])[0]
+        for row, task in enumerate([0, 1, 1, 0]):
+            with panel.using("ab"[task]):
+                torch.testing.assert_close(model.bert(input_ids=IDS[row][None])[0], found[row][None])
+    for wrong in (3, "ab", {0: 1}):
+        with pytest.raises(UsageError, match="task_ids must be a list"):
+            model(input_ids=IDS, task_ids=wrong)
+        with pytest.raises(UsageError, match="task_ids must be a list"):
+            panel.activate("MultiTask(a, b)", task_ids=wrong)
+
+
 def test_what_has_no_matrices_to_share_is_refused() -> None:
     panel = adapters(tiny_model("bert"))
     for name, config in (("a", "mtl_lora"), ("b", "mtl_lora[r=4]"), ("c", "lora"), ("d", "mtl_lora")):

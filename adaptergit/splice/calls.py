@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from adaptergit.errors import ModelError, UsageError
-from adaptergit.splice.anatomy import called_of
+from adaptergit.splice.anatomy import base_of, called_of
 from adaptergit.splice.composition import copies_of
 from adaptergit.splice.heads import HeadModule, Pooling
 from adaptergit.splice.hooks import Undo, after, before, with_first
@@ -41,8 +41,11 @@ def hook_own(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engine
 
 def hook_tasks(model: nn.Module, engine: Engine) -> list[Undo]:
     """Let a call name the tasks of its rows, ``model(…, task_ids=[0, 1, …])``; to be hooked after all others."""
-    tasks = _Tasks(engine)
-    return [before(model, tasks.begin, prepend=True), after(model, tasks.end, always_call=True)]
+    undo: list[Undo] = []
+    for module in {base_of(model): 0, model: 0}:  # also where the base is called by itself
+        tasks = _Tasks(engine, f"{_TASKS} of {type(module).__name__}")
+        undo += [before(module, tasks.begin, prepend=True), after(module, tasks.end, always_call=True)]
+    return undo
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,7 @@ class _Tasks:
     """Send the rows of a call to the children of a MultiTask that it names."""
 
     engine: Engine
+    key: str
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = kwargs.get("task_ids")
@@ -57,11 +61,11 @@ class _Tasks:
             return None
         override = self.engine.override(self.engine.current().for_tasks(given))
         override.__enter__()
-        self.engine.put(_TASKS, override)
+        self.engine.put(self.key, override)
         return args, {name: value for name, value in kwargs.items() if name != "task_ids"}
 
     def end(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
-        override = self.engine.take(_TASKS)
+        override = self.engine.take(self.key)
         if override is not None:
             override.__exit__(None, None, None)
 
@@ -109,11 +113,14 @@ class Generate:
             self.model.generate = self.own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate, a Parallel's rows as often as it has children."""
+        """Generate, a Parallel's rows as often as it has children; rows with ``task_ids`` for their tasks."""
         plan, own = self.engine.current(), self.own or MethodType(type(self.model).generate, self.model)
+        if plan.chooses_tasks and (tasks := kwargs.pop("task_ids", None)) is not None:
+            plan = plan.for_tasks(tasks)
         first = first_tensors(args, {n: v for n, v in kwargs.items() if isinstance(v, torch.Tensor) and v.dim() > 1})
         if plan.copies == 1:
-            return own(*args, **kwargs)
+            with self.engine.override(replace(plan, repeated=True)):
+                return own(*args, **kwargs)
         if not first:
             raise UsageError("generate() of a Parallel needs inputs to repeat", hint="pass input_ids=")
         batch = first[0].shape[0]

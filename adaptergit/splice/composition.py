@@ -192,7 +192,10 @@ def parse_composition(value: Composition) -> Composition:
         return value
     if not isinstance(value, str):
         raise UsageError(f"{value!r} is not a composition", hint='write "qa" or "Stack(de, qa)"')
-    return _Parser(value).parse()
+    try:
+        return _Parser(value).parse()
+    except RecursionError as error:
+        raise UsageError(f"{value[:60]!r} … is nested too deeply") from error
 
 
 def composition_text(tree: Composition | None) -> str:

@@ -8,7 +8,6 @@ call stays on a module, so threads, re-entrant calls and recomputation under gra
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -24,7 +23,7 @@ from adaptergit.splice.anatomy import Projection, Site, base_of, called_of
 from adaptergit.splice.attention import Binding, bind
 from adaptergit.splice.calls import Generate, hook_own, hook_tasks, repeat_rows, rows_of
 from adaptergit.splice.embeddings import hook_embeddings
-from adaptergit.splice.head_hooks import hook_copies, hook_heads, shifted_right
+from adaptergit.splice.head_hooks import hook_copies, hook_heads
 from adaptergit.splice.heads import Pooling
 from adaptergit.splice.hooks import Undo, after, before, with_first
 from adaptergit.splice.inputs import mask_of_frames
@@ -41,11 +40,13 @@ from adaptergit.splice.interpret import (
 )
 from adaptergit.splice.places import Attention, BlockOutput, Embedding, Linear, Place, Prompt, Tuned
 from adaptergit.splice.plan import Plan
+from adaptergit.splice.prompts import make_room, mask_in, own_mask, prompt_length, widen
 from adaptergit.splice.recompute import hook_recomputation
 from adaptergit.splice.trace import first_tensors
 
 EMPTY = Plan()
 _RESIDUAL, _SUM, _INPUT, _SEEN = "x of ", "sum of ", "input of ", "tokens before "
+_WITHIN = (_RESIDUAL, _SUM, _INPUT, _SEEN)
 _OVERRIDES: ContextVar[Mapping[int, Plan]] = ContextVar("adaptergit_overrides", default={})  # noqa: B039 - never mutated
 S = TypeVar("S", bound="State")
 
@@ -220,7 +221,7 @@ class Engine:
         """
         plan = self.current()
         nodes = [node for _, node in plan.groups(place, rows)] if plan.by_row else [plan.node(place)]
-        lengths = {_prompt_length(node) for node in nodes}
+        lengths = {prompt_length(node) for node in nodes}
         if len(lengths) > 1:
             raise UsageError("prompts that act in one batch must have one length, and act on every row")
         return lengths.pop()
@@ -232,6 +233,10 @@ class Engine:
     def take(self, key: str) -> Any:
         """Return what was remembered, or None, and forget it."""
         return self._memory().pop(key, None)
+
+    def forget(self) -> None:
+        """Forget what blocks of a call left that did not come to its end; not what belongs to the heads around it."""
+        self._local.memory = {key: value for key, value in self._memory().items() if not key.startswith(_WITHIN)}
 
     def _memory(self) -> dict[str, Any]:
         local = self._local
@@ -248,7 +253,8 @@ class Engine:
         needed += ["recompute"] if any(plan.places for plan in plans) else []
         needed += ["embeddings"] if any(plan.embeddings is not None for plan in plans) else []
         heads = [head for plan in plans if plan.answer is not None for head in plan.answer.heads.values()]
-        needed += ["generate"] if any(plan.copies > 1 for plan in plans) and hasattr(self._model, "generate") else []
+        several = any(plan.copies > 1 or plan.chooses_tasks for plan in plans)
+        needed += ["generate"] if several and hasattr(self._model, "generate") else []
         copied = dict.fromkeys(path for head in heads for path in getattr(head, "copies", ()))
         needed += [("copy", path) for path in copied] or (["answer"] if heads else [])
         needed += sorted(
@@ -319,7 +325,7 @@ class Engine:
                 undo.append(before(head, _Unembed(self, place), with_kwargs=False, prepend=True))
             return undo
         if isinstance(place, Prompt):
-            return [before(module, _own_mask), after(module, _Leave(self, place))] if place.path else []
+            return [before(module, own_mask), after(module, _Leave(self, place))] if place.path else []
         assert isinstance(place, Attention)
         relative = self._relative(place)
         remember: list[Any] = [_Remember(self, place, _INPUT + place.key)]
@@ -381,8 +387,8 @@ class _Begin:
         seen = 0 if past is None or not hasattr(past, "get_seq_length") else int(past.get_seq_length())
         call = Call(
             rows * copies,
-            _mask(named.get("attention_mask")),
-            _mask(named.get("decoder_attention_mask")),
+            mask_in(named.get("attention_mask")),
+            mask_in(named.get("decoder_attention_mask")),
             seen,
         )
         prompts = [place for place in plan.places if isinstance(place, Prompt)]
@@ -390,10 +396,10 @@ class _Begin:
             lengths = self.engine.prompt_lengths(prompts[0], call.batch)
             if named.get("encoder_outputs") is not None:  # the prompt is in what the encoder made
                 if call.mask is not None:
-                    named["attention_mask"] = _widen(call.mask, lengths, 1)
+                    named["attention_mask"] = widen(call.mask, lengths, 1)
             elif not seen:
-                named = _make_room(self.engine, module, self.names, prompts[0], named, lengths)
-                call = replace(call, mask=_mask(named.get("attention_mask")), prompted=True)
+                named = make_room(self.engine, module, self.names, prompts[0], named, lengths)
+                call = replace(call, mask=mask_in(named.get("attention_mask")), prompted=True)
             else:  # later steps of a generation: the prompt is in the cache
                 self._later(named, lengths)
         self._shift_positions(named, plan, seen)
@@ -416,9 +422,9 @@ class _Begin:
 
     @staticmethod
     def _later(named: dict[str, Any], length: int) -> None:
-        mask, given = _mask(named.get("attention_mask")), named.get("position_ids")
+        mask, given = mask_in(named.get("attention_mask")), named.get("position_ids")
         if mask is not None:
-            named["attention_mask"] = _widen(mask, length, 1)
+            named["attention_mask"] = widen(mask, length, 1)
         if given is not None:
             named["position_ids"] = given + length
         if named.get("cache_position") is not None:  # transformers 4
@@ -449,15 +455,15 @@ class _BeginEncoder:
         if plan.copies > 1:
             raise UsageError("Parallel repeats the rows of a whole model, and here its encoder runs alone")
         first = first_tensors(args, kwargs)
-        call = Call(first[0].shape[0] if first else 1, _mask(kwargs.get("attention_mask")))
+        call = Call(first[0].shape[0] if first else 1, mask_in(kwargs.get("attention_mask")))
         prompt = next((place for place in plan.places if isinstance(place, Prompt)), None)
         if prompt is None:
             self.engine.begin(call, running=False)
             return None
         named = {**dict(zip(self.names, args, strict=False)), **kwargs}
         length = self.engine.prompt_lengths(prompt, call.batch)
-        named = _make_room(self.engine, self.engine.base, self.names, prompt, named, length)
-        self.engine.begin(replace(call, mask=_mask(named.get("attention_mask")), prompted=True), running=False)
+        named = make_room(self.engine, self.engine.base, self.names, prompt, named, length)
+        self.engine.begin(replace(call, mask=mask_in(named.get("attention_mask")), prompted=True), running=False)
         return (), named
 
 
@@ -543,7 +549,7 @@ class _ReplaceSum:
     site: Site
 
     def __call__(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        return self.engine.take(_SUM + self.site.key)
+        return self.engine.take(_SUM + self.site.key) if self.engine.acts(self.site) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -654,67 +660,6 @@ class _Prefix(Binding):
                 "attention is computed more than once in one call: it takes no prefix", where=self.place.path
             )
         return self.engine.run(self.place, PrefixState(hidden))
-
-
-def _make_room(
-    engine: Engine, base: nn.Module, names: tuple[str, ...], place: Prompt, named: dict[str, Any], length: int
-) -> dict[str, Any]:
-    """Widen what a stack is called with, by its parameters' names, for a prompt in front."""
-    if not place.path:
-        ids = named.pop("input_ids", None)
-        embeds = named.get("inputs_embeds")
-        if embeds is None and ids is None:
-            raise ModelError("a prompt needs input_ids or inputs_embeds of the base model")
-        if embeds is None:
-            embeds = base.get_input_embeddings()(ids)  # type: ignore[operator]
-            decodes = any(named.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
-            shifts = hasattr(sys.modules[type(base).__module__], "shift_tokens_right")
-            if "decoder_input_ids" in names and shifts and not decodes:  # as BART's kin do, which sees no ids now
-                named["decoder_input_ids"] = shifted_right(ids, base.config)
-        named["inputs_embeds"] = engine.run(place, HiddenState(embeds)).hidden
-        given = named.get("position_ids")
-        if given is not None:
-            front = torch.arange(length, device=given.device).expand(given.shape[0], -1)
-            named["position_ids"] = torch.cat([front, given + length], dim=1)
-        if named.get("token_type_ids") is not None:
-            named["token_type_ids"] = _widen(named["token_type_ids"], length, 0)
-    at = named.get("cache_position")
-    if at is not None:  # transformers 4
-        named["cache_position"] = torch.cat([torch.arange(length, device=at.device), at + length])
-    mask = _mask(named.get("attention_mask"))
-    given = next((named[n] for n in ("input_ids", "inputs_embeds") if named.get(n) is not None), None)
-    if mask is None and place.path and given is not None and "attention_mask" in names:
-        # Some models make a mask for the tokens they were given, and would miss the prompt.
-        mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
-    if mask is not None:
-        named["attention_mask"] = _widen(mask, length, 1)
-    return named
-
-
-def _own_mask(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Give embeddings that clear padding (DeBERTa's) the mask of their tokens, without the prompt's."""
-    mask, given = kwargs.get("mask"), first_tensors(args, {k: v for k, v in kwargs.items() if k != "mask"})
-    if not isinstance(mask, torch.Tensor) or not given:
-        return None
-    return args, {**kwargs, "mask": mask[:, -given[0].shape[1] :]}
-
-
-def _prompt_length(node: Any) -> int:
-    if node is None:
-        return 0
-    if isinstance(node, Chain):
-        return sum(map(_prompt_length, node.nodes))
-    if not hasattr(node, "prompt_embedding"):
-        raise UsageError("prompts compose with Stack and by rows only")
-    return len(node.prompt_embedding)
-
-
-def _widen(mask: torch.Tensor, length: int, value: int) -> torch.Tensor:
-    return torch.cat([mask.new_full((mask.shape[0], length), value), mask], dim=1)
-
-
-def _mask(value: Any) -> torch.Tensor | None:
-    return value if isinstance(value, torch.Tensor) and value.dim() == 2 else None
 
 
 def _first(output: Any) -> torch.Tensor:

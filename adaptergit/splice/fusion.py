@@ -15,6 +15,7 @@ from torch import nn
 
 from adaptergit.errors import UsageError
 from adaptergit.splice.layers import is_number, require
+from adaptergit.splice.recompute import recalled
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,13 @@ class Fusion(nn.Module):
         early = self.value is not None and config.value_before_softmax
         v = self.value(outputs) if early and self.value is not None else outputs
         scores = self.dropout((k @ q[..., None]).squeeze(-1))
-        if self.temperature is not None:
-            scores = scores / self.temperature
+        again, temperature = recalled(self, self.temperature)
+        if temperature is not None:
+            scores = scores / temperature
         attention = torch.softmax(scores, dim=-1)
         if self.keep_attention:
             self.attention = attention.detach()
-        if self.training and self.temperature is not None:
+        if self.training and self.temperature is not None and not again:
             self.temperature = (self.temperature - 0.05).clamp(min=1.0)
         out: torch.Tensor = (attention[..., None, :] @ v).squeeze(-2)
         if self.value is not None and not early:

@@ -31,7 +31,7 @@ from transformers.utils.generic import ModelOutput
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import base_of
 from adaptergit.splice.hooks import bare_copy
-from adaptergit.splice.layers import activation
+from adaptergit.splice.layers import activation, is_number
 
 Pooling = Literal["first", "last", "eos"]
 
@@ -148,6 +148,18 @@ def register_head(cls: H) -> H:
     return cls
 
 
+def _check_counts(config: HeadConfig, least: int = 1, **limits: int) -> None:
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= limit:
+            raise UsageError(f"{name} must be between {least} and {limit:,}, not {value!r}")
+
+
+def _check_dropout(share: float | None) -> None:
+    if share is not None and (not is_number(share) or not 0 <= share < 1):
+        raise UsageError(f"dropout_prob must be in [0, 1), not {share!r}")
+
+
 @dataclass(frozen=True)
 class LayersHead(HeadConfig):
     """``layers`` times (dropout, linear), activations between. As in ``adapters``."""
@@ -163,15 +175,10 @@ class LayersHead(HeadConfig):
     """Read the model's pooler output instead of a position."""
 
     def __post_init__(self) -> None:
-        for name in ("num_labels", "layers"):
-            value = getattr(self, name)
-            limit = 100 if name == "layers" else 10**6
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-                raise UsageError(f"{name} must be between 1 and {limit:,}, not {value!r}")
+        _check_counts(self, num_labels=10**6, layers=100)
         if self.labels and len(self.labels) != self.num_labels:
             raise UsageError(f"{len(self.labels)} labels for {self.num_labels} logits")
-        if self.dropout_prob is not None and not 0 <= self.dropout_prob < 1:
-            raise UsageError(f"dropout_prob must be in [0, 1), not {self.dropout_prob!r}")
+        _check_dropout(self.dropout_prob)
         if self.activation_function is not None:
             activation(self.activation_function)
 
@@ -298,6 +305,11 @@ class QuestionAnsweringHead(LayersHead):
 
     layers: int = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_labels != 2:
+            raise UsageError(f"an answer has a first and a last token: num_labels is 2, not {self.num_labels}")
+
     def answer(self, layers: LayersModule, call: HeadCall) -> ModelOutput:
         """Return logits of first and last positions, each (batch, seq)."""
         logits = layers(call.scaled)
@@ -321,6 +333,10 @@ class MultipleChoiceHead(LayersHead):
     type: ClassVar[str] = "multiple_choice"
 
     num_choices: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_counts(self, num_choices=10**6)
 
     @property
     def outputs(self) -> int:
@@ -350,10 +366,16 @@ class LanguageModelHead(HeadConfig):
     shift_labels: bool = True
     """Every position is compared with the label of the next."""
 
+    def __post_init__(self) -> None:
+        _check_counts(self, layers=100)
+        _check_counts(self, least=0, vocab_size=10**8)
+        if self.embedding_size is not None:
+            _check_counts(self, embedding_size=10**6)
+        if self.activation_function is not None:
+            activation(self.activation_function)
+
     def build(self, hidden_size: int, config: Any) -> HeadModule:
         """Make the layers."""
-        if not 1 <= self.layers <= 100:
-            raise UsageError(f"layers={self.layers}: a head has 1 to 100 layers")
         eps = getattr(config, "layer_norm_eps", 1e-12)
         return LanguageModelModule(self, hidden_size, self.vocab_size or int(config.vocab_size), float(eps))
 
@@ -456,6 +478,10 @@ class DependencyParsingHead(HeadConfig):
 
     num_labels: int = 2
     dropout_prob: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_counts(self, num_labels=10**6)
+        _check_dropout(self.dropout_prob)
 
     def build(self, hidden_size: int, config: Any) -> HeadModule:
         """Make the biaffine maps."""

@@ -230,6 +230,12 @@ class ProjectionState(State):
         alike = last is None or (type(last), last.additive) == (type(leaf), leaf.additive)
         if not alike and not (last.additive and leaf.additive):
             return ProjectionState(self.result(), self.inputs, changed=True).apply(leaf)
+        x = self.update
+        if x is not None and leaf.additive and x.is_floating_point() and x.shape[-1] != leaf.target.inputs:
+            raise UsageError(
+                f"a Stack of LoRAs feeds one update into the next: {x.shape[-1]} outputs, {leaf.target.inputs} inputs",
+                hint="for the sum of updates: Average(a, b, weights=[1, 1], normalize_weights=False)",
+            )
         return replace(self, update=leaf.update(self.update, self.inputs), last=leaf)
 
     def cut(self, part: Callable[[Any], Any]) -> ProjectionState:

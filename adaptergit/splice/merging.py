@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Projection
@@ -182,9 +183,10 @@ def combine(
         module = host.module(leaves[0].target.place.path)
         with torch.no_grad():
             if strategy.endswith("svd"):
+                # A change has no more directions than it has rows or columns; all slots of a layer have one rank.
                 slots = zip(*(_changes(leaf, module) for leaf in leaves), strict=True)
                 r = rank or max(leaf.r for leaf in leaves)
-                made = [_cut(merge(list(deltas), weights), r) for deltas in slots]
+                made = _of_one_rank([_cut(merge(list(deltas), weights), r) for deltas in slots])
             else:
                 pairs = zip(*(leaf.factors() for leaf in leaves), strict=True)
                 made = [_combine_factors(leaves, slot, weights, strategy, merge) for slot in pairs]
@@ -268,12 +270,17 @@ def _change_of_bias(leaf: Any, module: Any) -> torch.Tensor | None:
 
 def _cut(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return A (r, inputs) and B (outputs, r), whose product is as near to a change as can be."""
-    u, s, vh = torch.linalg.svd(delta.float())
+    u, s, vh = torch.linalg.svd(delta.float(), full_matrices=False)
     return vh[:rank].to(delta.dtype), (u[:, :rank] * s[:rank]).to(delta.dtype)
 
 
 Build = Callable[[MethodConfig], Parts]
 Rule = Callable[[Sequence[torch.Tensor], Sequence[float]], torch.Tensor]
+
+
+def _of_one_rank(slots: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    rank = max(a.shape[0] for a, _ in slots)
+    return [(F.pad(a, (0, 0, 0, rank - a.shape[0])), F.pad(b, (0, rank - b.shape[1]))) for a, b in slots]
 
 
 def _combine_factors(

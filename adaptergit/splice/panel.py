@@ -40,8 +40,9 @@ from adaptergit.splice.inputs import tiny_inputs
 from adaptergit.splice.inventory import ATTRIBUTE, Inventory, check_new, panel_of
 from adaptergit.splice.layers import is_number
 from adaptergit.splice.merging import average, average_states, combine, eject_prefix, merge_into, share
+from adaptergit.splice.methods import LoRA
 from adaptergit.splice.places import BlockOutput, Embedding, Linear, Parts, Place, Prompt
-from adaptergit.splice.plan import Answer, Plan
+from adaptergit.splice.plan import Answer, Plan, task_list
 from adaptergit.splice.replicas import Replicate
 from adaptergit.splice.setup import fused, fuses, several, single
 from adaptergit.splice.trace import evaluating
@@ -408,8 +409,10 @@ class Panel(Inventory):
                     hint="combine() them into one, or switch them off first: panel.active = None",
                 )
         restore = merge_into(self.host, spliced.parts)
-        if rest is None:
-            self.activate(None)
+        if rest is None and self._active is not None:
+            plan = self._engine.plan
+            self._engine.plan = Plan(answer=plan.answer, embeddings=plan.embeddings)  # its head goes on answering
+            self._active = None
         elif rest != self._active:
             plan = self._engine.plan
             left = {place: {n: leaf for n, leaf in own.items() if n != name} for place, own in plan.leaves.items()}
@@ -463,6 +466,7 @@ class Panel(Inventory):
         configs, parts = [self.config(n) for n in names], [self.spliced(n).parts for n in names]
         check_new(name, self._adapters)
         if strategy == "lora_delta_w_svd":
+            self._refuse_merged(names)
             made = combine(
                 self.host,
                 configs,
@@ -513,6 +517,7 @@ class Panel(Inventory):
         """
         own = self._weights(names, weights if weights is not None else [1.0] * len(names), False)
         check_new(name, self._adapters)
+        self._refuse_merged(names)
         made = combine(
             self.host,
             [self.config(n) for n in names],
@@ -529,6 +534,15 @@ class Panel(Inventory):
         added = [max(0.0, weight) for weight in own]
         if self._of_one_head(names) and name not in self._heads and any(added):
             self.average_head(name, names, added)
+
+    def _refuse_merged(self, names: Sequence[str]) -> None:
+        """What others change is read off the weights, which must be the model's own."""
+        plain = all(isinstance(c := self.config(n), LoRA) and not c.use_dora for n in names)
+        if self._merged and not plain:
+            raise UsageError(
+                f"{', '.join(self._merged)} is merged into the weights that these adapters change",
+                hint=f"panel.unmerge({next(iter(self._merged))!r}), and combine then",
+            )
 
     def _of_one_head(self, names: Sequence[str]) -> bool:
         heads = [self._heads.get(one) for one in names]
@@ -760,7 +774,7 @@ class Panel(Inventory):
                 raise UsageError(f"the fusion {key!r} was made for {', '.join(record.children)}, and not for {fuse}")
             for place, fusion in record.modules.items():
                 fusions.setdefault(place, {})[key] = fusion
-        tasks = task_ids.tolist() if isinstance(task_ids, torch.Tensor) else task_ids
+        tasks = None if task_ids is None else task_list(task_ids)
         return Plan(composition, leaves, fusions, tasks, answer, acting)
 
     def _answer(self, composition: Composition | None, head: str | Sequence[str] | None) -> Answer | None:

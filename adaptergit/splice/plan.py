@@ -113,7 +113,14 @@ class Plan:
 
     def for_tasks(self, ids: Sequence[int] | torch.Tensor) -> Plan:
         """Return the same plan for a batch whose rows have these tasks."""
-        return replace(self, tasks=ids.tolist() if isinstance(ids, torch.Tensor) else list(ids))
+        return replace(self, tasks=task_list(ids))
+
+    def _seen_by(self, row: int, rows: int) -> Composition | None:
+        """Return what one row sees. Where ``generate`` repeats rows, those of one task are next to each other."""
+        tasks, each = self.tasks, rows // copies_of(self.tree)
+        if tasks and self.repeated and each % len(tasks) == 0:
+            tasks = [task for task in tasks for _ in range(each // len(tasks))]
+        return for_row(self.tree, row, rows, tasks)
 
     def node(self, place: Place) -> Node | None:
         """Return what acts at a place on all rows."""
@@ -131,7 +138,7 @@ class Plan:
         return found
 
     def _group(self, place: Place, rows: int) -> list[tuple[Rows, Node | None]]:
-        trees = [for_row(self.tree, row, rows, self.tasks) for row in range(rows)]
+        trees = [self._seen_by(row, rows) for row in range(rows)]
         nodes = {tree: self._compile(place, tree) for tree in dict.fromkeys(trees)}
         # Rows whose trees come to the same here go together.
         members: dict[int, list[int]] = {}
@@ -156,7 +163,7 @@ class Plan:
         assert self.answer is not None
         heads, tree = self.answer.heads, self.tree
         if len(heads) > 1 and self.answer.own:
-            ends = [ends_of(for_row(tree, row, rows, self.tasks))[0] for row in range(rows)]
+            ends = [ends_of(self._seen_by(row, rows))[0] for row in range(rows)]
         elif len(heads) > 1 and isinstance(tree, Parallel | BatchSplit) and len(tree.children) == len(heads):
             shares = tree.batch_sizes if isinstance(tree, BatchSplit) else (1,) * len(heads)
             ends = [name for name, share in zip(heads, shares, strict=True) for _ in range(share * rows // sum(shares))]
@@ -177,6 +184,18 @@ def _positions(node: Node | None) -> int:
         return sum(map(_positions, node.nodes))
     leaf: Any = node
     return int(leaf.length) if getattr(leaf, "length", 0) and leaf.config.positions == "before" else 0
+
+
+def task_list(ids: Any) -> list[Any]:
+    """Return task ids as a list.
+
+    Raises:
+        UsageError: They are no list.
+    """
+    found = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+    if not isinstance(found, list | tuple):
+        raise UsageError(f"task_ids must be a list of numbers, one for each row, not {ids!r}")
+    return list(found)
 
 
 def _rows(listed: list[int]) -> Rows:

@@ -8,12 +8,14 @@ and gives what it runs the plan and the call of the time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from adaptergit.errors import UsageError
 from adaptergit.splice.hooks import Undo, before
 
 if TYPE_CHECKING:
@@ -36,12 +38,36 @@ class _Watch:
     engine: Engine
 
     def __call__(self, module: nn.Module, _args: tuple[Any, ...]) -> None:
-        if torch.compiler.is_compiling() or not module.training:
+        if torch.compiler.is_compiling():
+            if self.engine.overridden and module.training and any(_is_checkpointed(one) for one in module.modules()):
+                raise UsageError(
+                    "a compiled model with gradient checkpointing runs blocks again without what using() says",
+                    hint="panel.activate(…) instead of using(…)",
+                )
+            return
+        self.engine.forget()
+        if not module.training:
             return
         for part in module.modules():
             function = part.__dict__.get(_FUNCTION)
-            if function is not None and not isinstance(function, _Checkpoint):
+            if function is not None and not _is_watched(function, self.engine):
                 part.__dict__[_FUNCTION] = _Checkpoint(self.engine, function)
+
+
+def _is_checkpointed(module: nn.Module) -> bool:
+    return bool(getattr(module, "gradient_checkpointing", False))
+
+
+def _is_watched(function: Any, engine: Engine) -> bool:
+    """Whether it is this engine's already; a part of the model may have a panel of its own."""
+    return isinstance(function, _Checkpoint) and (function.engine is engine or _is_watched(function.checkpoint, engine))
+
+
+def _without(function: Any, engine: Engine) -> Any:
+    if not isinstance(function, _Checkpoint):
+        return function
+    inner = _without(function.checkpoint, engine)
+    return inner if function.engine is engine else _Checkpoint(function.engine, inner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +78,8 @@ class _Unwatch:
     def __call__(self) -> None:
         for part in self.base.modules():
             function = part.__dict__.get(_FUNCTION)
-            if isinstance(function, _Checkpoint) and function.engine is self.engine:
-                part.__dict__[_FUNCTION] = function.checkpoint
+            if _is_watched(function, self.engine):
+                part.__dict__[_FUNCTION] = _without(function, self.engine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +101,24 @@ class _AsNow:
     plan: Plan
     call: Call
     block: Callable[..., Any]
+    used: dict[Any, Any] = field(default_factory=dict)
+    """What changes from call to call, as it was when the block was first run."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        with self.engine.again(self.plan, self.call):
-            return self.block(*args, **options)
+        token = _USED.set(self.used)
+        try:
+            with self.engine.again(self.plan, self.call):
+                return self.block(*args, **options)
+        finally:
+            _USED.reset(token)
+
+
+_USED: ContextVar[dict[Any, Any] | None] = ContextVar("adaptergit_used", default=None)
+
+
+def recalled(owner: nn.Module, value: Any) -> tuple[bool, Any]:
+    """Return whether a block runs again, and the value that a part of it had the first time; else, the one it has."""
+    if torch.compiler.is_compiling() or (used := _USED.get()) is None:
+        return False, value
+    again = owner in used
+    return again, used.setdefault(owner, value)

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
-from adaptergit.errors import UsageError
 from adaptergit.splice.config import register, register_preset
 from adaptergit.splice.layers import require, require_one_of
 from adaptergit.splice.methods.projections import LowRank, LowRankSite, Target, spread
@@ -131,11 +130,6 @@ class LoRASite(LowRankSite):
     def update(self, before: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
         """Return ``s · B A x``, (batch, seq, outputs); ``x`` is the update before it in a Stack."""
         x = inputs if before is None else before
-        if x.is_floating_point() and x.shape[-1] != self.lora_A.shape[1]:
-            raise UsageError(
-                f"a Stack of LoRAs feeds one update into the next: {x.shape[-1]} outputs, {self.target.inputs} inputs",
-                hint="for the sum of updates: Average(a, b, weights=[1, 1], normalize_weights=False)",
-            )
         if x.is_floating_point():
             inner = self.dropout(x).to(self.lora_A.dtype) @ self.lora_A.T
         else:  # an embedding: tokens pick columns of A

@@ -108,7 +108,7 @@ class PrefixTuning(MethodConfig):
 
     def initialise(self, parts: Parts, host: Host, generator: torch.Generator | None) -> None:
         """N(0, 1) for the embedding and flat prefixes, PyTorch's own for the network, N(0, 0.02) for gates."""
-        for network in parts.common.children():
+        for network in parts.common.children() if parts.common is not None else ():
             network.reset_parameters(generator)
         for module in parts.places.values():
             assert isinstance(module, PrefixSite)

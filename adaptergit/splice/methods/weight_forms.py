@@ -218,7 +218,7 @@ class FormSite(nn.Module):
         u = self.u
         eye = torch.eye(u.shape[0], device=u.device, dtype=u.dtype)
         if self.config.orthogonal:
-            q, _ = torch.linalg.qr(u)
+            q = torch.linalg.qr(u.float())[0].to(u.dtype)  # not there for half precision
             whole: torch.Tensor = eye - 2 * q @ q.T
             return whole
         u = u / u.norm(dim=0)
