@@ -113,14 +113,13 @@ def import_bundle(
             raise PackageError("the bundle holds no releases", where=str(file))
         principals = {principal for principal, _, _ in listed}
         known = {one.name for one in client(settings).subscriptions()}
-        _take_indexes(folder, principals, index_root, settings)
-        brought: list[AllowedSigner] = []
-        if trust_keys and (folder / SIGNERS).is_file():
-            brought = _brought(folder / SIGNERS, principals)
-        revoked = _revoked(folder / REVOKED, brought)
         try:
             with _undone(store) as takes_in:
                 takes_in.undo.append(lambda: _drop_indexes(known, settings))
+                _take_indexes(folder, principals, index_root, settings)
+                brings_keys = trust_keys and (folder / SIGNERS).is_file()
+                brought = _brought(folder / SIGNERS, principals) if brings_keys else []
+                revoked = _revoked(folder / REVOKED, brought)
                 copied, verdicts = _all_in(folder, listed, takes_in, brought, policy, settings)
                 takes_in.keeps(settings.pins_path)
                 takes_in.keeps(settings.revocations_path)

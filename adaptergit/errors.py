@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterable
 
 # Bounded, so that no text of somebody else's takes long.
-_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,31}://)(?P<rest>[^\s'\"<>]*)")
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,31}://)(?P<rest>(?:[^\s/@]{0,256}@)?[^\s'\"<>]*)")
 _USER = re.compile(r"[\w.-]{1,64}:[^\s@/'\"<>]{1,256}@(?=[\w.-]{1,255}[:/])")
 _QUERY = re.compile(r"(url: [^\s?]{0,2000}\?)\S+")
 

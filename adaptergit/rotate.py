@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptergit.durable import scratch
-from adaptergit.errors import PackageError, TrustError, UsageError
+from adaptergit.errors import AdaptergitWarning, PackageError, TrustError, UsageError
 from adaptergit.package import canonical
 from adaptergit.publish import check_announced, principal_of, push_source, signing_key
 from adaptergit.settings import load_settings
@@ -96,6 +97,17 @@ def rotate(
             if line.strip() and not any(s.key.fingerprint in removed for s in parse_allowed_signers(line, source=""))
         ]
         new_keys = [successor] if announced else [*(one.public for one in staying), successor]
+        left = {s.key for line in kept for s in parse_allowed_signers(line, source="")} - {
+            *added,
+            *(k.public for k in old),
+        }
+        if left and not keep:
+            warnings.warn(
+                f"whoever knows only {old[0].public.fingerprint} will not accept "
+                f"{', '.join(sorted(key.fingerprint for key in left))}: let them sign this rotation too (--cosigner)",
+                AdaptergitWarning,
+                stacklevel=2,
+            )
         lines = [*kept, *(format_signer(AllowedSigner(("*",), one, (MANIFEST_NAMESPACE,))) for one in new_keys)]
         listing = "".join(f"{line}\n" for line in dict.fromkeys(lines)).encode()
         push_rotation(here, remote, files, listing, canonical.sha256(data)[:16])
@@ -109,7 +121,10 @@ def _replaced(here: Clone, remote: str, principal: str) -> set[str]:
     limits = load_settings().limits
     with scratch() as folder:
         where = push_source(here.remote_url(remote), here.root)
-        found = fetch_rotations(here.reached(where), limits, beside=folder, most=MAX_ROTATIONS)
+        try:
+            found = fetch_rotations(here.reached(where), limits, beside=folder, most=MAX_ROTATIONS)
+        except PackageError:  # junk of others' making, which must not stop the owner
+            return set()
     gone: set[str] = set()
     for files in found:
         with suppress(PackageError, TrustError, KeyError):

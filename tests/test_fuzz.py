@@ -282,6 +282,15 @@ def test_a_signed_document_is_read_or_refused(data: st.DataObject, valid: bytes,
         read(data.draw(anything(valid)))
 
 
+def test_half_of_a_character_written_out_is_none() -> None:
+    line = json.dumps({"source": SOURCE.to_dict() | {"contact": "HALF"}}).encode().replace(b"HALF", b"\xed\xa0\x80")
+    with pytest.raises(AdaptergitError):
+        parse_shard("x", line, PRINCIPAL)
+    entry = Entry.from_dict({**INDEX["entries"][0], "description": "HALF"})  # type: ignore[dict-item]
+    with pytest.raises(AdaptergitError):
+        Entry.from_line(entry.to_line().replace(b"HALF", b"\xed\xa0\x80"), where="x")
+
+
 @quick(100)
 @given(st.text(st.characters(codec="utf-8"), max_size=30) | st.sampled_from(["D:\\udacity\\x", "\\\\ud83d", "😀"]))
 def test_whatever_a_publisher_writes_comes_through_an_index(text_: str) -> None:

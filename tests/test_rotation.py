@@ -123,6 +123,40 @@ def test_a_retired_key_adds_nobody_beside_its_successor_either(keys: list[Signin
     assert (change.added, [one.key for one in change.removed]) == ((), [a.public.fingerprint])
 
 
+def cosigned(
+    old: Sequence[SigningKey], add: Sequence[SigningKey], remove: Sequence[SigningKey], days: int
+) -> SignedRotation:
+    one = written(old[0], add, remove, days)
+    more = {f"rotation.json.{n}.sig": sign(one.data, k, namespace=ROTATION_NAMESPACE) for n, k in enumerate(old[1:])}
+    return replace(one, signatures={**one.signatures, **more})
+
+
+def test_what_comes_after_a_rotation_does_not_contradict_it(keys: list[SigningKey]) -> None:
+    a, b, c, d, e = keys
+    chain = [cosigned([a, b], [c, b], [a], -3), cosigned([b, c], [d, c], [b], -2), cosigned([d, c], [e, c], [d], -1)]
+    for order in (chain, chain[::-1]):
+        change = follow(order, REPO, knowing(a, b), (), NOW, threshold=2)
+        assert {s.key for s in change.added} == {c.public, d.public, e.public}
+    kept = [cosigned([a, b], [c], [], -3), cosigned([a, c], [d, c], [a], -2)]
+    change = follow(kept, REPO, knowing(a, b), (), NOW, threshold=2)
+    assert {s.key for s in change.added} == {c.public, d.public}
+
+
+def test_many_rotations_of_one_owner_are_followed_in_little_time(keys: list[SigningKey]) -> None:
+    a, b, *_ = keys
+    many = [written(a, [a, b], [], -number - 1) for number in range(200)]
+    assert [s.key for s in follow(many, REPO, knowing(a), (), NOW).added] == [b.public]
+
+
+def test_a_key_that_stays_and_does_not_sign_the_rotation_is_told(
+    hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
+) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    rotate(other_key.path, key=hub.key.path, clone=hub.clone, keep=True)
+    with pytest.warns(AdaptergitWarning, match=f"will not accept {other_key.public.fingerprint}"):
+        rotate(generate_key(home / "third").path, key=hub.key.path, clone=hub.clone)
+
+
 def test_of_two_chains_from_one_key_neither_is_followed(keys: list[SigningKey]) -> None:
     """The owner adds a key, with which he takes the old one away; a thief who has the old one names his own."""
     a, b, thief, *_ = keys

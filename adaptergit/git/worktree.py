@@ -19,7 +19,7 @@ from adaptergit.reference import Source
 FOLDER = "adapters"
 """Where adapters lie on the branch."""
 _EMPTY = ""
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|/|\.\.?/|~/|[\w.-]+@[\w.-]+:|[\w-]+(\.[\w-]+)+:")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|/|\.\.?/|~/|[\w.-]+@[\w.-]+:")
 """What is an address without being rewritten."""
 
 

@@ -288,22 +288,19 @@ def _new_proofs(source: SourceFile, remote: Remote, settings: Settings, kept: li
         if ROTATION in files and _counts(source.repository, files)
     ]
     # What was there stays: a rotation whose tag is gone is still a rotation.
-    every = {proof.to_line(): proof for proof in (*kept, *proofs)}
-    keys = {key.public for key in source.keys} | {
-        key for proof in kept if proof.kind == "recovery" for key in _recovered(proof)
-    }
-    followed = signed_in_a_chain(
-        [proof.rotation for proof in every.values() if proof.kind == "rotation"], source.repository, keys, _FAR
-    )
+    keys = {key.public for key in source.keys} | {key for proof in kept for key in _named(proof)}
     # Strangers' rotations nobody follows, and many of them would leave no room for those of the owner.
-    counting = [proof for proof in every.values() if proof.kind != "rotation" or proof.rotation in followed]
-    return counting[: 2 * MAX_ROTATIONS]
+    followed = signed_in_a_chain([proof.rotation for proof in proofs], source.repository, keys, _FAR)
+    new = [proof for proof in proofs if proof.rotation in followed]
+    every = {proof.to_line(): proof for proof in (*kept, *new)}
+    return list(every.values())[: 2 * MAX_ROTATIONS]
 
 
-def _recovered(proof: Proof) -> set[PublicKey]:
-    """Return the keys that a recovery names, whoever signed it."""
+def _named(proof: Proof) -> set[PublicKey]:
+    """Return the keys that a recovery or a rotation names, whoever signed it."""
     try:
-        return set(map(parse_public_key, canonical.loads(proof.data, where="", limit=2**20)["keys"]))
+        raw = canonical.loads(proof.data, where="", limit=2**20)
+        return set(map(parse_public_key, raw["keys" if proof.kind == "recovery" else "add"]))
     except (PackageError, TrustError, KeyError, TypeError, AttributeError):
         return set()
 

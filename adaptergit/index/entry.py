@@ -124,7 +124,7 @@ class Entry:
             PackageError: Not an entry.
         """
         try:
-            raw = json.loads(line)
+            raw = json.loads(line.decode())  # strictly: json would take half of a character
             canonical.refuse_half_characters(line, raw, where)
             return cls.from_dict(raw)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:

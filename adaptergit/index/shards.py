@@ -158,7 +158,7 @@ def unpack(packed: bytes, limit: int, where: str) -> bytes:
 
 def _json(line: bytes, where: str) -> Any:
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode())  # strictly: json would take half of a character
     except (ValueError, RecursionError) as error:
         raise PackageError(f"not JSON: {error}", where=where) from error
     canonical.refuse_half_characters(line, value, where)

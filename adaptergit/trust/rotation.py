@@ -14,6 +14,7 @@ states: it may be a thief's, who has only the old key. So a rotation that remove
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -134,20 +135,10 @@ def follow(
         counting = {s.key for s in known if s.key.fingerprint not in gone and not s.refusal(MANIFEST_NAMESPACE, now)}
         possible = _reached(waiting, counting, threshold)
         ready = [(rotation, keys & counting) for rotation, keys in possible if len(keys & counting) >= threshold]
-        # Where something else that may be followed removes a key that signed, one of the two is a thief's, and nobody
-        # can tell which.
-        clear = [
-            (rotation, keys)
-            for rotation, keys in ready
-            if not any(
-                key.fingerprint in other.remove and (other.add, other.remove) != (rotation.add, rotation.remove)
-                for key in keys
-                for other, _ in possible
-            )
-        ]
-        if not clear:
+        clear = (one for one in ready if not _is_contradicted(one, possible, counting, threshold))
+        if (first := next(clear, None)) is None:
             return change
-        rotation, keys = clear[0]
+        rotation, keys = first
         waiting = [item for item in waiting if item[0] != rotation]
         source = f"a rotation signed by {', '.join(sorted(key.fingerprint for key in keys))}"
         have = {s.key for s in known}
@@ -177,14 +168,40 @@ def signed_in_a_chain(
     return [one for one, found in parsed if found in reached]
 
 
+def _is_contradicted(one: _Parsed, possible: Sequence[_Parsed], counting: set[PublicKey], threshold: int) -> bool:
+    """Tell whether something else that can be followed, and not by this rotation, removes a key that signed it.
+
+    Then one of the two is a thief's, and nobody can tell which.
+    """
+    rotation, keys = one
+
+    def removes(other: Rotation) -> bool:
+        same = (other.add, other.remove) == (rotation.add, rotation.remove)
+        return not same and any(key.fingerprint in other.remove for key in keys)
+
+    if not any(removes(other) for other, _ in possible):
+        return False
+    without = [other for other in possible if other[0] != rotation]
+    return any(removes(other) for other, _ in _reached(without, counting, threshold))
+
+
 def _reached(rotations: Sequence[_Parsed], keys: set[PublicKey], threshold: int) -> list[_Parsed]:
     """Return the rotations that some chain from these keys leads to."""
-    found: list[_Parsed] = []
-    reach = set(keys)
-    while more := [one for one in rotations if one not in found and len(one[1] & reach) >= threshold]:
-        found += more
-        reach.update(*(rotation.add for rotation, _ in more))
-    return [one for one in rotations if one in found]
+    signed_by: dict[PublicKey, list[int]] = defaultdict(list)
+    for number, (_, signers) in enumerate(rotations):
+        for key in signers:
+            signed_by[key].append(number)
+    reach, new, counts = set[PublicKey](), list(keys), [0] * len(rotations)
+    while new:
+        key = new.pop()
+        if key in reach:
+            continue
+        reach.add(key)
+        for number in signed_by[key]:
+            counts[number] += 1
+            if counts[number] == threshold:
+                new += rotations[number][0].add
+    return [one for one, count in zip(rotations, counts, strict=True) if count >= threshold]
 
 
 _Parsed = tuple[Rotation, frozenset[PublicKey]]
