@@ -345,7 +345,7 @@ def copied(scene: Scene) -> Strike:
     return lambda: fetch(f"{hub.server.url}/evil/adapters.git@sst2==1.0.0")
 
 
-@attack("branch-instead-of-a-lost-tag-is-older", REPLAY, TrustError, r"asked for version >=2")
+@attack("branch-instead-of-a-lost-tag-is-older", REPLAY, NotFoundError, r"the branch has no sst2>=2")
 def branch_is_older(scene: Scene) -> Strike:
     hub = scene.hub()
     for version in ("1.0.0", "1.1.0"):

@@ -79,7 +79,7 @@ def format_signer(signer: AllowedSigner) -> str:
         options.append(f'namespaces="{",".join(signer.namespaces)}"')
     for name, moment in (("valid-after", signer.valid_after), ("valid-before", signer.valid_before)):
         if moment is not None:
-            options.append(f'{name}="{moment.astimezone(UTC).isoformat("", "seconds").translate(_NO_MARKS)[:14]}Z"')
+            options.append(f'{name}="{moment.astimezone(UTC).isoformat("-", "seconds").translate(_NO_MARKS)[:14]}Z"')
     parts = [",".join(signer.principals), ",".join(options), signer.key.line, signer.comment]
     return " ".join(part for part in parts if part)
 
