@@ -11,7 +11,6 @@ A tar file (``store/bundle.py``) of a static mirror (``store/mirror.py``), and b
 from __future__ import annotations
 
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -30,7 +29,7 @@ from adaptergit.package.names import is_allowed
 from adaptergit.pins import add_pin, add_revocation, known_revocations, known_signers
 from adaptergit.reference import Reference, Source, check_adapter_name, expand
 from adaptergit.settings import Settings, cache_dir, load_settings
-from adaptergit.store import Known, Seen, Store
+from adaptergit.store import Known, Store
 from adaptergit.store.bundle import INDEXES, REVOKED, pack, unpack
 from adaptergit.store.mirror import SIGNERS, Mirrored, Shelf, parse_listing
 from adaptergit.trust import AllowedSigner, Revocation, Verdict, parse_allowed_signers, parse_revocations
@@ -237,9 +236,8 @@ class _Undoing:
             self.store.add(inner, settings.limits)
         known = self.store.known(source.publisher, adapter)
         seen = known.fetched.get(release.version)
-        if seen is None or (vouched and not seen.vouched) or (seen.digest != digest and vouched >= seen.vouched):
-            seen = Seen(digest, release.tree, time.time(), vouched)
-        self._remember(source, adapter, known, replace(known, fetched={**known.fetched, release.version: seen}))
+        tree = seen.tree if seen is not None and seen.digest == digest and seen.vouched >= vouched else release.tree
+        self._remember(source, adapter, known, known.seeing(release.version, digest, tree, vouched=vouched))
         return new
 
     def yanks(self, source: Source, adapter: str, shelf: Shelf) -> None:

@@ -7,7 +7,6 @@ taken the push, nothing in the clone has changed.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from adaptergit.package import (
     File,
     canonical,
 )
+from adaptergit.package.names import PRINCIPAL
 from adaptergit.package.version import check_version
 from adaptergit.packing import Report, card_to_publish, check_weights, packed, sign_package
 from adaptergit.reference import Source, check_adapter_name, expand
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from adaptergit.git.pushing import Pushed
 
 _ANNOUNCED = ".adaptergit/allowed_signers"
-_PRINCIPAL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+")
 
 
 @dataclass(frozen=True)
@@ -290,7 +289,7 @@ def _principal(repository: str | None, where: Source | None) -> str:
             "the repository's public name is not known: the remote is a local path",
             hint="say it with --repository host/org/repo",
         )
-    if not _PRINCIPAL.fullmatch(principal):
+    if not PRINCIPAL.fullmatch(principal):
         raise UsageError(f"{principal!r} is not the public name of a repository", hint="write host/org/repo")
     return principal
 

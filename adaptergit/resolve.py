@@ -33,7 +33,7 @@ from adaptergit.package import Card, Manifest, read_package
 from adaptergit.package.version import is_version
 from adaptergit.reference import Reference
 from adaptergit.settings import POLICY_LEVELS, Settings, cache_dir, load_settings
-from adaptergit.store import Known, Seen, Store
+from adaptergit.store import Known, Store
 from adaptergit.store.lockfile import lock_id, read_lock
 from adaptergit.trust import AllowedSigner, Verdict
 from adaptergit.yanks import noted, warn_if_yanked
@@ -319,8 +319,8 @@ def _from_store(
             known = store.known(reference.source.publisher, reference.adapter)
             seen = known.fetched.get(found.version)
             if seen is not None and not seen.vouched and verdict.level != "unsigned":
-                now_known = {**known.fetched, found.version: replace(seen, at=time.time(), vouched=True)}
-                store.remember(reference.source.publisher, reference.adapter, replace(known, fetched=now_known))
+                after = known.seeing(found.version, seen.digest, seen.tree, vouched=True)
+                store.remember(reference.source.publisher, reference.adapter, after)
             warn_if_yanked(reference, found.version, known, asked.word)
             return Fetched(reference, found.version, found.digest, path, tree, card, verdict, True)
         if not offline:
@@ -461,14 +461,8 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None)
             raise
         who, adapter = reference.source.publisher, reference.adapter
         known, found = store.known(who, adapter), verdict.manifest.version
-        before = known.fetched.get(found)
-        same = before is not None and before.digest == package.digest
-        vouched = verdict.level != "unsigned" or (before is not None and same and before.vouched)
-        at = before.at if before is not None and same and before.vouched == vouched else time.time()
-        seen = Seen(package.digest, got.tree, at, vouched)
         known = noted(known, found, got.yanked, own=way.kind == "git")
-        if vouched or before is None or not before.vouched:  # what nobody vouches for stands in nobody's way
-            known = replace(known, fetched={**known.fetched, found: seen})
+        known = known.seeing(found, package.digest, got.tree, vouched=verdict.level != "unsigned")
         store.remember(who, adapter, known)
         warn_if_yanked(reference, found, known, asked.word)
         return Fetched(reference, found, package.digest, package.path, got.tree, card, verdict, False, way.source)

@@ -323,6 +323,17 @@ def test_merging_inside_using_is_refused() -> None:
         panel.merge("a")
 
 
+def without_dropout(model: nn.Module) -> None:
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+
+
+def checkpoint(model: Any, reentrant: bool) -> None:
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+
+
 def gradients_of(model: nn.Module, panel: Any, names: tuple[str, ...], loss: Callable[[], torch.Tensor]) -> list[Any]:
     """Of the adapters, when none is active any more."""
     model.zero_grad()
@@ -360,12 +371,9 @@ def test_gradient_checkpointing_runs_a_block_as_it_ran_before(config: str, loss:
             panel.add(name, config)
             noisy(panel, name, seed)
         panel.train("a", "b")
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        without_dropout(model)
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            model.enable_input_require_grads()
+            checkpoint(model, reentrant)
         names = {"panel": panel, "model": model, "IDS": IDS, "PADDED": padded}
 
         def forward() -> torch.Tensor:
@@ -422,12 +430,9 @@ def test_a_fusion_cools_once_for_each_step(reentrant: bool) -> None:
         fused = [part for part in module.modules() if getattr(part, "temperature", None) is not None]
         for part in fused:
             part.temperature = torch.tensor(1.5)
-        for part in model.modules():
-            if isinstance(part, nn.Dropout):
-                part.p = 0.0
+        without_dropout(model)
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            model.enable_input_require_grads()
+            checkpoint(model, reentrant)
         model(IDS)[0].square().sum().backward()
         return float(fused[0].temperature), [p.grad for p in module.parameters() if p.grad is not None]
 
@@ -451,12 +456,9 @@ def test_two_panels_of_one_model_are_run_again_as_they_ran(reentrant: bool) -> N
         outer.train("o")
         for parameter in inner.module("i").parameters():
             parameter.requires_grad_(True)
-        for part in model.modules():
-            if isinstance(part, nn.Dropout):
-                part.p = 0.0
+        without_dropout(model)
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            model.enable_input_require_grads()
+            checkpoint(model, reentrant)
         with inner.using("i"), outer.using("o"):
             value = model(IDS).logits.square().sum()
         value.backward()

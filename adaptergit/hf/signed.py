@@ -20,7 +20,6 @@ from adaptergit.package.folder import MODEL_SIGNATURE, check_sizes, read_bounded
 from adaptergit.package.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
 from adaptergit.reference import HUB, Reference, Source
 from adaptergit.resolve import Fetched
-from adaptergit.store import Seen
 
 _MAX_SMALL = 128 * 1024
 
@@ -50,13 +49,8 @@ def fetch_package(one: Wanted, found: Found) -> Fetched:
     take_over(fetched.verdict, one.settings)
     who, name = one.reference.principal, manifest.name
     known = one.store.known(who, name)
-    before = known.fetched.get(manifest.version)
-    same = before is not None and before.digest == package.digest
-    vouched = fetched.verdict.level != "unsigned" or (before is not None and same and before.vouched)
-    at = before.at if before is not None and same and before.vouched == vouched else time.time()
-    if vouched or before is None or not before.vouched:
-        seen = Seen(package.digest, "", at, vouched)
-        one.store.remember(who, name, replace(known, fetched={**known.fetched, manifest.version: seen}))
+    vouched = fetched.verdict.level != "unsigned"
+    one.store.remember(who, name, known.seeing(manifest.version, package.digest, "", vouched=vouched))
     memory = Memory(found.commit, package.digest, time.time(), name)
     remember(one.key, memory)
     if not one.reference.folder and not _is_pinned(one.reference):

@@ -1,9 +1,11 @@
-"""File names a package may hold on every platform it may be unpacked on."""
+"""Names: of repositories, and of files that a package may hold on every platform it may be unpacked on."""
 
 from __future__ import annotations
 
 import re
 
+PRINCIPAL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+")
+"""A repository's public name: host and path."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _WINDOWS_DEVICES = re.compile(r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 

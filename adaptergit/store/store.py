@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adaptergit.durable import disk_errors, replace_file, sync
@@ -61,6 +61,16 @@ class Known:
     asked: float
     """When that was, seconds since 1970; 0 if never."""
     yanked: tuple[str, ...] = ()
+
+    def seeing(self, version: str, digest: str, tree: str, *, vouched: bool) -> Known:
+        """Return what is known after a release was fetched; what nobody vouches for takes no vouched one's place."""
+        before = self.fetched.get(version)
+        same = before is not None and before.digest == digest
+        vouched = vouched or (before is not None and same and before.vouched)
+        if before is not None and before.vouched and not vouched:
+            return self
+        at = before.at if before is not None and same and before.vouched == vouched else time.time()
+        return replace(self, fetched={**self.fetched, version: Seen(digest, tree, at, vouched)})
 
 
 @dataclass(frozen=True)

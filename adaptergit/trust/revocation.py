@@ -18,12 +18,12 @@ from typing import Any
 
 from adaptergit.errors import TrustError
 from adaptergit.package import canonical
+from adaptergit.package.names import PRINCIPAL
 
 SEVERITIES = ("refuse", "warn")
 _MAX_BYTES = 16 * 2**20
 _KEY = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_PRINCIPAL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+(?<!\.git)")
 _FIELDS = {"key", "manifest_sha256", "repository", "since", "severity", "reason"}
 
 
@@ -105,8 +105,9 @@ def _parse(raw: Any, where: str, source: str) -> Revocation:
         raise TrustError("not a key's fingerprint or a sha256 digest", where=where, hint="SHA256:… as ssh-keygen -l")
     if texts["repository"] is not None and key is None:
         raise TrustError("a release is of one repository already: repository goes with a key", where=where)
-    if texts["repository"] is not None and not _PRINCIPAL.fullmatch(texts["repository"]):
-        raise TrustError(f"{texts['repository']!r} names no repository", where=where, hint="write host/org/repo")
+    repository = texts["repository"]
+    if repository is not None and (not PRINCIPAL.fullmatch(repository) or repository.endswith(".git")):
+        raise TrustError(f"{repository!r} names no repository", where=where, hint="write host/org/repo")
     severity = texts["severity"] or "refuse"
     if severity not in SEVERITIES:
         raise TrustError(f"severity is one of {', '.join(SEVERITIES)}, not {severity!r}", where=where)
