@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -444,6 +445,27 @@ def test_a_fusion_cools_once_for_each_step(reentrant: bool) -> None:
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_fusion_cools_once_for_a_call_however_many_groups_of_rows_it_runs_on(checkpointing: bool) -> None:
+    torch.manual_seed(0)
+    model = tiny_model("bert")
+    panel = adapters(model)
+    for seed, name in enumerate("abc"):
+        panel.add(name, "seq_bn")
+        noisy(panel, name, seed)
+    panel.add_fusion("Fuse(a, b)", {"temperature": True, "dropout_prob": 0.0})
+    panel.train_fusion("Fuse(a, b)")
+    panel.active = "BatchSplit(Fuse(a, b), c, Fuse(a, b), batch_sizes=[1, 1, 1])"
+    without_dropout(model)
+    if checkpointing:
+        checkpoint(model, False)
+    rows = model(IDS[:1].repeat(3, 1))[0]
+    torch.testing.assert_close(rows[0], rows[2])
+    rows.square().sum().backward()
+    temperatures = [float(fusion.temperature) for fusion in panel.fused("a,b").modules.values()]
+    assert temperatures == pytest.approx([49.95] * len(temperatures))
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_two_panels_of_one_model_are_run_again_as_they_ran(reentrant: bool) -> None:
     def gradients(checkpointing: bool) -> list[Any]:
@@ -475,15 +497,33 @@ def test_two_panels_of_one_model_are_run_again_as_they_ran(reentrant: bool) -> N
 
 
 @pytest.mark.slow
-def test_compiled_checkpointed_and_using_together_are_refused() -> None:
-    model = causal()
-    panel = adapters(model)
-    panel.add("a", "lora")
-    panel.train("a")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    compiled = torch.compile(model, backend="eager")
-    with panel.using("a"), pytest.raises(Exception, match="compiled model with gradient checkpointing"):
-        compiled(IDS)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_compiled_model_runs_blocks_again_as_they_ran(reentrant: bool) -> None:
+    def gradients(compiled: bool, switch: str) -> list[Any]:
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = tiny_model("bert")
+        panel = adapters(model)
+        for name in ("a", "b"):
+            panel.add(name, "seq_bn")
+            noisy(panel, name)
+        panel.train("a")
+        without_dropout(model)
+        checkpoint(model, reentrant)
+        run = torch.compile(model, backend="aot_eager") if compiled else model
+        if switch == "using":
+            panel.active = "b"
+        with panel.using("a") if switch == "using" else nullcontext():
+            loss = run(IDS)[0].square().mean()
+        panel.active = {"": "a", "using": "b", "other": "b", "none": None}[switch]
+        loss.backward()
+        return [p.grad for p in panel.module("a").parameters()]
+
+    expected = gradients(False, "")
+    assert all(one is not None and one.abs().sum() > 0 for one in expected)
+    for switch in ("", "using", "other", "none"):
+        for one, other in zip(gradients(True, switch), expected, strict=True):
+            torch.testing.assert_close(one, other, msg=switch)
 
 
 def test_taking_adapters_away_leaves_gradient_checkpointing_as_it_was() -> None:

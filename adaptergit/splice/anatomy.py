@@ -23,7 +23,7 @@ from torch import nn
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.families import Branch, family_of
 from adaptergit.splice.sidecar import Sidecar
-from adaptergit.splice.trace import Found, faults, group_blocks, trace
+from adaptergit.splice.trace import Found, faults, group_blocks, trace, within
 
 T = TypeVar("T")
 
@@ -308,9 +308,10 @@ def projections_of(base: nn.Module, anatomy: Anatomy) -> tuple[Projection, ...]:
     for index, block in enumerate(anatomy.block_paths):
         branches = {site.branch for site in anatomy.sites if site.block == index}
         for path, module in modules.items():
-            if not path.startswith(f"{block}.") or not is_linear(module):
+            inner = within(path, block)
+            if not inner or not is_linear(module):
                 continue
-            branch, role = branch_and_role(path[len(block) + 1 :])
+            branch, role = branch_and_role(inner)
             if role is None:
                 continue
             parent: Any = type(modules[path.rpartition(".")[0]])

@@ -41,7 +41,7 @@ from adaptergit.splice.interpret import (
 from adaptergit.splice.places import Attention, BlockOutput, Embedding, Linear, Place, Prompt, Tuned
 from adaptergit.splice.plan import Plan
 from adaptergit.splice.prompts import make_room, mask_in, own_mask, prompt_length, widen
-from adaptergit.splice.recompute import hook_recomputation
+from adaptergit.splice.recompute import hook_recomputation, once
 from adaptergit.splice.trace import first_tensors
 
 EMPTY = Plan()
@@ -128,7 +128,8 @@ class Engine:
         if not plan.by_row:
             return run(plan.node(place), state)
         some = next(value for value in vars(state).values() if isinstance(value, torch.Tensor))
-        return run_rows(plan.groups(place, some.shape[0]), state)
+        with nullcontext() if torch.compiler.is_compiling() else once():
+            return run_rows(plan.groups(place, some.shape[0]), state)
 
     def acts(self, place: Place) -> bool:
         """Tell whether something may act at a place in this call."""

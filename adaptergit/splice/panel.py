@@ -387,7 +387,8 @@ class Panel(Inventory):
     def merge(self, name: str) -> None:
         """Write an adapter's updates into the model's weights (LoRA and its relatives, IA3); it acts at no cost.
 
-        If it is active, alone or in a Stack, what else is active stays so.
+        If it is active, alone or in a Stack, what else is active stays so. Until it is taken out the merged weights are
+        the model's: what is added and starts from them (DoRA's magnitudes, tuned parameters) starts from these.
 
         Raises:
             UsageError: The method cannot be merged, the adapter is merged already, or it is active in another block or

@@ -239,8 +239,10 @@ class Host:
 
     def blocks(self) -> Iterator[BlockOutput]:
         """Yield the blocks that are modules."""
+        modules = dict(self.base.named_modules())
         for index, path in enumerate(self.anatomy.block_paths):
-            yield BlockOutput(index, path)
+            if path in modules:  # parts of XLM's blocks are in lists of their own
+                yield BlockOutput(index, path)
 
     def stack_of(self, path: str) -> str:
         """Return the path of the list a block is in, without numbers: blocks of one stack share it, and groups do."""

@@ -7,7 +7,8 @@ and gives what it runs the plan and the call of the time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from adaptergit.errors import UsageError
 from adaptergit.splice.hooks import Undo, before
 
 if TYPE_CHECKING:
@@ -38,16 +38,15 @@ class _Watch:
     engine: Engine
 
     def __call__(self, module: nn.Module, _args: tuple[Any, ...]) -> None:
-        if torch.compiler.is_compiling():
-            if self.engine.overridden and module.training and any(_is_checkpointed(one) for one in module.modules()):
-                raise UsageError(
-                    "a compiled model with gradient checkpointing runs blocks again without what using() says",
-                    hint="panel.activate(…) instead of using(…)",
-                )
-            return
-        self.engine.forget()
-        if not module.training:
-            return
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            self.engine.forget()
+        if module.training and (not compiling or any(_is_checkpointed(one) for one in module.modules())):
+            self.watch(module)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch's own is not typed
+    def watch(self, module: nn.Module) -> None:
+        """Stand in front of the functions that run the blocks."""
         for part in module.modules():
             function = part.__dict__.get(_FUNCTION)
             if function is not None and not _is_watched(function, self.engine):
@@ -89,7 +88,10 @@ class _Checkpoint:
     engine: Engine
     checkpoint: Callable[..., Any]
 
+    # The block is compiled by itself.
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator, no-untyped-call]
     def __call__(self, block: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Run a block so that it runs again as now."""
         return self.checkpoint(_AsNow(self.engine, self.engine.current(), self.engine.call, block), *args, **options)
 
 
@@ -116,8 +118,19 @@ class _AsNow:
 _USED: ContextVar[dict[Any, Any] | None] = ContextVar("adaptergit_used", default=None)
 
 
+@contextmanager
+def once() -> Iterator[None]:
+    """Let what changes from call to call change once, however often it runs within: once for each group of rows."""
+    token = _USED.set({}) if _USED.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _USED.reset(token)
+
+
 def recalled(owner: nn.Module, value: Any) -> tuple[bool, Any]:
-    """Return whether a block runs again, and the value that a part of it had the first time; else, the one it has."""
+    """Return whether a part has run in this call before, and the value that it had then; else, the one it has now."""
     if torch.compiler.is_compiling() or (used := _USED.get()) is None:
         return False, value
     again = owner in used

@@ -153,7 +153,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> list[Found]:
     likely = [
         one
         for one, block in zip(branches, group_blocks(branches), strict=True)
-        if one.residual is None or _in_block(one.residual, block)
+        if one.residual is None or within(one.residual, block) is not None
     ]
     rehearsed = zip(likely, _rehearse(model, inputs, likely), strict=True)
     return [one if seen.summed else replace(one, norm=None) for one, seen in rehearsed if seen.fault(one) is None]
@@ -200,7 +200,7 @@ def _record(model: nn.Module, inputs: Mapping[str, Any]) -> list[_Branch]:
     # A norm outside the block is the final norm of a pre-norm model.
     return [
         one
-        if one.found.norm is None or _in_block(one.found.norm, block)
+        if one.found.norm is None or within(one.found.norm, block) is not None
         else replace(one, found=replace(one.found, norm=None))
         for one, block in named
     ]
@@ -289,10 +289,17 @@ def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
-def _in_block(path: str, block: str) -> bool:
+def within(path: str, block: str) -> str | None:
+    """Return the path of a module inside a block, or None: it is not in there.
+
+    >>> within("layer.0.attention.self", "layer.0"), within("attentions.0.q_lin", ".0")
+    ('attention.self', 'attentions.q_lin')
+    """
+    if _inside(path, block):
+        return path[len(block) :].removeprefix(".")
     parent, _, index = block.rpartition(".")
-    listed = re.fullmatch(rf"{re.escape(parent)}\.?[^.]*\.{index}(\..*)?", path)
-    return _inside(path, block) or listed is not None
+    listed = re.fullmatch(rf"{re.escape(parent)}\.?([^.]*)\.{index}(\..*)?", path)  # see group_blocks
+    return listed[1] + (listed[2] or "") if listed else None
 
 
 @contextmanager

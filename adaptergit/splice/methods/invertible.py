@@ -32,6 +32,8 @@ def embedding_of(host: Host) -> tuple[Embedding, int]:
             return Embedding(path), int(modules[path].in_features)
     paths = host.anatomy.block_paths
     index = next((i for i, path in enumerate(paths) if "text" in path.split(".")[0]), 0)
+    if paths[index] not in modules:
+        raise ModelError("the blocks of this model are no modules: nothing stands between the embedding and the first")
     return Embedding(paths[index]), next(host.width(site) for site in host.sites if site.block == index)
 
 

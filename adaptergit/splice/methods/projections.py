@@ -15,6 +15,7 @@ from adaptergit.splice.anatomy import Projection, is_linear
 from adaptergit.splice.config import MethodConfig
 from adaptergit.splice.layers import Unfilled, is_number, require, require_counts, require_one_of, require_shares
 from adaptergit.splice.places import Linear, Parts
+from adaptergit.splice.trace import within
 
 if TYPE_CHECKING:
     from adaptergit.splice.places import Host
@@ -143,7 +144,7 @@ def _by_path(config: OnLinears, host: Host) -> Iterator[Target]:
             for path, module in host.base.named_modules()
             if is_linear(module)
             and (
-                any(path.startswith(f"{block}.") for block in host.anatomy.block_paths)
+                any(within(path, block) for block in host.anatomy.block_paths)
                 if wanted == "all-linear"
                 else pattern.fullmatch(path)
             )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adaptergit.errors import UsageError
+from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.config import MethodConfig, config_from_dict, describe, presets, register, register_preset
 from adaptergit.splice.methods.bottleneck import Bottleneck
 from adaptergit.splice.methods.lora import LoRA
@@ -59,10 +59,13 @@ class Union(MethodConfig):
 
         Raises:
             UsageError: Two of them act at the same place.
+            ModelError: One of them has no place.
         """
         parts = Parts()
         for number, config in enumerate(self.configs):
             built = config.build(host)
+            if not built.places:
+                raise ModelError(f"{config.method} of this union has no place in this model")
             for place in built.places:
                 if place in parts.places:
                     raise UsageError(f"two parts of the union act at {place.key}", hint="use leave_out, or a Stack")
