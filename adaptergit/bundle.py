@@ -21,12 +21,13 @@ from packaging.specifiers import SpecifierSet
 
 from adaptergit.durable import disk_errors, replace_file
 from adaptergit.errors import AdaptergitError, AdaptergitWarning, NotFoundError, PackageError, TrustError, UsageError
+from adaptergit.git import check_tree
 from adaptergit.index.carry import add_carried, copy_index, take_news
 from adaptergit.indexes import client, word_on
 from adaptergit.judge import Asked, take_over, verified
 from adaptergit.mirror import Copied, copy_to_folder, fetched_all
 from adaptergit.package.names import is_allowed
-from adaptergit.pins import add_pin, add_revocation, known_revocations, known_signers
+from adaptergit.pins import add_all, known_revocations, known_signers
 from adaptergit.reference import Reference, Source, check_adapter_name, expand
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Known, Store
@@ -114,7 +115,8 @@ def import_bundle(
         known = {one.name for one in client(settings).subscriptions()}
         try:
             with _undone(store) as takes_in:
-                takes_in.undo.append(lambda: _drop_indexes(known, settings))
+                if index_root is not None:
+                    takes_in.undo.append(lambda: _drop_index(index_root, known, settings))
                 _take_indexes(folder, principals, index_root, settings)
                 brings_keys = trust_keys and (folder / SIGNERS).is_file()
                 brought = _brought(folder / SIGNERS, principals) if brings_keys else []
@@ -122,10 +124,7 @@ def import_bundle(
                 copied, verdicts = _all_in(folder, listed, takes_in, brought, policy, settings)
                 takes_in.keeps(settings.pins_path)
                 takes_in.keeps(settings.revocations_path)
-                for signer in brought:  # only after everything in it was accepted
-                    add_pin(settings, signer)
-                for one in revoked:
-                    add_revocation(settings, one)
+                add_all(settings, brought, revoked)  # only after everything in it was accepted
                 for verdict in verdicts:
                     take_over(verdict, settings)
         except TrustError as error:
@@ -191,6 +190,7 @@ def _all_in(
             reference = Reference(source, check_adapter_name(adapter), exact, release.manifest_sha256)
             asked = Asked(settings, policy, reference, release.version, tuple(signers), word=word)
             verdict, _ = verified(package, asked)
+            check_tree(package, release.tree, where)
             # A key that is pinned on first use is the only one from now on.
             signers += [*((verdict.pin,) if verdict.pin else ()), *verdict.change.added]
             vouched = verdict.level != "unsigned"
@@ -260,7 +260,7 @@ def _undone(store: Store) -> Iterator[_Undoing]:
         yield doing
     except BaseException:
         for step in reversed(doing.undo):
-            with suppress(OSError):  # the others all the same
+            with suppress(OSError, AdaptergitError):  # the others all the same
                 step()
         raise
 
@@ -310,10 +310,11 @@ def _take_indexes(folder: Path, principals: set[str], index_root: str | None, se
                 _warn(f"what the bundle brings of the index {one.name} is not taken over: {error.what}")
 
 
-def _drop_indexes(but: set[str], settings: Settings) -> None:
+def _drop_index(root: str, known: set[str], settings: Settings) -> None:
+    """Take back the index that was added, and none that somebody else added meanwhile."""
     indexes = client(settings)
     for one in indexes.subscriptions():
-        if one.name not in but:
+        if one.name not in known and one.root == root.removeprefix("sha256:"):
             indexes.remove(one.name)
 
 

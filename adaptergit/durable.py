@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -64,17 +64,27 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     Who may read it is what the umask leaves of ``mode``, as for every other file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with prepared_file(path, data, mode=mode) as put:
+        put()
+
+
+@contextmanager
+def prepared_file(path: Path, data: bytes, *, mode: int = 0o666) -> Iterator[Callable[[], None]]:
+    """Write a file beside its place; give what puts it there in one step. What was not put in place is removed."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+    def put() -> None:
+        temporary.replace(path)
+        sync(path.parent)
+
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
+        yield put
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
 
 
 def sync(path: Path) -> None:

@@ -17,11 +17,11 @@ from packaging.specifiers import SpecifierSet
 from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, TransportError, TrustError
 from adaptergit.indexes import Word, revoked
 from adaptergit.package import Card, Manifest, canonical, check_files, read_package
-from adaptergit.pins import add_pin, add_revocation, known_revocations, known_signers
+from adaptergit.pins import add_all, known_revocations, known_signers
 from adaptergit.reference import Reference
 from adaptergit.settings import Settings, cache_dir
 from adaptergit.store import Store
-from adaptergit.trust import ROTATION, AllowedSigner, Change, Past, Policy, SignedRotation, Verdict, evaluate, follow
+from adaptergit.trust import AllowedSigner, Change, Past, Policy, SignedRotation, Verdict, evaluate, follow
 from adaptergit.trust.rotation import MAX_ROTATIONS
 
 
@@ -63,12 +63,8 @@ def verified(path: Path, asked: Asked) -> tuple[Verdict, Card]:
 
 def take_over(verdict: Verdict, settings: Settings) -> None:
     """Remember the keys that a verdict brought, and say what a person should know."""
-    if verdict.pin is not None:
-        add_pin(settings, verdict.pin)
-    for signer in verdict.change.added:
-        add_pin(settings, signer)
-    for one in verdict.change.removed:
-        add_revocation(settings, one)
+    change = verdict.change
+    add_all(settings, (*((verdict.pin,) if verdict.pin else ()), *change.added), change.removed)
     for warning in verdict.warnings:
         # A registry of its own: told on every load, not once per process, and still under the caller's filters.
         warnings.warn_explicit(warning, AdaptergitWarning, __file__, 1, registry={})
@@ -120,6 +116,8 @@ def judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, a
             raise
         gone = (*wanted.revocations, *wanted.listed)
         change = follow(found, principal, wanted.signers, gone, now, threshold=wanted.threshold)
+        if change.contradiction:
+            error.hint = f"{change.contradiction}: ask the publisher which one is theirs, and trust its key by hand"
         if not change:
             raise
         wanted = replace(
@@ -199,8 +197,4 @@ def rotations_of(reference: Reference, settings: Settings) -> list[SignedRotatio
             found = fetch_rotations(remote, settings.limits, beside=folder, most=MAX_ROTATIONS)
         except (TransportError, PackageError, NotFoundError):
             return []
-    return [
-        SignedRotation(files[ROTATION], {name: data for name, data in files.items() if name != ROTATION})
-        for files in found
-        if ROTATION in files
-    ]
+    return list(map(SignedRotation.of, found))

@@ -3,14 +3,15 @@ unsigned checkpoints in ``known_checkpoints``."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from adaptergit.durable import disk_errors, replace_file
+from adaptergit.durable import disk_errors, prepared_file
 from adaptergit.errors import AdaptergitWarning, NotFoundError, TrustError, UsageError
 from adaptergit.locks import exclusively
 from adaptergit.reference import Source, expand
@@ -176,14 +177,30 @@ def revoke(what: str, *, since: datetime | None = None, severity: str = "refuse"
     digest = what.removeprefix("sha256:") if what.startswith("sha256:") else None
     one = Revocation(None if digest else what, digest, since, severity, reason, str(path))
     (parsed,) = parse_revocations(one.line().encode(), source=str(path))
-    add_revocation(settings, parsed)
+    add_all(settings, (), [parsed])
     return parsed
 
 
-def add_revocation(settings: Settings, one: Revocation) -> None:
-    """Add one line to the user's revocations, unless an equal one is there; the file is replaced in one step."""
-    parse_revocations(one.line().encode(), source="a revocation")  # a line that cannot be read would stop everything
-    _append(settings.revocations_path, one.line())
+def add_all(settings: Settings, signers: Iterable[AllowedSigner], revocations: Iterable[Revocation]) -> None:
+    """Add pins and revocations: all, or none of them.
+
+    Raises:
+        StorageError: The disk is full, or may not be written to.
+    """
+    lines = [one.line() for one in revocations]
+    for line in lines:
+        parse_revocations(line.encode(), source="a revocation")  # a line that cannot be read would stop everything
+    # What takes a key away comes first: if the machine stops between the two, nothing counts that should not.
+    changes = [(settings.revocations_path, lines), (settings.pins_path, [format_signer(one) for one in signers])]
+    with contextlib.ExitStack() as stack:
+        steps = []
+        for path, new in changes:
+            stack.enter_context(_locked(path))
+            old = _read(path) if path.is_file() else ""
+            if text := _with_lines(old, new):
+                steps.append(stack.enter_context(_prepared(path, text)))
+        for step in steps:
+            step()
 
 
 def add_pin(settings: Settings, signer: AllowedSigner) -> None:
@@ -193,11 +210,16 @@ def add_pin(settings: Settings, signer: AllowedSigner) -> None:
 
 def _append(path: Path, line: str) -> None:
     with _locked(path):
-        existing = _read(path) if path.is_file() else ""
-        if line in existing.split("\n"):
-            return
-        separator = "" if not existing or existing.endswith("\n") else "\n"
-        _write(path, f"{existing}{separator}{line}\n")
+        if text := _with_lines(_read(path) if path.is_file() else "", [line]):
+            _write(path, text)
+
+
+def _with_lines(text: str, lines: Iterable[str]) -> str:
+    """Return a text with lines that it has not yet; empty if it has all of them."""
+    have = text.split("\n")
+    new = "".join(f"{line}\n" for line in dict.fromkeys(lines) if line not in have)
+    separator = "" if not text or text.endswith("\n") else "\n"
+    return f"{text}{separator}{new}" if new else ""
 
 
 def _remove(path: Path, doomed: Callable[[str], bool], what: str) -> int:
@@ -230,7 +252,15 @@ def _locked(path: Path) -> AbstractContextManager[None]:
 
 
 def _write(path: Path, text: str) -> None:
+    with _prepared(path, text) as put:
+        put()
+
+
+@contextmanager
+def _prepared(path: Path, text: str) -> Iterator[Callable[[], None]]:
+    """Write a file beside its place, and give what puts it there in one step, which needs no more room."""
     hint = "make the folder writable, or choose another one with ADAPTERGIT_CONFIG_DIR"
     with disk_errors("your settings", path, hint):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        replace_file(path, text.encode(), mode=0o600)
+        with prepared_file(path, text.encode(), mode=0o600) as put:
+            yield put

@@ -400,6 +400,7 @@ def _from_network(pin: Pin | None, store: Store, asked: Asked, reference: Refere
 
 def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None) -> Fetched:
     """Try every way to a release. What cannot be had is asked for elsewhere; what is refused ends the search."""
+    from adaptergit.git import check_tree
     from adaptergit.ladder import Way, ways
 
     reference, settings, version = wanted.reference, asked.settings, wanted.version or None
@@ -443,6 +444,8 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None)
             _check_lock(pin, reference, inner)
             try:
                 verdict, card = verified(inner, asked)
+                if way.kind == "mirror":  # git itself works it out elsewhere
+                    check_tree(inner, got.tree, way.source)
             except (TrustError, PackageError) as error:
                 if way.kind == "branch" and isinstance(error, TrustError) and error.other_version:
                     missing = f"{_NO_TAGS}, and the branch has no {reference.adapter}{reference.specifier}"
@@ -479,17 +482,22 @@ def _check_lock(pin: Pin | None, reference: Reference, folder: Path) -> None:
     """
     if pin is None or not pin.lock:
         return
+    from adaptergit.git import tree_oid
+
     try:
         package = read_package(folder)
-        if package.digest != pin.digest:
+        other_tree = package.digest != pin.digest
+        if other_tree and (not pin.tree or tree_oid(folder, len(pin.tree)) != pin.tree):
             return
         manifest = Manifest.from_bytes(package.manifest_bytes, where=str(folder))
     except (PackageError, NotFoundError, OSError):
         return  # to be told of where it is judged
-    if (manifest.name, manifest.version) != (reference.adapter, pin.version):
+    if other_tree or (manifest.name, manifest.version) != (reference.adapter, pin.version):
         raise TrustError(
             f"the lock file says {reference.adapter} {pin.version}, and the digest beside it is of {manifest.name} "
-            f"{manifest.version}",
+            f"{manifest.version}"
+            if not other_tree
+            else f"the lock file says {pin.digest}, and the tree beside it holds {package.digest}",
             where=pin.lock,
             hint=f"somebody edited it: adaptergit lock --upgrade '{replace(reference, digest=None)}' writes it anew",
         )

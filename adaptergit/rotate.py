@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptergit.durable import scratch
-from adaptergit.errors import AdaptergitWarning, PackageError, TrustError, UsageError
-from adaptergit.package import canonical
+from adaptergit.errors import AdaptergitWarning, ReleaseError, TrustError, UsageError
+from adaptergit.pins import known_revocations, known_signers
 from adaptergit.publish import check_announced, principal_of, push_source, signing_key
 from adaptergit.settings import load_settings
 from adaptergit.trust import (
@@ -20,7 +19,11 @@ from adaptergit.trust import (
     ROTATION,
     ROTATION_NAMESPACE,
     AllowedSigner,
+    PublicKey,
     Rotation,
+    SignedRotation,
+    SigningKey,
+    follow,
     format_signer,
     parse_allowed_signers,
     sign,
@@ -58,7 +61,9 @@ def rotate(
         repository: The principal, where the remote's URL does not tell it.
 
     Raises:
-        UsageError: No key, the same key twice, or not a clone.
+        UsageError: No key, one that is there or was replaced, rotations that contradict each other or are signed by
+            nobody who is known, or not a clone.
+        ReleaseError: The announced keys have changes that are not committed.
         TrustError: Signing failed.
         TransportError: The server cannot be reached, or refuses. The clone is as it was.
     """
@@ -69,65 +74,102 @@ def rotate(
     old = [signing_key(key), *(signing_key(path) for path in cosigners)]
     for one in old:
         check_announced(here, one)
-    successor = signing_key(new).public
+    if here.local_changes(_ANNOUNCED):
+        raise ReleaseError(
+            "uncommitted changes would be lost",
+            where=str(here.root / _ANNOUNCED),
+            hint=f"git commit {_ANNOUNCED}, or git restore it, then rotate again",
+        )
+    new_key = signing_key(new)
+    successor = new_key.public
     if successor in {one.public for one in old}:
         raise UsageError("that is the key there is", hint="make another one: adaptergit keygen PATH")
-    if successor.fingerprint in _replaced(here, remote, principal):
-        raise UsageError(
-            "this key was replaced before: nobody would accept it", hint="make another one: adaptergit keygen PATH"
-        )
+    before = _rotations(here, remote, principal, [one.public for one in old])
+    earlier = [Rotation.from_bytes(one.data) for one in before]
+    replaced = {fingerprint for one in earlier for fingerprint in one.remove}
+    for public in (successor, *(one.public for one in old)):
+        if public.fingerprint in replaced:
+            raise UsageError(
+                f"{public.fingerprint} was replaced before: nobody would accept it",
+                hint="make another key: adaptergit keygen PATH" if public == successor else "sign with its successor",
+            )
     removed = () if keep else (old[0].public.fingerprint,)
-    staying = old if keep else old[1:]
-    # Once a key is removed nothing else that it signed counts: who stays is named again.
-    added = (successor,) if keep else (successor, *(one.public for one in staying))
-    rotation = Rotation(principal, added, removed, datetime.now(UTC).replace(microsecond=0))
+    # Who signs stays, also for those who knew only the key that goes.
+    added = (successor, *(one.public for one in (old if keep else old[1:])))
+    previous = before[-1].digest if before else None
+    rotation = Rotation(principal, added, removed, datetime.now(UTC).replace(microsecond=0), previous)
     data = rotation.to_bytes()
+    announced = [
+        (line, {s.key for s in parse_allowed_signers(line, source=_ANNOUNCED)})
+        for line in (here.read(_ANNOUNCED) or b"").decode("utf-8").split("\n")
+        if line.strip()
+    ]
+    kept = [(line, keys) for line, keys in announced if not any(key.fingerprint in removed for key in keys)]
+    new_keys = [successor] if announced else [*added[1:], successor]
+    named = {key for one in (*earlier, rotation) for key in one.add}
+    left = {key for _, keys in kept for key in keys} - named - {one.public for one in old}
+    if left and not keep:
+        warnings.warn(
+            f"whoever knows only {old[0].public.fingerprint} will not accept "
+            f"{', '.join(sorted(key.fingerprint for key in left))}: let them sign this rotation too (--cosigner)",
+            AdaptergitWarning,
+            stacklevel=2,
+        )
+    lines = [line for line, _ in kept]
+    lines += [format_signer(AllowedSigner(("*",), one, (MANIFEST_NAMESPACE,))) for one in new_keys]
+    listing = "".join(f"{line}\n" for line in dict.fromkeys(lines)).encode()
     with scratch() as folder:
         files = {ROTATION: folder / ROTATION}
         files[ROTATION].write_bytes(data)
-        for number, one in enumerate(old):
-            mark = f".{hashlib.sha256(one.public.blob).hexdigest()[:8]}" if number else ""
-            path = folder / f"{ROTATION}{mark}.sig"
-            path.write_bytes(sign(data, one, namespace=ROTATION_NAMESPACE))
-            files[path.name] = path
-        announced = here.read(_ANNOUNCED) or b""
-        kept = [
-            line
-            for line in announced.decode("utf-8").split("\n")
-            if line.strip() and not any(s.key.fingerprint in removed for s in parse_allowed_signers(line, source=""))
-        ]
-        new_keys = [successor] if announced else [*(one.public for one in staying), successor]
-        left = {s.key for line in kept for s in parse_allowed_signers(line, source="")} - {
-            *added,
-            *(k.public for k in old),
-        }
-        if left and not keep:
-            warnings.warn(
-                f"whoever knows only {old[0].public.fingerprint} will not accept "
-                f"{', '.join(sorted(key.fingerprint for key in left))}: let them sign this rotation too (--cosigner)",
-                AdaptergitWarning,
-                stacklevel=2,
-            )
-        lines = [*kept, *(format_signer(AllowedSigner(("*",), one, (MANIFEST_NAMESPACE,))) for one in new_keys)]
-        listing = "".join(f"{line}\n" for line in dict.fromkeys(lines)).encode()
-        push_rotation(here, remote, files, listing, canonical.sha256(data)[:16])
+        for name, armored in _signatures(data, old, new_key).items():
+            files[name] = folder / name
+            files[name].write_bytes(armored)
+        push_rotation(here, remote, files, listing, SignedRotation(data, {}).mark)
     return rotation
 
 
-def _replaced(here: Clone, remote: str, principal: str) -> set[str]:
-    """Return the fingerprints of keys that the repository's rotations replaced."""
+def _signatures(data: bytes, old: Sequence[SigningKey], new: SigningKey) -> dict[str, bytes]:
+    """Sign with every old key, and with the new one if it is here: then it knows what it comes after."""
+    found = {}
+    for number, one in enumerate((*old, new)):
+        mark = f".{hashlib.sha256(one.public.blob).hexdigest()[:8]}" if number else ""
+        try:
+            found[f"{ROTATION}{mark}.sig"] = sign(data, one, namespace=ROTATION_NAMESPACE)
+        except (TrustError, UsageError):
+            if one is not new:
+                raise
+    return found
+
+
+def _rotations(here: Clone, remote: str, principal: str, keys: Sequence[PublicKey]) -> tuple[SignedRotation, ...]:
+    """Return the repository's rotations so far, which the next one comes after, and vouches for.
+
+    Raises:
+        UsageError: There is one whose signers these keys, and those that this machine knows, do not vouch for.
+    """
     from adaptergit.git import fetch_rotations
 
-    limits = load_settings().limits
+    settings = load_settings()
     with scratch() as folder:
-        where = push_source(here.remote_url(remote), here.root)
-        try:
-            found = fetch_rotations(here.reached(where), limits, beside=folder, most=MAX_ROTATIONS)
-        except PackageError:  # junk of others' making, which must not stop the owner
-            return set()
-    gone: set[str] = set()
-    for files in found:
-        with suppress(PackageError, TrustError, KeyError):
-            rotation = Rotation.from_bytes(files[ROTATION])
-            gone.update(rotation.remove if rotation.repository == principal else ())
-    return gone
+        reached = here.reached(push_source(here.remote_url(remote), here.root))
+        found = fetch_rotations(reached, settings.limits, beside=folder, most=MAX_ROTATIONS)
+    known = [*known_signers(settings), *(AllowedSigner((principal,), one, (MANIFEST_NAMESPACE,)) for one in keys)]
+    change = follow(map(SignedRotation.of, found), principal, known, known_revocations(settings), datetime.now(UTC))
+    if change.contradiction:
+        raise UsageError(
+            change.contradiction, hint=f"remove the tag of the one that is not yours: {_delete(remote, 'DIGEST')}"
+        )
+    if change.beyond:
+        strange = change.beyond[0]
+        signers = ", ".join(sorted(key.fingerprint for key in strange.signers()))
+        raise UsageError(
+            f"a rotation signed by {signers} comes first, and this machine does not know that key",
+            where=f"refs/tags/adapters-rotations/{strange.mark}",
+            hint=f"if it is a key of the repository's owners: adaptergit trust add {principal} 'KEY'\n"
+            f"if not: {_delete(remote, strange.mark)}",
+        )
+    return change.path
+
+
+def _delete(remote: str, mark: str) -> str:
+    return f"git push {remote} :refs/tags/adapters-rotations/{mark}"

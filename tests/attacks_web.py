@@ -286,6 +286,11 @@ def swapping_mirror(scene: Scene, change: Callable[[Path], object]) -> Strike:
     return from_mirror(scene, change)
 
 
+@attack("mirror-with-the-trees-swapped", REPLAY, PackageError, r"/mirror/.*the files of this release make another")
+def mirror_with_other_trees(scene: Scene) -> Strike:
+    return from_mirror(scene, swap("tree"))
+
+
 @attack("mirror-that-removes-the-signature", SIGNATURE, TrustError, r"/mirror/.*is not signed")
 def mirror_without_signature(scene: Scene) -> Strike:
     return from_mirror(scene, lambda root: relisted(root, lambda r: r[0]["files"].remove("manifest.json.sig")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("cannot mount a small file system here")
     yield small
     subprocess.run(["umount", str(small)], check=True)
+
+
+def push_as_it_is(hub: Hub, data: bytes, *signers: SigningKey) -> None:
+    """Push a rotation that the command would not make."""
+    from adaptergit.git import Clone
+    from adaptergit.trust import ROTATION, ROTATION_NAMESPACE, SignedRotation, sign
+
+    clone, folder = Clone.at(hub.clone), Path(tempfile.mkdtemp(dir=hub.clone.parent))
+    (folder / ROTATION).write_bytes(data)
+    for number, one in enumerate(signers):
+        (folder / f"{ROTATION}.{number}.sig").write_bytes(sign(data, one, namespace=ROTATION_NAMESPACE))
+    oids = clone.store_files({path.name: path for path in folder.iterdir()})
+    commit = clone.commit(clone.make_tree(("100644", "blob", oid, one) for one, oid in oids.items()), "rotate", ())
+    hub.git("push", "-qf", "origin", f"{commit}:refs/tags/adapters-rotations/{SignedRotation(data, {}).mark}")
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -80,6 +81,9 @@ BUNDLE_DAMAGE: dict[str, Callable[[Path], object]] = {
     "a link": lambda root: (root / "packages" / "link").symlink_to("/etc/passwd"),
     "a listing that is no JSON": lambda root: next(root.rglob("sst2.json")).write_text("{"),
     "a listing of another version": lambda root: _edit(root, '"1.0.0"', '"9.0.0"'),
+    "a listing of another tree": lambda root: next(root.rglob("sst2.json")).write_text(
+        re.sub('"tree": "[0-9a-f]{2}', '"tree": "00', next(root.rglob("sst2.json")).read_text())
+    ),
     "a listing of another digest": lambda root: _edit(root, '"manifest_sha256": "', '"manifest_sha256": "0'),
     "a key for everybody": lambda root: (root / "allowed_signers").write_text(
         "* " + (root / "allowed_signers").read_text().partition(" ")[2]

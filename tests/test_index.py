@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import Hub, git, snapshot
+from conftest import Hub, git, push_as_it_is, snapshot
 from forge_simulator import Forge
 
 import adaptergit
@@ -63,7 +63,7 @@ from adaptergit.publish import publish, yank
 from adaptergit.resolve import fetch, resolve
 from adaptergit.rotate import rotate
 from adaptergit.settings import load_settings
-from adaptergit.trust import SigningKey, generate_key, sign
+from adaptergit.trust import SignedRotation, SigningKey, generate_key, sign
 
 PRINCIPAL = "127.0.0.1/acme/adapters"
 SOON = int(datetime.now(UTC).timestamp()) + 3600
@@ -414,6 +414,44 @@ def test_a_rotation_reaches_the_index_and_its_users(
     assert user.update("community").refused == ()
     found = fetch(f"{hub.url}@sst2")
     assert (found.version, found.verdict.signers) == ("1.1.0", (other_key.public.fingerprint,))
+
+
+def test_a_rotation_that_takes_the_place_of_another_tag_is_found(
+    listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
+) -> None:
+    """The index keeps rotations whose tags are gone; it counts no tags, it knows them."""
+    rotate(other_key.path, key=hub.key.path, clone=hub.clone, repository=PRINCIPAL)
+    listed.release()
+    third = generate_key(home / "third")
+    (first,) = listed.repository.proofs(PRINCIPAL)
+    rotate(third.path, key=other_key.path, clone=hub.clone, repository=PRINCIPAL)
+    hub.git("push", "-q", "origin", f":refs/tags/adapters-rotations/{first.rotation.mark}")
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=third.path)
+    listed.release()
+    assert [one.version for one in listed.repository.entries(PRINCIPAL)] == ["1.0.0", "1.1.0"]
+    assert len(listed.repository.proofs(PRINCIPAL)) == 2
+
+
+def test_what_a_thief_of_a_key_rotated_does_not_stop_who_was_recovered(
+    listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
+) -> None:
+    thief, third = generate_key(home / "thief"), generate_key(home / "third")
+    stolen = rotate(thief.path, key=hub.key.path, clone=hub.clone, repository=PRINCIPAL)
+    listed.release()
+    # Of two that follow the same one, the index keeps to the first it saw.
+    other = replace(stolen, add=(third.public,)).to_bytes()
+    push_as_it_is(hub, other, hub.key)
+    listed.release()
+    assert [one.data for one in listed.repository.proofs(PRINCIPAL)] == [stolen.to_bytes()]
+    recover(listed.repository, PRINCIPAL, [other_key.public], listed.maintainers[:2], reason="stolen")
+    for mark in (SignedRotation(data, {}).mark for data in (stolen.to_bytes(), other)):
+        hub.git("push", "-q", "origin", f":refs/tags/adapters-rotations/{mark}")
+    hub.git("rm", "-q", ".adaptergit/allowed_signers")
+    hub.git("commit", "-qm", "the thief's key")
+    rotate(third.path, key=other_key.path, clone=hub.clone, repository=PRINCIPAL)
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=third.path)
+    listed.release()
+    assert [one.version for one in listed.repository.entries(PRINCIPAL)] == ["1.0.0", "1.1.0"]
 
 
 def test_the_online_key_cannot_change_a_publishers_key(listed: Index, hub: Hub, other_key: SigningKey) -> None:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import Hub, git, snapshot
+from conftest import Hub, git, push_as_it_is, snapshot
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from adaptergit.cli import main
-from adaptergit.errors import AdaptergitWarning, PackageError, ReleaseError, TrustError, UsageError
+from adaptergit.errors import AdaptergitWarning, PackageError, ReleaseError, StorageError, TrustError, UsageError
+from adaptergit.git import Clone, push_rotation
 from adaptergit.package import BaseModel, File, Manifest, canonical
-from adaptergit.pins import known_signers, pin_key, revoke
+from adaptergit.pins import known_revocations, known_signers, pin_key, revoke, unpin_key
 from adaptergit.publish import publish
 from adaptergit.resolve import fetch, verify
 from adaptergit.rotate import rotate
@@ -26,8 +32,10 @@ from adaptergit.settings import load_settings
 from adaptergit.trust import (
     ROTATION_NAMESPACE,
     AllowedSigner,
+    Change,
     Past,
     Policy,
+    PublicKey,
     Rotation,
     SignedRotation,
     SigningKey,
@@ -36,7 +44,7 @@ from adaptergit.trust import (
     generate_key,
     sign,
 )
-from adaptergit.trust.rotation import signed_in_a_chain
+from adaptergit.trust.rotation import extending
 
 REPO = "github.com/acme/adapters"
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -48,12 +56,24 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> list[SigningKey]:
     return [generate_key(folder / f"key-{number}") for number in range(5)]
 
 
-def signed(
-    old: SigningKey, new: SigningKey, *, days: int = -1, repository: str = REPO, keep: bool = False, **options: str
+def written(
+    signers: Sequence[SigningKey],
+    add: Sequence[SigningKey],
+    remove: Sequence[SigningKey] = (),
+    *,
+    after: SignedRotation | None = None,
+    days: int = -1,
+    repository: str = REPO,
+    namespace: str = ROTATION_NAMESPACE,
 ) -> SignedRotation:
-    removed = () if keep else (old.public.fingerprint,)
-    data = Rotation(repository, (new.public,), removed, NOW + timedelta(days=days)).to_bytes()
-    return SignedRotation(data, {"rotation.json.sig": sign(data, old, **({"namespace": ROTATION_NAMESPACE} | options))})
+    data = Rotation(
+        repository,
+        tuple(one.public for one in add),
+        tuple(one.public.fingerprint for one in remove),
+        NOW + timedelta(days=days),
+        after.digest if after else None,
+    ).to_bytes()
+    return SignedRotation(data, {f"{n}.sig": sign(data, one, namespace=namespace) for n, one in enumerate(signers)})
 
 
 def knowing(*keys: SigningKey) -> list[AllowedSigner]:
@@ -63,155 +83,198 @@ def knowing(*keys: SigningKey) -> list[AllowedSigner]:
 # --- the rule -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_chain_of_rotations_is_followed_in_any_order(keys: list[SigningKey]) -> None:
+def counting(change: Change, *before: SigningKey) -> set[PublicKey]:
+    gone = {one.key for one in change.removed}
+    keys = {one.public for one in before} | {signer.key for signer in change.added}
+    return {key for key in keys if key.fingerprint not in gone}
+
+
+def test_a_chain_of_rotations_is_followed_in_any_order_from_wherever_one_comes_in(keys: list[SigningKey]) -> None:
     a, b, c, d, _ = keys
-    chain = [signed(c, d, days=-1), signed(a, b, days=-3), signed(b, c, days=-2)]
-    change = follow(chain, REPO, knowing(a), (), NOW)
-    assert [s.key for s in change.added] == [b.public, c.public, d.public]
-    assert [one.key for one in change.removed] == [key.public.fingerprint for key in (a, b, c)]
+    one = written([a], [b], [a], days=-3)
+    two = written([b], [c], [b], after=one, days=-2)
+    three = written([c], [d], [c], after=two, days=-1)
+    for chain in ([three, one, two], [one, two, three]):
+        change = follow(chain, REPO, knowing(a), (), NOW)
+        assert [s.key for s in change.added] == [b.public, c.public, d.public]
+        assert [one.key for one in change.removed] == [key.public.fingerprint for key in (a, b, c)]
+        assert change.path == (one, two, three)
+        for known in (a, b, c, d):
+            assert counting(follow(chain, REPO, knowing(known), (), NOW), known) == {d.public}
+    # What it comes after may be hidden: then it says nothing.
+    assert not follow([two, three], REPO, knowing(b), (), NOW)
 
 
-@pytest.mark.parametrize("case", ["stranger", "namespace", "repository", "future", "changed", "revoked", "nobody"])
+@pytest.mark.parametrize(
+    "case", ["stranger", "namespace", "repository", "future", "changed", "revoked", "nobody", "later"]
+)
 def test_a_rotation_that_does_not_count_is_passed_over(keys: list[SigningKey], case: str) -> None:
     a, b, c, *_ = keys
     known, revocations = knowing(a), []
-    good = signed(a, b)
+    good = written([a], [b], [a])
     document = {
-        "stranger": signed(c, b),
-        "namespace": signed(a, b, namespace="manifest.v1@adaptergit"),
-        "repository": signed(a, b, repository="github.com/acme/other"),
-        "future": signed(a, b, days=1),
-        "changed": SignedRotation(good.data.replace(b"2026-11-23", b"2026-11-22"), good.signatures),
+        "stranger": written([c], [b]),
+        "namespace": written([a], [b], [a], namespace="manifest.v1@adaptergit"),
+        "repository": written([a], [b], [a], repository="github.com/acme/other"),
+        "future": written([a], [b], [a], days=1),
+        "changed": replace(good, data=good.data.replace(b"2026-11-23", b"2026-11-22")),
+        "later": written([a], [b], [a], after=good),
     }.get(case, good)
     if case == "revoked":
         revocations = [revoke(a.public.fingerprint, reason="stolen")]
     if case == "nobody":
         known = []
+    assert document != good or case in ("revoked", "nobody")
     assert not follow([document], REPO, known, revocations, NOW)
-    assert follow([good], REPO, knowing(a), (), NOW)
+    assert follow([good, document], REPO, knowing(a), (), NOW)
 
 
-def test_a_retired_key_names_no_successor_whatever_date_it_states(keys: list[SigningKey]) -> None:
+def test_a_retired_key_says_nothing_more_whatever_date_it_states(keys: list[SigningKey]) -> None:
     a, b, thief, *_ = keys
-    first = follow([signed(a, b)], REPO, knowing(a), (), NOW)
-    backdated = signed(a, thief, days=-300)
-    later = follow([signed(a, b), backdated], REPO, [*knowing(a), *first.added], first.removed, NOW)
-    assert thief.public not in {s.key for s in later.added}
+    one = written([a], [b], [a])
+    first = follow([one], REPO, knowing(a), (), NOW)
+    for forged in (written([a], [thief], [a, b], days=-300), written([a], [thief], [b], after=one)):
+        later = follow([one, forged], REPO, [*knowing(a), *first.added], first.removed, NOW)
+        assert not later
+        assert counting(follow([one, forged], REPO, knowing(b), (), NOW), b) == {b.public}
+    # After its own removal, it adds nobody for those who meet both at once either.
+    after = written([a], [thief], after=one)
+    assert counting(follow([one, after], REPO, knowing(a), (), NOW), a) == {b.public}
 
 
-def test_a_key_with_two_successors_was_stolen_and_neither_is_followed(keys: list[SigningKey]) -> None:
-    a, b, thief, *_ = keys
-    assert not follow([signed(a, b), signed(a, thief, days=-300)], REPO, knowing(a), (), NOW)
+def test_where_two_follow_the_same_one_nothing_is_followed(keys: list[SigningKey]) -> None:
+    a, b, c, thief, _ = keys
+    one = written([a], [b], [a], days=-9)
+    for forged in (written([a], [thief], [a]), written([a], [thief]), written([a], [thief], [a], days=-300)):
+        change = follow([one, forged], REPO, knowing(a), (), NOW)
+        assert not change
+        assert forged.mark in change.contradiction
+    # The thief has a key that came later: who knows the first one only is not led to that either.
+    two, forged = written([b], [c], [b], after=one), written([b], [thief], [b], after=one)
+    change = follow([one, two, forged], REPO, knowing(a), (), NOW)
+    assert not change
+    assert change.path == (one,)
+    # Who knows what came after cannot be misled.
+    assert counting(follow([one, two, forged], REPO, knowing(c), (), NOW), c) == {c.public}
+    assert extending([one, two], [forged, written([c], [thief], after=two)])[:2] == [one, two]
+    assert forged not in extending([one, two], [forged])
 
 
-def written(old: SigningKey, add: Sequence[SigningKey], remove: Sequence[SigningKey], days: int = -1) -> SignedRotation:
-    data = Rotation(
-        REPO, tuple(k.public for k in add), tuple(k.public.fingerprint for k in remove), NOW + timedelta(days=days)
-    ).to_bytes()
-    return SignedRotation(data, {"rotation.json.sig": sign(data, old, namespace=ROTATION_NAMESPACE)})
-
-
-def test_a_retired_key_adds_nobody_beside_its_successor_either(keys: list[SigningKey]) -> None:
-    a, b, thief, *_ = keys
-    for backdated in (written(a, [thief], [], -300), written(a, [thief], [], -0)):
-        change = follow([signed(a, b), backdated], REPO, knowing(a), (), NOW)
-        assert [s.key for s in change.added] == [b.public]
-    # Who removes the successor as well cannot be told from its owner: neither is followed.
-    assert not follow([signed(a, b), written(a, [thief], [b, a], -300)], REPO, knowing(a), (), NOW)
-    assert not follow([written(b, [b], [a]), written(a, [thief], [b], -300)], REPO, knowing(a, b), (), NOW)
-    # The owner of another key of the repository takes away one that was stolen.
-    change = follow([written(b, [b], [a]), written(a, [thief], [], -300)], REPO, knowing(a, b), (), NOW)
-    assert (change.added, [one.key for one in change.removed]) == ((), [a.public.fingerprint])
-
-
-def cosigned(
-    old: Sequence[SigningKey], add: Sequence[SigningKey], remove: Sequence[SigningKey], days: int
-) -> SignedRotation:
-    one = written(old[0], add, remove, days)
-    more = {f"rotation.json.{n}.sig": sign(one.data, k, namespace=ROTATION_NAMESPACE) for n, k in enumerate(old[1:])}
-    return replace(one, signatures={**one.signatures, **more})
-
-
-def test_what_comes_after_a_rotation_does_not_contradict_it(keys: list[SigningKey]) -> None:
+def test_a_removed_key_is_not_added_again(keys: list[SigningKey]) -> None:
+    """C, which A added, was stolen and taken away; who signs later brings nobody back."""
     a, b, c, d, e = keys
-    chain = [cosigned([a, b], [c, b], [a], -3), cosigned([b, c], [d, c], [b], -2), cosigned([d, c], [e, c], [d], -1)]
-    for order in (chain, chain[::-1]):
+    one = written([a, b], [c, a, b])
+    two = written([c, b], [d, b], [c], after=one)
+    three = written([a, b, d], [e, b, d], [a], after=two)
+    for known in ((a, b), (a,), (b,), (a, b, c), (b, d)):
+        change = follow([one, two, three], REPO, knowing(*known), (), NOW)
+        assert counting(change, *known) == {b.public, d.public, e.public}
+    again = written([e], [c], after=three)
+    assert c.public not in counting(follow([one, two, three, again], REPO, knowing(a, b), (), NOW), a, b)
+
+
+def test_each_of_several_keys_that_must_sign_is_replaced_in_turn(keys: list[SigningKey]) -> None:
+    a, b, c, d, e = keys
+    one = written([a, b], [c, b], [a])
+    two = written([b, c], [d, c], [b], after=one)
+    three = written([d, c], [e, c], [d], after=two)
+    for order in ([one, two, three], [three, two, one]):
         change = follow(order, REPO, knowing(a, b), (), NOW, threshold=2)
-        assert {s.key for s in change.added} == {c.public, d.public, e.public}
-    kept = [cosigned([a, b], [c], [], -3), cosigned([a, c], [d, c], [a], -2)]
-    change = follow(kept, REPO, knowing(a, b), (), NOW, threshold=2)
-    assert {s.key for s in change.added} == {c.public, d.public}
-
-
-def test_many_rotations_of_one_owner_are_followed_in_little_time(keys: list[SigningKey]) -> None:
-    a, b, *_ = keys
-    many = [written(a, [a, b], [], -number - 1) for number in range(200)]
-    assert [s.key for s in follow(many, REPO, knowing(a), (), NOW).added] == [b.public]
-
-
-def test_a_key_that_stays_and_does_not_sign_the_rotation_is_told(
-    hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
-) -> None:
-    publish(source(), clone=hub.clone, key=hub.key.path)
-    rotate(other_key.path, key=hub.key.path, clone=hub.clone, keep=True)
-    with pytest.warns(AdaptergitWarning, match=re.escape(f"will not accept {other_key.public.fingerprint}")):
-        rotate(generate_key(home / "third").path, key=hub.key.path, clone=hub.clone)
-
-
-def test_of_two_chains_from_one_key_neither_is_followed(keys: list[SigningKey]) -> None:
-    """The owner adds a key, with which he takes the old one away; a thief who has the old one names his own."""
-    a, b, thief, *_ = keys
-    kept, over = written(a, [b], [], -5), written(b, [b], [a], -3)
-    for days in (-300, -4, -1):
-        assert not follow([kept, over, written(a, [thief], [a], days)], REPO, knowing(a), (), NOW)
-    assert follow([kept, over, written(a, [thief], [a], -9)], REPO, knowing(b), (), NOW).added == ()
+        assert counting(change, a, b) == {c.public, e.public}
+    assert not follow([written([a], [c], [a])], REPO, knowing(a, b), (), NOW, threshold=2)
+    assert not follow([replace(one, signatures={})], REPO, knowing(a, b), (), NOW, threshold=2)
+    alone = written([a], [c], [a])
+    twice = replace(alone, signatures={**alone.signatures, "again.sig": alone.signatures["0.sig"]})
+    assert not follow([twice], REPO, knowing(a, b), (), NOW, threshold=2)
+    # Half of the signatures is in the repository, half in an index.
+    halves = [replace(one, signatures={name: data}) for name, data in one.signatures.items()]
+    assert follow(halves, REPO, knowing(a, b), (), NOW, threshold=2).added
 
 
 def test_a_rotation_from_before_there_were_any_is_none(keys: list[SigningKey]) -> None:
     with pytest.raises(PackageError, match="effective"):
-        written(keys[0], [keys[1]], [keys[0]], -365 * 1000)
+        written([keys[0]], [keys[1]], [keys[0]], days=-365 * 1000)
 
 
 def test_junk_leaves_room_for_a_rotation_that_counts(keys: list[SigningKey]) -> None:
     a, b, stranger, *_ = keys
-    junk = [written(stranger, [stranger], [], -number - 2) for number in range(100)]
-    assert [s.key for s in follow([*junk, signed(a, b)], REPO, knowing(a), (), NOW).added] == [b.public]
-    assert signed_in_a_chain([*junk, signed(a, b)], REPO, [a.public], NOW) == [signed(a, b)]
-
-
-def test_a_key_that_was_added_and_stays_is_named_when_the_old_one_goes(keys: list[SigningKey]) -> None:
-    a, b, c, *_ = keys
-    kept, over = written(a, [b], [], -5), written(a, [c, b], [a], -1)
-    for known in (knowing(a), knowing(a, b)):
-        change = follow([kept, over], REPO, known, (), NOW)
-        assert {s.key for s in (*known, *change.added)} == {a.public, b.public, c.public}
-        assert [one.key for one in change.removed] == [a.public.fingerprint]
+    junk = [written([stranger], [stranger], days=-number - 2) for number in range(100)]
+    change = follow([*junk, written([a], [b])], REPO, knowing(a), (), NOW)
+    assert [s.key for s in change.added] == [b.public]
 
 
 def test_a_rotation_says_nothing_of_strangers_keys_nor_of_other_repositories(keys: list[SigningKey]) -> None:
     a, b, honest, *_ = keys
-    change = follow([written(a, [b], [a, honest], -9000)], REPO, knowing(a), (), NOW)
+    change = follow([written([a], [b], [a, honest], days=-9000)], REPO, knowing(a), (), NOW)
     (removed,) = change.removed
     assert removed.covers(a.public.fingerprint, REPO, None)
     assert not removed.covers(a.public.fingerprint, "github.com/acme/other", None)
     assert not removed.covers(honest.public.fingerprint, REPO, None)
     other = [*knowing(a), AllowedSigner(("github.com/acme/other",), a.public, source="test")]
-    assert follow([written(a, [b], [a])], REPO, other, change.removed, NOW).added == ()
+    assert follow([written([a], [b], [a])], REPO, other, change.removed, NOW).added == ()
 
 
-def test_more_keys_than_one_must_sign_where_more_are_asked_for(keys: list[SigningKey]) -> None:
-    a, b, c, *_ = keys
-    one = signed(a, c, keep=True)
-    assert not follow([one], REPO, knowing(a, b), (), NOW, threshold=2)
-    both = replace(
-        one,
-        signatures={**one.signatures, "rotation.json.12345678.sig": sign(one.data, b, namespace=ROTATION_NAMESPACE)},
+@dataclass
+class History:
+    """An honest owner's: who signed when, and which keys the repository announced after each step."""
+
+    chain: list[SignedRotation]
+    announced: list[set[str]]
+    retired: list[str]
+
+
+@st.composite
+def histories(draw: st.DrawFn, *, threshold: int) -> History:
+    standing = [f"k{n}" for n in range(threshold + draw(st.integers(0, 1)))]
+    found = History([], [set(standing)], [])
+    for step in range(draw(st.integers(1, 4))):
+        signers = draw(st.permutations(standing))[: max(threshold, len(standing) - draw(st.integers(0, 1)))]
+        new, keep = f"n{step}", draw(st.booleans())
+        removed = [] if keep else [signers[0]]
+        staying = [one for one in standing if one not in removed]
+        after = found.chain[-1] if found.chain else None
+        found.chain.append(quickly(signers, [new, *staying], removed, after))
+        standing = [*staying, new]
+        found.announced.append(set(standing))
+        found.retired += removed
+    return found
+
+
+def quickly(signers: Sequence[str], add: Sequence[str], remove: Sequence[str], after: SignedRotation | None) -> Any:
+    return written(
+        [many(one) for one in signers], [many(one) for one in add], [many(one) for one in remove], after=after
     )
-    assert follow([both], REPO, knowing(a, b), (), NOW, threshold=2)
-    twice = replace(
-        one, signatures={**one.signatures, "rotation.json.12345678.sig": one.signatures["rotation.json.sig"]}
-    )
-    assert not follow([twice], REPO, knowing(a, b), (), NOW, threshold=2)
+
+
+@cache
+def many(name: str) -> SigningKey:
+    return generate_key(Path(tempfile.mkdtemp(prefix="adaptergit-keys-")) / name)
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whoever_knew_the_keys_at_some_time_comes_to_those_of_today_and_no_thief_stops_him(data: st.DataObject) -> None:
+    threshold = data.draw(st.sampled_from([1, 1, 2, 3]))
+    history = data.draw(histories(threshold=threshold))
+    today = {many(one).public for one in history.announced[-1]}
+    known = [[many(one) for one in sorted(names)] for names in history.announced]
+    for before in known:
+        change = follow(history.chain, REPO, knowing(*before), (), NOW, threshold=threshold)
+        assert counting(change, *before) == today
+    # A thief has keys that were replaced, fewer than must sign or those of one repository of old, and can write anywhere.
+    stolen = [*data.draw(st.lists(st.sampled_from(history.retired or ["x"]), unique=True, max_size=2)), "thief"]
+    forged: list[SignedRotation] = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        after = data.draw(st.sampled_from([None, *history.chain, *forged]))
+        remove = data.draw(st.lists(st.sampled_from(sorted(history.announced[-1])), unique=True, max_size=2))
+        forged.append(quickly(stolen, ["thief"], remove, after))
+    thief = many("thief").public
+    for before in known:
+        change = follow([*forged, *history.chain], REPO, knowing(*before), (), NOW, threshold=threshold)
+        assert thief not in counting(change, *before)
+    assert counting(
+        follow([*forged, *history.chain], REPO, knowing(*known[-1]), (), NOW, threshold=threshold), *known[-1]
+    ) >= today  # fmt: skip
 
 
 # --- for real -----------------------------------------------------------------------------------------------------------
@@ -290,8 +353,6 @@ def test_a_folder_needs_as_many_keys_as_its_repository(
 def test_a_repository_cannot_take_away_the_keys_of_another(
     hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path, tmp_path: Path
 ) -> None:
-    from adaptergit.git import Clone, push_rotation
-
     hub.trust()
     publish(source(), clone=hub.clone, key=hub.key.path)
     fetch(f"{hub.url}@sst2")
@@ -354,6 +415,154 @@ def test_a_rotation_that_cannot_be_pushed_changes_nothing(
     assert hub.git("rev-parse", "HEAD") == head
     assert snapshot(hub.clone / "adapters") == before
     assert hub.git("status", "--porcelain") == ""
+
+
+ACME = "127.0.0.1/acme/adapters"
+
+
+def announce(hub: Hub, *keys: SigningKey) -> None:
+    (hub.clone / ".adaptergit").mkdir(exist_ok=True)
+    (hub.clone / ".adaptergit/allowed_signers").write_text("".join(f"* {one.public.line}\n" for one in keys))
+    hub.git("add", ".adaptergit")
+    hub.git("commit", "-qm", "keys")
+    hub.git("push", "-q", "origin", "HEAD")
+
+
+def test_a_stolen_key_that_was_replaced_stays_replaced(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, c, d, e = keys
+    announce(hub, a, b)
+    pin_key(ACME, a.public.line)
+    pin_key(ACME, b.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    fetch(f"{hub.url}@sst2")
+    rotate(c.path, key=a.path, cosigners=[b.path], keep=True, clone=hub.clone)
+    rotate(d.path, key=c.path, cosigners=[b.path], clone=hub.clone)
+    rotate(e.path, key=a.path, cosigners=[b.path, d.path], clone=hub.clone)
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=e.path)
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        fetch(f"{hub.url}@sst2", refresh=True)
+    assert {one.key for one in known_revocations(load_settings())} == {a.public.fingerprint, c.public.fingerprint}
+    hub.git("rm", "-q", ".adaptergit/allowed_signers")
+    hub.git("commit", "-qm", "a thief's")
+    publish(source(b"evil" * 2000, version="1.2.0"), clone=hub.clone, key=c.path)
+    with pytest.raises(TrustError, match=r"replaced by its owner|only"):
+        fetch(f"{hub.url}@sst2", refresh=True)
+
+
+def test_three_keys_of_which_two_must_sign_are_replaced_in_turn(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey], home: Path
+) -> None:
+    one, two, three, four, five = keys
+    six = generate_key(home / "six")
+    announce(hub, one, two, three)
+    for key in (one, two, three):
+        pin_key(ACME, key.public.line)
+    wanted = replace(load_settings(), policy=((ACME, "enforce", 2),))
+    publish(source(), clone=hub.clone, key=one.path, cosigners=[two.path])
+    fetch(f"{hub.url}@sst2", settings=wanted)
+    rotate(four.path, key=three.path, cosigners=[one.path, two.path], clone=hub.clone)
+    rotate(five.path, key=one.path, cosigners=[four.path, two.path], clone=hub.clone)
+    rotate(six.path, key=two.path, cosigners=[four.path, five.path], clone=hub.clone)
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=four.path, cosigners=[five.path, six.path])
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        assert fetch(f"{hub.url}@sst2", settings=wanted, refresh=True).version == "1.1.0"
+
+
+def test_a_rotation_of_unknown_keys_is_no_base_for_the_next(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey], home: Path
+) -> None:
+    """Whoever signs the next one vouches for it."""
+    a, b, mate, thief, new = keys
+    third = generate_key(home / "third")
+    announce(hub, a, b, mate)
+    publish(source(), clone=hub.clone, key=a.path)
+    rotate(b.path, key=mate.path, keep=True, clone=hub.clone)
+    with pytest.raises(UsageError, match="does not know that key") as refused:
+        rotate(new.path, key=a.path, clone=hub.clone)
+    assert f"adaptergit trust add {ACME}" in refused.value.hint
+    pin_key(ACME, mate.public.line)
+    done = rotate(new.path, key=a.path, clone=hub.clone)
+    assert done.previous is not None
+    with pytest.raises(UsageError, match="replaced before"):
+        rotate(a.path, key=new.path, clone=hub.clone)
+    # A thief of the key that was replaced says something else at the same place.
+    push_as_it_is(hub, replace(done, add=(thief.public,)).to_bytes(), a)
+    pin_key(ACME, a.public.line)
+    with pytest.raises(UsageError, match="follow the same one") as refused:
+        rotate(third.path, key=new.path, clone=hub.clone)
+    assert "git push origin :refs/tags/adapters-rotations/" in refused.value.hint
+    unpin_key(a.public.fingerprint)
+    assert rotate(third.path, key=new.path, clone=hub.clone).previous == SignedRotation(done.to_bytes(), {}).digest
+
+
+def test_a_contradiction_is_told(hub: Hub, source: Callable[..., Path], keys: list[SigningKey]) -> None:
+    a, b, thief, *_ = keys
+    pin_key(ACME, a.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    fetch(f"{hub.url}@sst2")
+    done = rotate(b.path, key=a.path, clone=hub.clone)
+    push_as_it_is(hub, replace(done, add=(thief.public,)).to_bytes(), a)
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=b.path)
+    before = known_signers(load_settings())
+    with pytest.raises(TrustError) as refused:
+        fetch(f"{hub.url}@sst2", refresh=True)
+    assert "follow the same one" in refused.value.hint
+    assert known_signers(load_settings()) == before
+    assert known_revocations(load_settings()) == []
+
+
+def test_junk_beside_a_rotation_takes_nothing_from_it(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, *_ = keys
+    pin_key(ACME, a.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    fetch(f"{hub.url}@sst2")
+    head = hub.git("rev-parse", "HEAD")
+    rotate(b.path, key=a.path, clone=hub.clone)
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=b.path)
+    hub.git("push", "-q", "origin", f"{head}:refs/tags/adapters-rotations/junk")
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
+
+
+def test_work_on_the_announced_keys_is_not_lost(hub: Hub, source: Callable[..., Path], keys: list[SigningKey]) -> None:
+    a, b, *_ = keys
+    announce(hub, a)
+    publish(source(), clone=hub.clone, key=a.path)
+    path = hub.clone / ".adaptergit/allowed_signers"
+    path.write_text(text := path.read_text() + "# a note\n")
+    with pytest.raises(ReleaseError, match="uncommitted"):
+        rotate(b.path, key=a.path, clone=hub.clone)
+    assert path.read_text() == text
+    hub.git("commit", "-qam", "a note")
+    rotate(b.path, key=a.path, clone=hub.clone)
+    assert "# a note" in path.read_text()
+
+
+def test_where_the_settings_disk_is_full_all_is_remembered_or_nothing(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey], small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, *_ = keys
+    monkeypatch.setenv("ADAPTERGIT_CONFIG_DIR", str(small_disk))
+    (small_disk / "allowed_signers").write_text(f"{ACME} {a.public.line}\n")
+    publish(source(), clone=hub.clone, key=a.path)
+    fetch(f"{hub.url}@sst2")
+    rotate(b.path, key=a.path, clone=hub.clone)
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=b.path)
+    for room in (0, 1):
+        disk = os.statvfs(small_disk)
+        (small_disk / "fill").write_bytes(b"x" * ((disk.f_bavail - room) * disk.f_bsize))
+        before = snapshot(small_disk)
+        with pytest.raises(StorageError, match="No space"):
+            fetch(f"{hub.url}@sst2", refresh=True)
+        assert snapshot(small_disk) == before
+        (small_disk / "fill").unlink()
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
+    assert [one.key for one in known_revocations(load_settings())] == [a.public.fingerprint]
 
 
 # --- histories ----------------------------------------------------------------------------------------------------------

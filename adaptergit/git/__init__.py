@@ -11,7 +11,7 @@ from adaptergit.git.copies import push_copies
 from adaptergit.git.fetch import Fetched, fetch_release
 from adaptergit.git.files import fetch_file, fetch_files, fetch_rotations, yank_reason
 from adaptergit.git.listing import Listing, list_all, list_versions, list_yanked
-from adaptergit.git.objects import tree_oid
+from adaptergit.git.objects import check_tree, tree_oid
 from adaptergit.git.partial import complete
 from adaptergit.git.previous import Last, last_releases
 from adaptergit.git.release import Plan, plan_release, publish_releases, push_rotation, yank_release
@@ -29,6 +29,7 @@ __all__ = [
     "Listing",
     "Plan",
     "Remote",
+    "check_tree",
     "commit_time",
     "complete",
     "fetch_file",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ _MAX_INDEX_BYTES = 2**31
 
 
 def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) -> list[dict[str, bytes]]:
-    """Return the files of every rotation that a repository holds, by name; none if it holds none.
+    """Return the files of every rotation that a repository holds, by name; what is none is left out.
 
     Args:
         remote: Where from.
@@ -32,7 +33,7 @@ def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) 
 
     Raises:
         TransportError: The server cannot be reached or failed.
-        PackageError: What is there is no rotation.
+        PackageError: There are more.
     """
     limits = limits.started()
     with tempfile.TemporaryDirectory(prefix="git-", dir=beside) as folder:
@@ -47,11 +48,10 @@ def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) 
         for number, oid in enumerate(refs.values()):
             target = Path(folder) / f"files-{number}"
             target.mkdir()
-            tree = find_tree(git, oid)
-            if tree is None:
-                raise PackageError("a rotation is a folder of files", where=remote.url)
-            extract(git, tree, target, small, None)
-            found.append({path.name: path.read_bytes() for path in target.iterdir()})
+            with suppress(PackageError, NotFoundError):  # somebody's junk takes nothing from the others
+                if (tree := find_tree(git, oid)) is not None:
+                    extract(git, tree, target, small, None)
+                    found.append({path.name: path.read_bytes() for path in target.iterdir()})
         return found
 
 

@@ -37,14 +37,15 @@ def list_versions(remote: Remote, adapter: str, limits: Limits) -> Listing:
     return _by_adapter(refs).get(adapter, Listing({}))
 
 
-def list_all(remote: Remote, limits: Limits) -> tuple[dict[str, Listing], int]:
-    """Return the releases of every adapter of a repository, by name, and how many rotations it holds.
+def list_all(remote: Remote, limits: Limits) -> tuple[dict[str, Listing], frozenset[str]]:
+    """Return the releases of every adapter of a repository, by name, and the names of its rotations' tags.
 
     Raises:
         TransportError: The repository cannot be reached.
     """
     refs = list_refs(remote, (f"{TAGS}/", f"{YANKED}/", f"{ROTATIONS}/"), limits)
-    return _by_adapter(refs), sum(ref.startswith(f"{ROTATIONS}/") for ref in refs)
+    start = f"{ROTATIONS}/"
+    return _by_adapter(refs), frozenset(ref.removeprefix(start) for ref in refs if ref.startswith(start))
 
 
 def list_yanked(remote: Remote, adapters: Sequence[str], limits: Limits) -> dict[str, frozenset[str]]:

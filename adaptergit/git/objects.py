@@ -59,6 +59,16 @@ def tree_oid(folder: Path, length: int) -> str:
     return oid("tree", b"".join(entries)).hex()
 
 
+def check_tree(folder: Path, oid: str, where: str) -> None:
+    """Refuse what somebody says of a package's tree, if that is not what its files make.
+
+    Raises:
+        PackageError: It is another tree's.
+    """
+    if oid and tree_oid(folder, len(oid)) != oid:
+        raise PackageError(f"it lists the tree {oid}, and the files of this release make another", where=where)
+
+
 def extract(git: Git, tree: tuple[str, bytes], target: Path, limits: Limits, missing: Missing | None) -> dict[str, int]:
     """Write the blobs of a flat tree to files; return their sizes by name.
 

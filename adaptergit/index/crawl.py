@@ -29,29 +29,19 @@ from adaptergit.index.release_rules import Release
 from adaptergit.index.repository import IndexPolicy, IndexRepository, Proof
 from adaptergit.index.rules import broken_by
 from adaptergit.index.sources import SourceFile
-from adaptergit.package import canonical, check_files, read_package
+from adaptergit.package import check_files, read_package
 from adaptergit.reference import Source
 from adaptergit.settings import Settings
 from adaptergit.trust import (
-    ROTATION,
-    ROTATION_NAMESPACE,
     AllowedSigner,
     Past,
     Policy,
-    PublicKey,
     Revocation,
-    Rotation,
+    SignedRotation,
     evaluate,
-    follow,
-    parse_public_key,
     parse_revocations,
-    parse_signature,
-    verify_signature,
 )
-from adaptergit.trust.rotation import MAX_ROTATIONS, signed_in_a_chain
-
-_FAR = datetime.max.replace(tzinfo=UTC)
-"""Rotations that take effect later are kept until they do."""
+from adaptergit.trust.rotation import MAX_ROTATIONS
 
 _MAX_FRESH = 500
 """New releases of one source in one run; the others wait for the next."""
@@ -162,10 +152,14 @@ def crawl_source(
     ]
     fresh = fresh[:_MAX_FRESH]
     proofs = index.proofs(source.repository)
-    if rotations != sum(proof.kind == "rotation" for proof in proofs):
-        proofs = _new_proofs(source, remote, settings, proofs)
-        index.write_proofs(source.repository, proofs)
-    signers, gone = _keys(source, proofs, revocations, now)
+    gone = list(revocations)
+    kept = [proof.rotation for proof in proofs if proof.kind == "rotation"]
+    if rotations - {one.mark for one in kept} and (new := _new_rotations(source, remote, settings, kept, gone, now)):
+        # What was there stays: a rotation whose tag is gone is still a rotation.
+        index.write_proofs(source.repository, [*proofs, *(Proof("rotation", r.data, r.signatures) for r in new)])
+        kept += new
+    change = source.follow(kept, gone, now)
+    signers, gone = [*source.signers("sources/"), *change.added], [*gone, *change.removed]
     for name, version in fresh:
         past = [entry for (other, _), entry in {**known, **added}.items() if other == name]
         try:
@@ -265,56 +259,23 @@ def _release(
         return one.entry
 
 
-def _keys(
-    source: SourceFile, proofs: Iterable[Proof], revocations: Iterable[Revocation], now: datetime
-) -> tuple[list[AllowedSigner], list[Revocation]]:
-    """Whose signatures count now: the enrolled keys, and those that come after them."""
-    signers, gone = source.signers("sources/"), list(revocations)
-    rotations = [proof.rotation for proof in proofs if proof.kind == "rotation"]
-    change = follow(rotations, source.repository, signers, gone, now, threshold=source.threshold)
-    return [*signers, *change.added], [*gone, *change.removed]
-
-
-def _new_proofs(source: SourceFile, remote: Remote, settings: Settings, kept: list[Proof]) -> list[Proof]:
-    """Take over the repository's rotations as they are: users follow them from the keys they know, and judge."""
+def _new_rotations(
+    source: SourceFile,
+    remote: Remote,
+    settings: Settings,
+    kept: list[SignedRotation],
+    revocations: list[Revocation],
+    now: datetime,
+) -> list[SignedRotation]:
+    """Return the rotations of the repository that come after those that are kept; of two, the first one seen counts."""
     with tempfile.TemporaryDirectory(prefix="adaptergit-crawl-") as folder:
         try:
             found = fetch_rotations(remote, settings.limits, beside=Path(folder), most=MAX_ROTATIONS)
         except PackageError:
-            return kept
-    proofs = [
-        Proof("rotation", files[ROTATION], {name: data for name, data in files.items() if name != ROTATION})
-        for files in found
-        if ROTATION in files and _counts(source.repository, files)
-    ]
-    # What was there stays: a rotation whose tag is gone is still a rotation.
-    keys = {key.public for key in source.keys} | {key for proof in kept for key in _named(proof)}
-    # Strangers' rotations nobody follows, and many of them would leave no room for those of the owner.
-    followed = signed_in_a_chain([proof.rotation for proof in proofs], source.repository, keys, _FAR)
-    new = [proof for proof in proofs if proof.rotation in followed]
-    every = {proof.to_line(): proof for proof in (*kept, *new)}
-    return list(every.values())[: 2 * MAX_ROTATIONS]
-
-
-def _named(proof: Proof) -> set[PublicKey]:
-    """Return the keys that a recovery or a rotation names, whoever signed it."""
-    try:
-        raw = canonical.loads(proof.data, where="", limit=2**20)
-        return set(map(parse_public_key, raw["keys" if proof.kind == "recovery" else "add"]))
-    except (PackageError, TrustError, KeyError, TypeError, AttributeError):
-        return set()
-
-
-def _counts(repository: str, files: Mapping[str, bytes]) -> bool:
-    """Tell whether it is a rotation of this repository, signed by the keys that it says."""
-    try:
-        data = files[ROTATION]
-        signatures = [armored for name, armored in files.items() if name != ROTATION]
-        for armored in signatures:
-            verify_signature(parse_signature(armored), data, ROTATION_NAMESPACE)
-        return Rotation.from_bytes(data).repository == repository and bool(signatures)
-    except (TrustError, PackageError):
-        return False
+            return []
+    have = {one.digest for one in kept}
+    path = source.follow(kept, revocations, now, found=map(SignedRotation.of, found)).path
+    return [one for one in path if one.digest not in have]
 
 
 def _in_turns(principals: list[str], one: Callable[[str], Crawled], jobs: int) -> list[Crawled]:

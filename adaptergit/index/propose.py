@@ -21,7 +21,7 @@ from adaptergit.index.source_rules import Proposal
 from adaptergit.index.sources import MAX_BYTES, SourceFile
 from adaptergit.reference import Source
 from adaptergit.settings import Settings
-from adaptergit.trust import ROTATION, PublicKey, SignedRotation, follow, parse_allowed_signers, parse_revocations
+from adaptergit.trust import PublicKey, SignedRotation, parse_allowed_signers, parse_revocations
 from adaptergit.trust.rotation import MAX_ROTATIONS
 from adaptergit.web.download import Download
 
@@ -262,12 +262,9 @@ def _ask(
     found = fetch_rotations(
         remote, settings.limits, beside=beside if beside.is_dir() else index.root, most=MAX_ROTATIONS
     )
-    rotations = [
-        SignedRotation(f[ROTATION], {n: d for n, d in f.items() if n != ROTATION}) for f in found if ROTATION in f
-    ]
     proofs, gone = index.proofs(source.repository), parse_revocations(index.revoked(), source="revoked.jsonl")
-    rotations += [proof.rotation for proof in proofs if proof.kind == "rotation"]
-    change = follow(rotations, source.repository, before.signers("sources/"), gone, now, threshold=before.threshold)
+    kept = [proof.rotation for proof in proofs if proof.kind == "rotation"]
+    change = before.follow(kept, gone, now, found=map(SignedRotation.of, found))
     keys = {signer.key for signer in change.added}
     for proof in proofs:
         if proof.kind == "recovery":

@@ -17,7 +17,7 @@ from adaptergit.index.entry_rules import Listing
 from adaptergit.index.repository import Proof
 from adaptergit.index.sources import SourceFile, looser
 from adaptergit.package import canonical
-from adaptergit.trust import PublicKey, Revocation, follow
+from adaptergit.trust import PublicKey, Revocation
 
 _SLACK = timedelta(days=1)
 """Between a crawl and the snapshot that lists what it found."""
@@ -98,7 +98,7 @@ def rekeyed(
             if recovery.repository == source.repository:
                 recovered |= set(recovery.keys)
     rotations = [proof.rotation for proof in known.proofs if proof.kind == "rotation"]
-    change = follow(rotations, source.repository, old.signers(known.index), gone, now, threshold=old.threshold)
+    change = old.follow(rotations, list(gone), now)
     added = {signer.key for signer in change.added} | recovered
     earlier = {key.public: key for key in old.keys}
     for key in source.keys:

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -24,7 +24,17 @@ from adaptergit.errors import PackageError, TrustError, UsageError
 from adaptergit.index.documents import moment, when
 from adaptergit.package import schemas, yamlfile
 from adaptergit.reference import Source
-from adaptergit.trust import MANIFEST_NAMESPACE, AllowedSigner, PublicKey, parse_public_key
+from adaptergit.trust import (
+    MANIFEST_NAMESPACE,
+    AllowedSigner,
+    Change,
+    PublicKey,
+    Revocation,
+    SignedRotation,
+    follow,
+    parse_public_key,
+)
+from adaptergit.trust.rotation import extending
 
 SCHEMA = "adaptergit.source/1"
 MAX_BYTES = 64 * 1024
@@ -123,6 +133,30 @@ class SourceFile:
             )
             for key in self.keys
         ]
+
+    def follow(
+        self,
+        kept: Sequence[SignedRotation],
+        revocations: Sequence[Revocation],
+        now: datetime,
+        *,
+        found: Iterable[SignedRotation] = (),
+    ) -> Change:
+        """Follow rotations from the listed keys.
+
+        Args:
+            kept: Those that the index holds.
+            revocations: Keys that count no more.
+            now: Rotations that take effect later are not followed.
+            found: Those of the repository; what contradicts one that was followed before is passed over.
+        """
+
+        def along(rotations: Iterable[SignedRotation]) -> Change:
+            signers = self.signers("sources/")
+            return follow(rotations, self.repository, signers, revocations, now, threshold=self.threshold)
+
+        change = along(kept)
+        return along(extending(change.path, found)) if (found := list(found)) else change
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; what is empty is left out."""

@@ -1,15 +1,18 @@
-"""Rotations: a repository's old key says which keys come after it.
+"""Rotations: a repository's old keys say which keys come after them.
 
 A rotation is canonical JSON, signed like a manifest but in a namespace of its own::
 
-    {"schema": "adaptergit.rotation/1", "repository": "github.com/acme/adapters", "effective": "2026-11-01T00:00:00Z",
-     "add": ["ssh-ed25519 AAAA…"], "remove": ["SHA256:…"]}
+    {"schema": "adaptergit.rotation/1", "repository": "github.com/acme/adapters", "previous": "9f86d0…",
+     "add": ["ssh-ed25519 AAAA…"], "remove": ["SHA256:…"], "effective": "2026-11-01T00:00:00Z"}
 
-It counts if as many keys signed it as the repository's releases need, all of them keys that count themselves when it is
-read; so a chain of rotations is followed link by link. A key that is removed no longer counts for this repository, but
-for releases of it that were seen before then. Nobody but the owner of a key that counts can name its successor: an
-account that is taken over cannot. Once a key's removal is known, nothing else that it signed counts, whatever time it
-states: it may be a thief's, who has only the old key. So a rotation that removes a key names every one that stays.
+Each names the digest of the one before it, the first one null: those of a repository are one chain, and whoever signs
+one vouches for all before it. A person follows it from the keys that count for him, link by link, as far as enough of
+those that count by then (as many as the repository's releases need) signed the link or one after it. What was removed
+stays removed, whatever a key says later, or claims to have said before.
+
+Where two follow the same one, and both are signed by keys that count, one is a thief's, and nobody can tell which: then
+nothing is followed. Nobody but the owner of a key that counts can name its successor: an account that is taken over
+cannot.
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ class Rotation:
     remove: tuple[str, ...]
     """Fingerprints."""
     effective: datetime
+    previous: str | None = None
+    """SHA-256 of the bytes of the rotation before it; None: it is the first."""
 
     def to_bytes(self) -> bytes:
         """Serialise to the bytes that are signed."""
@@ -52,6 +57,7 @@ class Rotation:
             {
                 "schema": SCHEMA,
                 "repository": self.repository,
+                "previous": self.previous,
                 "add": [key.line for key in self.add],
                 "remove": list(self.remove),
                 "effective": self.effective.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -77,7 +83,8 @@ class Rotation:
                 raise ValueError(raw["effective"])
         except ValueError as error:
             raise PackageError(f"effective: {raw['effective']!r} is no time", where=where) from error
-        return cls(raw["repository"], tuple(map(parse_public_key, raw["add"])), tuple(raw["remove"]), effective)
+        keys = tuple(map(parse_public_key, raw["add"]))
+        return cls(raw["repository"], keys, tuple(raw["remove"]), effective, raw["previous"])
 
 
 @dataclass(frozen=True)
@@ -88,13 +95,47 @@ class SignedRotation:
     signatures: Mapping[str, bytes]
     """Armored SSHSIGs by file name."""
 
+    @property
+    def digest(self) -> str:
+        """What the rotation after it calls it."""
+        return canonical.sha256(self.data)
+
+    @property
+    def mark(self) -> str:
+        """What its tag is called below ``refs/tags/adapters-rotations/``."""
+        return self.digest[:16]
+
+    def signers(self) -> frozenset[PublicKey]:
+        """Return the keys that signed it validly.
+
+        Raises:
+            TrustError: A signature is broken.
+        """
+        keys = set()
+        for armored in self.signatures.values():
+            signature = parse_signature(armored)
+            verify_signature(signature, self.data, ROTATION_NAMESPACE)
+            keys.add(signature.key)
+        return frozenset(keys)
+
+    @classmethod
+    def of(cls, files: Mapping[str, bytes]) -> SignedRotation:
+        """Read a rotation's folder: every other file is a signature."""
+        return cls(files.get(ROTATION, b""), {name: data for name, data in files.items() if name != ROTATION})
+
 
 @dataclass(frozen=True)
 class Change:
-    """What a chain of rotations changes for those who knew a key at its start."""
+    """What a chain of rotations changes for those for whom some keys counted."""
 
     added: tuple[AllowedSigner, ...] = ()
     removed: tuple[Revocation, ...] = ()
+    path: tuple[SignedRotation, ...] = ()
+    """What was followed, from the first rotation on."""
+    beyond: tuple[SignedRotation, ...] = ()
+    """What comes next and was not followed, as it is signed by keys that do not count."""
+    contradiction: str = ""
+    """Which rotations contradict each other, in words: then nobody is added or removed."""
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed)
@@ -111,8 +152,8 @@ def follow(
 ) -> Change:
     """Follow the rotations of a repository from the keys that count to those that count from now on.
 
-    A rotation that is malformed, of another repository or signed by keys that do not count is passed over: whoever can
-    write to the repository can put one there.
+    A rotation that is malformed, of another repository, without the one before it, or signed by keys that do not count
+    is passed over: whoever can write to the repository can put one there.
 
     Args:
         rotations: As found.
@@ -122,102 +163,104 @@ def follow(
         now: Rotations that take effect later are not followed.
         threshold: How many different keys must have signed each.
     """
-    waiting = sorted(
-        (found for one in list(rotations)[:_MOST] if (found := _parsed(one, repository, now))),
-        key=lambda item: item[0].effective,
-    )
-    threshold = max(1, threshold)
+    following = _linked(rotations, repository, now)
     known = [s for s in signers if s.names(repository)]
     gone = {one.key for one in revocations if one.severity == "refuse" and one.repository in (None, repository)}
-    change = Change()
+    added: list[AllowedSigner] = []
+    removed: list[Revocation] = []
+    path: list[SignedRotation] = []
     while True:
-        # Whatever time a rotation states: a key that no longer counts names no successor, or a thief would backdate.
+        nexts = following[path[-1].digest if path else None]
         counting = {s.key for s in known if s.key.fingerprint not in gone and not s.refusal(MANIFEST_NAMESPACE, now)}
-        possible = _reached(waiting, counting, threshold)
-        ready = [(rotation, keys & counting) for rotation, keys in possible if len(keys & counting) >= threshold]
-        clear = (one for one in ready if not _is_contradicted(one, possible, counting, threshold))
-        if (first := next(clear, None)) is None:
-            return change
-        rotation, keys = first
-        waiting = [item for item in waiting if item[0] != rotation]
-        source = f"a rotation signed by {', '.join(sorted(key.fingerprint for key in keys))}"
+        endorsed = [link for link in nexts if _endorsed(link, following, counting, max(1, threshold))]
+        if not endorsed:
+            return Change(tuple(added), tuple(removed), tuple(path), tuple(one.found for one in nexts))
+        if len(endorsed) > 1:  # who was added before may be the thief: nobody is
+            told = " and ".join(f"{one.found.mark} (signed by {_names(one.signers)})" for one in endorsed)
+            return Change(path=tuple(path), contradiction=f"the rotations {told} follow the same one")
+        (link,) = endorsed
+        path.append(link.found)
+        source = f"a rotation signed by {_names(link.signers)}"
         have = {s.key for s in known}
-        added = tuple(
+        new = [
             AllowedSigner((repository,), key, (MANIFEST_NAMESPACE,), source=source)
-            for key in rotation.add
-            if key not in have
-        )
+            for key in link.rotation.add
+            if key not in have and key.fingerprint not in gone
+        ]
         # A repository's owner says nothing of other repositories, nor of keys that never were its own.
-        own = {s.key.fingerprint for s in known}
-        removed = tuple(
-            Revocation(key, None, rotation.effective, "refuse", "replaced by its owner", source, repository)
-            for key in rotation.remove
-            if key in own - gone
-        )
-        known += added
-        gone |= set(rotation.remove) & own
-        change = Change((*change.added, *added), (*change.removed, *removed))
+        own = {s.key.fingerprint for s in (*known, *new)} - gone
+        removed += [
+            Revocation(key, None, link.rotation.effective, "refuse", "replaced by its owner", source, repository)
+            for key in link.rotation.remove
+            if key in own
+        ]
+        gone |= set(link.rotation.remove)
+        known += new
+        added += new
 
 
-def signed_in_a_chain(
-    rotations: Iterable[SignedRotation], repository: str, keys: Iterable[PublicKey], now: datetime
-) -> list[SignedRotation]:
-    """Return the rotations that some chain from these keys leads to: the others nobody follows."""
-    parsed = [(one, found) for one in rotations if (found := _parsed(one, repository, now)) is not None]
-    reached = _reached([found for _, found in parsed], set(keys), 1)
-    return [one for one, found in parsed if found in reached]
+def extending(kept: Sequence[SignedRotation], found: Iterable[SignedRotation]) -> list[SignedRotation]:
+    """Return what was accepted before, and what was found and does not contradict it: the first one seen counts."""
+    settled = {rotation.previous for one in kept if (rotation := _well_formed(one)) is not None}
+    return [*kept, *(one for one in found if (r := _well_formed(one)) is not None and r.previous not in settled)]
 
 
-def _is_contradicted(one: _Parsed, possible: Sequence[_Parsed], counting: set[PublicKey], threshold: int) -> bool:
-    """Tell whether something else that can be followed, and not by this rotation, removes a key that signed it.
+@dataclass(frozen=True)
+class _Link:
+    """A rotation that is well formed, with the keys that signed it validly."""
 
-    Then one of the two is a thief's, and nobody can tell which.
-    """
-    rotation, keys = one
-
-    def removes(other: Rotation) -> bool:
-        same = (other.add, other.remove) == (rotation.add, rotation.remove)
-        return not same and any(key.fingerprint in other.remove for key in keys)
-
-    if not any(removes(other) for other, _ in possible):
-        return False
-    without = [other for other in possible if other[0] != rotation]
-    return any(removes(other) for other, _ in _reached(without, counting, threshold))
+    found: SignedRotation
+    digest: str
+    rotation: Rotation
+    signers: frozenset[PublicKey]
 
 
-def _reached(rotations: Sequence[_Parsed], keys: set[PublicKey], threshold: int) -> list[_Parsed]:
-    """Return the rotations that some chain from these keys leads to."""
-    signed_by: dict[PublicKey, list[int]] = defaultdict(list)
-    for number, (_, signers) in enumerate(rotations):
-        for key in signers:
-            signed_by[key].append(number)
-    reach, new, counts = set[PublicKey](), list(keys), [0] * len(rotations)
-    while new:
-        key = new.pop()
-        if key in reach:
-            continue
-        reach.add(key)
-        for number in signed_by[key]:
-            counts[number] += 1
-            if counts[number] == threshold:
-                new += rotations[number][0].add
-    return [one for one, count in zip(rotations, counts, strict=True) if count >= threshold]
+_Following = Mapping[str | None, Sequence[_Link]]
+"""Rotations by the digest of the one before them."""
 
 
-_Parsed = tuple[Rotation, frozenset[PublicKey]]
+def _linked(rotations: Iterable[SignedRotation], repository: str, now: datetime) -> _Following:
+    links: dict[str, _Link] = {}
+    for one in list(rotations)[:_MOST]:
+        link = _link(one, repository, now)
+        if link is not None and (same := links.get(link.digest)) is not None:  # with other signatures
+            signatures = {**same.found.signatures, **one.signatures}
+            link = _Link(SignedRotation(one.data, signatures), link.digest, link.rotation, link.signers | same.signers)
+        if link is not None:
+            links[link.digest] = link
+    following: dict[str | None, list[_Link]] = defaultdict(list)
+    for link in links.values():
+        following[link.rotation.previous].append(link)
+    return following
 
 
-def _parsed(one: SignedRotation, repository: str, now: datetime) -> tuple[Rotation, frozenset[PublicKey]] | None:
-    """Return a rotation of this repository and the keys that signed it validly, or None."""
+def _well_formed(one: SignedRotation) -> Rotation | None:
     try:
-        rotation = Rotation.from_bytes(one.data)
-        if rotation.repository != repository or rotation.effective > now:
-            return None
-        keys = set()
-        for armored in one.signatures.values():
-            signature = parse_signature(armored)
-            verify_signature(signature, one.data, ROTATION_NAMESPACE)
-            keys.add(signature.key)
+        return Rotation.from_bytes(one.data)
     except (PackageError, TrustError):
         return None
-    return rotation, frozenset(keys)
+
+
+def _link(one: SignedRotation, repository: str, now: datetime) -> _Link | None:
+    rotation = _well_formed(one)
+    if rotation is None or rotation.repository != repository or rotation.effective > now:
+        return None
+    try:
+        return _Link(one, one.digest, rotation, one.signers())
+    except (PackageError, TrustError):
+        return None
+
+
+def _endorsed(link: _Link, following: _Following, counting: set[PublicKey], threshold: int) -> bool:
+    """Tell whether enough keys that count signed a rotation, or one that comes after it: that vouches for it."""
+    todo = [link]
+    while todo:  # no rounds: nobody can name a digest before it is there
+        one = todo.pop()
+        if len(one.signers & counting) >= threshold:
+            return True
+        todo += following[one.digest]
+    return False
+
+
+def _names(keys: Iterable[PublicKey]) -> str:
+    return ", ".join(sorted(key.fingerprint for key in keys))
