@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,21 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import Hub
+from click.testing import CliRunner
+from conftest import GOLDEN, Hub
+from fastapi.testclient import TestClient
+from hf_server import TOKEN, served
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import adaptergit
+from adaptergit.cli import main
+from adaptergit.errors import AdaptergitWarning
+from adaptergit.pins import pin_key
 from adaptergit.publish import publish
+from adaptergit.resolve import Fetched
 from adaptergit.settings import config_dir
 from adaptergit.splice import adapters
-from adaptergit.trust import generate_key
+from adaptergit.trust import SigningKey, generate_key
 
 ROOT = Path(__file__).parent.parent
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fine", "film")
@@ -127,13 +135,56 @@ def test_training(play: Play, packages: Path, base: Path, hub: Hub) -> None:
     assert "acme/adapters@en==1.0.0" in (packages / "qa" / "card.yaml").read_text("utf-8")
 
 
-def test_every_page_with_python_is_played_or_asks_for_more_than_this_machine_has() -> None:
+def test_the_first_page(play: Play, packages: Path, hub: Hub) -> None:
+    hub.trust()
+    publish(packages / "sentiment", clone=hub.clone, key=hub.key.path, version="1.0.0")
+    session = play("docs/index.md", {'"acme/adapters@': f'"{hub.url}@'})
+    assert adapters(session["model"]).active == "sentiment"
+
+
+def test_the_hugging_face_hub(
+    play: Play, packages: Path, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin_key("127.0.0.1/acme/*", key.public.line)
+    with served(monkeypatch, tmp_path / "hf") as server:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        (packages / "nli").rename(packages / "mine")
+        done = publish(packages / "sst2", to="hf:acme/bert-sst2", key=key.path, version="1.0.0")
+        publish(packages / "ner", to="hf:acme/adapters/ner", key=key.path, version="1.0.0")
+        theirs = GOLDEN / "public" / "bert__head_classification" / "checkpoint" / "a"
+        server.create("elsewhere/bert-sst2", {path.name: path.read_bytes() for path in theirs.iterdir()})
+        commit = server.repositories["acme/bert-sst2"].head
+        instead = {"<commit>": commit, "5b0c…": done.digest, "bert-base-uncased": str(GOLDEN / "bases/bert")}
+        with pytest.warns(AdaptergitWarning, match="first use"):
+            session = play("docs/hugging-face.md", instead, adaptergit=adaptergit)
+        assert type(session["found"]) is Fetched
+        assert (tmp_path / "out" / "theirs" / "card.yaml").is_file()
+        # The commands of the page, one after the other.
+        lines = re.findall(
+            r"^\$ (adaptergit .*?)(?:  +#.*)?$", (ROOT / "docs/hugging-face.md").read_text("utf-8"), re.M
+        )
+        assert len(lines) > 4
+        generate_key(config_dir() / "signing_key")
+        for number, line in enumerate(lines):
+            words_of = shlex.split(line)[1:]
+            if "publish" in words_of:
+                words_of = [*(w for w in words_of if w not in ("--version", "1.0.0")), "--version", f"2.{number}.0"]
+                words_of += ["--key", str(key.path)]
+            done_ = CliRunner().invoke(main, words_of)
+            assert done_.exit_code == 0, (line, done_.output)
+
+
+def test_serving(play: Play, packages: Path, hub: Hub) -> None:
+    hub.trust()
+    for name in ("sentiment", "ner"):
+        publish(packages / name, clone=hub.clone, key=hub.key.path, version="1.0.0")
+    session = play("docs/serving.md", {'"acme/adapters@': f'"{hub.url}@', 'device="cuda"': 'device="cpu"'})
+    with TestClient(session["app"]) as client:
+        answer = client.post("/v1/predict", json={"adapter": "sentiment", "texts": ["a fine film"], "top_k": 1})
+    assert answer.json()["predictions"][0]["labels"][0] in ("good", "bad")
+
+
+def test_every_page_with_python_is_played() -> None:
     pages = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}
     played = set(re.findall(r'\(?"(docs/[\w-]+\.md)"', Path(__file__).read_text("utf-8")))
-    with_python = {page for page, text in pages.items() if "```python" in text}
-    # index.md has the README's first block; a Hub and a GPU are what the other two need
-    assert {page.removeprefix("docs/") for page in with_python - played} == {
-        "index.md",
-        "hugging-face.md",
-        "serving.md",
-    }
+    assert {page for page, text in pages.items() if "```python" in text} <= played
