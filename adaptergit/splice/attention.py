@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,15 +56,22 @@ def bind(module: nn.Module, binding: Binding) -> Undo:
     object.__setattr__(changed, _BEFORE, own)
     object.__setattr__(changed, "_attn_implementation_internal", _NAME)
     module.config = changed
-    return _Unbind(module, own)
+    return _Unbind(module, changed)
 
 
 class _Unbind:
-    def __init__(self, module: nn.Module, before: Any) -> None:
-        self.module, self.before = module, before
+    def __init__(self, module: nn.Module, changed: Any) -> None:
+        self.module, self.changed = module, changed
 
     def __call__(self) -> None:
-        self.module.config = self.before
+        outer: Any = self.module.config
+        before = getattr(self.changed, _BEFORE)
+        if outer is self.changed:
+            self.module.config = before
+        while (inner := getattr(outer, _BEFORE, None)) is not None:  # another panel's may be around it
+            if inner is self.changed:
+                object.__setattr__(outer, _BEFORE, before)
+            outer = inner
 
 
 def _attend(
@@ -72,11 +80,19 @@ def _attend(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    *,
+    bound: Any = None,
     **options: Any,
 ) -> Any:
-    config = module.config
-    name = getattr(config, _BEFORE)._attn_implementation
-    function = _function(module, name)
+    config = bound or module.config
+    own = getattr(config, _BEFORE, None)
+    if own is None:  # taken away while the module runs
+        return _function(module, config._attn_implementation)(module, query, key, value, attention_mask, **options)
+    name, inner = own._attn_implementation, own
+    while name == _NAME:
+        inner = getattr(inner, _BEFORE)
+        name = inner._attn_implementation
+    function = partial(_attend, bound=own) if own is not inner else _function(module, name)
     binding: Binding = getattr(config, _BINDING)
     prefix = binding()
     if prefix is None or prefix.keys is None or prefix.values is None:
@@ -267,12 +283,12 @@ class _ByProjections(_Own):
         projections = after(getattr(module, key), self.keys), after(getattr(module, value), self.values)
         super().__init__(module, binding, methods, [before(module, self.begin), *projections])
 
-    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         """Ask for the prefix and widen the mask (…, keys)."""
-        self.local.prefix, self.local.pending = self.binding(), {"keys", "values"}
+        self.local.prefix, self.local.pending = None if kwargs is None else self.binding(), {"keys", "values"}
         prefix = self.prefix
-        if prefix is None:
-            return args, kwargs
+        if prefix is None or kwargs is None:
+            return None
         named = next((name for name in ("attention_mask", "mask") if kwargs.get(name) is not None), None)
         if named is not None:
             return args, {**kwargs, named: self._wide(kwargs[named], prefix)}
@@ -325,12 +341,12 @@ class _ByOneProjection(_Own):
         hooks = [before(module, self.begin), after(module.in_proj, self.project), after(module, self.end)]
         super().__init__(module, binding, {"disentangled_att_bias": self.bias}, hooks)
 
-    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         """Ask for the prefix and widen the mask (batch, 1, queries, keys), of ones and zeros."""
-        self.local.prefix = self.binding()
+        self.local.prefix = None if kwargs is None else self.binding()
         prefix = self.prefix
-        if prefix is None:
-            return args, kwargs
+        if prefix is None or kwargs is None:
+            return None
         mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
         wide = F.pad(mask, (prefix.length, 0, prefix.length, 0), value=1)
         if prefix.counts is not None:

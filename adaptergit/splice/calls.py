@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import dataclass, replace
-from types import MethodType
+from types import FrameType, MethodType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -15,6 +16,9 @@ from adaptergit.splice.anatomy import base_of, called_of
 from adaptergit.splice.composition import copies_of
 from adaptergit.splice.heads import HeadModule, Pooling
 from adaptergit.splice.hooks import Undo, after, before, with_first
+from adaptergit.splice.places import Prompt
+from adaptergit.splice.positions import shift_positions
+from adaptergit.splice.prompts import make_room, mask_in, widen
 from adaptergit.splice.trace import first_tensors
 
 if TYPE_CHECKING:
@@ -24,9 +28,11 @@ if TYPE_CHECKING:
     from adaptergit.splice.plan import Plan
 
 _TASKS = "tasks of a call"
+_COUNTED = ("input_ids", "inputs_embeds", "input_features", "input_values", "pixel_values", "attention_mask")
+"""Arguments with a row for each row of the batch; others may have one for all."""
 
 
-def hook_own(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engine) -> list[Undo]:
+def _hook_own(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engine) -> list[Undo]:
     """Fit rows and tokens to the head of the model's own class, which counts those that it was given.
 
     A head that reads the first position reads a prompt's, as it does in ``adapters`` and PEFT.
@@ -39,12 +45,40 @@ def hook_own(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engine
     return undo
 
 
+@dataclass(frozen=True)
+class Call:
+    """What the base model was called with."""
+
+    batch: int
+    mask: torch.Tensor | None = None
+    """(batch, seq) of the first stack."""
+    decoder_mask: torch.Tensor | None = None
+    seen: int = 0
+    """Tokens that are in the cache already."""
+    prompted: bool = False
+    """A prompt belongs in front of this call's tokens."""
+
+
 def hook_tasks(model: nn.Module, engine: Engine) -> list[Undo]:
     """Let a call name the tasks of its rows, ``model(…, task_ids=[0, 1, …])``; to be hooked after all others."""
     undo: list[Undo] = []
     for module in {base_of(model): 0, model: 0}:  # also where the base is called by itself
         tasks = _Tasks(engine, f"{_TASKS} of {type(module).__name__}")
         undo += [before(module, tasks.begin, prepend=True), after(module, tasks.end, always_call=True)]
+    return undo
+
+
+def hook_call(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engine) -> list[Undo]:
+    """Look at the arguments of every call: of the base model, of its encoder alone, and of the model's own class."""
+    called = called_of(base)
+    begin = _Begin(engine, tuple(inspect.signature(called.forward).parameters))
+    undo = [before(called, begin, prepend=True), after(called, _End(engine), always_call=True)]
+    encoder = getattr(base, "encoder", None)
+    if model is not base:
+        undo += _hook_own(model, base, pooling, engine)
+    if isinstance(encoder, nn.Module) and getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+        names = tuple(inspect.signature(encoder.forward).parameters)
+        undo.append(before(encoder, _BeginEncoder(engine, names)))
     return undo
 
 
@@ -55,16 +89,16 @@ class _Tasks:
     engine: Engine
     key: str
 
-    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = kwargs.get("task_ids")
-        if given is None:
+    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        self.end()  # of a call that was interrupted
+        if kwargs is None or (given := kwargs.get("task_ids")) is None:
             return None
         override = self.engine.override(self.engine.current().for_tasks(given))
         override.__enter__()
         self.engine.put(self.key, override)
         return args, {name: value for name, value in kwargs.items() if name != "task_ids"}
 
-    def end(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+    def end(self, *_: Any) -> None:
         override = self.engine.take(self.key)
         if override is not None:
             override.__exit__(None, None, None)
@@ -77,10 +111,10 @@ class _Own:
     parameters: tuple[str, ...]
     engine: Engine
 
-    def repeat(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def repeat(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         plan = self.engine.current()
         self.engine.outer = plan.copies
-        if plan.copies == 1:
+        if kwargs is None or plan.copies == 1:
             return None
         named = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         named = repeat_rows(named, rows_of(named, plan), plan.copies)
@@ -129,6 +163,19 @@ class Generate:
             return own(*(repeat(value, batch, plan.copies) for value in args), **named)
 
 
+def is_running(module: nn.Module) -> bool:
+    """Tell whether this thread is inside a module's forward."""
+    if torch.compiler.is_compiling():  # which is not interrupted
+        return True
+    code = inspect.unwrap(type(module).forward).__code__
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is code and frame.f_locals.get("self") is module:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def heads_beside(plan: Plan) -> list[HeadModule]:
     """Return the heads beside the model that answer for it."""
     return [] if plan.answer is None else [head for head in plan.answer.heads.values() if isinstance(head, HeadModule)]
@@ -141,7 +188,8 @@ def rows_of(named: Mapping[str, Any], plan: Plan) -> int:
         ModelError: No tensors.
         UsageError: As many pictures as rows are needed to tell which adapter is whose.
     """
-    tensors = [value for value in named.values() if isinstance(value, torch.Tensor) and value.dim()]
+    ordered = {**{name: named[name] for name in _COUNTED if name in named}, **named}
+    tensors = [value for value in ordered.values() if isinstance(value, torch.Tensor) and value.dim()]
     if not tensors:
         raise ModelError("the base model was called without tensors")
     # Positions have no rows.
@@ -175,3 +223,92 @@ def repeat(value: Any, rows: int, copies: int) -> Any:
 
 def _is_pictures(value: Any) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and value.dim() == 4
+
+
+@dataclass(frozen=True, eq=False)
+class _Begin:
+    """Look at the base model's arguments; repeat them for Parallel, make room for a prompt."""
+
+    engine: Engine
+    names: tuple[str, ...]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if kwargs is None:
+            return None
+        plan = self.engine.current()
+        named = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        copies = 1 if self.engine.outer else plan.copies
+        rows = rows_of(named, plan)
+        named = repeat_rows(named, rows, copies)
+        past = named.get("past_key_values")
+        seen = 0 if past is None or not hasattr(past, "get_seq_length") else int(past.get_seq_length())
+        ids = next((named[n] for n in ("input_ids", "inputs_embeds") if isinstance(named.get(n), torch.Tensor)), None)
+        decodes = ids is not None and past is not None
+        call = Call(
+            rows * copies,
+            mask_in(named.get("attention_mask"), seen + ids.shape[1] if ids is not None and decodes else None),
+            mask_in(named.get("decoder_attention_mask")),
+            seen,
+        )
+        prompts = [place for place in plan.places if isinstance(place, Prompt)]
+        if prompts:
+            lengths = self.engine.prompt_lengths(prompts[0], call.batch)
+            if named.get("encoder_outputs") is not None:  # the prompt is in what the encoder made
+                if call.mask is not None:
+                    named["attention_mask"] = widen(call.mask, lengths, 1)
+            elif not seen:
+                named = make_room(self.engine, module, self.names, prompts[0], named, lengths)
+                call = replace(call, mask=mask_in(named.get("attention_mask")), prompted=True)
+            else:  # later steps of a generation: the prompt is in the cache
+                self._later(named, lengths)
+        if plan.prefixes and "position_ids" in self.names:
+            shift_positions(self.engine.base, named, plan, seen)
+        self.engine.begin(call)
+        return (), named
+
+    @staticmethod
+    def _later(named: dict[str, Any], length: int) -> None:
+        mask, given = mask_in(named.get("attention_mask")), named.get("position_ids")
+        if mask is not None:
+            named["attention_mask"] = widen(mask, length, 1)
+        if given is not None:
+            named["position_ids"] = given + length
+        if named.get("cache_position") is not None:  # transformers 4
+            named["cache_position"] = named["cache_position"] + length
+
+
+@dataclass(frozen=True, eq=False)
+class _End:
+    """The base model's call is over."""
+
+    engine: Engine
+
+    def __call__(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+        self.engine.end()
+
+
+@dataclass(frozen=True, eq=False)
+class _BeginEncoder:
+    """``generate`` calls an encoder by itself: there is no call of the base model to look at."""
+
+    engine: Engine
+    names: tuple[str, ...]
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        # A call that was interrupted (Ctrl-C) runs no more, whatever it has left.
+        if kwargs is None or (self.engine.running and is_running(called_of(self.engine.base))):
+            return None
+        plan = self.engine.current()
+        if plan.copies > 1:
+            raise UsageError("Parallel repeats the rows of a whole model, and here its encoder runs alone")
+        first = first_tensors(args, kwargs)
+        call = Call(first[0].shape[0] if first else 1, mask_in(kwargs.get("attention_mask")))
+        prompt = next((place for place in plan.places if isinstance(place, Prompt)), None)
+        if prompt is None:
+            self.engine.begin(call, running=False)
+            return None
+        named = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        length = self.engine.prompt_lengths(prompt, call.batch)
+        named = make_room(self.engine, self.engine.base, self.names, prompt, named, length)
+        self.engine.begin(replace(call, mask=mask_in(named.get("attention_mask")), prompted=True), running=False)
+        return (), named

@@ -187,7 +187,7 @@ def hook_embeddings(model: nn.Module, engine: Engine) -> list[Undo]:
         hook = _Instead(engine, "hidden states to score", "logits")
         undo += [before(output, hook.before), after(output, hook.after, prepend=True)]
         sized = _Sized(engine, model)
-        undo += [before(model, sized.before), after(model, sized.after, always_call=True)]
+        undo += [before(model, sized.before), after(model, sized.after, always_call=True), sized.after]
     return undo
 
 
@@ -199,8 +199,8 @@ class _Instead:
     key: str
     what: str
 
-    def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.engine.current().embeddings is None:
+    def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if kwargs is None or self.engine.current().embeddings is None:
             return None
         (given,) = (*args, *kwargs.values())
         self.engine.put(self.key, given)
@@ -225,21 +225,24 @@ class _Sized:
         owners = [config, *([text] if text is not config else []), model]
         self.owners = [owner for owner in owners if type(getattr(owner, "vocab_size", None)) is int]
         self.sizes = [owner.vocab_size for owner in self.owners]
-        self.bias = getattr(model, "final_logits_bias", None)  # of BART and its relatives
+        self.bias: Any = None
+        """``final_logits_bias`` of BART and its relatives, while another stands in."""
 
-    def before(self, _module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(self, _module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        self.after()  # of a call that was interrupted
         embeddings = self.engine.current().embeddings
-        if embeddings is None:
+        if kwargs is None or embeddings is None:
             return
         if kwargs.get("labels") is not None:  # losses read the size from the configuration
             for owner in self.owners:
                 owner.vocab_size = embeddings.config.tokens
-        if isinstance(self.bias, torch.Tensor):
-            self.model.final_logits_bias = self.bias.new_zeros(1, embeddings.config.tokens)
+        bias = getattr(self.model, "final_logits_bias", None)
+        if isinstance(bias, torch.Tensor):
+            self.bias, self.model.final_logits_bias = bias, bias.new_zeros(1, embeddings.config.tokens)
 
     def after(self, *_: Any) -> None:
         for owner, size in zip(self.owners, self.sizes, strict=True):
             if owner.vocab_size != size:
                 owner.vocab_size = size
-        if isinstance(self.bias, torch.Tensor):
-            self.model.final_logits_bias = self.bias
+        if self.bias is not None:
+            self.model.final_logits_bias, self.bias = self.bias, None

@@ -7,7 +7,6 @@ call stays on a module, so threads, re-entrant calls and recomputation under gra
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -21,11 +20,11 @@ from torch import nn
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Projection, Site, base_of, called_of
 from adaptergit.splice.attention import Binding, bind
-from adaptergit.splice.calls import Generate, hook_own, hook_tasks, repeat_rows, rows_of
+from adaptergit.splice.calls import Call, Generate, hook_call, hook_tasks
 from adaptergit.splice.embeddings import hook_embeddings
 from adaptergit.splice.head_hooks import hook_copies, hook_heads
 from adaptergit.splice.heads import Pooling
-from adaptergit.splice.hooks import Undo, after, before, with_first
+from adaptergit.splice.hooks import Hook, Undo, after, before, with_first
 from adaptergit.splice.inputs import mask_of_frames
 from adaptergit.splice.interpret import (
     BranchState,
@@ -40,7 +39,7 @@ from adaptergit.splice.interpret import (
 )
 from adaptergit.splice.places import Attention, BlockOutput, Embedding, Linear, Place, Prompt, Tuned
 from adaptergit.splice.plan import Plan
-from adaptergit.splice.prompts import make_room, mask_in, own_mask, prompt_length, widen
+from adaptergit.splice.prompts import own_mask, prompt_length
 from adaptergit.splice.recompute import hook_recomputation, once
 from adaptergit.splice.trace import first_tensors
 
@@ -49,20 +48,6 @@ _RESIDUAL, _SUM, _INPUT, _SEEN = "x of ", "sum of ", "input of ", "tokens before
 _WITHIN = (_RESIDUAL, _SUM, _INPUT, _SEEN)
 _OVERRIDES: ContextVar[Mapping[int, Plan]] = ContextVar("adaptergit_overrides", default={})  # noqa: B039 - never mutated
 S = TypeVar("S", bound="State")
-
-
-@dataclass(frozen=True)
-class Call:
-    """What the base model was called with."""
-
-    batch: int
-    mask: torch.Tensor | None = None
-    """(batch, seq) of the first stack."""
-    decoder_mask: torch.Tensor | None = None
-    seen: int = 0
-    """Tokens that are in the cache already."""
-    prompted: bool = False
-    """A prompt belongs in front of this call's tokens."""
 
 
 class Engine:
@@ -115,7 +100,9 @@ class Engine:
             return self._plan
         if torch.compiler.is_compiling():  # a compiled model has one plan for all threads
             return self._overriding[-1]
-        return _OVERRIDES.get().get(id(self), self._plan)
+        plan = _OVERRIDES.get().get(id(self))
+        # A task may outlive the with block that it was started in.
+        return plan if plan is not None and plan in self._overriding else self._plan
 
     @property
     def overridden(self) -> bool:
@@ -138,7 +125,8 @@ class Engine:
 
     def unfold(self, tensor: torch.Tensor) -> torch.Tensor:
         """Give a tensor whose rows were flattened (tokens of a mixture of experts, windows) the batch's rows again."""
-        if not self.current().by_row or not tensor.is_floating_point():
+        plan = self.current()
+        if not (plan.by_row or plan.gated) or not tensor.is_floating_point():
             return tensor
         batch = self.call.batch
         same = tensor.dim() > 2 and tensor.shape[0] == batch
@@ -261,40 +249,32 @@ class Engine:
         needed += sorted(
             {place for plan in plans for place in plan.places}, key=lambda place: (isinstance(place, Tuned), place.key)
         )
-        for key in [key for key in self._installed if key not in needed]:
-            for undo in self._installed.pop(key):
-                undo()
         needed += ["tasks"] if any(plan.chooses_tasks for plan in plans) else []
-        if any(key not in self._installed for key in needed):
-            for undo in self._installed.pop("tasks", []):  # stands around all others
-                undo()
-        if "call" in needed and "call" not in self._installed:
-            for undo in self._installed.pop("answer", []):  # stands in front of it
+        # Other threads may be in the middle of a call that needs what one thread no longer does.
+        for key in [key for key in self._installed if key not in needed and not self._overriding]:
+            for undo in self._installed.pop(key):
                 undo()
         new = [key for key in needed if key not in self._installed]
         for key in new:
             self._installed[key] = self._hook(key)
+        # Heads stand in front of the call's own hook, and what chooses tasks around all others.
+        for key in ("answer", "tasks"):
+            if new and key in self._installed:
+                for hook in self._installed[key]:
+                    if isinstance(hook, Hook):
+                        hook.surround()
         # A module that runs with other parameters does so before anything is added to what it gives.
         changed = {place.path for place in new if isinstance(place, Projection | Linear)}
         for key in [key for key in self._installed if isinstance(key, Tuned) and key not in new]:
             if any(key.path == path or key.path.endswith(f".{path}") for path in changed):
-                old, self._installed[key] = self._installed[key], self._hook(key)
-                for undo in old:
-                    undo()
+                for hook in self._installed[key]:
+                    if isinstance(hook, Hook):
+                        hook.to_front()
 
     def _hook(self, place: Any) -> list[Undo]:
         base = self._base
         if place == "call":
-            called = called_of(base)
-            begin = _Begin(self, tuple(inspect.signature(called.forward).parameters))
-            undo = [before(called, begin, prepend=True), after(called, _End(self), always_call=True)]
-            encoder = getattr(base, "encoder", None)
-            if self._model is not base:
-                undo += hook_own(self._model, base, self.pooling, self)
-            if isinstance(encoder, nn.Module) and getattr(getattr(base, "config", None), "is_encoder_decoder", False):
-                names = tuple(inspect.signature(encoder.forward).parameters)
-                undo.append(before(encoder, _BeginEncoder(self, names)))
-            return undo
+            return hook_call(self._model, base, self.pooling, self)
         if place == "recompute":
             return hook_recomputation(called_of(base), self)
         if place == "embeddings":
@@ -372,110 +352,13 @@ class Engine:
 
 # Hooks are objects, not closures, so that a deep copy of a model gets hooks of its own.
 @dataclass(frozen=True, eq=False)
-class _Begin:
-    """Look at the base model's arguments; repeat them for Parallel, make room for a prompt."""
-
-    engine: Engine
-    names: tuple[str, ...]
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        plan = self.engine.current()
-        named = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        copies = 1 if self.engine.outer else plan.copies
-        rows = rows_of(named, plan)
-        named = repeat_rows(named, rows, copies)
-        past = named.get("past_key_values")
-        seen = 0 if past is None or not hasattr(past, "get_seq_length") else int(past.get_seq_length())
-        call = Call(
-            rows * copies,
-            mask_in(named.get("attention_mask")),
-            mask_in(named.get("decoder_attention_mask")),
-            seen,
-        )
-        prompts = [place for place in plan.places if isinstance(place, Prompt)]
-        if prompts:
-            lengths = self.engine.prompt_lengths(prompts[0], call.batch)
-            if named.get("encoder_outputs") is not None:  # the prompt is in what the encoder made
-                if call.mask is not None:
-                    named["attention_mask"] = widen(call.mask, lengths, 1)
-            elif not seen:
-                named = make_room(self.engine, module, self.names, prompts[0], named, lengths)
-                call = replace(call, mask=mask_in(named.get("attention_mask")), prompted=True)
-            else:  # later steps of a generation: the prompt is in the cache
-                self._later(named, lengths)
-        self._shift_positions(named, plan, seen)
-        self.engine.begin(call)
-        return (), named
-
-    def _shift_positions(self, named: dict[str, Any], plan: Plan, seen: int) -> None:
-        """Give the first positions to prefixes that want them."""
-        if not plan.prefixes or "position_ids" not in self.names:
-            return
-        ids = named.get("input_ids")
-        tokens = ids if ids is not None else named["inputs_embeds"]
-        given = named.get("position_ids")
-        if given is None:
-            given = torch.arange(seen, seen + tokens.shape[1], device=tokens.device)[None]
-        taken = plan.positions(tokens.shape[0])
-        named["position_ids"] = given + (
-            taken[0] if len(set(taken)) == 1 else torch.tensor(taken, device=tokens.device)[:, None]
-        )
-
-    @staticmethod
-    def _later(named: dict[str, Any], length: int) -> None:
-        mask, given = mask_in(named.get("attention_mask")), named.get("position_ids")
-        if mask is not None:
-            named["attention_mask"] = widen(mask, length, 1)
-        if given is not None:
-            named["position_ids"] = given + length
-        if named.get("cache_position") is not None:  # transformers 4
-            named["cache_position"] = named["cache_position"] + length
-
-
-@dataclass(frozen=True, eq=False)
-class _End:
-    """The base model's call is over."""
-
-    engine: Engine
-
-    def __call__(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
-        self.engine.end()
-
-
-@dataclass(frozen=True, eq=False)
-class _BeginEncoder:
-    """``generate`` calls an encoder by itself: there is no call of the base model to look at."""
-
-    engine: Engine
-    names: tuple[str, ...]
-
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.engine.running:
-            return None
-        plan = self.engine.current()
-        if plan.copies > 1:
-            raise UsageError("Parallel repeats the rows of a whole model, and here its encoder runs alone")
-        first = first_tensors(args, kwargs)
-        call = Call(first[0].shape[0] if first else 1, mask_in(kwargs.get("attention_mask")))
-        prompt = next((place for place in plan.places if isinstance(place, Prompt)), None)
-        if prompt is None:
-            self.engine.begin(call, running=False)
-            return None
-        named = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        length = self.engine.prompt_lengths(prompt, call.batch)
-        named = make_room(self.engine, self.engine.base, self.names, prompt, named, length)
-        self.engine.begin(replace(call, mask=mask_in(named.get("attention_mask")), prompted=True), running=False)
-        return (), named
-
-
-@dataclass(frozen=True, eq=False)
 class _Remember:
     engine: Engine
     place: Place
     key: str
 
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.engine.acts(self.place):
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if kwargs is not None and self.engine.acts(self.place):
             found = first_tensors(args, kwargs)
             if found:
                 self.engine.put(self.key, found[0])
@@ -488,8 +371,8 @@ class _RememberCache:
     engine: Engine
     place: Attention
 
-    def __call__(self, module: Any, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        past = kwargs.get("past_key_values")
+    def __call__(self, module: Any, _args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        past = (kwargs or {}).get("past_key_values")
         if past is not None and self.engine.acts(self.place):
             self.engine.put(_SEEN + self.place.key, int(past.get_seq_length(module.layer_idx)))
 
@@ -603,8 +486,8 @@ class _Embed:
     engine: Engine
     place: Embedding
 
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.engine.acts(self.place):
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if kwargs is None or not self.engine.acts(self.place):
             return None
         hidden = first_tensors(args, kwargs)[0]
         new = self.engine.run(self.place, HiddenState(hidden)).hidden

@@ -74,8 +74,8 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-# Hidden states, or what attention projects, are (positions, rows, width).
-POSITIONS_FIRST = ("fsmt", "led", "longformer", "xlnet")
+# Hidden states are (positions, rows, width); True: only what attention projects is.
+POSITIONS_FIRST = {"fsmt": False, "led": True, "longformer": True, "xlnet": False}
 
 
 def family_of(model_type: str) -> Family | None:

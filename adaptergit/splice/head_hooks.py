@@ -15,6 +15,7 @@ from adaptergit.splice.anatomy import called_of
 from adaptergit.splice.calls import heads_beside, repeat
 from adaptergit.splice.heads import HeadCall, HeadModule, Pooling, StaticModule
 from adaptergit.splice.hooks import Undo, after, before
+from adaptergit.splice.inputs import shifted_right
 from adaptergit.splice.interpret import Rows, order_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _KEPT = ("input_ids", "attention_mask")
 _LABELS = ("labels", "start_positions", "end_positions", "word_starts", "labels_arcs", "labels_rels")
+_ACCEPTS = "accepts_loss_kwargs"
 _CALL, _OUTPUT = "call of the heads", "output of the base"
 
 
@@ -46,7 +48,25 @@ def hook_heads(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engi
         before(model, hooks.before, prepend=True),
         after(called, hooks.watch),
         after(model, hooks.after, with_kwargs=True),
+        _OwnMean(model),
     ]
+
+
+class _OwnMean:
+    """Tell transformers' Trainer that a head's loss is the mean of its batch, and not for it to count labels.
+
+    It counts those that the model's own class would score.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.own = model, model.__dict__.get(_ACCEPTS)
+        model.accepts_loss_kwargs = False
+
+    def __call__(self) -> None:
+        """Undo it."""
+        del self.model.__dict__[_ACCEPTS]
+        if self.own is not None:
+            self.model.accepts_loss_kwargs = self.own
 
 
 def hook_copies(model: nn.Module, path: str, engine: Engine) -> list[Undo]:
@@ -61,7 +81,9 @@ class _Instead:
     path: str
     engine: Engine
 
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> Any:
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any = None) -> Any:
+        if output is None:  # taken away meanwhile
+            return None
         plan = self.engine.current()
         found = [] if plan.answer is None else plan.answers(self.engine.call.batch)
         copies = [head.copies[self.path] for head, _ in found if isinstance(head, StaticModule)]
@@ -75,13 +97,6 @@ class _Instead:
             for own, rows in zip(copies, indices, strict=True)
         ]
         return _in_order(answers, indices)
-
-
-def shifted_right(tokens: torch.Tensor, config: Any) -> torch.Tensor:
-    """Return a decoder's input for (batch, seq) tokens, as models with heads of their own make it."""
-    shifted = tokens.new_full(tokens.shape, int(config.decoder_start_token_id or config.pad_token_id or 0))
-    shifted[:, 1:] = tokens[:, :-1]
-    return shifted.masked_fill(shifted == -100, config.pad_token_id or 0)
 
 
 @dataclass(frozen=True)
@@ -108,12 +123,13 @@ class _Answer:
         """Return the heads beside the model that answer this call."""
         return heads_beside(self.engine.current())
 
-    def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         heads = self.heads()
-        if not heads:
-            return args, kwargs
-        kwargs = {name: _flat(value) for name, value in kwargs.items()}
-        args = tuple(_flat(value) for value in args)
+        if kwargs is None or not heads:
+            return None
+        if any(_said(head, "type") == "multiple_choice" for head in heads):
+            kwargs = {name: _flat(value) for name, value in kwargs.items()}
+            args = tuple(_flat(value) for value in args)
         named = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         inputs = {name: named[name] for name in _KEPT if named.get(name) is not None}
         labels = {name: kwargs[name] for name in _LABELS if kwargs.get(name) is not None}
@@ -125,7 +141,7 @@ class _Answer:
         if getattr(config, "return_dict", True) is False:
             kept["return_dict"] = True
         if getattr(config, "is_encoder_decoder", False) and named.get("decoder_input_ids") is None:
-            generates = any(getattr(head.config, "type", "") == "seq2seq_lm" for head in heads)
+            generates = any(_said(head, "type") == "seq2seq_lm" for head in heads)
             self._give_decoder(named, labels.get("labels") if generates else None, kept)
         return args, kept
 
@@ -140,7 +156,7 @@ class _Answer:
         if self.heads():
             self.engine.put(_OUTPUT, output)
 
-    def after(self, _module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], _output: Any) -> Any:
+    def after(self, *_: Any) -> Any:
         if not self.heads():
             return None
         # When the model is its own base, its hooks run in the order they were added: watch() has run.
@@ -165,12 +181,13 @@ class _Answer:
         """Let a head answer; with a total, its loss is this batch's part of the mean over all labels."""
         answer, labels = head.answer(call), call.labels.get("labels")
         if total is not None and isinstance(labels, torch.Tensor) and answer.get("loss") is not None:
-            answer["loss"] = answer["loss"] * labels.ne(-100).sum() / total
+            scored = labels[..., 1:] if _said(head, "shift_labels") else labels
+            answer["loss"] = answer["loss"] * scored.ne(-100).sum() / total
         return answer
 
     def _call(self, head: HeadModule, output: Any, pending: _Pending, rows: Rows | None) -> HeadCall:
         batch, copies = output[0].shape[0], self.engine.current().copies
-        choices = int(getattr(getattr(head, "config", None), "num_choices", 1))
+        choices = int(_said(head, "num_choices") or 1)
 
         def cut(value: Any, each: int = 1) -> Any:
             """Cut out rows; ``each`` of the batch are one of the value."""
@@ -192,6 +209,11 @@ class _Answer:
             self.engine.without_prompt,
             lambda hidden: self.engine.unembed(hidden, rows),
         )
+
+
+def _said(head: HeadModule, field: str) -> Any:
+    """Return what a head's configuration says, or None: people's own heads need have none."""
+    return getattr(getattr(head, "config", None), field, None)
 
 
 def _joined(logits: list[Any], indices: list[Rows | None], batch: int) -> torch.Tensor | None:

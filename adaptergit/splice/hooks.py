@@ -23,13 +23,16 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def before(module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = True, prepend: bool = False) -> Undo:
-    """Run a hook before a module; return what takes it away."""
-    return _Undo(module, module.register_forward_pre_hook(hook, with_kwargs=with_kwargs, prepend=prepend))
+    """Run a hook before a module; return what takes it away.
+
+    One that another thread takes away while the module runs may be called without keyword arguments: it does nothing.
+    """
+    return Hook(module, module.register_forward_pre_hook(hook, with_kwargs=with_kwargs, prepend=prepend))
 
 
 def after(module: nn.Module, hook: Callable[..., Any], **options: bool) -> Undo:
     """Run a hook after a module; return what takes it away."""
-    return _Undo(module, module.register_forward_hook(hook, **options))
+    return Hook(module, module.register_forward_hook(hook, **options))
 
 
 def with_first(output: Any, first: torch.Tensor) -> Any:
@@ -52,7 +55,7 @@ def bare_copy(module: M) -> M:
     return made
 
 
-class _Undo:
+class Hook:
     """An object, not a closure, so that a deep copy of a model gets one of its own."""
 
     def __init__(self, module: nn.Module, handle: RemovableHandle) -> None:
@@ -61,7 +64,21 @@ class _Undo:
         own[_COUNT] = own.get(_COUNT, 0) + 1
         own.setdefault("forward", MethodType(type(module).forward, module))
 
+    def to_front(self) -> None:
+        """Let the hook run first: without a moment at which it is not there, for other threads run the module."""
+        self._hooks().move_to_end(self.handle.id, last=False)
+
+    def surround(self) -> None:
+        """Let the hook run before all others in front of the module, or after all others behind it."""
+        hooks = self._hooks()
+        hooks.move_to_end(self.handle.id, last=hooks is not self.module._forward_pre_hooks)
+
+    def _hooks(self) -> OrderedDict[int, Any]:
+        hooks: Any = self.handle.hooks_dict_ref()
+        return hooks  # type: ignore[no-any-return]
+
     def __call__(self) -> None:
+        """Take it away."""
         self.handle.remove()
         own = self.module.__dict__
         own[_COUNT] -= 1

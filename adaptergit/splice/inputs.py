@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,3 +73,10 @@ def mask_of_frames(base: nn.Module, mask: torch.Tensor, frames: int) -> torch.Te
         return found.long()
     step = mask.shape[1] // frames
     return mask[:, ::step] if step * frames == mask.shape[1] else None
+
+
+def shifted_right(tokens: torch.Tensor, config: Any) -> torch.Tensor:
+    """Return a decoder's input for (batch, seq) tokens, as models with heads of their own make it."""
+    shifted = tokens.new_full(tokens.shape, int(config.decoder_start_token_id or config.pad_token_id or 0))
+    shifted[:, 1:] = tokens[:, :-1]
+    return shifted.masked_fill(shifted == -100, config.pad_token_id or 0)

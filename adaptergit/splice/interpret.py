@@ -227,6 +227,12 @@ class ProjectionState(State):
         What scales the output and what adds to it have no update in common: the second acts on the first's result.
         """
         last = self.last
+        if (last is not None or self.changed) and getattr(leaf, "replaces", False):
+            raise UsageError(
+                "in a Stack, what runs a layer anew (turned or scaled inputs, tuned parameters) comes once, and before "
+                "what changes the layer's output",
+                hint="put it first, or merge() the other one",
+            )
         alike = last is None or (type(last), last.additive) == (type(leaf), leaf.additive)
         if not alike and not (last.additive and leaf.additive):
             return ProjectionState(self.result(), self.inputs, changed=True).apply(leaf)

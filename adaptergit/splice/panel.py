@@ -16,15 +16,17 @@ import torch
 from torch import nn
 
 from adaptergit.errors import ModelError, UsageError
-from adaptergit.splice.anatomy import Site, anatomy_of, by_hand
+from adaptergit.splice.anatomy import Projection, Site, anatomy_of, by_hand
 from adaptergit.splice.checkpoint import card_name, save
 from adaptergit.splice.composition import (
     Block,
     Composition,
     Fuse,
     Route,
+    Split,
     Stack,
     ends_of,
+    holds,
     on_every_row,
     parse_composition,
     partitions_rows,
@@ -40,7 +42,8 @@ from adaptergit.splice.inputs import tiny_inputs
 from adaptergit.splice.inventory import ATTRIBUTE, Inventory, check_new, panel_of
 from adaptergit.splice.layers import is_number
 from adaptergit.splice.merging import average, average_states, combine, eject_prefix, merge_into, share
-from adaptergit.splice.methods import LoRA
+from adaptergit.splice.methods import LoRA, ReFT
+from adaptergit.splice.methods.projections import LowRank
 from adaptergit.splice.places import BlockOutput, Embedding, Linear, Parts, Place, Prompt
 from adaptergit.splice.plan import Answer, Plan, task_list
 from adaptergit.splice.replicas import Replicate
@@ -172,7 +175,7 @@ class Panel(Inventory):
             modules[place].reset_parameters()
         if not modules:
             raise UsageError(f"{fuse.key}: AdapterFusion is defined for bottleneck adapters")
-        self.insert_fusion(fuse.key, wanted, modules, fuse.names())
+        self.insert_fusion(fuse.key, wanted, modules, _fused_by(fuse))
 
     def remove_fusion(self, name: str) -> None:
         """Forget a fusion; if it is active, all adapters are switched off.
@@ -346,6 +349,9 @@ class Panel(Inventory):
             raise UsageError("name at least one adapter to train", hint=f"adapters: {', '.join(self.names) or 'none'}")
         for name in names:
             self.spliced(name)
+        acting = self._embeddings_of(Stack(*names))
+        if train_embeddings and acting is None:
+            raise UsageError("none of these adapters has embeddings", hint="panel.add_embeddings(name, tokenizer)")
         if names[-1] not in self._heads and static_paths(self._model):
             self.add_head(names[-1], static_head_of(self._model))
         if self._trainable is None:
@@ -357,10 +363,7 @@ class Panel(Inventory):
             if name in self._heads:
                 self.head_module(name).requires_grad_(True)
         self.activate(Stack(*names))
-        if train_embeddings:
-            acting = self.active_embeddings
-            if acting is None:
-                raise UsageError("none of these adapters has embeddings", hint="panel.add_embeddings(name, tokenizer)")
+        if train_embeddings and acting is not None:
             self.embeddings_module(acting).requires_grad_(True)
         self._model.train()
 
@@ -401,9 +404,13 @@ class Panel(Inventory):
         if self._engine.overridden:
             raise UsageError("weights cannot be merged while using() is in use", hint="leave the with block first")
         rest = without(self._active, name)
+        acting = self._engine.plan.leaves
+        if rest != self._active and any(name not in acting.get(place, {}) for place in spliced.parts.places):
+            raise UsageError(f"{name!r} is left out in some blocks; merged, it would act in all", hint="no skip_layers")
         beside = [other for other in _names(rest) if other != name] if rest is not None and rest != self._active else []
         for other in beside:
-            shared = next((p for p in spliced.parts.places if p in self.spliced(other).parts.places), None)
+            theirs = {self.host.module_of(place) for place in self.spliced(other).parts.places}
+            shared = next((p for p in spliced.parts.places if self.host.module_of(p) in theirs), None)
             if shared is not None:
                 raise UsageError(
                     f"in {self._active}, {other!r} works on what {name!r} makes at {shared.key}: it would no longer",
@@ -482,7 +489,7 @@ class Panel(Inventory):
             )
         else:
             made = average(configs, parts, own, strategy, self.build)
-        self.insert(name, *made)
+        self.insert(name, *made, dtype=self._dtype_of(names[0]))
         if self._of_one_head(names) and name not in self._heads:
             self.average_head(name, names, own, normalize_weights=False)
 
@@ -531,10 +538,14 @@ class Panel(Inventory):
             density=density,
             majority=majority,
         )
-        self.insert(name, *made)
+        self.insert(name, *made, dtype=self._dtype_of(names[0]))
         added = [max(0.0, weight) for weight in own]
         if self._of_one_head(names) and name not in self._heads and any(added):
             self.average_head(name, names, added)
+
+    def _dtype_of(self, name: str) -> torch.dtype | None:
+        """Return what an adapter's parameters are, for those that are made of them."""
+        return next((one.dtype for one in self.module(name).parameters() if one.is_floating_point()), None)
 
     def _refuse_merged(self, names: Sequence[str]) -> None:
         """What others change is read off the weights, which must be the model's own."""
@@ -591,8 +602,9 @@ class Panel(Inventory):
         if self._active is not None and name in _names(self._active):
             raise UsageError(f"{name!r} is active", hint="set active to None first")
         config, parts = eject_prefix(spliced.config, spliced.parts, self.build)
+        dtype = self._dtype_of(name)
         del self._adapters[name]
-        self.insert(name, config, parts, about=spliced.about)
+        self.insert(name, config, parts, dtype=dtype, about=spliced.about)
 
     @staticmethod
     def _weights(names: Sequence[str], weights: Sequence[float] | None, normalise: bool) -> list[float]:
@@ -744,6 +756,8 @@ class Panel(Inventory):
         kind = self.host.model_type
         if kind in POSITIONS_FIRST and partitions_rows(composition):
             raise UsageError(f"{kind} keeps positions before rows: its rows cannot have adapters of their own")
+        if kind in POSITIONS_FIRST and composition is not None:
+            self._check_positions(kind, composition)
         strange = [index for index in skip if type(index) is not int or index < 0]
         if strange:
             raise UsageError(f"{strange[0]!r} is no number of a block", hint=f"blocks: 0 to {self.anatomy.blocks - 1}")
@@ -759,7 +773,7 @@ class Panel(Inventory):
                     f"{name!r} is merged into the weights and acts already", hint=f"panel.unmerge({name!r})"
                 )
             for place, leaf in self.spliced(name).parts.places.items():
-                if getattr(place, "block", None) not in skip or isinstance(place, Linear):
+                if not skip or self.host.block_of(place) not in skip:
                     leaves.setdefault(place, {})[name] = leaf
         looked_up = set(input_paths(self._base)) if acting is not None else ()
         for place in leaves:
@@ -770,13 +784,25 @@ class Panel(Inventory):
         fusions: dict[Place, dict[str, nn.Module]] = {}
         for fuse in fuses(composition):
             key, record = fuse.key, self.fused(fuse.key)
-            ends = tuple(end for child in fuse.children for end in ends_of(child))
-            if record.children not in (tuple(fuse.names()), ends):
+            if record.children != _fused_by(fuse):
                 raise UsageError(f"the fusion {key!r} was made for {', '.join(record.children)}, and not for {fuse}")
             for place, fusion in record.modules.items():
                 fusions.setdefault(place, {})[key] = fusion
         tasks = None if task_ids is None else task_list(task_ids)
         return Plan(composition, leaves, fusions, tasks, answer, acting)
+
+    def _check_positions(self, kind: str, composition: Composition) -> None:
+        """Refuse what tells positions from rows where they are the other way round: everywhere, or in projections."""
+        projections = POSITIONS_FIRST[kind]
+        for name in dict.fromkeys(_names(composition)):
+            config = self.config(name)
+            inside = any(isinstance(place, Projection | Linear) for place in self.spliced(name).parts.places)
+            for part in getattr(config, "configs", (config,)):
+                gated = getattr(part, "use_gating", False) and (isinstance(part, LowRank) or not projections)
+                if gated or (isinstance(part, ReFT) and not projections):
+                    raise UsageError(f"{kind} keeps positions before rows: {part.method} would take one for the other")
+            if holds(composition, Split) and (inside or not projections):
+                raise UsageError(f"{kind} keeps positions before rows: Split would take one for the other")
 
     def _answer(self, composition: Composition | None, head: str | Sequence[str] | None) -> Answer | None:
         names = self._heads_of(composition) if head is None else [head] if isinstance(head, str) else list(head)
@@ -823,6 +849,11 @@ class Panel(Inventory):
         return f"Panel of {type(self._model).__name__}, active: {self._active}\n  " + "\n  ".join(
             lines or ["no adapters"]
         )
+
+
+def _fused_by(fuse: Fuse) -> tuple[str, ...]:
+    """Return the adapters that a fusion weighs: the last one of every child."""
+    return tuple(str(end) for child in fuse.children for end in ends_of(child))
 
 
 def _names(composition: Composition) -> list[str]:

@@ -20,6 +20,7 @@ from adaptergit.errors import ModelError
 from adaptergit.splice.anatomy import Anatomy, Projection, Site, base_of, features_of, is_linear, projections_of
 from adaptergit.splice.attention import own_way
 from adaptergit.splice.families import Branch
+from adaptergit.splice.trace import within
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,25 @@ class Host:
         if keys.role == "k":
             return width // size, size
         return (heads or getattr(config, "num_attention_heads", width // 3 // size)), size
+
+    def block_of(self, place: Place) -> int | None:
+        """Return the number of the block that a place is in, or None: it is in none."""
+        known: int | None = getattr(place, "block", None)
+        if known is not None or not isinstance(place, Linear | Tuned):
+            return known
+        path = place.path.removeprefix(self._prefix) if isinstance(place, Tuned) else place.path
+        return next((i for i, block in enumerate(self.anatomy.block_paths) if block and within(path, block)), None)
+
+    def module_of(self, place: Place) -> Place | str:
+        """Return the path, from the whole model, of the module whose output a place changes; or the place itself."""
+        if isinstance(place, Projection | Linear):
+            return self._prefix + place.path
+        return place.path if isinstance(place, Tuned) else place
+
+    @cached_property
+    def _prefix(self) -> str:
+        """Where the base is in the model: nothing, or a path with a dot."""
+        return next((f"{name}." for name, module in self.model.named_modules() if module is self.base and name), "")
 
     def blocks(self) -> Iterator[BlockOutput]:
         """Yield the blocks that are modules."""

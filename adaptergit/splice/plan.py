@@ -59,6 +59,8 @@ class Plan:
     prefixes: list[Place] = field(init=False)
     """Attentions with a prefix that takes positions."""
     by_row: bool = field(init=False)
+    gated: bool = field(init=False)
+    """Something is gated by the mean over a row's positions."""
     copies: int = field(init=False)
     """How often the model's input is to be repeated."""
 
@@ -66,6 +68,8 @@ class Plan:
         taking = [place for place, leaves in self.leaves.items() if any(map(_positions, leaves.values()))]
         object.__setattr__(self, "prefixes", taking)
         object.__setattr__(self, "by_row", partitions_rows(self.tree))
+        leaves = [leaf for own in self.leaves.values() for leaf in own.values()]
+        object.__setattr__(self, "gated", any(getattr(leaf, "gate", None) is not None for leaf in leaves))
         object.__setattr__(self, "copies", 1 if self.repeated else copies_of(self.tree))
         if not self.by_row:
             for place in self.leaves:
@@ -86,7 +90,12 @@ class Plan:
     @property
     def needs_call(self) -> bool:
         """Whether the plan must know the arguments of the base model's call."""
-        return self.by_row or bool(self.prefixes) or any(isinstance(p, BlockOutput | Prompt) for p in self.places)
+        return (
+            self.by_row
+            or self.gated
+            or bool(self.prefixes)
+            or any(isinstance(p, BlockOutput | Prompt) for p in self.places)
+        )
 
     def positions(self, rows: int) -> list[int]:
         """Return how many positions prefixes take in front of every row of a batch."""
@@ -200,4 +209,7 @@ def task_list(ids: Any) -> list[Any]:
 
 def _rows(listed: list[int]) -> Rows:
     first, last = listed[0], listed[-1]
-    return slice(first, last + 1) if last - first + 1 == len(listed) else torch.tensor(listed)
+    if last - first + 1 == len(listed):
+        return slice(first, last + 1)
+    with torch.inference_mode(False):  # kept, and used again in training
+        return torch.tensor(listed)

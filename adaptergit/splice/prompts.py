@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from adaptergit.errors import ModelError, UsageError
-from adaptergit.splice.head_hooks import shifted_right
+from adaptergit.splice.inputs import shifted_right
 from adaptergit.splice.interpret import Chain, HiddenState
 from adaptergit.splice.trace import first_tensors
 
@@ -53,8 +53,9 @@ def make_room(
     return named
 
 
-def own_mask(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def own_mask(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
     """Give embeddings that clear padding (DeBERTa's) the mask of their tokens, without the prompt's."""
+    kwargs = kwargs or {}
     mask, given = kwargs.get("mask"), first_tensors(args, {k: v for k, v in kwargs.items() if k != "mask"})
     if not isinstance(mask, torch.Tensor) or not given:
         return None
@@ -81,6 +82,19 @@ def widen(mask: torch.Tensor, length: int, value: int) -> torch.Tensor:
     return torch.cat([mask.new_full((mask.shape[0], length), value), mask], dim=1)
 
 
-def mask_in(value: Any) -> torch.Tensor | None:
-    """Return a mask if it is one of tokens, (batch, seq)."""
-    return value if isinstance(value, torch.Tensor) and value.dim() == 2 else None
+def mask_in(value: Any, known: int | None = None) -> torch.Tensor | None:
+    """Return a mask if it is one of tokens, (batch, seq).
+
+    Args:
+        value: A mask, or what ``generate`` makes of one for a cache of a fixed size: (batch, 1, queries, keys), bool or
+            added to the scores, or several of these by kind of attention.
+        known: Tokens that there are, those in a cache too; to read off from the last query what it sees. None: not.
+    """
+    if isinstance(value, dict):
+        value = value.get("full_attention")
+    if not isinstance(value, torch.Tensor):
+        return None
+    if value.dim() == 4 and known is not None:
+        last = value[:, 0, -1, :known]
+        return (last if last.dtype == torch.bool else last == 0).long()
+    return value if value.dim() == 2 else None

@@ -19,7 +19,8 @@ from torch import nn
 from adaptergit.splice.hooks import Undo, before
 
 if TYPE_CHECKING:
-    from adaptergit.splice.engine import Call, Engine
+    from adaptergit.splice.calls import Call
+    from adaptergit.splice.engine import Engine
     from adaptergit.splice.plan import Plan
 
 _FUNCTION = "_gradient_checkpointing_func"

@@ -16,7 +16,6 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from adaptergit.errors import DataError
 from adaptergit.splice.fusion import regularisation
-from adaptergit.splice.heads import StaticHead
 from adaptergit.splice.panel import Panel, adapters
 
 _FILE = "adapter_state.safetensors"
@@ -32,7 +31,6 @@ class _Adapters:
     model: Any
     args: Any
     state: Any
-    model_accepts_loss_kwargs: bool
 
     def __init__(self, model: Any = None, args: Any = None, **options: Any) -> None:
         panel = _panel(model)
@@ -41,10 +39,6 @@ class _Adapters:
             kind = panel.head_config(panel.active_head).type
             args.label_names = _LABELS.get(kind, ["labels"])
         super().__init__(model, args, **options)  # type: ignore[call-arg]
-        if panel is not None and panel.active_head is not None:
-            # What a head's loss is the mean of is this batch: Trainer is to weigh batches, as the head does not.
-            beside = not isinstance(panel.head_config(panel.active_head), StaticHead)
-            self.model_accepts_loss_kwargs = self.model_accepts_loss_kwargs and not beside
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Add the regulariser of a fusion that is trained (Pfeiffer et al. 2021, §3.2)."""

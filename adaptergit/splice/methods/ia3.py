@@ -46,6 +46,11 @@ class IA3(LowRank):
         super().__post_init__()
         require(self.r == 1 and self.dropout == 0, "IA3 has one factor for each output and no dropout: r=1, dropout=0")
 
+    @property
+    def embeds(self) -> bool:
+        """Where outputs are scaled, whatever the inputs are."""
+        return not self.use_gating and not self.feedforward_modules
+
     def build(self, host: Host) -> Parts:
         """Make the factors of every linear layer that the configuration names."""
         return self.put(host, lambda target, layer: IA3Site(self, target, layer), fused=True)
@@ -73,13 +78,18 @@ class IA3Site(nn.Module):
         self.factors = nn.Parameter(torch.empty(size))
         self.gate = Unfilled(target.inputs, len(target.slots)) if config.use_gating else None
 
+    @property
+    def replaces(self) -> bool:
+        """Whether it runs the layer anew, whatever came before."""
+        return self.scales_input
+
     def update(self, before: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
         """Return the factors of this input, (batch or 1, 1, outputs); in a Stack, factors multiply.
 
         Where inputs are scaled, return what the layer makes of the scaled input instead.
         """
         if self.scales_input:
-            out: torch.Tensor = self._host[0].forward(inputs * self.factors)
+            out: torch.Tensor = self._host[0].forward(inputs * self.factors.to(inputs.dtype))
             return out
         sizes = [stop - start for start, stop in self.target.slots]
         parts = [part.view(1, 1, -1) for part in torch.split(self.factors, sizes)]

@@ -65,6 +65,11 @@ class LoRA(LowRank):
         """``lora`` or ``dora``."""
         return "dora" if self.use_dora else "lora"
 
+    @property
+    def embeds(self) -> bool:
+        """Tokens pick columns of A; there is nothing that a gate could read."""
+        return not self.use_gating
+
     def scaling(self, r: int, alpha: float | None = None) -> float:
         """Return the factor of the update."""
         return (self.alpha if alpha is None else alpha) / (math.sqrt(r) if self.use_rslora else r)

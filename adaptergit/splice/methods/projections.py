@@ -42,6 +42,11 @@ class OnLinears(MethodConfig):
     dtype: str | None = None
     """Of the parameters, like "float16"; None: the host's."""
 
+    @property
+    def embeds(self) -> bool:
+        """Whether it is defined for layers that look tokens up."""
+        return False
+
     def __post_init__(self) -> None:
         require(
             isinstance(self.attn_matrices, tuple) and set(self.attn_matrices) <= set(_ORDER),
@@ -61,7 +66,10 @@ class OnLinears(MethodConfig):
                     f"{self.method} is not defined for a part of a fused layer",
                     hint=f"name all of {target.place.path}: target_modules",
                 )
-            parts.put(target.place, make(target, host.module(target.place.path)))
+            layer = host.module(target.place.path)
+            if isinstance(layer, nn.Embedding) and not self.embeds:
+                raise ModelError(f"{self.method} is not defined for an embedding", where=target.place.path)
+            parts.put(target.place, make(target, layer))
         return parts
 
 
@@ -157,7 +165,7 @@ def _by_path(config: OnLinears, host: Host) -> Iterator[Target]:
         ]
     for path in paths:
         place = known.get(path) or Linear(path)
-        if isinstance(place, Projection) and place.block in config.leave_out:
+        if config.leave_out and host.block_of(place) in config.leave_out:
             continue
         inputs, outputs = host.features(place)
         yield Target(place, inputs, outputs, ((0, outputs),))

@@ -78,15 +78,20 @@ def _module(host: Host, path: str) -> nn.Module:
 def run_with(module: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
     """Run a module with other parameters, without its hooks, and without changing it."""
     twin = copy.copy(module)
-    twin.__dict__ = {**module.__dict__, "_parameters": {**module._parameters, **parameters}}
+    own = {name: _like(value, module._parameters.get(name)) for name, value in parameters.items()}
+    twin.__dict__ = {**module.__dict__, "_parameters": {**module._parameters, **own}}
     out: torch.Tensor = type(module).forward(twin, inputs)  # a forward of the module's own is bound to it
     return out
+
+
+def _like(value: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    return value if own is None or not own.is_floating_point() else value.to(own.dtype)
 
 
 class _Replacing(nn.Module):
     """Runs a module with other parameters in its place."""
 
-    additive = False
+    additive, replaces = False, True
 
     def __init__(self, host: Any) -> None:
         super().__init__()

@@ -103,7 +103,11 @@ class FormSite(nn.Module):
         self.alpha = float((config.alpha_pattern or {}).get(path, config.alpha))
         self._host: list[Any] = [host]
         self.additive = config.kind in UPDATES
+        self.replaces = not self.additive
         if config.kind == "fourierft":
+            most = target.inputs * target.outputs
+            if config.n_frequency > most:
+                raise ModelError(f"n_frequency={config.n_frequency}: the matrix of {path} has {most} entries")
             generator = torch.Generator("cpu").manual_seed(config.random_loc_seed)
             entries = torch.randperm(target.inputs * target.outputs, generator=generator, device="cpu")
             self._chosen = entries[: config.n_frequency].clone()
