@@ -27,7 +27,7 @@ from adaptergit.indexes import client, word_on
 from adaptergit.judge import Asked, take_over, verified
 from adaptergit.mirror import Copied, copy_to_folder, fetched_all
 from adaptergit.package.names import is_allowed
-from adaptergit.pins import add_all, known_revocations, known_signers
+from adaptergit.pins import known_revocations, known_signers, remember
 from adaptergit.reference import Reference, Source, check_adapter_name, expand
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Known, Store
@@ -124,7 +124,8 @@ def import_bundle(
                 copied, verdicts = _all_in(folder, listed, takes_in, brought, policy, settings)
                 takes_in.keeps(settings.pins_path)
                 takes_in.keeps(settings.revocations_path)
-                add_all(settings, brought, revoked)  # only after everything in it was accepted
+                takes_in.keeps(settings.rotations_path)
+                remember(settings, brought, revoked)  # only after everything in it was accepted
                 for verdict in verdicts:
                     take_over(verdict, settings)
         except TrustError as error:

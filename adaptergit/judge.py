@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, TransportError, TrustError
 from adaptergit.indexes import Word, revoked
 from adaptergit.package import Card, Manifest, canonical, check_files, read_package
-from adaptergit.pins import add_all, known_revocations, known_signers
+from adaptergit.pins import known_revocations, known_rotation, known_signers, remember
 from adaptergit.reference import Reference
 from adaptergit.settings import Settings, cache_dir
 from adaptergit.store import Store
@@ -64,7 +64,9 @@ def verified(path: Path, asked: Asked) -> tuple[Verdict, Card]:
 def take_over(verdict: Verdict, settings: Settings) -> None:
     """Remember the keys that a verdict brought, and say what a person should know."""
     change = verdict.change
-    add_all(settings, (*((verdict.pin,) if verdict.pin else ()), *change.added), change.removed)
+    followed = (verdict.manifest.repository, change.path[-1].digest) if change.path else None
+    pins = (*((verdict.pin,) if verdict.pin else ()), *change.added)
+    remember(settings, pins, change.removed, followed=followed)
     for warning in verdict.warnings:
         # A registry of its own: told on every load, not once per process, and still under the caller's filters.
         warnings.warn_explicit(warning, AdaptergitWarning, __file__, 1, registry={})
@@ -115,7 +117,8 @@ def judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, a
         if not (found := [*asked.word.rotations, *asked.rotations()]):
             raise
         gone = (*wanted.revocations, *wanted.listed)
-        change = follow(found, principal, wanted.signers, gone, now, threshold=wanted.threshold)
+        after = known_rotation(settings, principal) if own else None
+        change = follow(found, principal, wanted.signers, gone, now, threshold=wanted.threshold, after=after)
         if change.contradiction:
             error.hint = f"{change.contradiction}: ask the publisher which one is theirs, and trust its key by hand"
         if not change:

@@ -97,6 +97,8 @@ def copy_to_folder(root: Path, found: Sequence[Fetched], settings: Settings, ans
         UsageError: The folder is something else.
         PackageError: The mirror holds another release of a version.
     """
+    from adaptergit.git import tree_oid
+
     begin_mirror(root)
     copied, signers, withdrawn = [], known_signers(settings), _withdrawn(found, settings, answers)
     for one in found:
@@ -108,7 +110,7 @@ def copy_to_folder(root: Path, found: Sequence[Fetched], settings: Settings, ans
             adapter=manifest.name,
             version=manifest.version,
             digest=one.digest,
-            tree=one.tree,
+            tree=tree_oid(one.path, len(one.tree)) if one.tree else "",  # a signature may have been added
             yanked=withdrawn.get((manifest.repository, manifest.name)),
         )
         own = [s for s in signers if s.names(manifest.repository) and s.key.fingerprint in one.verdict.signers]

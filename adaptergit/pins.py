@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -47,6 +47,8 @@ def known_signers(settings: Settings) -> list[AllowedSigner]:
 def pin_key(repository: str, key: str) -> AllowedSigner:
     """Let a key sign for a repository, or for every repository that a glob matches.
 
+    Which rotation of the repository was followed is forgotten: a person has decided anew.
+
     Args:
         repository: A principal such as ``github.com/acme/adapters``, or a glob.
         key: A public key line, or the path of a ``.pub`` file.
@@ -64,6 +66,8 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
         )
     signer = AllowedSigner((repository,), public_key(key), (MANIFEST_NAMESPACE,))
     add_pin(settings, signer)
+    if known_rotation(settings, repository) is not None:
+        _remove(settings.rotations_path, lambda line: line.startswith(f"{repository} "), repository)
     for one in known_revocations(settings):
         if one.key == signer.key.fingerprint and one.since is None:
             told = f"{one.key} is {one}" + ("" if one.severity == "warn" else ": it does not count, pinned or not")
@@ -177,12 +181,43 @@ def revoke(what: str, *, since: datetime | None = None, severity: str = "refuse"
     digest = what.removeprefix("sha256:") if what.startswith("sha256:") else None
     one = Revocation(None if digest else what, digest, since, severity, reason, str(path))
     (parsed,) = parse_revocations(one.line().encode(), source=str(path))
-    add_all(settings, (), [parsed])
+    remember(settings, (), [parsed])
     return parsed
 
 
-def add_all(settings: Settings, signers: Iterable[AllowedSigner], revocations: Iterable[Revocation]) -> None:
-    """Add pins and revocations: all, or none of them.
+def known_rotation(settings: Settings, principal: str) -> str | None:
+    """Return the digest of the rotation of a repository that was followed last, or None.
+
+    Raises:
+        TrustError: A line cannot be understood.
+    """
+    path, found = settings.rotations_path, None
+    for number, line in enumerate(_read(path).split("\n") if path.is_file() else (), 1):
+        if not line.strip():
+            continue
+        name, _, digest = line.partition(" ")
+        if not _IDENTITY.fullmatch(digest):
+            hint = "a line is host/org/repo sha256:…"
+            raise TrustError("this rotation cannot be understood", where=f"{path}:{number}", hint=hint)
+        if name == principal:
+            found = digest.removeprefix("sha256:")  # the last line counts
+    return found
+
+
+def remember(
+    settings: Settings,
+    signers: Sequence[AllowedSigner] = (),
+    revocations: Sequence[Revocation] = (),
+    *,
+    followed: tuple[str, str] | None = None,
+) -> None:
+    """Add pins and revocations, and which rotation was followed: all, or none of them.
+
+    Args:
+        settings: Where.
+        signers: Keys to pin.
+        revocations: What no longer counts.
+        followed: A repository, and the digest of its rotation that was followed last.
 
     Raises:
         StorageError: The disk is full, or may not be written to.
@@ -190,14 +225,20 @@ def add_all(settings: Settings, signers: Iterable[AllowedSigner], revocations: I
     lines = [one.line() for one in revocations]
     for line in lines:
         parse_revocations(line.encode(), source="a revocation")  # a line that cannot be read would stop everything
+    rotated = [] if followed is None else [f"{followed[0]} sha256:{followed[1]}"]
     # What takes a key away comes first: if the machine stops between the two, nothing counts that should not.
-    changes = [(settings.revocations_path, lines), (settings.pins_path, [format_signer(one) for one in signers])]
+    changes = [
+        (settings.revocations_path, lines),
+        (settings.rotations_path, rotated),
+        (settings.pins_path, [format_signer(one) for one in signers]),
+    ]
     with contextlib.ExitStack() as stack:
         steps = []
         for path, new in changes:
+            if not new:
+                continue  # nobody waits for a lock for nothing
             stack.enter_context(_locked(path))
-            old = _read(path) if path.is_file() else ""
-            if text := _with_lines(old, new):
+            if text := _with_lines(_read(path) if path.is_file() else "", new):
                 steps.append(stack.enter_context(_prepared(path, text)))
         for step in steps:
             step()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptergit.durable import scratch
-from adaptergit.errors import AdaptergitWarning, ReleaseError, TrustError, UsageError
-from adaptergit.pins import known_revocations, known_signers
+from adaptergit.errors import AdaptergitWarning, ReleaseError, StorageError, TrustError, UsageError
+from adaptergit.pins import known_revocations, known_rotation, known_signers, remember
 from adaptergit.publish import check_announced, principal_of, push_source, signing_key
-from adaptergit.settings import load_settings
+from adaptergit.settings import Settings, load_settings
 from adaptergit.trust import (
     MANIFEST_NAMESPACE,
     ROTATION,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from adaptergit.git import Clone
 
 _ANNOUNCED = ".adaptergit/allowed_signers"
+_FAR = datetime.max.replace(tzinfo=UTC)
+"""What another machine's clock has put into the future comes before what is signed now."""
 
 
 def rotate(
@@ -45,6 +47,8 @@ def rotate(
     clone: str | Path = ".",
     remote: str = "origin",
     repository: str | None = None,
+    pull_request: bool = False,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Rotation:
     """Name the key that comes after the one releases were signed with, and push that, signed with the old one.
 
@@ -59,10 +63,12 @@ def rotate(
         clone: Any folder inside the clone.
         remote: Git remote to push to.
         repository: The principal, where the remote's URL does not tell it.
+        pull_request: Announce the key in a new branch, where the branch itself is protected: the tag is what counts.
+        report: Told whom the rotation vouches for besides.
 
     Raises:
-        UsageError: No key, one that is there or was replaced, rotations that contradict each other or are signed by
-            nobody who is known, or not a clone.
+        UsageError: No key, fewer than this machine asks for, one that is there or was replaced, rotations that
+            contradict each other or are signed by nobody who is known, or not a clone.
         ReleaseError: The announced keys have changes that are not committed.
         TrustError: Signing failed.
         TransportError: The server cannot be reached, or refuses. The clone is as it was.
@@ -80,11 +86,16 @@ def rotate(
             where=str(here.root / _ANNOUNCED),
             hint=f"git commit {_ANNOUNCED}, or git restore it, then rotate again",
         )
+    settings = load_settings()
+    if len(old) < (needed := settings.threshold_for(principal)):
+        raise UsageError(
+            f"{needed} keys must sign for {principal}, and a rotation too", hint="name the others with --cosigner"
+        )
     new_key = signing_key(new)
     successor = new_key.public
     if successor in {one.public for one in old}:
         raise UsageError("that is the key there is", hint="make another one: adaptergit keygen PATH")
-    before = _rotations(here, remote, principal, [one.public for one in old])
+    before = _rotations(here, remote, principal, [one.public for one in old], settings)
     earlier = [Rotation.from_bytes(one.data) for one in before]
     replaced = {fingerprint for one in earlier for fingerprint in one.remove}
     for public in (successor, *(one.public for one in old)):
@@ -124,8 +135,30 @@ def rotate(
         for name, armored in _signatures(data, old, new_key).items():
             files[name] = folder / name
             files[name].write_bytes(armored)
-        push_rotation(here, remote, files, listing, SignedRotation(data, {}).mark)
+        signed = SignedRotation.of({name: path.read_bytes() for name, path in files.items()})
+        standing = sorted(key.fingerprint for key in named - set(added) if key.fingerprint not in {*replaced, *removed})
+        if standing:
+            report(f"and, by the rotations before it, which it vouches for, by {', '.join(standing)}")
+        push_rotation(here, remote, files, listing, signed.mark, branch=_branch(signed) if pull_request else None)
+    _remember(settings, principal, (*before, signed))
     return rotation
+
+
+def _branch(signed: SignedRotation) -> str:
+    return f"refs/heads/rotate/{signed.mark}"
+
+
+def _remember(settings: Settings, principal: str, chain: Sequence[SignedRotation]) -> None:
+    """Let this machine know what it has just said: the key that was replaced counts no longer here either."""
+    known = [one for one in known_signers(settings) if one.names(principal)]
+    change = follow(chain, principal, known, known_revocations(settings), datetime.now(UTC), after=chain[-1].digest)
+    added, removed = (change.added, change.removed) if known else ((), ())
+    try:
+        remember(settings, added, removed, followed=(principal, chain[-1].digest))
+    except StorageError as error:  # it is pushed all the same
+        warnings.warn(
+            f"the key is rotated, but this machine cannot remember it: {error}", AdaptergitWarning, stacklevel=3
+        )
 
 
 def _signatures(data: bytes, old: Sequence[SigningKey], new: SigningKey) -> dict[str, bytes]:
@@ -141,32 +174,44 @@ def _signatures(data: bytes, old: Sequence[SigningKey], new: SigningKey) -> dict
     return found
 
 
-def _rotations(here: Clone, remote: str, principal: str, keys: Sequence[PublicKey]) -> tuple[SignedRotation, ...]:
+def _rotations(
+    here: Clone, remote: str, principal: str, keys: Sequence[PublicKey], settings: Settings
+) -> tuple[SignedRotation, ...]:
     """Return the repository's rotations so far, which the next one comes after, and vouches for.
 
     Raises:
-        UsageError: There is one whose signers these keys, and those that this machine knows, do not vouch for.
+        UsageError: There is one for which these keys, and those that this machine knows, do not vouch, as many as sign
+            now; one that was followed before is gone; or there are too many.
     """
     from adaptergit.git import fetch_rotations
 
-    settings = load_settings()
     with scratch() as folder:
         reached = here.reached(push_source(here.remote_url(remote), here.root))
         found = fetch_rotations(reached, settings.limits, beside=folder, most=MAX_ROTATIONS)
+    if len(found) >= MAX_ROTATIONS:
+        raise UsageError(
+            f"there are {len(found)} rotations, and nobody follows more", hint="let an index recover the key"
+        )
     known = [*known_signers(settings), *(AllowedSigner((principal,), one, (MANIFEST_NAMESPACE,)) for one in keys)]
-    change = follow(map(SignedRotation.of, found), principal, known, known_revocations(settings), datetime.now(UTC))
+    change = follow(
+        map(SignedRotation.of, found), principal, known, known_revocations(settings), datetime.now(UTC),
+        threshold=len(keys), after=known_rotation(settings, principal), until=_FAR,
+    )  # fmt: skip
     if change.contradiction:
         raise UsageError(
-            change.contradiction, hint=f"remove the tag of the one that is not yours: {_delete(remote, 'DIGEST')}"
+            change.contradiction,
+            hint=f"remove the tag of one that is not yours: {_delete(remote, 'DIGEST')}\n"
+            f"or bring back one that is: git push {remote} refs/tags/adapters-rotations/DIGEST\n"
+            f"or, after a recovery, begin anew: adaptergit trust add {principal} 'KEY'",
         )
     if change.beyond:
         strange = change.beyond[0]
-        signers = ", ".join(sorted(key.fingerprint for key in strange.signers()))
+        signers = ", ".join(sorted(key.fingerprint for key in strange.signers())) or "nobody"
         raise UsageError(
-            f"a rotation signed by {signers} comes first, and this machine does not know that key",
+            f"a rotation signed by {signers} comes first, and this machine knows fewer than {len(keys)} of its signers",
             where=f"refs/tags/adapters-rotations/{strange.mark}",
-            hint=f"if it is a key of the repository's owners: adaptergit trust add {principal} 'KEY'\n"
-            f"if not: {_delete(remote, strange.mark)}",
+            hint=f"if it is of the repository's owners: adaptergit trust add {principal} 'KEY'\n"
+            f"if not, or if too few of them signed it: {_delete(remote, strange.mark)}",
         )
     return change.path
 

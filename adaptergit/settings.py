@@ -130,6 +130,11 @@ class Settings:
         return config_dir() / "revoked.jsonl"
 
     @property
+    def rotations_path(self) -> Path:
+        """Which rotation of a repository was followed last, one per line; may not exist."""
+        return config_dir() / "known_rotations"
+
+    @property
     def index_path(self) -> Path | None:
         """The local index file to search, if one is configured."""
         return None if self.index is None else config_dir() / expand(self.index)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("cannot mount a small file system here")
     yield small
     subprocess.run(["umount", str(small)], check=True)
+
+
+@contextmanager
+def machine_of(who: str) -> Iterator[None]:
+    """Be on somebody else's machine: with settings, pins and a store of its own."""
+    before = {name: os.environ[name] for name in ("ADAPTERGIT_CONFIG_DIR", "ADAPTERGIT_CACHE_DIR")}
+    os.environ |= {name: str(Path(value).parent / who / Path(value).name) for name, value in before.items()}
+    try:
+        yield
+    finally:
+        os.environ |= before
 
 
 def push_as_it_is(hub: Hub, data: bytes, *signers: SigningKey) -> None:

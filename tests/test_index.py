@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import Hub, git, push_as_it_is, snapshot
+from conftest import Hub, git, machine_of, push_as_it_is, snapshot
 from forge_simulator import Forge
 
 import adaptergit
@@ -432,11 +432,38 @@ def test_a_rotation_that_takes_the_place_of_another_tag_is_found(
     assert len(listed.repository.proofs(PRINCIPAL)) == 2
 
 
+def test_a_copy_with_other_signatures_takes_nothing_from_a_rotation(
+    listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
+) -> None:
+    rotation = rotate(other_key.path, key=hub.key.path, clone=hub.clone, repository=PRINCIPAL)
+    signed = SignedRotation(rotation.to_bytes(), {})
+    good = f"refs/tags/adapters-rotations/{signed.mark}"
+    away = hub.git("ls-remote", "origin", good).split("\t")[0]
+    push_as_it_is(hub, rotation.to_bytes(), generate_key(home / "stranger"))  # in its place
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=other_key.path)
+    listed.release()
+    assert listed.repository.proofs(PRINCIPAL) == []
+    hub.git("push", "-qf", "origin", f"{away}:{good}", f"{away}:refs/tags/adapters-rotations/0000000000000000")
+    listed.release()
+    (proof,) = listed.repository.proofs(PRINCIPAL)
+    assert proof.rotation.signers() >= {hub.key.public, other_key.public}
+    assert [one.version for one in listed.repository.entries(PRINCIPAL)] == ["1.0.0", "1.1.0"]
+    # What is kept counts, though the tag is gone and the source lists the new key only.
+    third = generate_key(home / "third")
+    rotate(third.path, key=other_key.path, clone=hub.clone, repository=PRINCIPAL)
+    hub.git("push", "-q", "origin", f":{good}")
+    listed.add(hub.url, other_key)
+    publish(source(b"y" * 5000, version="1.2.0"), clone=hub.clone, key=third.path)
+    listed.release()
+    assert [one.version for one in listed.repository.entries(PRINCIPAL)][-1] == "1.2.0"
+
+
 def test_what_a_thief_of_a_key_rotated_does_not_stop_who_was_recovered(
     listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
 ) -> None:
     thief, third = generate_key(home / "thief"), generate_key(home / "third")
-    stolen = rotate(thief.path, key=hub.key.path, clone=hub.clone, repository=PRINCIPAL)
+    with machine_of("elsewhere"):
+        stolen = rotate(thief.path, key=hub.key.path, clone=hub.clone, repository=PRINCIPAL)
     listed.release()
     # Of two that follow the same one, the index keeps to the first it saw.
     other = replace(stolen, add=(third.public,)).to_bytes()

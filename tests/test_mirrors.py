@@ -13,13 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Hub, snapshot
-from test_ladder import release
+from conftest import Hub, git, snapshot
+from test_ladder import forget, release
 
-from adaptergit.bundle import export_bundle
+from adaptergit.bundle import export_bundle, import_bundle
 from adaptergit.errors import PackageError, StorageError, UsageError
 from adaptergit.lock import lock
 from adaptergit.mirror import mirror
+from adaptergit.resolve import fetch
+from adaptergit.settings import Settings
+from adaptergit.trust import SigningKey, sign
 
 Source = Callable[..., Path]
 
@@ -144,3 +147,32 @@ def test_a_file_where_a_folder_must_be_is_said_to_be_in_the_way(hub: Hub, source
     with pytest.raises(UsageError, match="not a folder"):
         mirror([f"{hub.url}@sst2"], to=tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_signature_that_was_added_later_is_in_mirrors_and_bundles(
+    hub: Hub, source: Source, tmp_path: Path, other_key: SigningKey
+) -> None:
+    release(hub, source())
+    reference = f"{hub.url}@sst2==1.0.0"
+    fetch(reference)
+    mirror([reference], to=tmp_path / "m")
+    tag, name = "refs/tags/adapters/sst2/1.0.0", "manifest.json.12345678.sig"
+    signature = tmp_path / "signature"
+    signature.write_bytes(sign((hub.clone / "adapters/sst2/manifest.json").read_bytes(), other_key))
+    blob = git(hub.bare, "hash-object", "-w", str(signature))
+    listing = f"{git(hub.bare, 'ls-tree', tag)}\n100644 blob {blob}\t{name}\n"
+    made = ["git", "-C", str(hub.bare), "mktree"]
+    tree = subprocess.run(made, input=listing, text=True, capture_output=True, check=True).stdout.strip()
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.example")
+    git(hub.bare, "update-ref", tag, git(hub.bare, *who, "commit-tree", "-m", "x", tree))
+    fetch(reference, refresh=True)
+    mirror([reference], to=tmp_path / "m")
+    export_bundle(tmp_path / "a.tar", [reference])
+    hub.bare.rename(hub.bare.with_name("away.git"))
+    forget()
+    settings = Settings(mirrors=(("127.0.0.1/acme/adapters", ((tmp_path / "m").as_uri() + "/",)),))
+    found = fetch(reference, settings=settings)
+    assert (found.path / name).is_file()
+    forget()
+    import_bundle(tmp_path / "a.tar")
+    assert fetch(reference, offline=True).from_store

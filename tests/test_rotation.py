@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -16,19 +17,20 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import Hub, git, push_as_it_is, snapshot
+from conftest import Hub, git, machine_of, push_as_it_is, snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adaptergit.cli import main
 from adaptergit.errors import AdaptergitWarning, PackageError, ReleaseError, StorageError, TrustError, UsageError
 from adaptergit.git import Clone, push_rotation
+from adaptergit.locks import exclusively
 from adaptergit.package import BaseModel, File, Manifest, canonical
-from adaptergit.pins import known_revocations, known_signers, pin_key, revoke, unpin_key
+from adaptergit.pins import known_revocations, known_rotation, known_signers, pin_key, revoke, unpin_key
 from adaptergit.publish import publish
 from adaptergit.resolve import fetch, verify
-from adaptergit.rotate import rotate
-from adaptergit.settings import load_settings
+from adaptergit.rotate import rotate as rotate_here
+from adaptergit.settings import cache_dir, load_settings
 from adaptergit.trust import (
     ROTATION_NAMESPACE,
     AllowedSigner,
@@ -48,6 +50,12 @@ from adaptergit.trust.rotation import extending
 
 REPO = "github.com/acme/adapters"
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
+
+
+def rotate(*args: Any, **options: Any) -> Rotation:
+    """Rotate on the publisher's machine, which is not the user's."""
+    with machine_of("publisher"):
+        return rotate_here(*args, **options)
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +164,8 @@ def test_where_two_follow_the_same_one_nothing_is_followed(keys: list[SigningKey
     assert change.path == (one,)
     # Who knows what came after cannot be misled.
     assert counting(follow([one, two, forged], REPO, knowing(c), (), NOW), c) == {c.public}
-    assert extending([one, two], [forged, written([c], [thief], after=two)])[:2] == [one, two]
-    assert forged not in extending([one, two], [forged])
+    three = written([c], [thief], after=two)
+    assert extending([one, two], [forged, one, three]) == [one, three]
 
 
 def test_a_removed_key_is_not_added_again(keys: list[SigningKey]) -> None:
@@ -287,9 +295,9 @@ def test_users_follow_a_publisher_to_a_new_key(
     hub.trust()
     first = fetch(f"{hub.url}@sst2")
     time.sleep(1.1)  # a rotation's time has seconds
-    done = CliRunner().invoke(
-        main, ["rotate", str(other_key.path), "--key", str(hub.key.path), "--repo", str(hub.clone)]
-    )
+    with machine_of("publisher"):
+        argv = ["rotate", str(other_key.path), "--key", str(hub.key.path), "--repo", str(hub.clone)]
+        done = CliRunner().invoke(main, argv)
     assert done.exit_code == 0, done.output
     assert hub.git("status", "--porcelain") == ""
     announced = (hub.clone / ".adaptergit/allowed_signers").read_text()
@@ -367,7 +375,7 @@ def test_a_repository_cannot_take_away_the_keys_of_another(
     files = {name: tmp_path / name for name in ("rotation.json", "rotation.json.sig")}
     files["rotation.json"].write_bytes(data)
     files["rotation.json.sig"].write_bytes(sign(data, other_key, namespace=ROTATION_NAMESPACE))
-    push_rotation(Clone.at(clone), "origin", files, f"* {new.public.line}\n".encode(), "0" * 16)
+    push_rotation(Clone.at(clone), "origin", files, f"* {new.public.line}\n".encode(), SignedRotation(data, {}).mark)
     publish(source(b"x" * 5000, version="1.1.0", folder="evil-out"), clone=clone, key=new.path)
     with pytest.warns(AdaptergitWarning, match="new key"):
         fetch(f"{url}@sst2", refresh=True)
@@ -479,22 +487,140 @@ def test_a_rotation_of_unknown_keys_is_no_base_for_the_next(
     announce(hub, a, b, mate)
     publish(source(), clone=hub.clone, key=a.path)
     rotate(b.path, key=mate.path, keep=True, clone=hub.clone)
-    with pytest.raises(UsageError, match="does not know that key") as refused:
-        rotate(new.path, key=a.path, clone=hub.clone)
+    with pytest.raises(UsageError, match="comes first") as refused:
+        rotate_here(new.path, key=a.path, clone=hub.clone)
     assert f"adaptergit trust add {ACME}" in refused.value.hint
     pin_key(ACME, mate.public.line)
-    done = rotate(new.path, key=a.path, clone=hub.clone)
+    done = rotate_here(new.path, key=a.path, clone=hub.clone)
     assert done.previous is not None
     with pytest.raises(UsageError, match="replaced before"):
-        rotate(a.path, key=new.path, clone=hub.clone)
+        rotate_here(a.path, key=new.path, clone=hub.clone)
     # A thief of the key that was replaced says something else at the same place.
     push_as_it_is(hub, replace(done, add=(thief.public,)).to_bytes(), a)
     pin_key(ACME, a.public.line)
     with pytest.raises(UsageError, match="follow the same one") as refused:
-        rotate(third.path, key=new.path, clone=hub.clone)
+        rotate_here(third.path, key=new.path, clone=hub.clone)
     assert "git push origin :refs/tags/adapters-rotations/" in refused.value.hint
     unpin_key(a.public.fingerprint)
-    assert rotate(third.path, key=new.path, clone=hub.clone).previous == SignedRotation(done.to_bytes(), {}).digest
+    assert rotate_here(third.path, key=new.path, clone=hub.clone).previous == SignedRotation(done.to_bytes(), {}).digest
+
+
+def test_a_thief_who_takes_a_rotations_tag_away_is_followed_by_nobody(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    """Users remember what they followed, and owners what they signed: nothing else comes after it."""
+    a, b, c, thief, _ = keys
+    pin_key(ACME, a.public.line)
+    with machine_of("publisher"):
+        pin_key(ACME, a.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    first = rotate(b.path, key=a.path, clone=hub.clone)
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=b.path)
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        fetch(f"{hub.url}@sst2", refresh=True)
+    mark = SignedRotation(first.to_bytes(), {}).mark
+    hub.git("push", "-q", "origin", f":refs/tags/adapters-rotations/{mark}")
+    forged = Rotation(ACME, (thief.public,), (), datetime(2026, 11, 1, tzinfo=UTC))
+    push_as_it_is(hub, forged.to_bytes(), a)
+    with pytest.raises(UsageError, match="is not among") as refused:
+        rotate(c.path, key=b.path, clone=hub.clone)
+    assert "git push origin refs/tags" in refused.value.hint
+    # An owner without a memory vouches for the thief; who followed the first one does not.
+    with machine_of("new"):
+        pin_key(ACME, a.public.line)
+        told: list[str] = []
+        rotate_here(c.path, key=b.path, clone=hub.clone, report=told.append)
+        assert thief.public.fingerprint in told[0]
+    publish(source(b"y" * 5000, version="1.2.0"), clone=hub.clone, key=c.path)
+    with pytest.raises(TrustError) as not_followed:
+        fetch(f"{hub.url}@sst2", refresh=True)
+    assert "is not among" in not_followed.value.hint
+    # A person decides: the new key is trusted by hand, and what was followed is forgotten.
+    pin_key(ACME, c.public.line)
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.2.0"
+    assert known_rotation(load_settings(), ACME) is None
+
+
+def test_what_one_owner_of_two_signed_alone_is_no_base_for_what_both_sign(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, c, mole, _ = keys
+    announce(hub, a, b)
+    publish(source(), clone=hub.clone, key=a.path)
+    with machine_of("a"):
+        rotate_here(mole.path, key=a.path, keep=True, clone=hub.clone)
+    with machine_of("b"):
+        with pytest.raises(UsageError, match="fewer than 2"):
+            rotate_here(c.path, key=b.path, cosigners=[mole.path], clone=hub.clone)
+        folder = load_settings().pins_path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").write_text(f'[[policy]]\nmatch = "{ACME}"\nlevel = "enforce"\nthreshold = 2\n')
+        with pytest.raises(UsageError, match="2 keys must sign"):
+            rotate_here(c.path, key=b.path, clone=hub.clone)
+
+
+def test_whoever_followed_goes_on_from_there_though_the_new_key_did_not_sign(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey], tmp_path: Path
+) -> None:
+    """The new key's public half alone is at hand; its owner has followed as a user."""
+    a, b, c, *_ = keys
+    pin_key(ACME, a.public.line)
+    (tmp_path / "b.pub").write_text(b.public.line + "\n")
+    publish(source(), clone=hub.clone, key=a.path)
+    first = rotate(tmp_path / "b.pub", key=a.path, clone=hub.clone)
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=b.path)
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        fetch(f"{hub.url}@sst2", refresh=True)
+    done = rotate_here(c.path, key=b.path, clone=hub.clone)
+    assert done.previous == SignedRotation(first.to_bytes(), {}).digest
+
+
+def test_a_clock_that_is_fast_forks_no_chain(hub: Hub, source: Callable[..., Path], keys: list[SigningKey]) -> None:
+    a, b, c, *_ = keys
+    publish(source(), clone=hub.clone, key=a.path)
+    soon = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=5)
+    early = Rotation(ACME, (b.public,), (), soon)
+    push_as_it_is(hub, early.to_bytes(), a, b)
+    assert rotate(c.path, key=a.path, clone=hub.clone).previous == SignedRotation(early.to_bytes(), {}).digest
+
+
+def test_a_protected_branch_keeps_nobody_from_rotating(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, *_ = keys
+    pin_key(ACME, a.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    fetch(f"{hub.url}@sst2")
+    hook = hub.bare / "hooks" / "update"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text('#!/bin/sh\n[ "$1" != refs/heads/main ] || { echo protected >&2; exit 1; }\n')
+    hook.chmod(0o755)
+    head = hub.git("rev-parse", "HEAD")
+    with pytest.raises(ReleaseError) as refused:
+        rotate(b.path, key=a.path, clone=hub.clone)
+    assert "--pull-request" in refused.value.hint
+    rotate(b.path, key=a.path, clone=hub.clone, pull_request=True)
+    assert hub.git("rev-parse", "HEAD") == head
+    (branch,) = hub.git("ls-remote", "origin", "refs/heads/rotate/*").splitlines()
+    hub.git("fetch", "-q", "origin", branch.split("\t")[1])
+    assert b.public.line in hub.git("show", "FETCH_HEAD:.adaptergit/allowed_signers")
+    hook.unlink()
+    hub.git("merge", "-q", "FETCH_HEAD")
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=b.path)
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
+
+
+def test_a_load_that_brings_nothing_waits_for_nobodys_lock(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    pin_key(ACME, keys[0].public.line)
+    publish(source(), clone=hub.clone, key=keys[0].path)
+    fetch(f"{hub.url}@sst2==1.0.0")
+    settings = load_settings()
+    with exclusively(cache_dir() / "locks", str(settings.revocations_path)), ThreadPoolExecutor(1) as pool:
+        found = pool.submit(fetch, f"{hub.url}@sst2==1.0.0", offline=True).result(timeout=60)
+    assert found.from_store
 
 
 def test_a_contradiction_is_told(hub: Hub, source: Callable[..., Path], keys: list[SigningKey]) -> None:

@@ -167,6 +167,7 @@ def yank(name: str, version: str, reason: str, undo: bool, clone: Path, remote: 
 @clone_option
 @click.option("--remote", default="origin", show_default=True, help="Git remote to push to.")
 @_repository
+@click.option("--pull-request", is_flag=True, help="Announce it in a new branch, where the branch itself is protected.")
 @json_option
 def rotate(
     new: Path,
@@ -176,6 +177,7 @@ def rotate(
     clone: Path,
     remote: str,
     repository: str | None,
+    pull_request: bool,
     as_json: bool,
 ) -> None:
     """Sign the repository's releases with the key NEW from now on; the old key says so, and everybody follows.
@@ -189,12 +191,20 @@ def rotate(
     """
     from adaptergit.rotate import rotate as run
 
-    done = run(new, key=key, cosigners=cosigners, keep=keep, clone=clone, remote=remote, repository=repository)
+    told: list[str] = []
+    done = run(
+        new, key=key, cosigners=cosigners, keep=keep, clone=clone, remote=remote, repository=repository,
+        pull_request=pull_request, report=told.append,
+    )  # fmt: skip
     if as_json:
         added = [one.fingerprint for one in done.add]
         print_json({"repository": done.repository, "added": added, "removed": done.remove})
         return
     click.echo(f"{done.repository} is signed by {', '.join(one.fingerprint for one in done.add)} from now on")
+    for line in told:
+        click.echo(line)
+    if pull_request:
+        click.echo("merge the branch rotate/… into your own: it announces the key; users follow the tag")
     if done.remove:
         click.echo(f"no longer by {', '.join(done.remove)}")
     click.echo(f"publish with it: adaptergit publish … --key {new}")

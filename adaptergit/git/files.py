@@ -22,6 +22,11 @@ _INDEX_PATH = re.compile(
 _MAX_INDEX_BYTES = 2**31
 
 
+def rotation_mark(data: bytes) -> str:
+    """Return what the tag of a rotation is called: who sees the name knows what it holds."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
 def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) -> list[dict[str, bytes]]:
     """Return the files of every rotation that a repository holds, by name; what is none is left out.
 
@@ -45,13 +50,15 @@ def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) 
         git = fetch_objects(Path(folder) / "rotations", remote, list(refs), limits)
         small = replace(limits, files=32, file_bytes=2**16, package_bytes=2**20)
         found = []
-        for number, oid in enumerate(refs.values()):
+        for number, (ref, oid) in enumerate(refs.items()):
             target = Path(folder) / f"files-{number}"
             target.mkdir()
             with suppress(PackageError, NotFoundError):  # somebody's junk takes nothing from the others
                 if (tree := find_tree(git, oid)) is not None:
                     extract(git, tree, target, small, None)
-                    found.append({path.name: path.read_bytes() for path in target.iterdir()})
+                    files = {path.name: path.read_bytes() for path in target.iterdir()}
+                    if ref == f"{ROTATIONS}/{rotation_mark(files.get('rotation.json', b''))}":
+                        found.append(files)
         return found
 
 

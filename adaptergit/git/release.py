@@ -225,7 +225,15 @@ def yank_release(clone: Clone, remote: str, where: Remote, name: str, version: s
     clone.git.text("push", "--quiet", "--no-verify", "--", remote, f"{commit}:{mark}", protocols=_PROTOCOLS)
 
 
-def push_rotation(clone: Clone, remote: str, files: Mapping[str, Path], allowed_signers: bytes, mark: str) -> None:
+def push_rotation(
+    clone: Clone,
+    remote: str,
+    files: Mapping[str, Path],
+    allowed_signers: bytes,
+    mark: str,
+    *,
+    branch: str | None = None,
+) -> None:
     """Push a rotation as a tag of its own, and the branch with the keys it announces, in one step.
 
     Args:
@@ -234,9 +242,11 @@ def push_rotation(clone: Clone, remote: str, files: Mapping[str, Path], allowed_
         files: The rotation and its signatures.
         allowed_signers: The new ``.adaptergit/allowed_signers``.
         mark: Name of the tag below ``refs/tags/adapters-rotations/``.
+        branch: Push the keys to this new branch instead, for a pull request; the clone's branch and files stay.
 
     Raises:
-        TransportError: The server cannot be reached, or refuses. The clone is as it was.
+        ReleaseError: The server refused: the branch moved on, or is protected. The clone is as it was.
+        TransportError: The server cannot be reached. The clone is as it was.
     """
     oids = clone.store_files(files)
     tree = clone.make_tree(("100644", "blob", oid, name) for name, oid in oids.items())
@@ -249,8 +259,18 @@ def push_rotation(clone: Clone, remote: str, files: Mapping[str, Path], allowed_
     path = ".adaptergit/allowed_signers"
     commit = clone.commit(clone.replace(path, "blob", blob), title, [clone.head] if clone.head else [])
     # The tag is what counts; the branch only announces it.
-    pushed = push(clone.git, remote, (f"{tag_commit}:{tag}", f"{commit}:{clone.branch}"))
+    try:
+        pushed = push(clone.git, remote, (f"{tag_commit}:{tag}", f"{commit}:{branch or clone.branch}"))
+    except TransportError as error:
+        if "rejected" in error.what or "atomic" in error.what or "fetch first" in error.what:
+            raise ReleaseError(
+                f"the server refused the push: {error.what}",
+                hint="if the branch moved on: git pull, then rotate again; if it is protected: --pull-request",
+            ) from error
+        raise
     clone.git.text("update-ref", tag, tag_commit)
+    if branch is not None and pushed.refused is None:
+        return
     if pushed.refused is not None:
         message = f"the key is rotated, but the server did not take the branch ({pushed.refused.what}): add the new key"
         warnings.warn(f"{message} to {clone.root / '.adaptergit' / 'allowed_signers'}", AdaptergitWarning, stacklevel=2)

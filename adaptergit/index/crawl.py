@@ -156,8 +156,9 @@ def crawl_source(
     kept = [proof.rotation for proof in proofs if proof.kind == "rotation"]
     if rotations - {one.mark for one in kept} and (new := _new_rotations(source, remote, settings, kept, gone, now)):
         # What was there stays: a rotation whose tag is gone is still a rotation.
-        index.write_proofs(source.repository, [*proofs, *(Proof("rotation", r.data, r.signatures) for r in new)])
-        kept += new
+        fresh_proofs = {one.data: Proof("rotation", one.data, one.signatures) for one in new}
+        index.write_proofs(source.repository, list(({proof.data: proof for proof in proofs} | fresh_proofs).values()))
+        kept = [proof.rotation for proof in index.proofs(source.repository) if proof.kind == "rotation"]
     change = source.follow(kept, gone, now)
     signers, gone = [*source.signers("sources/"), *change.added], [*gone, *change.removed]
     for name, version in fresh:
@@ -267,15 +268,15 @@ def _new_rotations(
     revocations: list[Revocation],
     now: datetime,
 ) -> list[SignedRotation]:
-    """Return the rotations of the repository that come after those that are kept; of two, the first one seen counts."""
+    """Return the rotations that come after those that are kept, or have more signatures; the first one seen counts."""
     with tempfile.TemporaryDirectory(prefix="adaptergit-crawl-") as folder:
         try:
             found = fetch_rotations(remote, settings.limits, beside=Path(folder), most=MAX_ROTATIONS)
         except PackageError:
             return []
-    have = {one.digest for one in kept}
+    have = {one.digest: set(one.signatures.values()) for one in kept}
     path = source.follow(kept, revocations, now, found=map(SignedRotation.of, found)).path
-    return [one for one in path if one.digest not in have]
+    return [one for one in path if set(one.signatures.values()) != have.get(one.digest)]
 
 
 def _in_turns(principals: list[str], one: Callable[[str], Crawled], jobs: int) -> list[Crawled]:

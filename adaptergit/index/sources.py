@@ -156,7 +156,7 @@ class SourceFile:
             return follow(rotations, self.repository, signers, revocations, now, threshold=self.threshold)
 
         change = along(kept)
-        return along(extending(change.path, found)) if (found := list(found)) else change
+        return along([*kept, *extending(change.path, found)]) if (found := list(found)) else change
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; what is empty is left out."""

@@ -167,7 +167,10 @@ def add_to_mirror(
     # A signature that was added later lies beside those that are listed.
     more = () if before is None else (name for name in before.files if (target / name).is_file())
     files = tuple(sorted({*(path.name for path in package.iterdir()), *more}))
-    after = Mirrored(version, digest, (before.tree if before else "") or tree, files)
+    # The tree is of exactly these files: of those that are there now, or of those that were, or it is not known.
+    own = tree if files == tuple(sorted(path.name for path in package.iterdir())) else ""
+    kept = before.tree if before is not None and before.files == files else ""
+    after = Mirrored(version, digest, own or kept, files)
     marks = known.yanked if yanked is None else yanked
     if after != before or marks != known.yanked:
         releases = sorted(

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from adaptergit.errors import PackageError, TrustError
@@ -36,7 +37,8 @@ MAX_BYTES = 64 * 1024
 MAX_ROTATIONS = 64
 """Of one repository."""
 _MOST = 4 * MAX_ROTATIONS
-"""That are looked at: those of the repository, and those that indexes kept."""
+"""Different ones that are looked at: those of the repository, and those that indexes kept."""
+_MOST_SIGNATURES = 32
 
 
 @dataclass(frozen=True)
@@ -105,17 +107,22 @@ class SignedRotation:
         """What its tag is called below ``refs/tags/adapters-rotations/``."""
         return self.digest[:16]
 
-    def signers(self) -> frozenset[PublicKey]:
-        """Return the keys that signed it validly.
+    def with_signatures(self, other: SignedRotation) -> SignedRotation:
+        """Return it with another copy's signatures too, as far as there is room."""
+        found = dict(self.signatures)
+        for armored in other.signatures.values():
+            if armored not in found.values() and len(found) < _MOST_SIGNATURES:
+                found[f"{ROTATION}.{canonical.sha256(armored)[:8]}.sig"] = armored
+        return replace(self, signatures=found)
 
-        Raises:
-            TrustError: A signature is broken.
-        """
+    def signers(self) -> frozenset[PublicKey]:
+        """Return the keys that signed it validly; what is no valid signature is passed over."""
         keys = set()
         for armored in self.signatures.values():
-            signature = parse_signature(armored)
-            verify_signature(signature, self.data, ROTATION_NAMESPACE)
-            keys.add(signature.key)
+            with suppress(PackageError, TrustError):
+                signature = parse_signature(armored)
+                verify_signature(signature, self.data, ROTATION_NAMESPACE)
+                keys.add(signature.key)
         return frozenset(keys)
 
     @classmethod
@@ -149,6 +156,8 @@ def follow(
     now: datetime,
     *,
     threshold: int = 1,
+    after: str | None = None,
+    until: datetime | None = None,
 ) -> Change:
     """Follow the rotations of a repository from the keys that count to those that count from now on.
 
@@ -160,10 +169,17 @@ def follow(
         repository: The principal.
         signers: Whose keys count before.
         revocations: Keys whose word does not count, for rotations neither.
-        now: Rotations that take effect later are not followed.
+        now: The time.
         threshold: How many different keys must have signed each.
+        after: Digest of the one that was followed last: the chain up to it is taken as it is, and another is not
+            followed.
+        until: Rotations that take effect later are not followed; default: ``now``.
     """
-    following = _linked(rotations, repository, now)
+    following = _linked(rotations, repository, until or now)
+    settled = _up_to(after, following)
+    if after is not None and not settled:
+        gone_since = f"the rotation {after[:16]}, which was followed before, is not among the repository's any more"
+        return Change(contradiction=gone_since)
     known = [s for s in signers if s.names(repository)]
     gone = {one.key for one in revocations if one.severity == "refuse" and one.repository in (None, repository)}
     added: list[AllowedSigner] = []
@@ -172,7 +188,8 @@ def follow(
     while True:
         nexts = following[path[-1].digest if path else None]
         counting = {s.key for s in known if s.key.fingerprint not in gone and not s.refusal(MANIFEST_NAMESPACE, now)}
-        endorsed = [link for link in nexts if _endorsed(link, following, counting, max(1, threshold))]
+        endorsed = [link for link in nexts if link.digest in settled]
+        endorsed = endorsed or [one for one in nexts if _endorsed(one, following, counting, max(1, threshold))]
         if not endorsed:
             return Change(tuple(added), tuple(removed), tuple(path), tuple(one.found for one in nexts))
         if len(endorsed) > 1:  # who was added before may be the thief: nobody is
@@ -199,10 +216,29 @@ def follow(
         added += new
 
 
+def _up_to(digest: str | None, following: _Following) -> set[str]:
+    """Return the digests of a rotation and all before it; none if one is missing."""
+    links = {link.digest: link for listed in following.values() for link in listed}
+    found: set[str] = set()
+    while digest is not None:
+        if digest not in links:
+            return set()
+        found.add(digest)
+        digest = links[digest].rotation.previous
+    return found
+
+
 def extending(kept: Sequence[SignedRotation], found: Iterable[SignedRotation]) -> list[SignedRotation]:
-    """Return what was accepted before, and what was found and does not contradict it: the first one seen counts."""
-    settled = {rotation.previous for one in kept if (rotation := _well_formed(one)) is not None}
-    return [*kept, *(one for one in found if (r := _well_formed(one)) is not None and r.previous not in settled)]
+    """Return what was found and does not contradict what was accepted before: the first one seen counts.
+
+    Copies of what was accepted stay: they may have more signatures.
+    """
+    settled = {rotation.previous: one.digest for one in kept if (rotation := _well_formed(one)) is not None}
+    return [
+        one
+        for one in found
+        if (rotation := _well_formed(one)) is not None and settled.get(rotation.previous, one.digest) == one.digest
+    ]
 
 
 @dataclass(frozen=True)
@@ -220,14 +256,14 @@ _Following = Mapping[str | None, Sequence[_Link]]
 
 
 def _linked(rotations: Iterable[SignedRotation], repository: str, now: datetime) -> _Following:
-    links: dict[str, _Link] = {}
-    for one in list(rotations)[:_MOST]:
-        link = _link(one, repository, now)
-        if link is not None and (same := links.get(link.digest)) is not None:  # with other signatures
-            signatures = {**same.found.signatures, **one.signatures}
-            link = _Link(SignedRotation(one.data, signatures), link.digest, link.rotation, link.signers | same.signers)
-        if link is not None:
-            links[link.digest] = link
+    found: dict[str, SignedRotation] = {}
+    for one in rotations:
+        same = found.get(one.digest)
+        if same is not None:  # perhaps with other signatures
+            found[one.digest] = same.with_signatures(one)
+        elif len(found) < _MOST:
+            found[one.digest] = one
+    links = {link.digest: link for one in found.values() if (link := _link(one, repository, now)) is not None}
     following: dict[str | None, list[_Link]] = defaultdict(list)
     for link in links.values():
         following[link.rotation.previous].append(link)
@@ -245,10 +281,7 @@ def _link(one: SignedRotation, repository: str, now: datetime) -> _Link | None:
     rotation = _well_formed(one)
     if rotation is None or rotation.repository != repository or rotation.effective > now:
         return None
-    try:
-        return _Link(one, one.digest, rotation, one.signers())
-    except (PackageError, TrustError):
-        return None
+    return _Link(one, one.digest, rotation, one.signers())
 
 
 def _endorsed(link: _Link, following: _Following, counting: set[PublicKey], threshold: int) -> bool:
