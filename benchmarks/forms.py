@@ -129,7 +129,7 @@ def trained(raw: dict[str, Any]) -> Result:
     for name, row in raw["rows"].items():
         who = "adapters" if "by adapters" in name else "transformers" if name.startswith("full") else "ours"
         scores = [run["accuracy"] for run in row["runs"].values()]
-        shown = f"{name}, {len(scores)} seeds"
+        shown = f"{name}, {len(scores)} seed{'s' if len(scores) > 1 else ''}"
         result.rows.append(Row("accuracy", who, shown, row["accuracy"], "%", min(scores), max(scores)))
         result.rows.append(Row("trained parameters", who, name, row["parameters"], "parameters"))
         result.rows.append(Row("on disk, with the head", who, name, row["bytes"], "bytes"))

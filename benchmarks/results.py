@@ -199,7 +199,7 @@ def number(value: float, unit: str) -> str:
         return f"{value:.0f} bytes"
     if unit == "%":
         return f"{100 * value:.1f} %"
-    return f"× {value:.4g}" if unit == "x" else f"{value:,.6g} {unit}"
+    return f"× {value:.4g}" if unit == "x" else f"{value:,.0f} {unit}" if value >= 1e6 else f"{value:,.6g} {unit}"
 
 
 def busy(about: dict[str, Any]) -> list[str]:
