@@ -645,7 +645,7 @@ def locked(scene: Scene) -> tuple[Any, Path, dict[str, Any]]:
     return hub, file, json.loads(file.read_text())
 
 
-@attack("locked-release-that-was-swapped", SWAPPED, TrustError, r"you pinned")
+@attack("locked-release-that-was-swapped", SWAPPED, TrustError, r"the tree beside it holds")
 def swapped(scene: Scene) -> Strike:
     """By the publisher, signed and all."""
     from attacks_table import content_of, put_commit, put_object, put_tree, retag
@@ -671,7 +671,7 @@ def swapped(scene: Scene) -> Strike:
     return lambda: fetch(f"{hub.url}@sst2==1.0.0", lock=file)
 
 
-@attack("lock-with-another-digest", SWAPPED, TrustError, r"you pinned 0{64}")
+@attack("lock-with-another-digest", SWAPPED, TrustError, r"says 0{64}, and the tree beside it holds")
 def lock_other_digest(scene: Scene) -> Strike:
     hub, file, raw = locked(scene)
     raw["adapters"][0]["manifest_sha256"] = "0" * 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import math
 import sys
 import threading
@@ -20,6 +21,7 @@ from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice import CausalLMHead, ClassificationHead, adapters
 from adaptergit.splice.methods import TunedParameters
 
+NEWEST = int(transformers.__version__.partition(".")[0]) >= 5
 IDS = torch.randint(5, 60, (3, 8), generator=torch.Generator().manual_seed(3))
 
 
@@ -136,6 +138,29 @@ def test_an_interrupted_call_leaves_nothing_to_the_next() -> None:
     assert torch.equal(generated(), expected)
 
 
+def test_what_an_interrupted_call_left_is_cleared_wherever_one_looks_next() -> None:
+    model = tiny_model("bert", "AutoModelForSequenceClassification")
+    plain, hidden_plain = model(IDS).logits, model.bert(IDS)[0]
+    panel = adapters(model)
+    noisy(panel, a="lora", b="lora")
+    for check in ("base", "detach", "merge"):
+        panel.active = "MultiTask(a, b)"
+        context = contextvars.copy_context()
+        context.run(interrupted, model, "bert.encoder.layer.1", lambda: model(IDS, task_ids=[0, 1, 0]))
+        panel.active = None
+        if check == "base":
+            assert torch.equal(model.bert(IDS)[0], hidden_plain)
+        elif check == "merge":
+            panel.merge("a")
+            panel.unmerge("a")
+        assert torch.equal(model(IDS).logits, plain)
+    panel.active = "Parallel(a, b)"
+    interrupted(model, "bert.encoder.layer.1", lambda: model(IDS))
+    assert len(model.bert(IDS)[0]) == 6
+    panel.detach()
+    assert torch.equal(model(IDS).logits, plain)
+
+
 def test_what_stands_in_for_a_vocabulary_is_taken_back_after_an_interrupt() -> None:
     torch.manual_seed(0)
     sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "vocab_size": 80}
@@ -235,6 +260,71 @@ def test_a_cache_of_a_fixed_size_hides_no_padding(name: str) -> None:
 
     static = generated(cache_implementation="static", disable_compile=True)
     torch.testing.assert_close(static, generated(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not NEWEST, reason="of transformers 5")
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_windows_hide_no_tokens_from_who_counts_them(kind: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 80, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+    more = {"num_key_value_heads": 2, "intermediate_size": 64, "sliding_window": 4, "max_position_embeddings": 64}
+    more |= {"use_sliding_window": True, "max_window_layers": 0} if kind == "qwen2" else {}
+    config = transformers.AutoConfig.for_model(kind, **sizes, **more)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    panel = adapters(model)
+    noisy(panel, r="loreft[prefix_positions=2, dropout=0.0]")
+    panel.active = "r"
+    mask = torch.ones_like(IDS)
+    mask[1, :3] = 0
+    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "pad_token_id": 0}
+    found = [
+        torch.stack(model.generate(IDS, attention_mask=mask, return_dict_in_generate=True, **options, **more).logits)
+        for more in ({}, {"cache_implementation": "static", "disable_compile": True})
+    ]
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not NEWEST, reason="transformers 4 refuses them itself")
+def test_masks_of_more_dimensions_are_read_or_refused() -> None:
+    model = tiny_model("bert")
+    panel = adapters(model)
+    noisy(panel, r="loreft[prefix_positions=2, dropout=0.0]", p="prompt_tuning[prompt_length=2]")
+    panel.active = "r"
+    mask = torch.ones_like(IDS)
+    mask[1, :3] = 0
+    wide = torch.zeros(3, 1, 8, 8).masked_fill(mask[:, None, None, :] == 0, torch.finfo(torch.float32).min)
+    torch.testing.assert_close(hidden(model, attention_mask=wide), hidden(model, attention_mask=mask))
+    panel.active = "p"
+    with pytest.raises(UsageError, match="masks of tokens"):
+        hidden(model, attention_mask=wide)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_prefix_and_a_cache_go_together_or_are_refused(attention: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 80, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BertConfig(**sizes, intermediate_size=64, is_decoder=True)
+    model = transformers.BertLMHeadModel._from_config(config, attn_implementation=attention).eval()
+    panel = adapters(model)
+    noisy(panel, p="prefix_tuning_flat[prefix_length=3]")
+    panel.active = "p"
+    with torch.no_grad():  # a decoder sees what is before, with a mask and without
+        whole = model(IDS, use_cache=False).logits
+        masked = model(IDS, attention_mask=torch.ones_like(IDS), use_cache=False).logits
+        shorter = model(IDS[:, :5], use_cache=False).logits
+    torch.testing.assert_close(whole, masked)
+    torch.testing.assert_close(whole[:, :5], shorter, atol=1e-5, rtol=1e-4)
+    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "pad_token_id": 0}
+
+    def generated(**more: Any) -> torch.Tensor:
+        return torch.stack(model.generate(IDS, return_dict_in_generate=True, **options, **more).logits)
+
+    without = generated(use_cache=False)
+    if NEWEST:
+        torch.testing.assert_close(generated(), without, atol=1e-4, rtol=1e-4)
+    else:
+        with pytest.raises(ModelError, match="use_cache=False"):
+            generated()
 
 
 def test_gates_are_means_over_one_row() -> None:
@@ -400,6 +490,18 @@ def test_a_trainer_that_counts_labels_does_not_spoil_the_loss_of_a_head(head: An
     panel.active = None
     with suppress(AttributeError):
         assert model.accepts_loss_kwargs
+
+
+def test_a_head_that_answers_for_all_rows_of_a_parallel_counts_them_all() -> None:
+    model = tiny_model("llama", "AutoModelForCausalLM")
+    panel = adapters(model)
+    noisy(panel, a="lora", b="seq_bn")
+    panel.add_head("h", ClassificationHead(num_labels=2))
+    panel.activate("Parallel(a, b)", head="h")
+    labels = torch.tensor([0, 1, 1])
+    with torch.no_grad():
+        plain, counted = model(IDS, labels=labels).loss, model(IDS, labels=labels, num_items_in_batch=3).loss
+    torch.testing.assert_close(counted, plain)
 
 
 def test_inputs_of_three_dimensions_are_flattened_for_choices_only() -> None:

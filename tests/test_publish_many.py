@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import Hub, git, snapshot
+from conftest import Hub, git, machine_of, snapshot
 from test_hub import state
 
 from adaptergit.cli import main
@@ -311,7 +311,8 @@ def test_a_key_is_rotated_at_such_a_server_too(hub: Hub, source: Source, other_k
     git(hub.bare, "config", "receive.advertiseAtomic", "false")
     hub.trust()
     publish(source(), clone=hub.clone, key=hub.key.path)
-    rotate(other_key.path, key=hub.key.path, clone=hub.clone)
+    with machine_of("publisher"):
+        rotate(other_key.path, key=hub.key.path, clone=hub.clone)
     publish(source(version="1.1.0"), clone=hub.clone, key=other_key.path)
     with pytest.warns(AdaptergitWarning, match="has a new key"):
         assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"

@@ -426,9 +426,11 @@ def test_filtering_in_a_browser(page: Any, rich: Path, served: Any) -> None:
     page.get_by_label("Method", exact=True).select_option("lora")
     page.get_by_label("Search").first.fill("reviews sentiment")
     page.wait_for_url("**language=sw**method=lora**q=reviews+sentiment**")
-    page.locator("#hits li .name").first.wait_for()
-    for tags in page.locator("#hits ul.tags").all():
-        assert {"sw", "lora"} <= set(tags.inner_text().split("\n"))
+    # What was found before may stand there for a moment.
+    page.wait_for_function("""() => {
+        const found = [...document.querySelectorAll("#hits ul.tags")].map((tags) => tags.innerText.split("\\n"));
+        return found.length && found.every((tags) => tags.includes("sw") && tags.includes("lora"));
+    }""")
     # A link to a search is a search.
     page.goto(f"{address}/index.html?language=am&task=wiki-ar")
     page.get_by_text("Nothing found").wait_for()

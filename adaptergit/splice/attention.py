@@ -289,6 +289,16 @@ class _ByProjections(_Own):
         prefix = self.prefix
         if prefix is None or kwargs is None:
             return None
+        across = any(kwargs.get(name) is not None for name in ("encoder_hidden_states", "key_value_states"))
+        past = kwargs.get("past_key_values", kwargs.get("past_key_value"))
+        if not across and past is not None and _is_filled(past, getattr(self.module, "layer_idx", None)):
+            raise ModelError(
+                f"in transformers 4, {type(self.module).__name__} keeps prefixes among what it has seen",
+                hint="generate(…, use_cache=False), or transformers 5",
+            )
+        if not across and getattr(self.module, "is_decoder", False) and _none_given(args, kwargs):
+            kwargs = {**kwargs, "attention_mask": _before_only(args, kwargs)}
+            args = args[:1]
         named = next((name for name in ("attention_mask", "mask") if kwargs.get(name) is not None), None)
         if named is not None:
             return args, {**kwargs, named: self._wide(kwargs[named], prefix)}
@@ -332,6 +342,23 @@ class _ByProjections(_Own):
         length = 0 if self.prefix is None else self.prefix.length
         bias: torch.Tensor = type(self.module).disentangled_attention_bias(self.module, query, key[:, length:], *args)
         return F.pad(bias, (length, 0))
+
+
+def _is_filled(past: Any, layer: int | None) -> bool:
+    return hasattr(past, "get_seq_length") and bool(past.get_seq_length(layer or 0))
+
+
+def _none_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return not any(kwargs.get(name) is not None for name in ("attention_mask", "mask")) and not any(
+        isinstance(value, torch.Tensor) for value in args[1:]
+    )
+
+
+def _before_only(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """Return the mask of a decoder that was given none, (1, 1, queries, keys); the fused function's moves."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    mask: torch.Tensor = hidden.new_full((hidden.shape[1], hidden.shape[1]), torch.finfo(hidden.dtype).min).triu(1)
+    return mask[None, None]
 
 
 class _ByOneProjection(_Own):

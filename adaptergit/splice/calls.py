@@ -62,16 +62,29 @@ class Call:
 def hook_tasks(model: nn.Module, engine: Engine) -> list[Undo]:
     """Let a call name the tasks of its rows, ``model(…, task_ids=[0, 1, …])``; to be hooked after all others."""
     undo: list[Undo] = []
-    for module in {base_of(model): 0, model: 0}:  # also where the base is called by itself
-        tasks = _Tasks(engine, f"{_TASKS} of {type(module).__name__}")
+    for module, key in _doors(model):  # also where the base is called by itself
+        tasks = _Tasks(engine, model, key)
         undo += [before(module, tasks.begin, prepend=True), after(module, tasks.end, always_call=True)]
     return undo
+
+
+def _doors(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    return [(module, f"{_TASKS} of {type(module).__name__}") for module in {base_of(model): 0, model: 0}]
+
+
+def clear_interrupted(model: nn.Module, engine: Engine) -> None:
+    """Clear what a call of this thread has left that did not come to its end (Ctrl-C)."""
+    for module, key in _doors(model):
+        if engine.holds(key) and not is_running(module):
+            engine.take(key).__exit__(None, None, None)
+    if engine.outer and not is_running(model):
+        engine.outer = 0
 
 
 def hook_call(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engine) -> list[Undo]:
     """Look at the arguments of every call: of the base model, of its encoder alone, and of the model's own class."""
     called = called_of(base)
-    begin = _Begin(engine, tuple(inspect.signature(called.forward).parameters))
+    begin = _Begin(engine, model, tuple(inspect.signature(called.forward).parameters))
     undo = [before(called, begin, prepend=True), after(called, _End(engine), always_call=True)]
     encoder = getattr(base, "encoder", None)
     if model is not base:
@@ -87,10 +100,11 @@ class _Tasks:
     """Send the rows of a call to the children of a MultiTask that it names."""
 
     engine: Engine
+    model: nn.Module
     key: str
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
-        self.end()  # of a call that was interrupted
+        clear_interrupted(self.model, self.engine)
         if kwargs is None or (given := kwargs.get("task_ids")) is None:
             return None
         override = self.engine.override(self.engine.current().for_tasks(given))
@@ -230,11 +244,14 @@ class _Begin:
     """Look at the base model's arguments; repeat them for Parallel, make room for a prompt."""
 
     engine: Engine
+    model: nn.Module
     names: tuple[str, ...]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         if kwargs is None:
             return None
+        if self.engine.outer:
+            clear_interrupted(self.model, self.engine)
         plan = self.engine.current()
         named = {**dict(zip(self.names, args, strict=False)), **kwargs}
         copies = 1 if self.engine.outer else plan.copies
@@ -243,10 +260,9 @@ class _Begin:
         past = named.get("past_key_values")
         seen = 0 if past is None or not hasattr(past, "get_seq_length") else int(past.get_seq_length())
         ids = next((named[n] for n in ("input_ids", "inputs_embeds") if isinstance(named.get(n), torch.Tensor)), None)
-        decodes = ids is not None and past is not None
         call = Call(
             rows * copies,
-            mask_in(named.get("attention_mask"), seen + ids.shape[1] if ids is not None and decodes else None),
+            mask_in(named.get("attention_mask"), None if ids is None else seen + ids.shape[1]),
             mask_in(named.get("decoder_attention_mask")),
             seen,
         )

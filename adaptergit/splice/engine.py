@@ -20,7 +20,7 @@ from torch import nn
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import Projection, Site, base_of, called_of
 from adaptergit.splice.attention import Binding, bind
-from adaptergit.splice.calls import Call, Generate, hook_call, hook_tasks
+from adaptergit.splice.calls import Call, Generate, clear_interrupted, hook_call, hook_tasks
 from adaptergit.splice.embeddings import hook_embeddings
 from adaptergit.splice.head_hooks import hook_copies, hook_heads
 from adaptergit.splice.heads import Pooling
@@ -84,11 +84,13 @@ class Engine:
         with self._lock:
             self._overriding.append(plan)
             self._install()
-        token = _OVERRIDES.set({**_OVERRIDES.get(), id(self): plan})
+        before = _OVERRIDES.get().get(id(self))
+        _OVERRIDES.set({**_OVERRIDES.get(), id(self): plan})
         try:
             yield
-        finally:
-            _OVERRIDES.reset(token)
+        finally:  # perhaps in another context, where what an interrupted call left is cleared
+            others = {key: value for key, value in _OVERRIDES.get().items() if key != id(self)}
+            _OVERRIDES.set(others if before is None else {**others, id(self): before})
             with self._lock:
                 self._overriding.remove(plan)
                 self._install()
@@ -107,6 +109,7 @@ class Engine:
     @property
     def overridden(self) -> bool:
         """Whether some thread uses another plan now."""
+        clear_interrupted(self._model, self)
         return bool(self._overriding)
 
     def run(self, place: Place, state: S) -> S:
@@ -218,6 +221,10 @@ class Engine:
     def put(self, key: str, value: Any) -> None:
         """Remember something of this thread's running call."""
         self._memory()[key] = value
+
+    def holds(self, key: str) -> bool:
+        """Tell whether something is remembered."""
+        return key in self._memory()
 
     def take(self, key: str) -> Any:
         """Return what was remembered, or None, and forget it."""

@@ -164,7 +164,15 @@ class _Answer:
         if output is None or not isinstance(output[0], torch.Tensor):
             raise ModelError("the base model gave no hidden state for the head to read")
         heads = self.engine.current().answers(output[0].shape[0])
-        answers = [self._answer(head, self._call(head, output, pending, rows), pending.total) for head, rows in heads]
+        # A head that answers for all rows sees them as often as Parallel repeats them.
+        copies = self.engine.current().copies
+        totals = [
+            pending.total if rows is not None or pending.total is None else pending.total * copies for _, rows in heads
+        ]
+        answers = [
+            self._answer(head, self._call(head, output, pending, rows), total)
+            for (head, rows), total in zip(heads, totals, strict=True)
+        ]
         if len(answers) == 1:
             return answers[0].to_tuple() if pending.as_tuple else answers[0]
         losses = [answer["loss"] for answer in answers if answer.get("loss") is not None]

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from adaptergit.errors import UsageError
+
 if TYPE_CHECKING:
     from adaptergit.splice.plan import Plan
 
+_PICTURES = ("pixel_values", "pixel_values_videos")
 _BY_PADDING = "create_position_ids_from_input_ids"
 
 
@@ -23,6 +26,11 @@ def shift_positions(base: nn.Module, named: dict[str, Any], plan: Plan, seen: in
     tokens = ids if ids is not None else named["inputs_embeds"]
     given, counted = named.get("position_ids"), None
     if given is None:
+        if hasattr(base, "get_rope_index") and any(named.get(name) is not None for name in _PICTURES):
+            raise UsageError(
+                "a prefix that takes positions needs those of pictures",
+                hint="pass position_ids of model.get_rope_index(…)",
+            )
         given, counted = own_positions(base, named, seen)
     listed = plan.positions(tokens.shape[0])
     taken: Any = listed[0] if len(set(listed)) == 1 else torch.tensor(listed, device=tokens.device)[:, None]

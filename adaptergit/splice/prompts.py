@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.inputs import shifted_right
@@ -44,6 +45,11 @@ def make_room(
     if at is not None:  # transformers 4
         named["cache_position"] = torch.cat([torch.arange(length, device=at.device), at + length])
     mask = mask_in(named.get("attention_mask"))
+    if mask is None and named.get("attention_mask") is not None:
+        raise UsageError(
+            "a prompt makes room in masks of tokens, (batch, seq), and this is another one",
+            hint="pass the mask of the tokens; generate without a cache of a fixed size",
+        )
     given = next((named[n] for n in ("input_ids", "inputs_embeds") if named.get(n) is not None), None)
     if mask is None and place.path and given is not None and "attention_mask" in names:
         # Some models make a mask for the tokens they were given, and would miss the prompt.
@@ -86,15 +92,16 @@ def mask_in(value: Any, known: int | None = None) -> torch.Tensor | None:
     """Return a mask if it is one of tokens, (batch, seq).
 
     Args:
-        value: A mask, or what ``generate`` makes of one for a cache of a fixed size: (batch, 1, queries, keys), bool or
-            added to the scores, or several of these by kind of attention.
-        known: Tokens that there are, those in a cache too; to read off from the last query what it sees. None: not.
+        value: A mask, or what is made of one: (batch, 1, queries, keys), bool or added to the scores, or several of
+            these by kind of attention.
+        known: Tokens that there are, those in a cache too: those that any query sees are real. None: not to be told.
     """
     if isinstance(value, dict):
-        value = value.get("full_attention")
+        value = value.get("full_attention", next(iter(value.values()), None))
     if not isinstance(value, torch.Tensor):
         return None
     if value.dim() == 4 and known is not None:
-        last = value[:, 0, -1, :known]
-        return (last if last.dtype == torch.bool else last == 0).long()
+        seen = value if value.dtype == torch.bool else value > torch.finfo(value.dtype).min / 2
+        real = seen.flatten(1, 2).any(dim=1)[:, :known].long()
+        return F.pad(real, (known - real.shape[1], 0), value=1)  # before a window, all are
     return value if value.dim() == 2 else None
