@@ -40,7 +40,8 @@ test-oldest: .venv-oldest/.installed
 	.venv-oldest/$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/test_golden.py tests/test_zoo.py tests/test_splice.py \
 		tests/test_composition.py tests/test_own_class.py tests/test_multitask.py \
 		tests/test_methods.py tests/test_merging.py tests/test_formats.py tests/test_fingerprint.py tests/test_training.py \
-		tests/test_engine.py tests/test_heads.py tests/test_embeddings.py tests/test_setups.py tests/test_ecosystem.py
+		tests/test_engine.py tests/test_calls.py tests/test_heads.py tests/test_embeddings.py tests/test_setups.py \
+		tests/test_ecosystem.py
 
 # What we write, run by the peers themselves: adapters needs transformers 4.57, PEFT runs on the newest.
 PEER = -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target
