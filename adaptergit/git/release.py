@@ -168,7 +168,7 @@ def publish_releases(plans: Sequence[Plan], remote: str | None, *, branch: str |
         if _has(last, remote):  # the answer was lost, not the push
             _follow_or_warn(plans, branch)
             return None
-        if "rejected" in error.what or "atomic" in error.what or "fetch first" in error.what:
+        if _is_refusal(error):
             raise ReleaseError(
                 f"the server refused the push: {error.what}",
                 hint="if the branch moved on: git pull, then publish again; if it is protected: --pull-request; "
@@ -180,6 +180,11 @@ def publish_releases(plans: Sequence[Plan], remote: str | None, *, branch: str |
     else:
         _follow_or_warn(plans, branch)
     return pushed
+
+
+def _is_refusal(error: TransportError) -> bool:
+    """Tell a server that does not want the push from one that cannot be reached."""
+    return any(word in error.what for word in ("rejected", "atomic", "fetch first"))
 
 
 def _released_in_part(plans: Sequence[Plan], count: int, refused: TransportError) -> None:
@@ -262,7 +267,7 @@ def push_rotation(
     try:
         pushed = push(clone.git, remote, (f"{tag_commit}:{tag}", f"{commit}:{branch or clone.branch}"))
     except TransportError as error:
-        if "rejected" in error.what or "atomic" in error.what or "fetch first" in error.what:
+        if _is_refusal(error):
             raise ReleaseError(
                 f"the server refused the push: {error.what}",
                 hint="if the branch moved on: git pull, then rotate again; if it is protected: --pull-request",
