@@ -116,12 +116,16 @@ def opened(path: Path, framework: str = "np") -> Iterator[Any]:
     """
     check_header_of(path)
     try:
-        with safe_open(str(path), framework=framework) as file:
-            yield file
+        file = safe_open(str(path), framework=framework)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
     except OSError as error:
         raise TransportError(f"cannot be read: {error}", where=str(path)) from error
+    try:
+        with file:
+            yield file
+    except SafetensorError as error:  # anything else is its reader's: a comparison may run out of memory
+        raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
 
 
 def placement(names: Iterable[str]) -> dict[str, tuple[int, ...]]:
