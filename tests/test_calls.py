@@ -215,6 +215,22 @@ def test_rows_are_counted_by_the_tokens_whatever_comes_first() -> None:
     assert torch.equal(first, hidden(model))
 
 
+def test_biogpt_counts_as_its_version_does() -> None:
+    """By the mask in transformers 4; every token, padding too, in transformers 5."""
+    model = made("biogpt", max_position_embeddings=40, pad_token_id=1)
+    panel = adapters(model)
+    noisy(panel, p="prefix_tuning_flat[prefix_length=3, positions=before]")
+    mask = torch.ones_like(IDS)
+    mask[1, :3] = 0
+    seen: list[torch.Tensor] = []
+    model.base_model.embed_positions.register_forward_hook(lambda _m, _a, output: seen.append(output.clone()))
+    hidden(model, IDS, attention_mask=mask)
+    (row,) = {int((model.base_model.embed_positions.weight == one).all(1).nonzero()[0]) for one in seen[0][-1, -1:]}
+    panel.active = "p"
+    hidden(model, IDS, attention_mask=mask)
+    assert torch.equal(seen[1][-1, -1], model.base_model.embed_positions.weight[row + 3])
+
+
 @pytest.mark.parametrize("kind", ["roberta", "opt"])
 def test_a_prefix_that_takes_positions_shifts_those_that_the_model_makes_up(kind: str) -> None:
     """RoBERTa counts from behind its padding token, OPT by the mask; padding keeps its position, as in PEFT."""
@@ -297,6 +313,18 @@ def test_masks_of_more_dimensions_are_read_or_refused() -> None:
     panel.active = "p"
     with pytest.raises(UsageError, match="masks of tokens"):
         hidden(model, attention_mask=wide)
+
+
+@pytest.mark.skipif(NEWEST, reason="transformers 5 refuses them itself")
+def test_masks_of_queries_and_tokens_are_read() -> None:
+    model = tiny_model("bert")
+    panel = adapters(model)
+    noisy(panel, r="loreft[prefix_positions=2, dropout=0.0]")
+    panel.active = "r"
+    mask = torch.ones_like(IDS)
+    mask[1, :3] = 0
+    square = mask[:, None, :].expand(3, 8, 8)
+    torch.testing.assert_close(hidden(model, attention_mask=square), hidden(model, attention_mask=mask))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -375,6 +375,21 @@ def test_what_is_added_while_something_is_trained_is_frozen() -> None:
     assert all(p.requires_grad for p in panel.module("lang").parameters())
 
 
+def test_a_head_that_is_added_later_is_trained_with_its_adapter() -> None:
+    panel = adapters(made("BertModel"))
+    panel.add("task")
+    panel.add("lang")
+    panel.train("task")
+    panel.add_head("task", ClassificationHead(num_labels=2))
+    panel.add_head("lang", ClassificationHead(num_labels=2))
+    panel.add_fusion("Fuse(task, lang)")
+    assert all(p.requires_grad for p in panel.head_module("task").parameters())
+    assert not any(p.requires_grad for p in panel.head_module("lang").parameters())
+    assert not any(p.requires_grad for p in panel.fusion_module("task,lang").parameters())
+    panel.train_fusion("Fuse(task, lang)")
+    assert all(p.requires_grad for p in panel.fusion_module("task,lang").parameters())
+
+
 def test_reft_knows_the_padding_of_audio() -> None:
     torch.manual_seed(0)
     config = transformers.Wav2Vec2Config(

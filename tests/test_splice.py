@@ -706,6 +706,18 @@ def test_a_model_that_takes_no_prompt_says_so_at_once() -> None:
     assert all(module.training for module in model.modules())
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="attends once there")
+def test_a_model_that_attends_twice_refuses_a_prefix_at_once() -> None:
+    config = transformers.DiffLlamaConfig(
+        vocab_size=70, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    panel = adapters(transformers.AutoModel.from_config(config))
+    with pytest.raises(ModelError, match="takes no prefix"):
+        panel.add("a", "prefix_tuning_flat")
+    assert panel.names == []
+
+
 def test_an_invalid_card_field_writes_nothing(tmp_path: Path) -> None:
     panel = adapters(tiny_model())
     panel.add("a")

@@ -287,6 +287,9 @@ class Inventory:
         check_new(name, self._heads)
         host = parameter_of(self._base, self.anatomy.sites[-1].output)
         self._place(module, host, dtype, device)
+        trained = name in self and any(p.requires_grad for p in self.module(name).parameters())
+        if self._trainable is not None and not trained:  # a head is trained with its adapter
+            module.requires_grad_(False)
         self._heads[name] = config
         self._sidecar.passengers[_key(name, ":head")] = module
 
@@ -316,6 +319,8 @@ class Inventory:
         for place, module in modules.items():
             self._settle(place, module, dtype, device)
             holder.put(place, module)
+        if self._trainable is not None:  # until train_fusion()
+            holder.requires_grad_(False)
         self._fusions[name] = Fused(config, tuple(children), dict(modules))
         self._sidecar.passengers[_key(name, ":fusion")] = holder
 

@@ -44,7 +44,7 @@ from adaptergit.splice.layers import is_number
 from adaptergit.splice.merging import average, average_states, combine, eject_prefix, merge_into, share
 from adaptergit.splice.methods import LoRA, ReFT
 from adaptergit.splice.methods.projections import LowRank
-from adaptergit.splice.places import BlockOutput, Embedding, Linear, Parts, Place, Prompt
+from adaptergit.splice.places import Attention, BlockOutput, Embedding, Linear, Parts, Place, Prompt
 from adaptergit.splice.plan import Answer, Plan, task_list
 from adaptergit.splice.replicas import Replicate
 from adaptergit.splice.setup import fused, fuses, several, single
@@ -104,12 +104,12 @@ class Panel(Inventory):
         """
         super().insert(name, config, parts, **options)
         if family_of(self.host.model_type) is None and any(
-            isinstance(place, Prompt | BlockOutput | Embedding) for place in parts.places
+            isinstance(place, Prompt | BlockOutput | Embedding | Attention) for place in parts.places
         ):
             self._rehearse(name)
 
     def _rehearse(self, name: str) -> None:
-        """Run one tiny forward with an adapter: blocks may change the stream's width, or count positions."""
+        """Run one tiny forward with an adapter: blocks may change the stream's width, count positions, attend twice."""
         failed = self._failure(name)
         if failed is None or self._failure(None) is not None:
             return  # it runs, or nothing can be learnt: it does not run without the adapter either
@@ -243,6 +243,8 @@ class Panel(Inventory):
 
     def add_head(self, name: str, config: HeadConfig) -> None:
         """Add a freshly initialised head; it acts when an adapter of the same name, or ``head=name``, is active.
+
+        After :meth:`train`, it is trained if the adapter of its name is.
 
         Raises:
             UsageError: The name is taken.

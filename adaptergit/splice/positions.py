@@ -75,8 +75,21 @@ def _padding(base: nn.Module) -> int | None:
 @cache
 def _by_mask(module: str) -> bool:
     """Tell whether positions are looked up by the mask in the models of a module."""
-    return any(
-        name.endswith("LearnedPositionalEmbedding") and "attention_mask" in inspect.signature(found.forward).parameters
+    classes = {
+        name: found
         for name, found in vars(sys.modules[module]).items()
-        if isinstance(found, type) and issubclass(found, nn.Module)
+        if isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module
+    }
+    looks = any(
+        name.endswith("LearnedPositionalEmbedding") and "attention_mask" in inspect.signature(found.forward).parameters
+        for name, found in classes.items()
     )
+    # BioGPT's embedding would count by the mask too, but since transformers 5 it is told to count all.
+    return looks and not any("position_ids = torch.arange" in _source(found) for found in classes.values())
+
+
+def _source(module: type[nn.Module]) -> str:
+    try:
+        return inspect.getsource(module.forward)
+    except (OSError, TypeError):  # there is none to read
+        return ""

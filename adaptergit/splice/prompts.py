@@ -92,16 +92,18 @@ def mask_in(value: Any, known: int | None = None) -> torch.Tensor | None:
     """Return a mask if it is one of tokens, (batch, seq).
 
     Args:
-        value: A mask, or what is made of one: (batch, 1, queries, keys), bool or added to the scores, or several of
-            these by kind of attention.
+        value: A mask, (batch, seq) or (batch, queries, keys), or what is made of one: (batch, 1, queries, keys), bool,
+            of ones and zeros or added to the scores, or several of these by kind of attention.
         known: Tokens that there are, those in a cache too: those that any query sees are real. None: not to be told.
     """
     if isinstance(value, dict):
         value = value.get("full_attention", next(iter(value.values()), None))
     if not isinstance(value, torch.Tensor):
         return None
-    if value.dim() == 4 and known is not None:
-        seen = value if value.dtype == torch.bool else value > torch.finfo(value.dtype).min / 2
+    if value.dim() in (3, 4) and known is not None:
+        if value.dim() == 3:  # ones and zeros, whatever their type: models make scores of them
+            value = value[:, None].bool()
+        seen = value > torch.finfo(value.dtype).min / 2 if value.is_floating_point() else value.bool()
         real = seen.flatten(1, 2).any(dim=1)[:, :known].long()
         return F.pad(real, (known - real.shape[1], 0), value=1)  # before a window, all are
     return value if value.dim() == 2 else None
