@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
@@ -32,8 +33,16 @@ from adaptergit.reference import Reference, Source, check_adapter_name, expand
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Known, Store
 from adaptergit.store.bundle import INDEXES, REVOKED, pack, unpack
-from adaptergit.store.mirror import SIGNERS, Mirrored, Shelf, parse_listing
-from adaptergit.trust import AllowedSigner, Revocation, Verdict, parse_allowed_signers, parse_revocations
+from adaptergit.store.mirror import SIGNERS, Mirrored, Shelf, parse_listing, rotations_path
+from adaptergit.trust import (
+    AllowedSigner,
+    Revocation,
+    SignedRotation,
+    Verdict,
+    parse_allowed_signers,
+    parse_revocations,
+)
+from adaptergit.trust.rotation import parse_rotations
 from adaptergit.yanks import noted
 
 
@@ -181,7 +190,7 @@ def _all_in(
     signers = [*known_signers(settings), *brought]
     for principal, adapter, shelf in listed:
         source = _source(principal)
-        word = word_on(principal, settings, offline=True)
+        word, rotations = word_on(principal, settings, offline=True), partial(_rotations, folder, principal)
         for release in shelf.releases:
             where = f"{principal}@{adapter}"
             package = folder / "packages" / release.manifest_sha256
@@ -189,17 +198,25 @@ def _all_in(
                 raise PackageError(f"the package {release.manifest_sha256} is missing", where=where)
             exact = SpecifierSet(f"=={release.version}")
             reference = Reference(source, check_adapter_name(adapter), exact, release.manifest_sha256)
-            asked = Asked(settings, policy, reference, release.version, tuple(signers), word=word)
+            # Who makes a bundle does not say whose the repository is, unless he is believed: --trust-keys.
+            asked = Asked(
+                settings, policy, reference, release.version, tuple(signers), rotations, word, first_use=False
+            )
             verdict, _ = verified(package, asked)
             check_tree(package, release.tree, where)
-            # A key that is pinned on first use is the only one from now on.
-            signers += [*((verdict.pin,) if verdict.pin else ()), *verdict.change.added]
+            signers += verdict.change.added
             vouched = verdict.level != "unsigned"
             new = takes_in.package(package, release, source, adapter, settings, vouched=vouched)
             verdicts.append(verdict)
             copied.append(Copied(principal, adapter, release.version, release.manifest_sha256, new))
         takes_in.yanks(source, adapter, shelf)
     return copied, verdicts
+
+
+def _rotations(folder: Path, principal: str) -> list[SignedRotation]:
+    """Read what the bundle says of a repository's keys: the keys before them say it."""
+    path = folder / rotations_path(principal)
+    return parse_rotations(path.read_bytes(), rotations_path(principal)) if path.is_file() else []
 
 
 class _Undoing:

@@ -135,8 +135,8 @@ class TrustError(AdaptergitError):
     exit_code = 4
     unknown_key = False
     """Whether all is well but for a key: it does not count for the repository, where others do."""
-    other_version = False
-    """Whether what was found is another version than the one that was asked for."""
+    other_release = False
+    """Whether what was found is another release than the one that was asked for."""
     revoked = False
     """Whether the release, or the keys that signed it, were revoked: it is as it was signed, wherever it is fetched."""
     ours = False

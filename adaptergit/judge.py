@@ -14,7 +14,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, TransportError, TrustError
+from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, TrustError
 from adaptergit.indexes import Word, revoked
 from adaptergit.package import Card, Manifest, canonical, check_files, read_package
 from adaptergit.pins import known_revocations, known_rotation, known_signers, remember
@@ -22,7 +22,7 @@ from adaptergit.reference import Reference
 from adaptergit.settings import Settings, cache_dir
 from adaptergit.store import Store
 from adaptergit.trust import AllowedSigner, Change, Past, Policy, SignedRotation, Verdict, evaluate, follow
-from adaptergit.trust.rotation import MAX_ROTATIONS
+from adaptergit.trust.rotation import extending
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Asked:
     """What the person's indexes say of the repository."""
     expected: str | None = None
     """The digest an index lists."""
+    first_use: bool = True
+    """Whether a key may be pinned on first use: what the repository itself sends may."""
 
 
 def verified(path: Path, asked: Asked) -> tuple[Verdict, Card]:
@@ -103,6 +105,7 @@ def judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, a
         revocations=revocations,
         first_seen=_first_seen(reference, version, manifest_bytes),
         expected=asked.expected,
+        first_use=asked.first_use,
         listed=tuple(revoked(settings)),
         witnessed=_witnessed(reference, manifest_bytes, asked.word),
         history=history_of(reference),
@@ -114,13 +117,24 @@ def judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, a
         # Perhaps the publisher has a new key, and an old one says so.
         if not error.unknown_key or principal is None:
             raise
-        if not (found := [*asked.word.rotations, *asked.rotations()]):
-            raise
         gone = (*wanted.revocations, *wanted.listed)
         after = known_rotation(settings, principal) if own else None
-        change = follow(found, principal, wanted.signers, gone, now, threshold=wanted.threshold, after=after)
+
+        def along(rotations: Sequence[SignedRotation], principal: str = principal) -> Change:
+            signers = wanted.signers
+            return follow(rotations, principal, signers, gone, now, threshold=wanted.threshold, after=after)
+
+        kept, found = asked.word.rotations, asked.rotations()
+        if not own:  # what the index has followed stays, as for the index itself
+            found = extending(along(kept).path, found)
+        if not (found := [*kept, *found]):
+            raise
+        change = along(found)
         if change.contradiction:
-            error.hint = f"{change.contradiction}: ask the publisher which one is theirs, and trust its key by hand"
+            error.hint = (
+                f"{change.contradiction}: ask the publisher which one is theirs, trust its key by hand, and remove any "
+                "other that is not (adaptergit trust ls)"
+            )
         if not change:
             raise
         wanted = replace(
@@ -188,16 +202,3 @@ def _witnessed(reference: Reference | None, manifest_bytes: bytes, word: Word) -
         return min((m if m.tzinfo else m.replace(tzinfo=UTC) for m in moments), default=None)
     except ValueError:
         return None
-
-
-def rotations_of(reference: Reference, settings: Settings) -> list[SignedRotation]:
-    """Ask a repository which keys came after those that are known; where it cannot be asked, none did."""
-    from adaptergit.git import Remote, fetch_rotations
-
-    remote = Remote.of(reference.source, allow_http=settings.allow_http)
-    with Store(cache_dir()).workspace() as folder:
-        try:
-            found = fetch_rotations(remote, settings.limits, beside=folder, most=MAX_ROTATIONS)
-        except (TransportError, PackageError, NotFoundError):
-            return []
-    return list(map(SignedRotation.of, found))

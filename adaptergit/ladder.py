@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adaptergit.errors import AdaptergitError, NotFoundError, StorageError, TransportError
-from adaptergit.git import Listing, Remote, fetch_release, list_versions
+from adaptergit.durable import scratch
+from adaptergit.errors import AdaptergitError, NotFoundError, PackageError, StorageError, TransportError
+from adaptergit.git import Listing, Remote, fetch_release, fetch_rotations, list_versions
 from adaptergit.git.fetch import fetch_from_branch
 from adaptergit.git.objects import Judge
 from adaptergit.reference import Reference, Source, expand
 from adaptergit.settings import Settings
+from adaptergit.trust import SignedRotation
+from adaptergit.trust.rotation import MAX_LISTED_BYTES, MAX_ROTATIONS, parse_rotations
 from adaptergit.web import StaticMirror, archive_urls, fetch_archive
 from adaptergit.web.download import Download
 
@@ -137,6 +141,24 @@ def _listing(url: str, source: Source, adapter: str, settings: Settings) -> List
     if not listing.versions:
         raise NotFoundError(f"the mirror has no {adapter}", where=url)
     return listing
+
+
+def rotations_of(source: Source, settings: Settings, more: tuple[str, ...] = ()) -> list[SignedRotation]:
+    """Ask a repository, or, if it cannot be asked, its mirrors, which keys came after those that are known.
+
+    What they say is signed by those keys. Where nobody can be asked, none did.
+    """
+    for url in (source.url, *mirrors_of(source, settings, more)):
+        with suppress(TransportError, PackageError, NotFoundError):
+            if url.endswith("/") and url != source.url:
+                data = StaticMirror(url, _download(settings)).rotations(source.principal or "", MAX_LISTED_BYTES)
+                return parse_rotations(data, url)
+            asked = source if url == source.url else Source.parse(url)
+            remote = Remote.of(asked, allow_http=settings.allow_http)
+            with scratch() as folder:
+                found = fetch_rotations(remote, settings.limits, beside=folder, most=MAX_ROTATIONS)
+            return list(map(SignedRotation.of, found))
+    return []
 
 
 def mirrors_of(source: Source, settings: Settings, more: tuple[str, ...] = ()) -> list[str]:

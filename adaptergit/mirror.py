@@ -14,8 +14,8 @@ from adaptergit.reference import Source, expand
 from adaptergit.resolve import Fetched, fetch, parse_reference
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store.lockfile import read_lock
-from adaptergit.store.mirror import Added, add_signers, add_to_mirror, begin_mirror
-from adaptergit.trust import format_signer
+from adaptergit.store.mirror import Added, add_rotations, add_signers, add_to_mirror, begin_mirror
+from adaptergit.trust import SignedRotation, format_signer
 from adaptergit.yanks import Answers, ask_for_yanks
 
 
@@ -69,7 +69,8 @@ def mirror(
 
     remote = Remote.of(Source.parse(to), allow_http=settings.allow_http)
     copies = [(one.path, one.verdict.manifest) for one in found]
-    new = push_copies(remote, copies, _withdrawn(found, settings, answers))
+    rotations = [one for listed in _rotations(found, settings).values() for one in listed]
+    new = push_copies(remote, copies, _withdrawn(found, settings, answers), [one.files() for one in rotations])
     return [_copied(one, fresh) for one, fresh in zip(found, new, strict=True)]
 
 
@@ -100,6 +101,8 @@ def copy_to_folder(root: Path, found: Sequence[Fetched], settings: Settings, ans
     from adaptergit.git import tree_oid
 
     begin_mirror(root)
+    for principal, rotations in _rotations(found, settings).items():
+        add_rotations(root, principal, [one.line() for one in rotations])
     copied, signers, withdrawn = [], known_signers(settings), _withdrawn(found, settings, answers)
     for one in found:
         manifest = one.verdict.manifest
@@ -117,6 +120,14 @@ def copy_to_folder(root: Path, found: Sequence[Fetched], settings: Settings, ans
         add_signers(root, [format_signer(replace(s, principals=(manifest.repository,))) for s in own])
         copied.append(_copied(one, added is Added.NEW, added is Added.MENDED))
     return copied
+
+
+def _rotations(found: Sequence[Fetched], settings: Settings) -> dict[str, list[SignedRotation]]:
+    """Return what the repositories say of their keys, as far as they can be asked: that is for those who know one."""
+    from adaptergit.ladder import rotations_of
+
+    sources = {one.verdict.manifest.repository: one.reference.source for one in found}
+    return {principal: rotations_of(source, settings) for principal, source in sources.items()}
 
 
 def _withdrawn(found: Sequence[Fetched], settings: Settings, answers: Answers) -> dict[tuple[str, str], dict[str, str]]:

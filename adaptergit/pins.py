@@ -27,6 +27,8 @@ from adaptergit.trust import (
     parse_revocations,
 )
 
+_REMOVED = "removed by hand"
+"""Why a key that a rotation brought counts no longer: until it is added by hand."""
 _IDENTITY = re.compile(r"sha256:[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9.*?-]*(/[A-Za-z0-9_.~*?-]+)+|\*")
 
@@ -65,11 +67,26 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
             hint="write host/org/repo, without https:// and .git, or a pattern such as github.com/acme/*",
         )
     signer = AllowedSigner((repository,), public_key(key), (MANIFEST_NAMESPACE,))
+    before = known_signers(settings)
     add_pin(settings, signer)
-    if known_rotation(settings, repository) is not None:
-        _remove(settings.rotations_path, lambda line: line.startswith(f"{repository} "), repository)
+    _withdraw_removal(settings, signer)
+    pattern = AllowedSigner((repository,), signer.key)
+    forgotten = [name for name in _known_rotations(settings) if pattern.names(name)]
+    if forgotten:
+        _remove(settings.rotations_path, lambda line: line.partition(" ")[0] in forgotten, repository)
+    for followed in forgotten:
+        gone = {one.key for one in known_revocations(settings) if one.repository in (None, followed)}
+        others = {one.key.fingerprint for one in before if one.names(followed)} - {signer.key.fingerprint, *gone}
+        if others:
+            warnings.warn(
+                f"{', '.join(sorted(others))} may sign for {followed} too: take away what is not the publisher's with "
+                "adaptergit trust remove",
+                AdaptergitWarning,
+                stacklevel=2,
+            )
     for one in known_revocations(settings):
-        if one.key == signer.key.fingerprint and one.since is None:
+        limited = one.since is not None and one.repository is None  # what was seen before still counts
+        if one.key == signer.key.fingerprint and one.repository in (None, repository) and not limited:
             told = f"{one.key} is {one}" + ("" if one.severity == "warn" else ": it does not count, pinned or not")
             warnings.warn(told, AdaptergitWarning, stacklevel=2)
     return signer
@@ -110,10 +127,30 @@ def public_key(key: str) -> PublicKey:
 def unpin_key(fingerprint: str) -> int:
     """Remove every pin of a key; return how many there were.
 
+    Where it came by a rotation that was followed, it counts no longer until it is added by hand: the rotation would
+    bring it back.
+
     Raises:
         NotFoundError: There was none.
     """
-    return _remove(load_settings().pins_path, lambda line: _is_of(line, fingerprint), fingerprint)
+    settings = load_settings()
+    path = settings.pins_path
+    lines = _read(path).split("\n") if path.is_file() else []
+    pinned = [parse_allowed_signers(line, source=str(path))[0] for line in lines if _is_of(line, fingerprint)]
+    brought = [name for name in _known_rotations(settings) if any(one.names(name) for one in pinned)]
+    remember(settings, (), [Revocation(fingerprint, reason=_REMOVED, repository=name) for name in brought])
+    return _remove(path, lambda line: _is_of(line, fingerprint), fingerprint)
+
+
+def _withdraw_removal(settings: Settings, signer: AllowedSigner) -> None:
+    """Let a key that was removed by hand count again, as a person says so."""
+    removals = {
+        one.line()
+        for one in known_revocations(settings)
+        if one.reason == _REMOVED and one.key == signer.key.fingerprint and signer.names(one.repository or "")
+    }
+    if removals:
+        _remove(settings.revocations_path, lambda line: line in removals, signer.key.fingerprint)
 
 
 def known_checkpoints(settings: Settings) -> dict[str, frozenset[str]]:
@@ -191,7 +228,11 @@ def known_rotation(settings: Settings, principal: str) -> str | None:
     Raises:
         TrustError: A line cannot be understood.
     """
-    path, found = settings.rotations_path, None
+    return _known_rotations(settings).get(principal)
+
+
+def _known_rotations(settings: Settings) -> dict[str, str]:
+    path, found = settings.rotations_path, {}
     for number, line in enumerate(_read(path).split("\n") if path.is_file() else (), 1):
         if not line.strip():
             continue
@@ -199,8 +240,7 @@ def known_rotation(settings: Settings, principal: str) -> str | None:
         if not _IDENTITY.fullmatch(digest):
             hint = "a line is host/org/repo sha256:…"
             raise TrustError("this rotation cannot be understood", where=f"{path}:{number}", hint=hint)
-        if name == principal:
-            found = digest.removeprefix("sha256:")  # the last line counts
+        found[name] = digest.removeprefix("sha256:")  # the last line counts
     return found
 
 
@@ -226,10 +266,11 @@ def remember(
     for line in lines:
         parse_revocations(line.encode(), source="a revocation")  # a line that cannot be read would stop everything
     rotated = [] if followed is None else [f"{followed[0]} sha256:{followed[1]}"]
-    # What takes a key away comes first: if the machine stops between the two, nothing counts that should not.
+    # If the machine stops in between: the rotation that was followed brings the rest again, and without the key that
+    # it takes away nobody could follow it; a key that is taken away counts no longer before another does.
     changes = [
-        (settings.revocations_path, lines),
         (settings.rotations_path, rotated),
+        (settings.revocations_path, lines),
         (settings.pins_path, [format_signer(one) for one in signers]),
     ]
     with contextlib.ExitStack() as stack:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -24,9 +25,18 @@ from adaptergit.package import (
 from adaptergit.package.names import PRINCIPAL
 from adaptergit.package.version import check_version
 from adaptergit.packing import Report, card_to_publish, check_weights, packed, sign_package
+from adaptergit.pins import known_revocations, known_signers
 from adaptergit.reference import Source, check_adapter_name, expand
-from adaptergit.settings import Limits, check_online, config_dir
-from adaptergit.trust import SigningKey, parse_allowed_signers
+from adaptergit.settings import Limits, check_online, config_dir, load_settings
+from adaptergit.trust import (
+    MANIFEST_NAMESPACE,
+    AllowedSigner,
+    SignedRotation,
+    SigningKey,
+    follow,
+    parse_allowed_signers,
+)
+from adaptergit.trust.rotation import MAX_ROTATIONS
 
 if TYPE_CHECKING:
     from adaptergit.git import Clone, Last, Plan
@@ -180,6 +190,7 @@ def publish_all(
     asked = here.reached(where) if where else None
     complete(here, asked, [_ANNOUNCED, *(f"adapters/{one}/{MANIFEST}" for one in names)], Limits())
     for one in signers:
+        _check_counts(here, target.principal, one)
         check_announced(here, one)
     if _announced(here) is None:
         report("note: the repository announces no key; 'adaptergit init' does, and indexes ask for it")
@@ -359,6 +370,30 @@ def _address(where: Source | None, principal: str) -> str:
     parts = urlsplit(where.url)
     usual = where.kind == "scp" or (parts.scheme == "https" and parts.port in (None, 443))
     return principal if usual else where.text
+
+
+def _check_counts(here: Clone, principal: str, signer: SigningKey) -> None:
+    """Sign with no key that users refuse: one that was revoked here, or replaced by a rotation that the clone has.
+
+    Raises:
+        ReleaseError: It is one.
+    """
+    from adaptergit.git import rotations_in
+
+    settings, public = load_settings(), signer.public
+    known, revocations = known_signers(settings), known_revocations(settings)
+    rotations = [SignedRotation.of(files) for files in rotations_in(here, MAX_ROTATIONS)]
+    itself = AllowedSigner((principal,), public, (MANIFEST_NAMESPACE,))
+    change = follow(rotations, principal, [itself], (), datetime.now(UTC))
+    refusing = [one for one in (*revocations, *change.removed) if one.severity == "refuse"]
+    for one in refusing:
+        if one.speaks_of(public.fingerprint, principal):
+            gone = {other.key for other in refusing if other.repository in (None, principal)}
+            counting = {each.key.fingerprint for each in (*known, *change.added) if each.names(principal)} - gone
+            raise ReleaseError(
+                f"the key {public.fingerprint} is {one}: users would refuse the release",
+                hint=f"sign with a key that counts (--key): {', '.join(sorted(counting)) or 'its successor'}",
+            )
 
 
 def check_announced(clone: Clone, signer: SigningKey) -> None:

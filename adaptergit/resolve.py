@@ -27,7 +27,7 @@ from adaptergit.errors import (
 )
 from adaptergit.index.local import find_release
 from adaptergit.indexes import Word, word_on
-from adaptergit.judge import Asked, history_of, judged, rotations_of, take_over, verified
+from adaptergit.judge import Asked, history_of, judged, take_over, verified
 from adaptergit.legacy import refusal
 from adaptergit.package import Card, Manifest, read_package
 from adaptergit.package.version import is_version
@@ -381,7 +381,7 @@ def _from_network(pin: Pin | None, store: Store, asked: Asked, reference: Refere
         return _climb(resolved, store, asked, pin)
     if (exact := _exact(reference)) is not None:
         try:
-            return _climb(Resolved(reference, exact, None, None), store, asked)
+            return _climb(Resolved(reference, exact, reference.digest, None), store, asked)
         except NotFoundError:
             pass  # ==1.0 also means 1.0.0: the list decides
     try:
@@ -401,14 +401,15 @@ def _from_network(pin: Pin | None, store: Store, asked: Asked, reference: Refere
 def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None) -> Fetched:
     """Try every way to a release. What cannot be had is asked for elsewhere; what is refused ends the search."""
     from adaptergit.git import check_tree
-    from adaptergit.ladder import Way, ways
+    from adaptergit.ladder import Way, rotations_of, ways
 
     reference, settings, version = wanted.reference, asked.settings, wanted.version or None
+    mirrors = pin.urls if pin is not None else ()
     asked = replace(
         asked,
         reference=reference,
         version=version,
-        rotations=functools.cache(lambda: rotations_of(reference, settings)),
+        rotations=functools.cache(lambda: rotations_of(reference.source, settings, mirrors)),
     )
 
     def judge(folder: Path) -> dict[str, int]:
@@ -421,7 +422,6 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None)
         return {file.path: file.size for file in verdict.manifest.files}
 
     failed: list[tuple[Way, AdaptergitError]] = []
-    mirrors = pin.urls if pin is not None else ()
     for way in ways(reference, version, settings, tree=wanted.tree, mirrors=mirrors, judge=judge):
         if not way.after(failed, pinned=wanted.digest is not None):
             continue
@@ -443,11 +443,13 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None)
                 raise _told(error, way.source, reference, version) from error
             _check_lock(pin, reference, inner)
             try:
-                verdict, card = verified(inner, asked)
+                # Who keeps a mirror does not say whose the repository is, unless the digest says it all.
+                first_use = way.kind != "mirror" or wanted.digest is not None
+                verdict, card = verified(inner, replace(asked, first_use=first_use))
                 if way.kind == "mirror":  # git itself works it out elsewhere
                     check_tree(inner, got.tree, way.source)
             except (TrustError, PackageError) as error:
-                if way.kind == "branch" and isinstance(error, TrustError) and error.other_version:
+                if way.kind == "branch" and isinstance(error, TrustError) and error.other_release:
                     missing = f"{_NO_TAGS}, and the branch has no {reference.adapter}{reference.specifier}"
                     failed.append((way, NotFoundError(missing, where=reference.source.url, hint=error.what)))
                     continue

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptergit.durable import scratch
-from adaptergit.errors import AdaptergitWarning, ReleaseError, StorageError, TrustError, UsageError
+from adaptergit.errors import AdaptergitWarning, ReleaseError, StorageError, TransportError, TrustError, UsageError
 from adaptergit.pins import known_revocations, known_rotation, known_signers, remember
 from adaptergit.publish import check_announced, principal_of, push_source, signing_key
 from adaptergit.settings import Settings, load_settings
@@ -69,7 +70,7 @@ def rotate(
     Raises:
         UsageError: No key, fewer than this machine asks for, one that is there or was replaced, rotations that
             contradict each other or are signed by nobody who is known, or not a clone.
-        ReleaseError: The announced keys have changes that are not committed.
+        ReleaseError: The announced keys have changes that are not committed, or somebody else rotated at the same time.
         TrustError: Signing failed.
         TransportError: The server cannot be reached, or refuses. The clone is as it was.
     """
@@ -139,9 +140,56 @@ def rotate(
         standing = sorted(key.fingerprint for key in named - set(added) if key.fingerprint not in {*replaced, *removed})
         if standing:
             report(f"and, by the rotations before it, which it vouches for, by {', '.join(standing)}")
-        push_rotation(here, remote, files, listing, signed.mark, branch=_branch(signed) if pull_request else None)
+        branch = _branch(signed) if pull_request else None
+        if not push_rotation(here, remote, files, listing, signed.mark, branch=branch):
+            _check_alone(here, remote, principal, signed, branch, [one.public for one in old], settings)
     _remember(settings, principal, (*before, signed))
     return rotation
+
+
+def _check_alone(
+    here: Clone,
+    remote: str,
+    principal: str,
+    signed: SignedRotation,
+    branch: str | None,
+    keys: Sequence[PublicKey],
+    settings: Settings,
+) -> None:
+    """Take the rotation back if another owner pushed one meanwhile: where two follow the same one, nobody follows.
+
+    Raises:
+        ReleaseError: There is another. It stays.
+    """
+    from adaptergit.git import withdraw_rotation
+
+    with contextlib.suppress(TransportError):  # it was pushed all the same
+        there, after = _listed(here, remote, settings), known_rotation(settings, principal)
+        known = _known(principal, keys, settings)
+        change = follow(
+            there, principal, known, known_revocations(settings), datetime.now(UTC), after=after, until=_FAR
+        )
+        if not change.contradiction:
+            return
+        hint = "git pull, and rotate again if the key is still to go"
+        try:
+            withdraw_rotation(here, remote, signed.mark, branch)
+        except TransportError as error:
+            hint = f"the server does not take it back ({error.what}): {_delete(remote, signed.mark)}"
+        raise ReleaseError("somebody else rotated at the same time: this rotation does not count", hint=hint)
+
+
+def _known(principal: str, keys: Iterable[PublicKey], settings: Settings) -> list[AllowedSigner]:
+    return [*known_signers(settings), *(AllowedSigner((principal,), one, (MANIFEST_NAMESPACE,)) for one in keys)]
+
+
+def _listed(here: Clone, remote: str, settings: Settings) -> list[SignedRotation]:
+    from adaptergit.git import fetch_rotations
+
+    with scratch() as folder:
+        reached = here.reached(push_source(here.remote_url(remote), here.root))
+        found = fetch_rotations(reached, settings.limits, beside=folder, most=MAX_ROTATIONS)
+    return list(map(SignedRotation.of, found))
 
 
 def _branch(signed: SignedRotation) -> str:
@@ -183,20 +231,24 @@ def _rotations(
         UsageError: There is one for which these keys, and those that this machine knows, do not vouch, as many as sign
             now; one that was followed before is gone; or there are too many.
     """
-    from adaptergit.git import fetch_rotations
-
-    with scratch() as folder:
-        reached = here.reached(push_source(here.remote_url(remote), here.root))
-        found = fetch_rotations(reached, settings.limits, beside=folder, most=MAX_ROTATIONS)
+    found = _listed(here, remote, settings)
     if len(found) >= MAX_ROTATIONS:
         raise UsageError(
             f"there are {len(found)} rotations, and nobody follows more", hint="let an index recover the key"
         )
-    known = [*known_signers(settings), *(AllowedSigner((principal,), one, (MANIFEST_NAMESPACE,)) for one in keys)]
-    change = follow(
-        map(SignedRotation.of, found), principal, known, known_revocations(settings), datetime.now(UTC),
-        threshold=len(keys), after=known_rotation(settings, principal), until=_FAR,
-    )  # fmt: skip
+    known = _known(principal, keys, settings)
+    own = {one.key for one in known if one.names(principal)}
+    after = known_rotation(settings, principal)
+    while True:
+        change = follow(
+            found, principal, known, known_revocations(settings), datetime.now(UTC),
+            threshold=len(keys), after=after, until=_FAR,
+        )  # fmt: skip
+        # Too few signed it, but whoever it names is known here: to vouch for it helps nobody who is not.
+        harmless = [one for one in change.beyond if own.issuperset(Rotation.from_bytes(one.data).add)]
+        if change.contradiction or len(harmless) != 1 or not harmless[0].signers() & own:
+            break
+        after = harmless[0].digest
     if change.contradiction:
         raise UsageError(
             change.contradiction,
@@ -207,11 +259,14 @@ def _rotations(
     if change.beyond:
         strange = change.beyond[0]
         signers = ", ".join(sorted(key.fingerprint for key in strange.signers())) or "nobody"
+        signed_by = sorted(strange.signers(), key=lambda key: key.fingerprint)
+        unknown = dict.fromkeys(key for key in (*signed_by, *Rotation.from_bytes(strange.data).add) if key not in own)
+        trust = "\n".join(f"adaptergit trust add {principal} '{key.line}'" for key in unknown)
         raise UsageError(
             f"a rotation signed by {signers} comes first, and this machine knows fewer than {len(keys)} of its signers",
             where=f"refs/tags/adapters-rotations/{strange.mark}",
-            hint=f"if it is of the repository's owners: adaptergit trust add {principal} 'KEY'\n"
-            f"if not, or if too few of them signed it: {_delete(remote, strange.mark)}",
+            hint=f"if it is of the repository's owners, trust who signed it and the keys that it names:\n{trust}\n"
+            f"if it is not: {_delete(remote, strange.mark)}",
         )
     return change.path
 

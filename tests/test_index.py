@@ -416,6 +416,21 @@ def test_a_rotation_reaches_the_index_and_its_users(
     assert (found.version, found.verdict.signers) == ("1.1.0", (other_key.public.fingerprint,))
 
 
+def test_who_has_an_old_key_does_not_lock_out_the_users_of_an_index(
+    listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
+) -> None:
+    """Of two rotations that contradict each other, the index keeps to the first, and its users to the index."""
+    user, thief = listed.user(), generate_key(home / "thief")
+    kept = rotate(other_key.path, key=hub.key.path, clone=hub.clone, repository=PRINCIPAL)
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=other_key.path)
+    listed.release()
+    user.update("community")
+    push_as_it_is(hub, replace(kept, add=(thief.public,)).to_bytes(), hub.key)
+    publish(source(b"y" * 5000, version="1.2.0"), clone=hub.clone, key=other_key.path)
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.2.0"
+
+
 def test_a_rotation_that_takes_the_place_of_another_tag_is_found(
     listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
 ) -> None:

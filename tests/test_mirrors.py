@@ -10,18 +10,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import Hub, git, snapshot
+from conftest import Hub, git, machine_of, snapshot
 from test_ladder import forget, release
 
 from adaptergit.bundle import export_bundle, import_bundle
-from adaptergit.errors import PackageError, StorageError, UsageError
-from adaptergit.lock import lock
+from adaptergit.errors import AdaptergitWarning, PackageError, StorageError, TrustError, UsageError
+from adaptergit.lock import lock, sync
 from adaptergit.mirror import mirror
+from adaptergit.pins import known_signers, pin_key
+from adaptergit.publish import publish
 from adaptergit.resolve import fetch
-from adaptergit.settings import Settings
+from adaptergit.settings import Settings, load_settings
 from adaptergit.trust import SigningKey, sign
 
 Source = Callable[..., Path]
@@ -176,3 +179,90 @@ def test_a_signature_that_was_added_later_is_in_mirrors_and_bundles(
     forget()
     import_bundle(tmp_path / "a.tar")
     assert fetch(reference, offline=True).from_store
+
+
+def _by_a_thief(hub: Hub, source: Source, tmp_path: Path, thief: SigningKey) -> str:
+    """Return another repository, whose releases say that they are the hub's."""
+    evil, clone = hub.server.create("evil/adapters"), tmp_path / "evil"
+    git(tmp_path, "clone", "-q", evil, str(clone))
+    publish(source(b"evil" * 2000), clone=clone, key=thief.path, repository="127.0.0.1/acme/adapters")
+    return evil
+
+
+@pytest.mark.parametrize("kind", ["git", "static", "bundle"])
+def test_on_first_use_only_the_repository_itself_says_whose_it_is(
+    hub: Hub, source: Source, tmp_path: Path, other_key: SigningKey, kind: str
+) -> None:
+    """Who keeps a mirror, or makes a bundle, could pin a key of their own."""
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    evil, away = _by_a_thief(hub, source, tmp_path, other_key), hub.bare.with_name("gone.git")
+    hub.bare.rename(away)
+    principal, settings = "127.0.0.1/acme/adapters", load_settings()
+    with machine_of("thief"):
+        pin_key(principal, other_key.public.line)
+        believing = replace(load_settings(), mirrors=((principal, (evil,)),))
+        mirror([f"{hub.url}@sst2"], to=tmp_path / "mirror", settings=believing)
+        export_bundle(tmp_path / "all.tar", [f"{hub.url}@sst2"], settings=believing)
+    wanted = replace(settings, policy=(("*", "tofu", 1),))
+    url = evil if kind == "git" else f"{tmp_path / 'mirror'}/"
+    mirrored = replace(wanted, mirrors=((principal, (url,)),))
+    with pytest.raises(TrustError, match="nobody you know"):
+        import_bundle(tmp_path / "all.tar", settings=wanted) if kind == "bundle" else fetch(
+            f"{hub.url}@sst2", settings=mirrored
+        )
+    assert known_signers(settings) == []
+    away.rename(hub.bare)
+    with pytest.warns(AdaptergitWarning, match="first use"):
+        fetch(f"{hub.url}@sst2", settings=wanted)
+    assert [one.key for one in known_signers(settings)] == [hub.key.public]
+
+
+@pytest.mark.parametrize("how", ["lock", "digest"])
+def test_a_pinned_release_that_the_repository_lost_is_fetched_from_a_mirror(
+    hub: Hub, source: Source, tmp_path: Path, how: str
+) -> None:
+    """Its branch holds a newer one, which says nothing against it."""
+    found = release(hub, source())
+    locked = tmp_path / "adaptergit.lock"
+    lock([f"{hub.url}@sst2"], path=locked)
+    mirror([f"{hub.url}@sst2"], to=tmp_path / "mirror")
+    release(hub, source(b"x" * 5000), version="1.1.0")
+    git(hub.bare, "update-ref", "-d", "refs/tags/adapters/sst2/1.0.0")
+    tree = git(hub.bare, "rev-parse", "main^{tree}")
+    alone = git(hub.bare, "-c", "user.name=x", "-c", "user.email=x@y", "commit-tree", tree, "-m", "begun anew")
+    git(hub.bare, "update-ref", "refs/heads/main", alone)
+    git(hub.bare, "reflog", "expire", "--expire=now", "--all")
+    git(hub.bare, "gc", "-q", "--prune=now")
+    with machine_of("other"):
+        pin_key("127.0.0.1/acme/adapters", hub.key.public.line)
+        settings = replace(load_settings(), mirrors=(("127.0.0.1/acme/adapters", (f"{tmp_path / 'mirror'}/",)),))
+        if how == "lock":
+            (got,) = sync(path=locked, settings=settings)
+        else:
+            got = fetch(f"{hub.url}@sst2==1.0.0#sha256:{found.digest}", settings=settings)
+        assert (got.version, got.digest) == ("1.0.0", found.digest)
+
+
+@pytest.mark.parametrize(("here", "there"), [("sha1", "sha256"), ("sha256", "sha1")])
+def test_a_locked_release_is_found_in_a_mirror_with_other_object_ids(
+    hub: Hub, source: Source, tmp_path: Path, here: str, there: str
+) -> None:
+    copies = {}
+    for kind in (here, there):
+        git(tmp_path, "init", "-q", "--bare", f"--object-format={kind}", f"{kind}.git")
+        copies[kind] = f"file://{tmp_path}/{kind}.git"
+    release(hub, source())
+    for url in copies.values():
+        mirror([f"{hub.url}@sst2"], to=url)
+    away = hub.bare.with_name("gone.git")
+    hub.bare.rename(away)
+    principal, locked = "127.0.0.1/acme/adapters", tmp_path / "adaptergit.lock"
+    with machine_of("one"):
+        pin_key(principal, hub.key.public.line)
+        lock(
+            [f"{hub.url}@sst2"], path=locked, settings=replace(load_settings(), mirrors=((principal, (copies[here],)),))
+        )
+    with machine_of("two"):
+        pin_key(principal, hub.key.public.line)
+        (got,) = sync(path=locked, settings=replace(load_settings(), mirrors=((principal, (copies[there],)),)))
+        assert got.version == "1.0.0"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +23,12 @@ from conftest import Hub, git, machine_of, push_as_it_is, snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from adaptergit.bundle import export_bundle, import_bundle
 from adaptergit.cli import main
 from adaptergit.errors import AdaptergitWarning, PackageError, ReleaseError, StorageError, TrustError, UsageError
 from adaptergit.git import Clone, push_rotation
 from adaptergit.locks import exclusively
+from adaptergit.mirror import mirror
 from adaptergit.package import BaseModel, File, Manifest, canonical
 from adaptergit.pins import known_revocations, known_rotation, known_signers, pin_key, revoke, unpin_key
 from adaptergit.publish import publish
@@ -454,7 +458,8 @@ def test_a_stolen_key_that_was_replaced_stays_replaced(
     assert {one.key for one in known_revocations(load_settings())} == {a.public.fingerprint, c.public.fingerprint}
     hub.git("rm", "-q", ".adaptergit/allowed_signers")
     hub.git("commit", "-qm", "a thief's")
-    publish(source(b"evil" * 2000, version="1.2.0"), clone=hub.clone, key=c.path)
+    with machine_of("thief"):
+        publish(source(b"evil" * 2000, version="1.2.0"), clone=hub.clone, key=c.path)
     with pytest.raises(TrustError, match=r"replaced by its owner|only"):
         fetch(f"{hub.url}@sst2", refresh=True)
 
@@ -497,7 +502,8 @@ def test_a_rotation_of_unknown_keys_is_no_base_for_the_next(
         rotate_here(a.path, key=new.path, clone=hub.clone)
     # A thief of the key that was replaced says something else at the same place.
     push_as_it_is(hub, replace(done, add=(thief.public,)).to_bytes(), a)
-    pin_key(ACME, a.public.line)
+    with pytest.warns(AdaptergitWarning, match="may sign for|replaced by its owner"):
+        pin_key(ACME, a.public.line)
     with pytest.raises(UsageError, match="follow the same one") as refused:
         rotate_here(third.path, key=new.path, clone=hub.clone)
     assert "git push origin :refs/tags/adapters-rotations/" in refused.value.hint
@@ -536,7 +542,8 @@ def test_a_thief_who_takes_a_rotations_tag_away_is_followed_by_nobody(
         fetch(f"{hub.url}@sst2", refresh=True)
     assert "is not among" in not_followed.value.hint
     # A person decides: the new key is trusted by hand, and what was followed is forgotten.
-    pin_key(ACME, c.public.line)
+    with pytest.warns(AdaptergitWarning, match=f"{re.escape(b.public.fingerprint)} may sign for {ACME} too"):
+        pin_key(ACME, c.public.line)
     assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.2.0"
     assert known_rotation(load_settings(), ACME) is None
 
@@ -892,3 +899,161 @@ def test_verify_shows_how_far_it_came(hub: Hub, source: Callable[..., Path], oth
     assert done.exit_code == 4
     assert "ok  manifest.json.sig: valid signature" in done.output
     assert "no  signed by" in done.output
+
+
+def test_a_key_that_was_removed_by_hand_is_not_brought_back(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, *_ = keys
+    pin_key(ACME, a.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    fetch(f"{hub.url}@sst2")
+    with machine_of("publisher"):
+        rotate(b.path, key=a.path, clone=hub.clone)
+        publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=b.path)
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        fetch(f"{hub.url}@sst2", refresh=True)
+    assert unpin_key(b.public.fingerprint) == 1
+    with pytest.raises(TrustError, match="removed by hand"):
+        fetch(f"{hub.url}@sst2", refresh=True)
+    assert b.public not in {one.key for one in known_signers(load_settings())}
+    pin_key(ACME, b.public.line)  # a person decides anew, and is not told that it does not count
+    assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
+
+
+@pytest.mark.parametrize("written", [1, 2])
+def test_a_machine_that_stops_while_a_rotation_is_remembered_follows_it_the_next_time(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey], written: int, home: Path
+) -> None:
+    a, b, *_ = keys
+    pin_key(ACME, a.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    fetch(f"{hub.url}@sst2")
+    (home / "b.pub").write_text(b.public.line)  # the new key did not sign its own rotation
+    with machine_of("publisher"):
+        rotate(home / "b.pub", key=a.path, clone=hub.clone)
+        publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=b.path)
+    script = (
+        "import os, sys, contextlib, adaptergit.pins as pins\n"
+        "real, count = pins.prepared_file, []\n"
+        "@contextlib.contextmanager\n"
+        "def prepared(*args, **options):\n"
+        "    with real(*args, **options) as put:\n"
+        "        def stop():\n"
+        "            put(); count.append(1)\n"
+        "            if len(count) == int(sys.argv[2]): os._exit(9)\n"
+        "        yield stop\n"
+        "pins.prepared_file = prepared\n"
+        "from adaptergit.resolve import fetch; fetch(sys.argv[1], refresh=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, f"{hub.url}@sst2", str(written)], check=False)
+    assert done.returncode == 9
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
+    assert {one.key for one in known_revocations(load_settings())} == {a.public.fingerprint}
+
+
+def test_a_key_that_was_replaced_signs_no_release(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, *_ = keys
+    announce(hub, a)
+    publish(source(), clone=hub.clone, key=a.path)
+    rotate_here(b.path, key=a.path, clone=hub.clone, pull_request=True)  # the branch still announces the old one
+    before = git(hub.bare, "for-each-ref")
+    with pytest.raises(ReleaseError, match="replaced by its owner") as refused:
+        publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=a.path)
+    assert b.public.fingerprint in refused.value.hint
+    assert git(hub.bare, "for-each-ref") == before
+
+
+def test_what_one_key_signed_is_a_base_for_more_once_its_keys_are_known(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey], home: Path
+) -> None:
+    a, b, c, d, _ = keys
+    announce(hub, a, c)
+    (home / "b.pub").write_text(b.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    with machine_of("first"), pytest.warns(AdaptergitWarning, match="let them sign this rotation too"):
+        first = rotate_here(home / "b.pub", key=a.path, clone=hub.clone)
+    with machine_of("second"):
+        with pytest.raises(UsageError, match="fewer than 2") as refused:
+            rotate_here(d.path, key=b.path, cosigners=[c.path], clone=hub.clone)
+        assert f"adaptergit trust add {ACME} '{a.public.line}'" in refused.value.hint
+        pin_key(ACME, a.public.line)
+        done = rotate_here(d.path, key=b.path, cosigners=[c.path], clone=hub.clone)
+    assert done.previous == SignedRotation(first.to_bytes(), {}).digest
+
+
+def test_strange_keys_are_named_before_anybody_vouches_for_them(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, c, mole, new = keys
+    announce(hub, a, b, c)
+    publish(source(), clone=hub.clone, key=a.path)
+    with machine_of("a"):
+        rotate_here(mole.path, key=a.path, keep=True, clone=hub.clone)
+    with machine_of("b"):
+        with pytest.raises(UsageError, match="fewer than 2") as refused:
+            rotate_here(new.path, key=b.path, cosigners=[c.path], clone=hub.clone)
+        assert mole.public.line in refused.value.hint
+        assert a.public.line in refused.value.hint
+        for key in (mole, a):
+            pin_key(ACME, key.public.line)
+        assert rotate_here(new.path, key=b.path, cosigners=[c.path], clone=hub.clone).previous is not None
+
+
+def test_of_two_owners_who_rotate_at_once_by_pull_request_one_takes_it_back(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, _, d, _ = keys
+    publish(source(), clone=hub.clone, key=a.path)
+    other = home / "other"
+    git(home, "clone", "-q", hub.url, str(other))
+    rotating = sys.modules["adaptergit.rotate"]  # the package has a function of that name
+    looked = rotating._rotations
+
+    def slow(*args: Any, **options: Any) -> Any:
+        found = looked(*args, **options)
+        monkeypatch.setattr(rotating, "_rotations", looked)
+        with machine_of("other"):  # somebody else is faster
+            rotate_here(d.path, key=a.path, clone=other, pull_request=True)
+        return found
+
+    monkeypatch.setattr(rotating, "_rotations", slow)
+    with pytest.raises(ReleaseError, match="at the same time"):
+        rotate_here(b.path, key=a.path, clone=hub.clone, pull_request=True)
+    refs = git(hub.bare, "for-each-ref", "--format=%(refname)", "refs/tags/adapters-rotations", "refs/heads/rotate")
+    assert len(refs.split()) == 2  # the other's tag, and its branch
+    assert known_rotation(load_settings(), ACME) is None
+    assert not git(hub.clone, "tag", "--list", "adapters-rotations/*")
+
+
+def test_mirrors_and_bundles_bring_rotations_to_those_who_know_a_key_of_before(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey], home: Path
+) -> None:
+    a, b, *_ = keys
+    copy = hub.server.create("copies/adapters")
+    with machine_of("online"):
+        pin_key(ACME, a.public.line)
+        publish(source(), clone=hub.clone, key=a.path)
+        rotate_here(b.path, key=a.path, clone=hub.clone)
+        publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=b.path)
+        export_bundle(home / "all.tar", [f"{hub.url}@sst2"])
+        mirror([f"{hub.url}@sst2"], to=home / "mirror")
+        mirror([f"{hub.url}@sst2"], to=copy)
+        mirror([f"{hub.url}@sst2"], to=copy)  # a second time is no different
+    hub.bare.rename(hub.bare.with_name("gone.git"))
+    for name, mirrors in {"static": f"{home / 'mirror'}/", "git": copy}.items():
+        with machine_of(name):
+            pin_key(ACME, a.public.line)
+            wanted = replace(load_settings(), mirrors=((ACME, (mirrors,)),))
+            with pytest.warns(AdaptergitWarning, match="new key"):
+                assert fetch(f"{hub.url}@sst2", settings=wanted).version == "1.1.0"
+            assert b.public in {one.key for one in known_signers(load_settings())}
+    with machine_of("air"):
+        pin_key(ACME, a.public.line)
+        with pytest.warns(AdaptergitWarning, match="new key"):
+            assert [one.version for one in import_bundle(home / "all.tar")] == ["1.1.0"]
+    with machine_of("stranger"), pytest.raises(TrustError, match="nobody you know"):
+        import_bundle(home / "all.tar")

@@ -9,12 +9,19 @@ small things beside them; ``partial.py`` brings what a partial clone left out,
 
 from adaptergit.git.copies import push_copies
 from adaptergit.git.fetch import Fetched, fetch_release
-from adaptergit.git.files import fetch_file, fetch_files, fetch_rotations, yank_reason
+from adaptergit.git.files import fetch_file, fetch_files, fetch_rotations, rotations_in, yank_reason
 from adaptergit.git.listing import Listing, list_all, list_versions, list_yanked
 from adaptergit.git.objects import check_tree, tree_oid
 from adaptergit.git.partial import complete
 from adaptergit.git.previous import Last, last_releases
-from adaptergit.git.release import Plan, plan_release, publish_releases, push_rotation, yank_release
+from adaptergit.git.release import (
+    Plan,
+    plan_release,
+    publish_releases,
+    push_rotation,
+    withdraw_rotation,
+    yank_release,
+)
 from adaptergit.git.remote import Remote
 from adaptergit.git.runner import Git
 from adaptergit.git.server import GitServer
@@ -44,7 +51,9 @@ __all__ = [
     "publish_releases",
     "push_copies",
     "push_rotation",
+    "rotations_in",
     "tree_oid",
+    "withdraw_rotation",
     "yank_reason",
     "yank_release",
 ]

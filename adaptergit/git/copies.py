@@ -7,9 +7,10 @@ from pathlib import Path
 
 from adaptergit.durable import scratch
 from adaptergit.errors import ReleaseError, TransportError
+from adaptergit.git.files import rotation_mark
 from adaptergit.git.listing import list_refs
 from adaptergit.git.pushing import push
-from adaptergit.git.remote import TAGS, YANKED, Remote
+from adaptergit.git.remote import ROTATIONS, TAGS, YANKED, Remote
 from adaptergit.git.runner import init_bare
 from adaptergit.git.worktree import Clone
 from adaptergit.package import Manifest
@@ -21,7 +22,10 @@ Withdrawn = Mapping[tuple[str, str], Mapping[str, str]]
 
 
 def push_copies(
-    remote: Remote, releases: Sequence[tuple[Path, Manifest]], withdrawn: Withdrawn | None = None
+    remote: Remote,
+    releases: Sequence[tuple[Path, Manifest]],
+    withdrawn: Withdrawn | None = None,
+    rotations: Sequence[Mapping[str, bytes]] = (),
 ) -> list[bool]:
     """Push releases as tags; tell of each whether it was new there.
 
@@ -31,27 +35,29 @@ def push_copies(
         remote: Where to.
         releases: Verified package folders with their manifests.
         withdrawn: What was withdrawn of their adapters: marks are copied too, and those that were taken back removed.
+        rotations: Files of the rotations of their keys, by name.
 
     Raises:
         ReleaseError: A tag is there and holds something else: releases never change.
         TransportError: The server cannot be reached, or refuses.
     """
     names = sorted({manifest.name for _, manifest in releases})
-    prefixes = tuple(f"{kind}/{name}/" for kind in (TAGS, YANKED) for name in names)
-    there = list_refs(remote, prefixes, Limits())
+    prefixes = [f"{kind}/{name}/" for kind in (TAGS, YANKED) for name in names]
+    there = list_refs(remote, (*prefixes, f"{ROTATIONS}/"), Limits())
     known = next(iter(there.values()), "")
     try:
-        return _push(remote, releases, withdrawn or {}, there, "sha256" if len(known) == 64 else "sha1")
+        return _push(remote, releases, withdrawn or {}, rotations, there, "sha256" if len(known) == 64 else "sha1")
     except TransportError as error:
         if known or "hash algorithm" not in error.what:
             raise
-        return _push(remote, releases, withdrawn or {}, there, "sha256")  # an empty repository does not say
+        return _push(remote, releases, withdrawn or {}, rotations, there, "sha256")  # an empty repository does not say
 
 
 def _push(
     remote: Remote,
     releases: Sequence[tuple[Path, Manifest]],
     withdrawn: Withdrawn,
+    rotations: Sequence[Mapping[str, bytes]],
     there: Mapping[str, str],
     object_format: str,
 ) -> list[bool]:
@@ -80,6 +86,16 @@ def _push(
                 text = f"yank {name} {version}\n\n{reasons[version]}"
                 commit = clone.commit(clone.make_tree(()), text, (), _identity("2000-01-01T00:00:00Z"))
                 refspecs.append(f"{commit}:{prefix}{version}")
+        for files in rotations:
+            mark = rotation_mark(files["rotation.json"])
+            if f"{ROTATIONS}/{mark}" not in there:
+                (folder / mark).mkdir()
+                for name, data in files.items():
+                    (folder / mark / name).write_bytes(data)
+                oids = clone.store_files({path.name: path for path in sorted((folder / mark).iterdir())})
+                tree = clone.make_tree(("100644", "blob", oid, name) for name, oid in oids.items())
+                commit = clone.commit(tree, "rotate the signing key", (), _identity("2000-01-01T00:00:00Z"))
+                refspecs.append(f"{commit}:{ROTATIONS}/{mark}")
         if refspecs:
             pushed = push(git, remote.url, refspecs, protocols=remote.protocols)
             if pushed.refused is not None:

@@ -71,7 +71,7 @@ def fetch_release(
             try:
                 git = fetch_objects(work / "tree", remote, [tree], limits)
                 return Fetched(extract(git, _pinned(git, tree), target, limits, None), tree, version)
-            except TransportError:
+            except (TransportError, NotFoundError):  # a copy with other object ids has it by its tag
                 if version is None:
                     raise
         tag = f"{TAGS}/{adapter}/{version}"

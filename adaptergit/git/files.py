@@ -14,6 +14,7 @@ from adaptergit.errors import NotFoundError, PackageError, TransportError
 from adaptergit.git.listing import list_refs
 from adaptergit.git.objects import extract, find_tree, sizes_of, write_blobs
 from adaptergit.git.remote import ROTATIONS, YANKED, Remote, fetch_objects
+from adaptergit.git.worktree import Clone
 from adaptergit.settings import Limits
 
 _INDEX_PATH = re.compile(
@@ -60,6 +61,19 @@ def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) 
                     if ref == f"{ROTATIONS}/{rotation_mark(files.get('rotation.json', b''))}":
                         found.append(files)
         return found
+
+
+def rotations_in(clone: Clone, most: int) -> list[dict[str, bytes]]:
+    """Return the files of the rotations that a clone has the tags of, by name; nothing is asked of any server."""
+    listing = clone.git.text("for-each-ref", f"--count={most}", "--format=%(refname)", f"{ROTATIONS}/")
+    found = []
+    for ref in listing.split():
+        with suppress(TransportError):  # junk, or not in a partial clone
+            names = clone.git.text("ls-tree", "--name-only", ref).split()
+            found.append(
+                {name: clone.git.raw("cat-file", "blob", f"{ref}:{name}", max_output=2**16) for name in names[:32]}
+            )
+    return found
 
 
 def yank_reason(remote: Remote, adapter: str, version: str, limits: Limits) -> str:

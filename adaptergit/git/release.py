@@ -238,7 +238,7 @@ def push_rotation(
     mark: str,
     *,
     branch: str | None = None,
-) -> None:
+) -> bool:
     """Push a rotation as a tag of its own, and the branch with the keys it announces, in one step.
 
     Args:
@@ -248,6 +248,9 @@ def push_rotation(
         allowed_signers: The new ``.adaptergit/allowed_signers``.
         mark: Name of the tag below ``refs/tags/adapters-rotations/``.
         branch: Push the keys to this new branch instead, for a pull request; the clone's branch and files stay.
+
+    Returns:
+        Whether nobody else can have pushed one at the same time: the clone's branch moved on with it.
 
     Raises:
         ReleaseError: The server refused: the branch moved on, or is protected. The clone is as it was.
@@ -275,16 +278,28 @@ def push_rotation(
         raise
     clone.git.text("update-ref", tag, tag_commit)
     if branch is not None and pushed.refused is None:
-        return
+        return False
     if pushed.refused is not None:
         message = f"the key is rotated, but the server did not take the branch ({pushed.refused.what}): add the new key"
         warnings.warn(f"{message} to {clone.root / '.adaptergit' / 'allowed_signers'}", AdaptergitWarning, stacklevel=2)
-        return
+        return False
     clone.git.text("update-ref", clone.branch, commit)
     clone.git.text("reset", "--quiet", commit, "--", path)
     target = clone.root / path
     target.parent.mkdir(exist_ok=True)
     target.write_bytes(allowed_signers)
+    return True
+
+
+def withdraw_rotation(clone: Clone, remote: str, mark: str, branch: str | None) -> None:
+    """Take a rotation back that was just pushed, with the branch that announces it.
+
+    Raises:
+        TransportError: The server refuses, or cannot be reached.
+    """
+    tag = f"{ROTATIONS}/{mark}"
+    push(clone.git, remote, [f":{tag}", *([f":{branch}"] if branch else [])])
+    clone.git.text("update-ref", "-d", tag)
 
 
 def _has(plan: Plan, remote: str) -> bool:

@@ -27,7 +27,7 @@ from adaptergit.store.mirror import MARK, SIGNERS
 SCHEMA = "adaptergit.bundle/1"
 CONTENTS, REVOKED, INDEXES = "bundle.json", "revoked.jsonl", "indexes"
 _NAMES = (CONTENTS, MARK, SIGNERS, REVOKED)
-_PARTS = ("releases", "packages", INDEXES)
+_PARTS = ("releases", "packages", "rotations", INDEXES)
 _MAX_FILES = 100_000
 _MAX_CONTENTS_BYTES = 32 * 2**20
 _END = bytes(1024)

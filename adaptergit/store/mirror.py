@@ -6,9 +6,10 @@
     releases/<principal>/<adapter>.json          {"schema": …, "releases": [{version, manifest_sha256, tree, files}],
                                                   "yanked": {version: reason}}
     packages/<manifest digest>/<file>            immutable
+    rotations/<principal>.jsonl                  which keys came after which, as the keys before say
     allowed_signers                              keys of the publishers, for those who choose to trust the mirror
 
-Packages never change, so everything but ``releases/`` may be cached for ever.
+Packages never change, so everything below ``packages/`` may be cached for ever.
 """
 
 from __future__ import annotations
@@ -81,6 +82,11 @@ def listing_path(principal: str, adapter: str) -> str:
 def package_path(digest: str) -> str:
     """Return where a package's files are."""
     return f"packages/{digest}"
+
+
+def rotations_path(principal: str) -> str:
+    """Return where a repository's rotations are, one a line."""
+    return f"rotations/{principal}.jsonl"
 
 
 def parse_listing(data: bytes, where: str) -> Shelf:
@@ -181,6 +187,15 @@ def add_to_mirror(
     if before is None:
         return Added.NEW
     return Added.MENDED if mended or after != before else Added.THERE
+
+
+def add_rotations(root: Path, principal: str, lines: Iterable[str]) -> None:
+    """Write a repository's rotations beside the packages: who knows a key of before can follow them."""
+    path = root / rotations_path(principal)
+    existing = path.read_text("utf-8").splitlines() if path.is_file() else []
+    merged = sorted({*existing, *lines} - {""})
+    if merged != existing:
+        replace_file(path, "".join(f"{line}\n" for line in merged).encode())
 
 
 def add_signers(root: Path, lines: Iterable[str]) -> None:

@@ -72,6 +72,8 @@ class Policy:
     """Releases of the same adapter that were seen before."""
     expected: str | None = None
     """Digest that an index lists: it must be this, but that is not the caller's pin."""
+    first_use: bool = True
+    """Under ``tofu``, whether the first key that is seen may be pinned; not where somebody else sent the release."""
     listed: tuple[Revocation, ...] = ()
     """What indexes have revoked."""
     witnessed: datetime | None = None
@@ -223,9 +225,9 @@ def _without_revoked(
 
 def _check_digest(digest: str, policy: Policy) -> str:
     if policy.expected is not None and digest != policy.expected:
-        raise TrustError(f"the manifest's sha256 is {digest}, the index lists {policy.expected}")
+        raise _other(f"the manifest's sha256 is {digest}, the index lists {policy.expected}")
     if policy.digest is not None and digest != policy.digest:
-        raise TrustError(f"the manifest's sha256 is {digest}, you pinned {policy.digest}")
+        raise _other(f"the manifest's sha256 is {digest}, you pinned {policy.digest}")
     return f"manifest sha256 {digest}" + (" is the pinned one" if policy.digest else "")
 
 
@@ -239,10 +241,14 @@ def _check_identity(manifest: Manifest, policy: Policy) -> str:
     if policy.name is not None and manifest.name != policy.name:
         raise TrustError(f"asked for the adapter {policy.name!r}, but the manifest is of {manifest.name!r}")
     if not policy.specifier.contains(Version(manifest.version), prereleases=True):
-        other = TrustError(f"asked for version {policy.specifier}, but the manifest is of {manifest.version}")
-        other.other_version = True
-        raise other
+        raise _other(f"asked for version {policy.specifier}, but the manifest is of {manifest.version}")
     return f"it is {said}"
+
+
+def _other(what: str) -> TrustError:
+    error = TrustError(what)
+    error.other_release = True
+    return error
 
 
 def _check_signatures(manifest_bytes: bytes, signatures: Mapping[str, bytes]) -> dict[str, Signature]:
@@ -300,7 +306,7 @@ def _check_signers(
         refused.unknown_key = strangers
         raise refused
     first = next(iter(valid.values()))
-    if policy.level == "tofu" and policy.threshold == 1:
+    if policy.level == "tofu" and policy.threshold == 1 and policy.first_use:
         pin = AllowedSigner((manifest.repository,), first.key, (MANIFEST_NAMESPACE,), source="pinned on first use")
         note = f"first use of {manifest.repository}: pinned the key {first.key.fingerprint}"
         return Verdict("tofu", digest, manifest, (first.key.fingerprint,), (pin.source,), pin, (*steps, note), (note,))

@@ -17,6 +17,7 @@ cannot.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -36,6 +37,7 @@ SCHEMA = "adaptergit.rotation/1"
 MAX_BYTES = 64 * 1024
 MAX_ROTATIONS = 64
 """Of one repository."""
+MAX_LISTED_BYTES = 16 * 2**20
 _MOST = 4 * MAX_ROTATIONS
 """Different ones that are looked at: those of the repository, and those that indexes kept."""
 _MOST_SIGNATURES = 32
@@ -124,6 +126,15 @@ class SignedRotation:
                 verify_signature(signature, self.data, ROTATION_NAMESPACE)
                 keys.add(signature.key)
         return frozenset(keys)
+
+    def line(self) -> str:
+        """Return it as copies of releases hold it: one JSON object."""
+        signatures = {name: armored.decode() for name, armored in sorted(self.signatures.items())}
+        return json.dumps({"rotation": self.data.decode(), "signatures": signatures}, sort_keys=True)
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files of its folder."""
+        return {ROTATION: self.data, **self.signatures}
 
     @classmethod
     def of(cls, files: Mapping[str, bytes]) -> SignedRotation:
@@ -225,6 +236,26 @@ def _up_to(digest: str | None, following: _Following) -> set[str]:
             return set()
         found.add(digest)
         digest = links[digest].rotation.previous
+    return found
+
+
+def parse_rotations(data: bytes, where: str) -> list[SignedRotation]:
+    """Read rotations, one JSON object per line; nothing about them is verified yet.
+
+    Raises:
+        PackageError: With the line.
+    """
+    if len(data) > MAX_LISTED_BYTES:
+        raise PackageError(f"more than {MAX_LISTED_BYTES} bytes", where=where)
+    found = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.strip():
+            raw = canonical.loads(line, where=f"{where}:{number}", limit=MAX_LISTED_BYTES)
+            try:
+                signatures = {str(name): armored.encode() for name, armored in raw["signatures"].items()}
+                found.append(SignedRotation(raw["rotation"].encode(), signatures))
+            except (KeyError, TypeError, AttributeError) as error:
+                raise PackageError("not a rotation with its signatures", where=f"{where}:{number}") from error
     return found
 
 

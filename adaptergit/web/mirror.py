@@ -14,7 +14,15 @@ from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.folder import check_entry_name, check_sizes
 from adaptergit.package.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
 from adaptergit.settings import Limits
-from adaptergit.store.mirror import MAX_LISTING_BYTES, Mirrored, Shelf, listing_path, package_path, parse_listing
+from adaptergit.store.mirror import (
+    MAX_LISTING_BYTES,
+    Mirrored,
+    Shelf,
+    listing_path,
+    package_path,
+    parse_listing,
+    rotations_path,
+)
 from adaptergit.web.download import Download
 
 _MAX_SIGNATURE_BYTES = 128 * 1024
@@ -37,6 +45,16 @@ class StaticMirror:
         """
         path = listing_path(principal, adapter)
         return parse_listing(self._read(path, MAX_LISTING_BYTES), f"{self.url}{path}")
+
+    def rotations(self, principal: str, limit: int) -> bytes:
+        """Return the lines that say which keys of a repository came after which; they are verified by who reads them.
+
+        Raises:
+            NotFoundError: The mirror has none.
+            TransportError: It cannot be reached.
+            PackageError: They are more than ``limit`` bytes.
+        """
+        return self._read(rotations_path(principal), limit)
 
     def fetch(
         self, release: Mirrored, target: Path, limits: Limits, judge: Callable[[Path], Mapping[str, int]] | None
