@@ -491,3 +491,14 @@ def test_a_merged_model_that_was_cast_is_restored_in_its_new_dtype() -> None:
     panel.unmerge("x")
     assert all(torch.equal(value, wanted[key]) for key, value in model.state_dict().items())
     assert {value.dtype for key, value in model.state_dict().items() if value.is_floating_point()} == {torch.bfloat16}
+
+
+def test_unions_of_veras_with_other_random_matrices_are_not_averaged(tiny: Any) -> None:
+    panel = adapters(tiny)
+    for name in "ab":
+        panel.add(name, "vera|seq_bn")
+    with pytest.raises(UsageError, match="different random matrices"):
+        panel.average("c", ["a", "b"])
+    for name in "de":
+        panel.add(name, "vera[init_weights_seed=3]|seq_bn")
+    panel.average("f", ["d", "e"])

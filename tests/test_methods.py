@@ -233,3 +233,37 @@ def test_every_parameter_is_given_a_value(config: Any) -> None:
             assert torch.isfinite(tensor).all(), key
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    "config", ["mam", "unipelt", "compacter[reduction_factor=4]|lora", "vera|seq_bn", "prefix_tuning|x"]
+)
+def test_all_of_a_union_computes_in_its_hosts_dtype(config: str) -> None:
+    """What its parts share too."""
+    config = config.replace("|x", "|lora")
+    model = tiny_model("bert").to(torch.bfloat16)
+    panel = adapters(model)
+    panel.add("a", config)
+    assert {p.dtype for p in panel.module("a").parameters()} == {torch.bfloat16}
+    panel.active = "a"
+    assert model(input_ids=torch.arange(1, 9)[None]).last_hidden_state.dtype == torch.bfloat16
+    panel.add("b", config, dtype=torch.float64)
+    assert {p.dtype for p in panel.module("b").parameters()} == {torch.float64}
+
+
+def test_what_the_parts_of_a_union_name_counts() -> None:
+    panel = adapters(tiny_model("bert"))
+    for name in "ab":
+        panel.add(name, "lora[init_weights_seed=1, dtype=bfloat16]|seq_bn[init_weights_seed=2]")
+    first, second = (panel.module(name).state_dict() for name in "ab")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert {key[0]: value.dtype for key, value in first.items()} == {"0": torch.bfloat16, "1": torch.float32}
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["miss[r=0]", "loha[r=0]", "lokr[r=0]", "hra[r=0]", "fourierft[n_frequency=0]", "lora[rank_pattern={'x': 0}]"],
+)
+def test_ranks_that_mean_nothing_are_refused(config: str) -> None:
+    with pytest.raises(UsageError, match="whole number from 1 on"):
+        adapters(tiny_model("bert")).add("a", config)

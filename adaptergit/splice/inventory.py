@@ -16,6 +16,8 @@ from adaptergit.splice.config import MethodConfig, check_types
 from adaptergit.splice.embeddings import Embeddings
 from adaptergit.splice.fusion import Fusion, FusionConfig
 from adaptergit.splice.heads import HeadConfig, build_head
+from adaptergit.splice.layers import seeded
+from adaptergit.splice.methods.union import leaves
 from adaptergit.splice.places import Host, Parts, Place, Tuned
 from adaptergit.splice.sidecar import Sidecar
 
@@ -200,12 +202,11 @@ class Inventory:
         Raises:
             ModelError: No place of this model takes the configuration.
         """
-        seed = getattr(config, "init_weights_seed", None)
         # The context costs more than making the tensors.
         usual = torch.get_default_device().type == "cpu"
         with contextlib.nullcontext() if usual else torch.device("cpu"):
             parts = self._built(config, self.host)
-            config.initialise(parts, self.host, None if seed is None else torch.Generator().manual_seed(seed))
+            config.initialise(parts, self.host, seeded(config))
         return parts
 
     def _built(self, config: MethodConfig, host: Host) -> Parts:
@@ -256,18 +257,12 @@ class Inventory:
     ) -> None:
         """Put an adapter with its weights into the panel; it stays inactive."""
         check_new(name, self._adapters)
-        named = getattr(config, "dtype", None)
-        wanted = dtype if named is None or dtype is not None else getattr(torch, str(named), None)
-        if (named is not None or dtype is not None) and not (
-            isinstance(wanted, torch.dtype) and wanted.is_floating_point
-        ):
-            raise UsageError(
-                f"{named or dtype!r} is no dtype that adapters compute in", hint="float32, bfloat16, float16"
-            )
-        if parts.common is not None:
-            self._settle(next(iter(parts.places)), parts.common, wanted, device)
-        for place, module in parts.places.items():
-            self._settle(place, module, wanted, device)
+        for own, part, _ in leaves(config, parts):
+            wanted = _dtype(getattr(own, "dtype", None), dtype)
+            if part.common is not None:
+                self._settle(next(iter(part.places)), part.common, wanted, device)
+            for place, module in part.places.items():
+                self._settle(place, module, wanted, device)
         frozen = frozenset(key for key, parameter in parts.named_parameters() if not parameter.requires_grad)
         if self._trainable is not None:  # train() froze everything but what it named
             parts.requires_grad_(False)
@@ -411,6 +406,16 @@ class _InventorySidecar(Sidecar):
         object.__setattr__(self, "panel", panel)
 
     panel: Inventory
+
+
+def _dtype(named: str | None, given: torch.dtype | None) -> torch.dtype | None:
+    """Return what a caller says that parameters compute in, or else a configuration; None: as their host does."""
+    wanted = given if named is None or given is not None else getattr(torch, str(named), None)
+    if named is None and given is None:
+        return None
+    if isinstance(wanted, torch.dtype) and wanted.is_floating_point:
+        return wanted
+    raise UsageError(f"{named or given!r} is no dtype that adapters compute in", hint="float32, bfloat16, float16")
 
 
 def panel_of(model: nn.Module) -> Any:

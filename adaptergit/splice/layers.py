@@ -68,6 +68,8 @@ def require_counts(config: Any, *names: str, least: int = 1) -> None:
         value = getattr(config, name)
         whole = isinstance(value, int) and not isinstance(value, bool)
         require(whole and value >= least, f"{name} must be a whole number from {least} on, not {value!r}")
+    for path, rank in (getattr(config, "rank_pattern", None) or {}).items():
+        require(rank >= 1, f"rank_pattern: the rank of {path} must be a whole number from 1 on, not {rank!r}")
 
 
 def require_shares(config: Any, *names: str) -> None:
@@ -82,3 +84,9 @@ def require_one_of(config: Any, **choices: tuple[Any, ...]) -> None:
     for name, allowed in choices.items():
         value = getattr(config, name)
         require(value in allowed, f"{name} must be {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def seeded(config: Any) -> torch.Generator | None:
+    """Return the source of a configuration's first values, if it names one: ``init_weights_seed``."""
+    seed = getattr(config, "init_weights_seed", None)
+    return None if seed is None else torch.Generator().manual_seed(seed)

@@ -28,6 +28,7 @@ from adaptergit.splice.methods.lora import LoRASite
 from adaptergit.splice.methods.mtl_lora import MTLSite
 from adaptergit.splice.methods.prefix_tuning import PrefixNetwork, PrefixTuning
 from adaptergit.splice.methods.projections import OnLinears, is_quantised, stands_upright, weight_of
+from adaptergit.splice.methods.union import leaves
 from adaptergit.splice.methods.vera import VeRA
 from adaptergit.splice.places import Host, Linear, Parts, Place
 
@@ -125,7 +126,8 @@ def average(
     if len({_comparable(config) for config in configs}) > 1:
         raise UsageError("only adapters of one configuration can be averaged", hint="combine() takes others too")
     states = [parts.state_dict() for parts in adapters]
-    shared = [key for key in states[0] if isinstance(configs[0], VeRA) and key.startswith("shared.")]
+    random = tuple(f"{at}shared." for one, _, at in leaves(configs[0], adapters[0]) if isinstance(one, VeRA))
+    shared = [key for key in states[0] if key.startswith(random)]
     if not all(torch.equal(states[0][key], state[key]) for key in shared for state in states):
         raise UsageError("these VeRAs have different random matrices: the average of their vectors means nothing")
     lora = isinstance(configs[0], LoRA)

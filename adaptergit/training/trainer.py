@@ -108,7 +108,7 @@ def fusion_regularisation(panel: Panel) -> torch.Tensor | None:
 
 def save_adapters(model: Any, folder: Path) -> None:
     """Write all that is trained into a folder; of a sharded model, every process must call this."""
-    whole = {name: _whole(parameter.detach()).cpu().contiguous() for name, parameter in _trained(model)}
+    whole = {name: _whole(tensor.detach()).cpu().contiguous() for name, tensor in _kept(model).items()}
     if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(whole, str(folder / _FILE))
@@ -121,7 +121,7 @@ def load_adapters(model: Any, folder: Path) -> None:
         DataError: It is not there, or of another adapter.
     """
     path = folder / _FILE
-    parameters = dict(_trained(model))
+    parameters = _kept(model)
     stored = load_file(str(path)) if path.is_file() else {}
     if stored.keys() != parameters.keys() or any(stored[n].shape != p.shape for n, p in parameters.items()):
         raise DataError(
@@ -161,6 +161,14 @@ def _trained(model: Any) -> list[tuple[str, nn.Parameter]]:
     inner = getattr(model, "module", model)  # out of DistributedDataParallel
     adapters(inner)  # a model without a panel is a mistake of the caller, reported as such
     return [(name, parameter) for name, parameter in inner.named_parameters() if parameter.requires_grad]
+
+
+def _kept(model: Any) -> dict[str, torch.Tensor]:
+    """What training changes: what the optimiser trains, and what else its modules hold, as a fusion's temperature."""
+    trained = dict(_trained(model))
+    buffers = getattr(model, "module", model).named_buffers()
+    beside = {name: one for name, one in buffers if any(t.startswith(f"{name.rpartition('.')[0]}.") for t in trained)}
+    return {**trained, **beside}
 
 
 def _sharded(model: Any) -> bool:

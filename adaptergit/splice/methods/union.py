@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.config import MethodConfig, config_from_dict, describe, presets, register, register_preset
+from adaptergit.splice.layers import seeded
 from adaptergit.splice.methods.bottleneck import Bottleneck
 from adaptergit.splice.methods.lora import LoRA
 from adaptergit.splice.methods.prefix_tuning import PrefixTuning
@@ -74,11 +75,18 @@ class Union(MethodConfig):
         return parts
 
     def initialise(self, parts: Parts, host: Host, generator: torch.Generator | None) -> None:
-        """Initialise the parts in order."""
-        for number, config in enumerate(self.configs):
-            part = parts.get_submodule(str(number))
-            assert isinstance(part, Parts)
-            config.initialise(part, host, generator)
+        """Initialise the parts in order, each from its own seed if it has one."""
+        for config, part, _ in leaves(self, parts):
+            config.initialise(part, host, seeded(config) or generator)
+
+
+def leaves(config: MethodConfig, parts: Parts, prefix: str = "") -> Iterator[tuple[MethodConfig, Parts, str]]:
+    """Yield what a configuration is made of, unions taken apart, each with what its tensors' names begin with."""
+    if not isinstance(config, Union):
+        yield config, parts, prefix
+        return
+    for number, child in enumerate(config.configs):
+        yield from leaves(child, cast("Parts", parts.get_submodule(str(number))), f"{prefix}{number}.")
 
 
 _SEQ, _PAR = presets()["seq_bn"], presets()["par_bn"]

@@ -64,7 +64,8 @@ class WeightForm(OnLinears):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of(self, kind=UPDATES + ROTATIONS)
-        require_counts(self, "r", least=0)
+        require_counts(self, "r", least=0 if self.kind in ("oft", "boft", "fourierft") else 1)
+        require_counts(self, "n_frequency")
 
     @property
     def method(self) -> str:
