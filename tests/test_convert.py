@@ -105,3 +105,33 @@ def test_adapters_with_names_from_their_format_come_back(name: str, config: str,
     assert own.keys() == back.keys()
     for key, value in own.items():
         torch.testing.assert_close(back[key], value)
+
+
+@pytest.mark.parametrize(
+    ("base", "auto", "config"),
+    [
+        ("gpt2", "AutoModelForCausalLM", "lora[intermediate_lora=True]"),
+        ("gpt2", "AutoModelForCausalLM", "lora[output_lora=True, attn_matrices=['k']]"),
+        ("llama", "AutoModelForCausalLM", "lora[intermediate_lora=True, use_rslora=True]"),
+        ("bert", "AutoModelForMaskedLM", "lora[r=4, alpha=3, intermediate_lora=True]"),
+    ],
+)
+def test_a_lora_of_a_whole_model_comes_back_from_peft(base: str, auto: str, config: str, tmp_path: Path) -> None:
+    there_and_back(base, auto, config, "peft", tmp_path)
+
+
+def there_and_back(base: str, auto: str, config: str, to: str, tmp_path: Path) -> None:
+    model, twin = tiny_model(base, auto), tiny_model(base, auto)
+    panel = adapters(model)
+    panel.add("a", config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in panel.module("a").parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    panel.active = "a"
+    adaptergit.export(model, "a", tmp_path / "theirs", to=to)
+    adaptergit.load(tmp_path / "theirs", twin)
+    ids = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
+    extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        torch.testing.assert_close(twin(ids, **extra)[0], model(ids, **extra)[0], rtol=0, atol=2e-5)

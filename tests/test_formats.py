@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import git
+from conftest import git, tiny_model
 from golden import GOLDEN, base_model, inputs_of, read
 from safetensors.torch import load_file
 
@@ -20,6 +20,7 @@ from adaptergit.package.foreign import MAX_HEADER_BYTES
 from adaptergit.package.weights import tensors_in
 from adaptergit.publish import publish
 from adaptergit.splice import adapters, parse_composition
+from adaptergit.splice.methods import LoRA, TunedParameters, Union
 
 BASE = "bert__double_seq_bn"
 FUSION = "bert__fuse_named"
@@ -48,6 +49,51 @@ def test_a_peft_folder_loads_in_one_line() -> None:
     adaptergit.load(folder / "checkpoint", model, name="p")
     assert adapters(model).config("p").method == "lora"
     assert torch.allclose(run(model, folder.name), expected(folder.name), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "alphas"),
+    [
+        ({"encoder.layer.0.attention.self.query": 3}, [3, 16]),
+        ({"^bert.encoder.layer.0.*": 3}, [3, 16]),
+        ({r"bert\.encoder\.layer\.[01]\..*": 3}, [3, 3]),
+        ({"query": 3, "^bert.encoder.layer.1.*": 5}, [3, 3]),
+        ({"^encoder.layer.0.*": 3}, [16, 16]),
+        ({"layer.0.attention.self": 3}, [16, 16]),
+    ],
+)
+def test_patterns_of_peft_name_paths_from_the_model_it_wrapped(
+    pattern: dict[str, int], alphas: list[int], tmp_path: Path
+) -> None:
+    model = tiny_model("bert", "AutoModelForSequenceClassification")
+    adapters(model).add("mine", "lora[alpha=16, attn_matrices=['q']]")
+    adaptergit.export(model, "mine", tmp_path / "p", to="peft")
+    path = tmp_path / "p" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "alpha_pattern": pattern}))
+    for auto in ("AutoModelForSequenceClassification", "AutoModel"):
+        twin = tiny_model("bert", auto)
+        adaptergit.load(tmp_path / "p", twin, name="p")
+        config: Any = adapters(twin).config("p")
+        found = [(config.alpha_pattern or {}).get(target, config.alpha) for target in config.target_modules]
+        assert found == alphas
+
+
+def test_a_pattern_of_peft_that_is_no_expression_is_refused(tmp_path: Path) -> None:
+    folder, _ = foreign(tmp_path, "peft")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "alpha_pattern": {"layer.(0": 3}}))
+    refused(folder, r"alpha_pattern: 'layer\.\(0' is no regular expression")
+
+
+def test_tokens_of_peft_are_named_by_paths_from_the_model_it_wrapped(tmp_path: Path) -> None:
+    model = tiny_model("llama", "AutoModelForCausalLM")
+    adapters(model).add("mine", Union((LoRA(), TunedParameters((), {"model.embed_tokens": (5, 7)}))))
+    adaptergit.export(model, "mine", tmp_path / "p", to="peft")
+    for auto in ("AutoModelForCausalLM", "AutoModel"):
+        twin = tiny_model("llama", auto)
+        adaptergit.load(tmp_path / "p", twin, name="p")
+        config: Any = adapters(twin).config("p")
+        assert list(config.configs[1].tokens.values()) == [(5, 7)]
 
 
 FOREIGN = pytest.mark.parametrize("to", ["peft", "adapterhub"])

@@ -221,6 +221,50 @@ def test_peft_computes_the_same_with_what_came_back(tmp_path: Path) -> None:
     assert answers == {case: pytest.approx(0, abs=2e-5) for case, *_ in asked}
 
 
+PATTERNS = """
+import json, sys, torch, peft, transformers
+from safetensors.torch import save_file
+for base, folder, options in json.load(sys.stdin):
+    ids = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    kind = transformers.AutoModelForCausalLM
+    model = kind.from_pretrained(base, attn_implementation="eager")
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=16, **options))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape) * 0.1)
+    model.save_pretrained(folder)
+    # Saved, patterns are in another order.
+    again = peft.PeftModel.from_pretrained(kind.from_pretrained(base, attn_implementation="eager"), folder).eval()
+    with torch.no_grad():
+        save_file({"out": again(input_ids=ids)[0].contiguous()}, folder + ".out")
+"""
+
+
+def test_patterns_match_the_paths_that_peft_matches(tmp_path: Path) -> None:
+    if not PYTHONS["peft"]:
+        pytest.skip("ADAPTERGIT_PEFT_PYTHON is not set")
+    llama = {"target_modules": ["q_proj", "up_proj"]}
+    gpt2 = {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
+    asked = [
+        ("llama", llama | {"alpha_pattern": {"model.layers.0.self_attn.q_proj": 3}}),
+        ("llama", llama | {"alpha_pattern": {"^model.layers.0.self_attn.q_proj": 3}}),
+        ("llama", llama | {"alpha_pattern": {"^layers.0.self_attn.q_proj": 3}}),  # matches nothing
+        ("llama", llama | {"alpha_pattern": {"q_proj": 3, "^model.layers.0.*": 5}}),  # the first one counts
+        ("llama", llama | {"alpha_pattern": {"^model.layers.1.*": 3}, "rank_pattern": {"^model.layers.1.*": 2}}),
+        ("gpt2", gpt2 | {"alpha_pattern": {r"transformer\.h\.1\..*": 2}}),
+    ]
+    command = [*str(PYTHONS["peft"]).split(), "-c", PATTERNS]
+    cases = [(str(GOLDEN / "bases" / base), str(tmp_path / str(i)), how) for i, (base, how) in enumerate(asked)]
+    done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for base, folder, options in cases:
+        model = transformers.AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").eval()
+        adaptergit.load(folder, model)
+        assert torch.allclose(ours(model), load_file(f"{folder}.out")["out"], atol=2e-5), options
+
+
 SETUP = """
 import sys, torch, adapters
 from safetensors.torch import load_file, save_file

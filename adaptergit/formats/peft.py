@@ -114,6 +114,7 @@ class _Source:
         # A safetensors file has no order.
         self.tensors = {key.removeprefix("base_model.model."): value for key, value in sorted(tensors.items())}
         self.used: set[str] = set()
+        self._wrapped: dict[str, str] = {}  # paths from the base, and from the model that PEFT wrapped
         self._base = dict(host.base.named_modules())
         self._model = dict(host.model.named_modules())
         self._prefix = next((f"{p}." for p, module in self._model.items() if module is host.base and p), "")
@@ -127,7 +128,10 @@ class _Source:
             for theirs, ours in parts.items():
                 if key.endswith(f".{theirs}"):
                     self.used.add(key)
-                    found.setdefault(self.in_base(key.removesuffix(f".{theirs}")), {})[ours] = tensor
+                    wrapped = key.removesuffix(f".{theirs}")
+                    path = self.in_base(wrapped)
+                    self._wrapped[path] = wrapped
+                    found.setdefault(path, {})[ours] = tensor
                     break
         if not found:
             raise PackageError(f"no tensors of {self.raw['peft_type']} are in it", where=self.where)
@@ -156,9 +160,17 @@ class _Source:
         return {f"{self.key(p)}.{part}": t for p, parts in found.items() for part, t in parts.items()}
 
     def pattern(self, name: str, path: str, default: Any) -> Any:
-        """Return a module's value of ``rank_pattern`` or ``alpha_pattern``."""
-        for key, value in (self.raw.get(name) or {}).items():
-            if re.fullmatch(rf"(.*\.)?({key})", path):
+        """Return a module's value of ``rank_pattern`` or ``alpha_pattern``: the first that matches the end of its path
+        from the model that PEFT wrapped, or with ``^`` all of it."""
+        given = self.raw.get(name) or {}
+        if not isinstance(given, Mapping):
+            raise UsageError(f"{name}: expected an object")
+        for key, value in given.items():
+            try:
+                matched = re.fullmatch(rf"(.*\.)?({key})", self._wrapped[path])
+            except re.error as error:
+                raise UsageError(f"{name}: {key!r} is no regular expression: {error}") from error
+            if matched:
                 return value
         return default
 
@@ -317,8 +329,9 @@ def _tuned(source: _Source) -> tuple[MethodConfig | None, Tensors]:
         if key in source.used:
             continue
         if key.endswith("trainable_tokens_delta"):
-            path = source.in_model(re.sub(r"(\.token_adapter)?\.trainable_tokens_delta$", "", key))
-            tokens[path] = _tokens(source, path)
+            wrapped = re.sub(r"(\.token_adapter)?\.trainable_tokens_delta$", "", key)
+            path = source.in_model(wrapped)
+            tokens[path] = _tokens(source, wrapped)
             rows[f"tuned.{path}.rows"] = tensor
             continue
         path = key.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
@@ -337,7 +350,7 @@ def _tuned(source: _Source) -> tuple[MethodConfig | None, Tensors]:
 def _tokens(source: _Source, path: str) -> tuple[int, ...]:
     given = source.raw.get("trainable_token_indices")
     if isinstance(given, Mapping):
-        given = next(value for name, value in given.items() if path.endswith(name))
+        given = next((value for name, value in given.items() if path.endswith(name)), None)
     if not isinstance(given, list):
         raise PackageError("trainable_token_indices: expected a list of tokens", where=source.where)
     return tuple(int(token) for token in given)
