@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import tiny_model
 from golden import GOLDEN, base_model, inputs_of, read
 from safetensors.torch import load_file
@@ -120,8 +121,18 @@ def test_a_lora_of_a_whole_model_comes_back_from_peft(base: str, auto: str, conf
     there_and_back(base, auto, config, "peft", tmp_path)
 
 
+@pytest.mark.parametrize("base", ["t5", "bart", "gpt2"])
+@pytest.mark.parametrize("config", ["prefix_tuning[prefix_length=3, use_gating=True]", "unipelt"])
+def test_gates_of_prefixes_come_back_from_adapterhub(base: str, config: str, tmp_path: Path) -> None:
+    there_and_back(base, "AutoModel", config, "adapterhub", tmp_path)
+
+
 def there_and_back(base: str, auto: str, config: str, to: str, tmp_path: Path) -> None:
-    model, twin = tiny_model(base, auto), tiny_model(base, auto)
+    folder = GOLDEN / "bases" / base
+    if not folder.is_dir():
+        pytest.skip(f"{base} is not in this set of cases")
+    kind = getattr(transformers, auto)
+    model, twin = (kind.from_pretrained(folder, attn_implementation="eager").eval() for _ in range(2))
     panel = adapters(model)
     panel.add("a", config)
     generator = torch.Generator().manual_seed(0)

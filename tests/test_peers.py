@@ -75,6 +75,8 @@ ADAPTERHUB = [
     ("llama", "prefix_tuning_flat[prefix_length=3]"),
     ("roberta", "double_seq_bn_inv[reduction_factor=4]"),
     ("t5", "seq_bn[reduction_factor=4, leave_out=[2]]"),
+    ("t5", "prefix_tuning[prefix_length=3, use_gating=True]"),
+    ("t5", "unipelt"),
     ("bart", "double_seq_bn[reduction_factor=4, cross_adapter=True]"),
 ]
 PEFT = [

@@ -288,8 +288,7 @@ def _one(
     elif isinstance(place, BlockOutput):
         yield from _reft(place, module, part, tensor, name, kind)
     elif isinstance(place, Attention):
-        module_path = place.path if kind not in _LIKE_T5 else place.path.rpartition(".")[0]
-        yield f"{module_path}.prefix_tuning.prefix_gates.{name}.{part.removeprefix('gate.')}", tensor
+        yield f"{place.path}.prefix_tuning.prefix_gates.{name}.{part.removeprefix('gate.')}", tensor
     else:
         yield f"prompt_tuning.prompt_tunings.{name}.prompt_embedding.weight", tensor
 
