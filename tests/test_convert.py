@@ -113,6 +113,8 @@ def test_adapters_with_names_from_their_format_come_back(name: str, config: str,
     [
         ("gpt2", "AutoModelForCausalLM", "lora[intermediate_lora=True]"),
         ("gpt2", "AutoModelForCausalLM", "lora[output_lora=True, attn_matrices=['k']]"),
+        ("gpt2", "AutoModelForCausalLM", "lora[lora_bias=True]"),
+        ("deberta", "AutoModel", "lora[lora_bias=True, attn_matrices=['k', 'v']]"),
         ("llama", "AutoModelForCausalLM", "lora[intermediate_lora=True, use_rslora=True]"),
         ("bert", "AutoModelForMaskedLM", "lora[r=4, alpha=3, intermediate_lora=True]"),
     ],

@@ -96,6 +96,8 @@ PEFT = [
     ("llama", "miss[r=4]"),
     ("gpt2", "lora[r=4, attn_matrices=['q', 'v']]"),
     ("gpt2", "lora[output_lora=True, attn_matrices=['k']]"),
+    ("gpt2", "lora[lora_bias=True, attn_matrices=['q', 'v']]"),
+    ("deberta", "lora[lora_bias=True]"),
     ("llama", "lora[r=2, attn_matrices=['q', 'k', 'v']]"),
     ("llama", "prompt_tuning"),
 ]
@@ -318,6 +320,7 @@ def test_adapters_reads_a_set_up(composition: str, tmp_path: Path) -> None:
         ("peft", "seq_bn"),
         ("peft", "lora[use_gating=True]"),
         ("peft", "dora[dora_norm=adapters]"),
+        ("peft", "lora[lora_bias=True, target_modules=['embeddings.word_embeddings']]"),
         ("peft", "prompt_tuning"),
         ("nothing", "seq_bn"),
     ],

@@ -31,6 +31,7 @@ from adaptergit.splice.methods import (
     WeightForm,
 )
 from adaptergit.splice.methods.lora import LoRASite
+from adaptergit.splice.methods.projections import spread
 from adaptergit.splice.methods.tuned import TiedRows, TokenRows, TunedSite
 from adaptergit.splice.panel import Panel
 from adaptergit.splice.places import Linear, Parts, Place, Tuned
@@ -159,12 +160,14 @@ def _lora(config: LoRA, source: _Source) -> Made:
     tensors, ranks, alphas = {}, {}, {}
     for path, site in sites.items():
         stem = f"{_STEM}{path}"
-        a, b, r, alpha = _whole(site)
+        a, b, bias, r, alpha = _whole(site)
         embeds = isinstance(site._host[0], nn.Embedding)
         tensors[f"{stem}.{'lora_embedding_A' if embeds else 'lora_A.weight'}"] = a
         tensors[f"{stem}.{'lora_embedding_B' if embeds else 'lora_B.weight'}"] = b
-        if site.lora_bias is not None:
-            tensors[f"{stem}.lora_B.bias"] = site.lora_bias
+        if bias is not None:
+            if embeds:
+                raise UsageError(f"PEFT has no LoRA with a bias of an embedding: {path}")
+            tensors[f"{stem}.lora_B.bias"] = bias
         if site.m is not None:
             tensors[f"{stem}.lora_magnitude_vector"] = site.m.view(-1)
         ranks[path], alphas[path] = r, alpha
@@ -185,12 +188,12 @@ def _lora(config: LoRA, source: _Source) -> Made:
     }, tensors
 
 
-def _whole(site: LoRASite) -> tuple[torch.Tensor, torch.Tensor, int, float]:
-    """Return A, B, rank and alpha for the whole layer: slots of a fused one become blocks of B."""
+def _whole(site: LoRASite) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, int, float]:
+    """Return A, B, its bias, rank and alpha for the whole layer: slots of a fused one become blocks of B."""
     n = len(site.target.slots)
     alpha = site.scale * (site.r**0.5 if site.config.use_rslora else site.r)
     if not site.target.fused:
-        return site.lora_A, site.lora_B, site.r, alpha
+        return site.lora_A, site.lora_B, site.lora_bias, site.r, alpha
     if site.config.use_rslora:
         raise UsageError("a rank-stabilised LoRA of a part of a fused layer has no equivalent in PEFT")
     b = site.lora_B.new_zeros(site.target.outputs, site.r * n)
@@ -198,7 +201,8 @@ def _whole(site: LoRASite) -> tuple[torch.Tensor, torch.Tensor, int, float]:
     for slot, (first, last) in enumerate(site.target.slots):
         b[first:last, slot * site.r : (slot + 1) * site.r] = site.lora_B[start : start + last - first]
         start += last - first
-    return site.lora_A, b, site.r * n, alpha * n
+    bias = None if site.lora_bias is None else spread(list(torch.split(site.lora_bias, site.sizes)), site.target)
+    return site.lora_A, b, bias, site.r * n, alpha * n
 
 
 def _ia3(config: IA3, source: _Source) -> Made:
