@@ -133,6 +133,7 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     # What the card would refuse is refused now, not after an hour.
     blank = Metrics({"score": 0.0}, {}, len(held_out), "score")
     Card(card_data(panel, single(panel, spec.adapter_name), _card_fields(ready, blank, 0.0, published=True)))
+    _check_rows(ready)
     started = time.monotonic()
     history = _run_trainer(ready)
     seconds = time.monotonic() - started
@@ -195,6 +196,13 @@ def _validation(spec: TrainSpec, task: Task, data: Data) -> tuple[Data, Data | N
     return replace(data, rows=tuple(kept)), replace(data, rows=tuple(apart_rows))
 
 
+def _check_rows(ready: _Ready) -> None:
+    """Make inputs of all that will be scored: a row that cannot be is refused now, not after an hour."""
+    for data in (ready.held_out, ready.validation):
+        for _ in ready.task.encoded(data, ready.tools) if data is not None else ():
+            pass  # images are opened one by one
+
+
 def _answers(ready: _Ready, data: Data, stage: str) -> list[Any]:
     report = (lambda done, total: ready.report(Progress(stage, done, total))) if _first() else (lambda *_: None)
     size = ready.spec.batch_size
@@ -214,11 +222,10 @@ def _run_trainer(ready: _Ready) -> _History:
         raise NotFoundError(
             "there is no checkpoint to resume from", where=str(spec.checkpoints), hint="train without --resume"
         )
-    if not spec.resume and _first():
-        shutil.rmtree(spec.checkpoints, ignore_errors=True)
-
     features = task.features(ready.data, ready.tools)
     arguments = _arguments(ready, len(features))
+    if not spec.resume and _first():
+        shutil.rmtree(spec.checkpoints, ignore_errors=True)
 
     class Scored(AdapterTrainer):
         """Evaluates with the task's own measures, and deals out batches so that more processes change nothing."""

@@ -133,6 +133,14 @@ class Task(ABC):
         """Turn training data into inputs with labels; a row may give several."""
 
     @abstractmethod
+    def encoded(self, data: Data, tools: Tools) -> Sequence[Any]:
+        """Turn rows into what :meth:`answers` asks the model.
+
+        Raises:
+            DataError, UsageError: A row cannot be asked; naming it, where one is to blame.
+        """
+
+    @abstractmethod
     def collate(self, tools: Tools) -> Collate:
         """Return what pads features into batches."""
 

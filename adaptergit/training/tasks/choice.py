@@ -51,7 +51,7 @@ class MultipleChoice(Task):
 
     def features(self, data: Data, tools: Tools) -> list[Feature]:
         """Tokenise the text with every choice."""
-        return [{**one, "labels": self._target(row)} for one, row in zip(self._inputs(data, tools), data, strict=True)]
+        return [{**one, "labels": self._target(row)} for one, row in zip(self.encoded(data, tools), data, strict=True)]
 
     def collate(self, tools: Tools) -> Collate:
         """Pad to (batch, choices, seq)."""
@@ -73,7 +73,7 @@ class MultipleChoice(Task):
     def answers(self, data: Data, tools: Tools, run: Run, generate: Generate) -> list[torch.Tensor]:
         """Return logits (choices,)."""
         return run(
-            self._inputs(data, tools), self.collate(tools), lambda output, _: output.logits.float().cpu().unbind()
+            self.encoded(data, tools), self.collate(tools), lambda output, _: output.logits.float().cpu().unbind()
         )
 
     def measures(self, answers: Sequence[torch.Tensor], data: Data) -> list[measures.Measure]:
@@ -86,7 +86,8 @@ class MultipleChoice(Task):
         best, probabilities = int(reply.argmax()), tuple(rounded(one) for one in reply.softmax(dim=-1).tolist())
         return Choice(self._choices(row)[best], best, probabilities[best], probabilities)
 
-    def _inputs(self, data: Data, tools: Tools) -> list[Feature]:
+    def encoded(self, data: Data, tools: Tools) -> list[Feature]:
+        """Tokenise without the right choice."""
         made = []
         for row in data:
             choices = self._choices(row)

@@ -61,14 +61,19 @@ class ImageClassification(Task):
             tools.tokenizer,
         )
 
+    def encoded(self, data: Data, tools: Tools) -> Sequence[Feature]:
+        """Return images without labels, opened as they are looked at."""
+        return _Images(self._paths(data), None, tools.tokenizer)
+
     def collate(self, tools: Tools) -> Collate:
         """Stack."""
         return lambda features: {key: torch.stack([one[key] for one in features]) for key in features[0]}
 
     def answers(self, data: Data, tools: Tools, run: Run, generate: Generate) -> list[torch.Tensor]:
         """Return logits (labels,)."""
-        pictures = _Images(self._paths(data), None, tools.tokenizer)
-        return run(pictures, self.collate(tools), lambda output, _: output.logits.float().cpu().unbind())
+        return run(
+            self.encoded(data, tools), self.collate(tools), lambda output, _: output.logits.float().cpu().unbind()
+        )
 
     def measures(self, answers: Sequence[torch.Tensor], data: Data) -> list[measures.Measure]:
         """Accuracy and macro F1."""

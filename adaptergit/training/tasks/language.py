@@ -52,9 +52,13 @@ class LanguageModelling(Task):
             raise DataError("the file holds less than two tokens", where=str(data.path))
         return [{key: values[start : start + size] for key, values in joined.items()} for start in starts]
 
+    def encoded(self, data: Data, tools: Tools) -> list[Feature]:
+        """Return blocks with the tokens that are to be guessed."""
+        return self._held_out(data, tools)
+
     def answers(self, data: Data, tools: Tools, run: Run, generate: Generate) -> list[tuple[float, int]]:
         """Return the summed loss in nats of every block, and the number of tokens that were predicted."""
-        return run(self._held_out(data, tools), _padded(tools), self._losses)
+        return run(self.encoded(data, tools), _padded(tools), self._losses)
 
     def measures(self, answers: Sequence[tuple[float, int]], data: Data) -> list[measures.Measure]:
         """Perplexity and loss."""

@@ -65,7 +65,7 @@ class QuestionAnswering(Task):
     def features(self, data: Data, tools: Tools) -> list[Feature]:
         """Tokenise; a long text comes in pieces that overlap, and the first token stands for "not here"."""
         made = []
-        for piece in self._pieces(data, tools):
+        for piece in self.encoded(data, tools):
             start = end = 0
             for text, begin in self._gold(data.rows[piece.index])[:1]:
                 tokens = [
@@ -83,7 +83,7 @@ class QuestionAnswering(Task):
 
     def answers(self, data: Data, tools: Tools, run: Run, generate: Generate) -> list[str]:
         """Return the best span of every text; empty where "not here" scores higher in all of its pieces."""
-        pieces = self._pieces(data, tools)
+        pieces = self.encoded(data, tools)
         found = run(
             [piece.inputs for piece in pieces],
             padding(tools),
@@ -116,21 +116,8 @@ class QuestionAnswering(Task):
         """Return the text."""
         return {"answer": answer}
 
-    def _gold(self, row: Row) -> list[tuple[str, int]]:
-        """Return texts and starts; both of SQuAD's ways of writing them are read."""
-        raw = row.value(self.columns["answers"])
-        try:
-            if isinstance(raw, Mapping):
-                raw = [
-                    {"text": text, "answer_start": start}
-                    for text, start in zip(raw["text"], raw["answer_start"], strict=True)
-                ]
-            return [(str(one["text"]), int(one["answer_start"])) for one in raw]
-        except (KeyError, TypeError, ValueError) as error:
-            hint = '[{"text": "…", "answer_start": 17}]'
-            raise DataError("answers: expected a list of text and answer_start", where=row.where, hint=hint) from error
-
-    def _pieces(self, data: Data, tools: Tools) -> list[_Piece]:
+    def encoded(self, data: Data, tools: Tools) -> list[_Piece]:
+        """Tokenise; a long text comes in pieces that overlap."""
         if not getattr(tools.tokenizer, "is_fast", False):
             raise UsageError("this base model's tokenizer does not say where a token stands in its text")
         questions = [row.text(self.columns["question"]).strip() for row in data]
@@ -159,6 +146,20 @@ class QuestionAnswering(Task):
             )
             for index, owner in enumerate(owners)
         ]
+
+    def _gold(self, row: Row) -> list[tuple[str, int]]:
+        """Return texts and starts; both of SQuAD's ways of writing them are read."""
+        raw = row.value(self.columns["answers"])
+        try:
+            if isinstance(raw, Mapping):
+                raw = [
+                    {"text": text, "answer_start": start}
+                    for text, start in zip(raw["text"], raw["answer_start"], strict=True)
+                ]
+            return [(str(one["text"]), int(one["answer_start"])) for one in raw]
+        except (KeyError, TypeError, ValueError) as error:
+            hint = '[{"text": "…", "answer_start": 17}]'
+            raise DataError("answers: expected a list of text and answer_start", where=row.where, hint=hint) from error
 
 
 def _best_span(piece: _Piece, starts: torch.Tensor, ends: torch.Tensor, context: str) -> tuple[float, str]:

@@ -41,7 +41,7 @@ class TextToText(Task):
         """Tokenise both."""
         targets = [row.text(self.columns["label"]) for row in data]
         labels = tools.tokenizer(text_target=targets, truncation=True, max_length=tools.max_length)["input_ids"]
-        return [{**one, "labels": wanted} for one, wanted in zip(self._inputs(data, tools), labels, strict=True)]
+        return [{**one, "labels": wanted} for one, wanted in zip(self.encoded(data, tools), labels, strict=True)]
 
     def collate(self, tools: Tools) -> Collate:
         """Pad tokens, and labels with what does not count."""
@@ -62,7 +62,7 @@ class TextToText(Task):
         return Written(reply)
 
     def _written(self, data: Data, tools: Tools, generate: Generate, most: int) -> list[str]:
-        found = generate(self._inputs(data, tools), padding(tools), max_new_tokens=most)
+        found = generate(self.encoded(data, tools), padding(tools), max_new_tokens=most)
         return [text.strip() for text in tools.tokenizer.batch_decode(found, skip_special_tokens=True)]
 
     def measures(self, answers: Sequence[str], data: Data) -> list[measures.Measure]:
@@ -79,7 +79,8 @@ class TextToText(Task):
         """Return the text."""
         return {"text": answer}
 
-    def _inputs(self, data: Data, tools: Tools) -> list[Feature]:
+    def encoded(self, data: Data, tools: Tools) -> list[Feature]:
+        """Tokenise what is read."""
         texts = [row.text(self.columns["text"]) for row in data]
         found = tools.tokenizer(texts, truncation=True, max_length=tools.max_length)
         return [{key: found[key][i] for key in found} for i in range(len(texts))]

@@ -52,7 +52,7 @@ class TokenClassification(Task):
     def features(self, data: Data, tools: Tools) -> list[Feature]:
         """Tokenise; a sentence that is too long comes in pieces."""
         made = []
-        for piece, index, words in self._pieces(data, tools):
+        for piece, index, words in self.encoded(data, tools):
             wanted = self._targets(data.rows[index])
             made.append({**piece, "labels": [_IGNORED if word is None else wanted[word] for word in words]})
         return made
@@ -65,7 +65,7 @@ class TokenClassification(Task):
 
     def answers(self, data: Data, tools: Tools, run: Run, generate: Generate) -> list[list[str]]:
         """Return a tag for every word."""
-        pieces = list(self._pieces(data, tools))
+        pieces = list(self.encoded(data, tools))
         found = run(
             [piece for piece, _, _ in pieces],
             padding(tools),
@@ -103,10 +103,7 @@ class TokenClassification(Task):
         """Return the tags."""
         return {"tags": answer}
 
-    def _targets(self, row: Row) -> list[int]:
-        return [known_label(tag, self.labels, row) for tag in _tags(row, self.columns)]
-
-    def _pieces(self, data: Data, tools: Tools) -> list[tuple[Feature, int, list[int | None]]]:
+    def encoded(self, data: Data, tools: Tools) -> list[tuple[Feature, int, list[int | None]]]:
         """Return inputs, the index of the row they are of, and at every token the word it begins."""
         if not getattr(tools.tokenizer, "is_fast", False):
             raise UsageError("this base model's tokenizer does not say which word a token is of")
@@ -131,6 +128,9 @@ class TokenClassification(Task):
                 if (number, word) not in seen:
                     raise DataError(f"the tokenizer makes nothing of word {word + 1}, {text!r}", where=row.where)
         return made
+
+    def _targets(self, row: Row) -> list[int]:
+        return [known_label(tag, self.labels, row) for tag in _tags(row, self.columns)]
 
 
 def _tags(row: Row, columns: Mapping[str, str]) -> list[str]:

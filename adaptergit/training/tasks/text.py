@@ -45,7 +45,7 @@ class TextTask(Task):
 
     def features(self, data: Data, tools: Tools) -> list[Feature]:
         """Tokenise."""
-        inputs = self._inputs(data, tools)
+        inputs = self.encoded(data, tools)
         return [{**one, "labels": self.target(row)} for one, row in zip(inputs, data, strict=True)]
 
     def collate(self, tools: Tools) -> Collate:
@@ -54,9 +54,10 @@ class TextTask(Task):
 
     def answers(self, data: Data, tools: Tools, run: Run, generate: Generate) -> list[torch.Tensor]:
         """Return logits (labels,), float32, on the CPU."""
-        return run(self._inputs(data, tools), padding(tools), lambda output, _: output.logits.float().cpu().unbind())
+        return run(self.encoded(data, tools), padding(tools), lambda output, _: output.logits.float().cpu().unbind())
 
-    def _inputs(self, data: Data, tools: Tools) -> list[Feature]:
+    def encoded(self, data: Data, tools: Tools) -> list[Feature]:
+        """Tokenise without labels."""
         texts = [row.text(self.columns["text"]) for row in data]
         pairs = [row.text(self.columns["pair"]) for row in data] if "pair" in self.columns else None
         found = tools.tokenizer(texts, pairs, truncation=True, max_length=tools.max_length)
