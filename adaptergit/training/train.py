@@ -14,13 +14,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from adaptergit.errors import DataError, NotFoundError, UsageError
+from adaptergit.errors import DataError, UsageError
 from adaptergit.package import Card
 from adaptergit.package.curve import FAR, thinned
 from adaptergit.splice.checkpoint import card_data, frameworks
@@ -32,6 +33,7 @@ from adaptergit.training.base import load_base, load_for, words_tokenizer
 from adaptergit.training.evaluate import answers_of
 from adaptergit.training.measures import Metrics, measured
 from adaptergit.training.readers import read_rows
+from adaptergit.training.resume import begin, go_on
 from adaptergit.training.rows import Data
 from adaptergit.training.spec import TrainSpec
 from adaptergit.training.tasks import Task, Tools
@@ -132,10 +134,11 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     ready = _Ready(spec, task, panel, Tools(inputs, spec.max_length), data, held_out, validation, report)
     # What the card would refuse is refused now, not after an hour.
     blank = Metrics({"score": 0.0}, {}, len(held_out), "score")
-    Card(card_data(panel, single(panel, spec.adapter_name), _card_fields(ready, blank, 0.0, published=True)))
+    card = Card(card_data(panel, single(panel, spec.adapter_name), _card_fields(ready, blank, 0.0, published=True)))
+    resume_from = go_on(spec, card.data) if spec.resume else None
     _check_rows(ready)
     started = time.monotonic()
-    history = _run_trainer(ready)
+    history = _run_trainer(ready, card, resume_from)
     seconds = time.monotonic() - started
     answers = _answers(ready, held_out, "evaluating")
     metrics = measured(task.measures(answers, held_out), len(answers))
@@ -209,23 +212,15 @@ def _answers(ready: _Ready, data: Data, stage: str) -> list[Any]:
     return answers_of(ready.task, ready.panel.model, data, ready.tools, batch_size=size, report=report)
 
 
-def _run_trainer(ready: _Ready) -> _History:
+def _run_trainer(ready: _Ready, card: Card, resume_from: Path | None) -> _History:
     from transformers import EarlyStoppingCallback, PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     from adaptergit.training.order import Order
     from adaptergit.training.trainer import AdapterTrainer, Reporter
 
     spec, task = ready.spec, ready.task
-    resume_from = get_last_checkpoint(str(spec.checkpoints)) if spec.resume and spec.checkpoints.is_dir() else None
-    if spec.resume and resume_from is None:
-        raise NotFoundError(
-            "there is no checkpoint to resume from", where=str(spec.checkpoints), hint="train without --resume"
-        )
     features = task.features(ready.data, ready.tools)
     arguments = _arguments(ready, len(features))
-    if not spec.resume and _first():
-        shutil.rmtree(spec.checkpoints, ignore_errors=True)
 
     class Scored(AdapterTrainer):
         """Evaluates with the task's own measures, and deals out batches so that more processes change nothing."""
@@ -257,7 +252,9 @@ def _run_trainer(ready: _Ready) -> _History:
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=resume_from)
+    if resume_from is None and _first():
+        begin(spec, card.data)
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from is not None else None)
     logs = trainer.state.log_history
     return _History(
         tuple((int(log["step"]), float(log["loss"])) for log in logs if "loss" in log),
@@ -318,7 +315,10 @@ def _card_fields(
     task = {"type": spec.task, "dataset": spec.train.name, "metric": metrics.main, **about.pop("task", {})}
     base = {"id": spec.base_id} if spec.base_id else {}
     precision = {"precision": spec.precision} if spec.precision != "fp32" else {}
-    stopping = {"early_stopping_patience": spec.patience} if spec.patience is not None else {}
+    stopping: dict[str, Any] = {"early_stopping_patience": spec.patience} if spec.patience is not None else {}
+    if spec.validation is not None and ready.validation is not None:
+        stopping["validation_sha256"] = ready.validation.sha256
+    deepspeed = {"deepspeed_sha256": sha256(spec.deepspeed.read_bytes()).hexdigest()} if spec.deepspeed else {}
     scores = [
         {
             "dataset": held_out.path.name,
@@ -350,6 +350,7 @@ def _card_fields(
                 "columns": dict(ready.task.columns),
                 **precision,
                 **stopping,
+                **deepspeed,
             },
             "seed": spec.seed,
             "hardware": _hardware(),

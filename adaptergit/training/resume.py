@@ -1,0 +1,107 @@
+"""Going on with an interrupted training: only as it was begun, so that what its card will say is true."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from adaptergit.errors import NotFoundError, UsageError
+from adaptergit.splice.fingerprint import Fingerprint
+from adaptergit.training.spec import TrainSpec
+
+_BEGUN = "begun.json"
+_STATE = "trainer_state.json"
+"""What Trainer writes last: a checkpoint without it was interrupted too."""
+_MEASURED = ("frameworks", "hardware", "duration_seconds", "curve")
+"""What a card says of a training only when it is over."""
+_TOLD, _SHORT = 5, 40
+"""Differences that are named; characters of a value that is shown."""
+
+
+def last_checkpoint(spec: TrainSpec) -> Path | None:
+    """Return the last checkpoint that was written to its end; none of a sharded run holds all that is needed."""
+    found = {path.name.removeprefix("checkpoint-"): path for path in spec.checkpoints.glob("checkpoint-*")}
+    whole = [number for number, path in found.items() if number.isdecimal() and (path / _STATE).is_file()]
+    return found[max(whole, key=int)] if whole and not spec.fsdp else None
+
+
+def begin(spec: TrainSpec, card: Mapping[str, Any]) -> None:
+    """Forget earlier checkpoints, and write down what decides the result.
+
+    Args:
+        card: What the card will say, but for what is not known yet.
+    """
+    shutil.rmtree(spec.checkpoints, ignore_errors=True)
+    spec.checkpoints.mkdir(parents=True, exist_ok=True)
+    (spec.checkpoints / _BEGUN).write_text(json.dumps(_decided(card)), "utf-8")
+
+
+def go_on(spec: TrainSpec, card: Mapping[str, Any]) -> Path:
+    """Return the checkpoint to go on from.
+
+    Args:
+        card: See :func:`begin`.
+
+    Raises:
+        NotFoundError: There is none.
+        UsageError: The training was begun with something else, or nobody knows with what.
+    """
+    where, found = str(spec.checkpoints), last_checkpoint(spec)
+    if found is None:
+        raise NotFoundError("there is no checkpoint to resume from", where=where, hint="train without --resume")
+    try:
+        begun = json.loads((spec.checkpoints / _BEGUN).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            "nothing says what the training to resume was begun with", where=where, hint="train without --resume"
+        ) from error
+    if different := differences(begun, json.loads(json.dumps(_decided(card)))):
+        raise UsageError(
+            f"the training to resume was begun with something else: {different}",
+            where=where,
+            hint="resume with what it was begun with, or train from the start without --resume",
+        )
+    return found
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Name what is not the same in two nested mappings; nothing, if all is."""
+    was, is_now = dict(_flat(before)), dict(_flat(now))
+    keys = [key for key in {**was, **is_now} if not _same(key, was.get(key), is_now.get(key))]
+    told = [_told(key.rpartition("hyperparameters.")[2], was.get(key), is_now.get(key)) for key in keys[:_TOLD]]
+    return ", ".join(told) + (f" and {len(keys) - _TOLD} more" if len(keys) > _TOLD else "")
+
+
+def _decided(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a card decides the result; names of files and what people say of it do not."""
+    training = {key: value for key, value in card["training"].items() if key not in (*_MEASURED, "data")}
+    return {
+        "task": card["task"]["type"],
+        "base_model": {"fingerprint": card["base_model"]["fingerprint"]},
+        "adapter": card["adapter"],
+        "head": card.get("head"),
+        "training": training,
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _same(key: str, was: Any, now: Any) -> bool:
+    if key == "base_model.fingerprint" and was and now:
+        return Fingerprint.parse(was).same_base(Fingerprint.parse(now))
+    return bool(was == now)
+
+
+def _told(key: str, was: Any, now: Any) -> str:
+    if isinstance(was, list) or isinstance(now, list) or max(len(str(was)), len(str(now))) > _SHORT:
+        return f"{key} is another"
+    return f"{key} was {was}, is {now}"
