@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ _columns = click.option(
 @click.option("--fsdp", is_flag=True, help="Shard the model over the processes of torchrun or accelerate launch.")
 @click.option("--deepspeed", type=_file, help="DeepSpeed's configuration file, passed on.")
 @click.option("--runs", type=_file, help="TOML file with several runs, in place of the options above.")
-@click.option("--resume", is_flag=True, help="Go on from the last finished epoch of an interrupted run.")
+@click.option("--resume", is_flag=True, help="Go on with interrupted runs from their last finished epoch.")
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that is in the output folder.")
 @click.option("--license", default="LicenseRef-Unspecified", show_default=True, help="SPDX expression for the card.")
 @click.option("--description", help="For the card.")
@@ -130,6 +131,7 @@ def train(
 
     if runs is not None:
         specs, plot = read_runs(runs), runs.with_suffix(".svg")
+        specs = [replace(s, resume=s.resume or resume, overwrite=s.overwrite or overwrite) for s in specs]
     else:
         assert base is not None
         assert train_file is not None
@@ -184,6 +186,11 @@ def train(
         return
     if base_id is None and base is not None and Path(base).is_dir():
         step(f"the card calls the base model {Path(base).resolve().name!r}: name it with --base-id if it is published")
+    if predictions is not None and not result.results[0].answers:
+        hint = f"adaptergit predict {specs[0].output} --file {specs[0].eval} --json-lines"
+        raise UsageError(
+            "the run was finished before: its answers were not kept", where=str(specs[0].output), hint=hint
+        )
     if predictions is not None:
         kind = specs[0].task_class.of({}, None)
         _write_predictions(predictions, [kind.plain(answer) for answer in result.results[0].answers])

@@ -1,4 +1,4 @@
-"""Going on with an interrupted training: only as it was begun, so that what its card will say is true."""
+"""Going on with interrupted trainings: only as they were begun, so that what their cards say is true."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from adaptergit.errors import NotFoundError, UsageError
+from adaptergit.package import CARD, WEIGHTS, Card
 from adaptergit.splice.fingerprint import Fingerprint
+from adaptergit.training.measures import Metrics
 from adaptergit.training.spec import TrainSpec
 
 _BEGUN = "begun.json"
@@ -28,6 +30,11 @@ def last_checkpoint(spec: TrainSpec) -> Path | None:
     return found[max(whole, key=int)] if whole and not spec.fsdp else None
 
 
+def begun(spec: TrainSpec) -> bool:
+    """Tell whether there is something to go on from: a checkpoint, or a package."""
+    return last_checkpoint(spec) is not None or (spec.output / CARD).is_file()
+
+
 def begin(spec: TrainSpec, card: Mapping[str, Any]) -> None:
     """Forget earlier checkpoints, and write down what decides the result.
 
@@ -39,8 +46,8 @@ def begin(spec: TrainSpec, card: Mapping[str, Any]) -> None:
     (spec.checkpoints / _BEGUN).write_text(json.dumps(_decided(card)), "utf-8")
 
 
-def go_on(spec: TrainSpec, card: Mapping[str, Any]) -> Path:
-    """Return the checkpoint to go on from.
+def go_on(spec: TrainSpec, card: Mapping[str, Any]) -> Path | None:
+    """Return the checkpoint to go on from; None where there is only a package that is to be replaced.
 
     Args:
         card: See :func:`begin`.
@@ -50,6 +57,8 @@ def go_on(spec: TrainSpec, card: Mapping[str, Any]) -> Path:
         UsageError: The training was begun with something else, or nobody knows with what.
     """
     where, found = str(spec.checkpoints), last_checkpoint(spec)
+    if found is None and spec.overwrite and (spec.output / CARD).is_file():
+        return None
     if found is None:
         raise NotFoundError("there is no checkpoint to resume from", where=where, hint="train without --resume")
     try:
@@ -65,6 +74,43 @@ def go_on(spec: TrainSpec, card: Mapping[str, Any]) -> Path:
             hint="resume with what it was begun with, or train from the start without --resume",
         )
     return found
+
+
+def finished(spec: TrainSpec, card: Card) -> Card | None:
+    """Return the card of this very run, where it was finished before.
+
+    Args:
+        card: What it would say, but for what is not known yet.
+
+    Raises:
+        UsageError: The folder holds something else, which is not to be replaced.
+        PackageError: Its card cannot be read.
+    """
+    path = spec.output / CARD
+    if not path.is_file() or not (spec.output / WEIGHTS).is_file():
+        return None
+    found = Card.from_yaml(path.read_bytes(), where=str(path))
+    different = differences(_claimed(found), _claimed(Card.from_yaml(card.to_yaml())))
+    if not different and found.data.get("evaluation"):
+        return found
+    if spec.overwrite:
+        return None
+    raise UsageError(
+        f"the output folder holds the adapter of another run: {different}"
+        if different
+        else "the output folder holds the adapter of this run, but its card keeps no scores",
+        where=str(spec.output),
+        hint="choose another folder, or --overwrite to train it again",
+    )
+
+
+def scores(card: Card) -> Metrics:
+    """Return what a card says of how its training was scored."""
+    first, entries = card.data["evaluation"][0], card.data["evaluation"]
+    mine = [one for one in entries if one.get("data_sha256") == first["data_sha256"]]
+    values = {one["metric"]: float(one["value"]) for one in mine}
+    intervals = {one["metric"]: (one["interval"][0], one["interval"][1]) for one in mine if "interval" in one}
+    return Metrics(values, intervals, first["samples"], first["metric"], first["metric"] != "perplexity")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -85,6 +131,16 @@ def _decided(card: Mapping[str, Any]) -> dict[str, Any]:
         "head": card.get("head"),
         "training": training,
     }
+
+
+def _claimed(card: Card) -> dict[str, Any]:
+    """Return what a card says but for what was measured."""
+    data = {key: value for key, value in card.data.items() if key not in ("version", "evaluation")}
+    training = {key: value for key, value in data["training"].items() if key not in _MEASURED}
+    task = {key: value for key, value in data["task"].items() if key != "metric"}
+    first: dict[str, Any] = next(iter(card.data.get("evaluation", ())), {})
+    scored = {key: first.get(key) for key in ("dataset", "data_sha256", "samples")} if first else {}
+    return {**data, "training": training, "task": task, "evaluation": scored}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -76,7 +76,8 @@ class TrainSpec:
             raise UsageError("a validation file is read for early stopping only", hint="give patience too")
         check_adapter_name(self.adapter_name)
         parse_config(self.adapter)
-        if (self.output / "card.yaml").exists() and not self.overwrite:
+        # With resume, it is compared when it is known what it should be.
+        if (self.output / "card.yaml").exists() and not self.overwrite and not self.resume:
             raise UsageError(
                 "the output folder holds an adapter already",
                 where=str(self.output),

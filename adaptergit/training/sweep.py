@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptergit.errors import NotFoundError, UsageError
+from adaptergit.training.resume import begun
 from adaptergit.training.spec import TrainSpec
 from adaptergit.training.train import Progress, TrainResult, train
 
@@ -133,6 +134,8 @@ def train_all(
 ) -> Sweep:
     """Train one after the other. All are looked at before the first is trained.
 
+    To resume several is to take what is finished, go on with what was interrupted, and begin the rest.
+
     Args:
         specs: With outputs of their own.
         plot: SVG file for score against size.
@@ -147,6 +150,8 @@ def train_all(
         raise UsageError("two runs would write one folder", where=str(twice))
     for spec in specs:
         spec.check()
+    if len(specs) > 1:
+        specs = [replace(spec, resume=spec.resume and begun(spec)) for spec in specs]
     results = [train(spec, _reporting(report, spec)) for spec in specs]
     summaries = summarised(specs, results)
     if plot is not None:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from adaptergit.errors import DataError, UsageError
-from adaptergit.package import Card
+from adaptergit.package import CARD, Card
 from adaptergit.package.curve import FAR, thinned
 from adaptergit.splice.checkpoint import card_data, frameworks
 from adaptergit.splice.config import parse_config
@@ -33,7 +33,7 @@ from adaptergit.training.base import load_base, load_for, words_tokenizer
 from adaptergit.training.evaluate import answers_of
 from adaptergit.training.measures import Metrics, measured
 from adaptergit.training.readers import read_rows
-from adaptergit.training.resume import begin, go_on
+from adaptergit.training.resume import begin, finished, go_on, scores
 from adaptergit.training.rows import Data
 from adaptergit.training.spec import TrainSpec
 from adaptergit.training.tasks import Task, Tools
@@ -71,7 +71,7 @@ class TrainResult:
     losses: tuple[float, ...]
     """Mean training loss of every logging interval."""
     answers: tuple[Any, ...]
-    """What the model says to every held-out example: logits (labels,), tags, texts …"""
+    """What the model says to every held-out example: logits (labels,), tags, texts …; of a finished run, nothing."""
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -134,7 +134,12 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     ready = _Ready(spec, task, panel, Tools(inputs, spec.max_length), data, held_out, validation, report)
     # What the card would refuse is refused now, not after an hour.
     blank = Metrics({"score": 0.0}, {}, len(held_out), "score")
-    card = Card(card_data(panel, single(panel, spec.adapter_name), _card_fields(ready, blank, 0.0, published=True)))
+    card = Card(
+        card_data(panel, single(panel, spec.adapter_name), _card_fields(ready, blank, 0.0, published=not fresh))
+    )
+    base_parameters = sum(p.numel() for p in model.base_model.parameters() if not p.requires_grad)
+    if spec.resume and (before := finished(spec, card)) is not None:
+        return _taken(ready, before, base_parameters)
     resume_from = go_on(spec, card.data) if spec.resume else None
     _check_rows(ready)
     started = time.monotonic()
@@ -159,12 +164,34 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
         learning_rate=spec.rate,
         seed=spec.seed,
         adapter_parameters=panel.parameters_of(mine),
-        base_parameters=sum(p.numel() for p in model.base_model.parameters() if not p.requires_grad),
+        base_parameters=base_parameters,
         adapter_bytes=sum(p.stat().st_size for p in spec.output.iterdir()),
         seconds=round(seconds, 3),
         losses=tuple(round(loss, 6) for _, loss in history.loss),
         answers=tuple(answers),
         notes=(note,) if fresh else (),
+    )
+
+
+def _taken(ready: _Ready, card: Card, base_parameters: int) -> TrainResult:
+    """Return what a run that was finished before came to, as its card says."""
+    spec, training = ready.spec, card.data["training"]
+    return TrainResult(
+        output=spec.output,
+        name=spec.adapter_name,
+        task=spec.task,
+        method=card.method,
+        labels=ready.task.labels,
+        metrics=scores(card),
+        learning_rate=spec.rate,
+        seed=spec.seed,
+        adapter_parameters=ready.panel.parameters_of(spec.adapter_name),
+        base_parameters=base_parameters,
+        adapter_bytes=sum(p.stat().st_size for p in spec.output.iterdir()),
+        seconds=float(training["duration_seconds"]),
+        losses=tuple(loss for _, loss in training.get("curve", {}).get("loss", ())),
+        answers=(),
+        notes=("it was finished before: this is what its card says",),
     )
 
 
@@ -376,7 +403,10 @@ def _write(panel: Panel, spec: TrainSpec, card: dict[str, Any]) -> None:
         staged = Path(temporary) / "package"
         panel.save(spec.adapter_name, staged, **card)
         spec.output.mkdir(exist_ok=True)
-        for path in staged.iterdir():
+        (spec.output / CARD).unlink(
+            missing_ok=True
+        )  # an old one must not stand beside new weights, nor a new one alone
+        for path in sorted(staged.iterdir()):
             path.replace(spec.output / path.name)
 
 
