@@ -63,7 +63,7 @@ class Opened:
         kind = self.kind
         place = base or self.settings.base_model_path(self.card.base_model.id)
         if base is not None:
-            model, inputs = load_base(base, kind)
+            model, inputs = load_base(base, kind, offline=self.offline)
         else:
             model = self._named_base()
             inputs = load_inputs(place, kind, model, offline=self.offline)
@@ -74,7 +74,7 @@ class Opened:
         if head is None and kind.model_class == "AutoModel":
             raise ModelError("this adapter was published without a head", hint="load it in Python and add your own")
         if kind.by_word:
-            inputs = words_tokenizer(inputs, place)
+            inputs = words_tokenizer(inputs, place, offline=self.offline)
         return kind.of(columns, head), model, Tools(inputs, trained_length(self.card.data))
 
     def _named_base(self) -> Any:

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from adaptergit.base_place import not_loaded
 from adaptergit.errors import ModelError, NotFoundError, PackageError
 from adaptergit.formats import Folder
 from adaptergit.package.modelcard import stated_base_id, told_front_matter
@@ -102,8 +103,7 @@ def base_model(
             **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise NotFoundError(f"the base model {model_id} cannot be loaded: {reason[0]}", hint=hint) from error
+        raise not_loaded("the base model cannot be loaded", model_id, error, hint) from error
     model.eval()
     if device is not None:
         model.to(device)

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from adaptergit.cli.output import json_option, print_json, waiting
+from adaptergit.cli.output import json_option, print_json, quiet_transformers, waiting
 
 
 @click.command()
 @click.argument("model")
 @json_option
 def inspect(model: str, as_json: bool) -> None:
-    """Show where adapters go in MODEL: a folder with a config.json, or a model id.
+    """Show where adapters go in MODEL: a folder with a config.json, or a model id, which the settings may map to one.
 
     \b
     A self-attention · X cross-attention · F feed-forward · M mixture of experts · S another mixer
@@ -25,6 +25,7 @@ def inspect(model: str, as_json: bool) -> None:
       adaptergit inspect bert-base-uncased
     """
     with waiting("watching one small forward of the model"):
+        quiet_transformers()
         from adaptergit.splice.describe import inspect as run
 
         found = run(model)

@@ -204,6 +204,7 @@ def quiet_transformers() -> None:
 
     theirs.set_verbosity_error()
     theirs.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # every try of a server that does not answer
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adaptergit.base_place import place_of
 from adaptergit.cli.load import index_option, offline_option, policy_option
 from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step, waiting
 from adaptergit.errors import UsageError
@@ -27,8 +28,10 @@ _columns = click.option(
 
 
 @click.command()
-@click.option("--base", help="Folder or Hugging Face id of the base model.")
-@click.option("--base-id", help="What the card calls the base model, where --base is a folder.")
+@click.option("--base", help="Folder of the base model, or its id: in the settings, or of Hugging Face.")
+@click.option(
+    "--base-id", help="What the card calls the base model, where --base is a folder; default: the settings' id."
+)
 @click.option("--task", default="text-classification", show_default=True, help="What to learn: see below.")
 @click.option("--train", "train_file", type=_file, help="Data file, or folder of images.")
 @click.option("--eval", "eval_file", type=_file, help="Held-out examples, same columns.")
@@ -184,7 +187,7 @@ def train(
         )
     if not _first():
         return
-    if base_id is None and base is not None and Path(base).is_dir():
+    if base_id is None and base is not None and place_of(base).id is None:
         step(f"the card calls the base model {Path(base).resolve().name!r}: name it with --base-id if it is published")
     if predictions is not None and not result.results[0].answers:
         hint = f"adaptergit predict {specs[0].output} --file {specs[0].eval} --json-lines"

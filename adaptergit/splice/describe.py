@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from adaptergit.errors import NotFoundError
+from adaptergit.base_place import not_loaded, place_of
 from adaptergit.splice.anatomy import Anatomy, anatomy_of, as_records, base_of, projections_of
 
 _LETTERS: Mapping[str, str] = {"attention": "A", "cross_attention": "X", "ffn": "F", "moe": "M", "mixer": "S"}
@@ -18,23 +18,25 @@ def model_for_inspection(source: str) -> nn.Module:
     """Make a model from its configuration alone: its weights are not needed to find its parts.
 
     Args:
-        source: A folder with a ``config.json``, or an id on the Hugging Face hub.
+        source: A folder with a ``config.json``, or an id on the Hugging Face hub; the settings may map it to a folder.
 
     Raises:
         NotFoundError: There is no configuration transformers understands.
     """
     import transformers
 
+    place = place_of(source)
     try:
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(
+            place.source, trust_remote_code=False, local_files_only=place.offline
+        )
         names = list(getattr(config, "architectures", None) or [])
         found = [getattr(transformers, name, None) for name in names]
         kind: Any = next((cls for cls in found if cls is not None), None)
         model: nn.Module = kind(config) if kind is not None else transformers.AutoModel.from_config(config)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = "give a folder with a config.json, or the id of a model transformers knows"
-        raise NotFoundError(f"no model can be made of {source!r}: {reason}", hint=hint) from error
+        raise not_loaded("no model can be made of it", source, error, hint) from error
     return model.eval()
 
 

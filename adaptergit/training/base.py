@@ -8,47 +8,45 @@ from typing import Any
 
 from torch import nn
 
-from adaptergit.errors import NotFoundError, UsageError
-from adaptergit.reference import expand
+from adaptergit.base_place import not_loaded, place_of
+from adaptergit.errors import UsageError
 from adaptergit.splice.anatomy import base_of
 from adaptergit.training.tasks import Task
 
-_HINT = "name a folder with config.json and model.safetensors, or a Hugging Face id"
 
-
-def load_base(base: str, task: type[Task] | None = None) -> tuple[Any, Any]:
+def load_base(base: str, task: type[Task] | None = None, *, offline: bool = False) -> tuple[Any, Any]:
     """Load a base model and its tokenizer, or what else makes its inputs.
 
     Args:
-        base: Folder or id.
+        base: Folder or id; the settings may map it to a folder.
         task: Says which class the model is of; default: the plain model.
+        offline: Ask no hub; the settings may forbid it too.
 
     Raises:
         NotFoundError: Neither a folder with a model nor an id that can be had.
         UsageError: No model of that kind does the task.
     """
-    model, inputs, _ = load_for(base, task or Task)
+    model, inputs, _ = load_for(base, task or Task, offline=offline)
     return model, inputs
 
 
-def load_for(base: str, task: type[Task]) -> tuple[Any, Any, frozenset[str]]:
+def load_for(base: str, task: type[Task], *, offline: bool = False) -> tuple[Any, Any, frozenset[str]]:
     """Load a base model for a task; also return the parameters its checkpoint does not have, outside the base."""
     import transformers
 
-    if base.startswith((".", "/", "~")) and not expand(base).is_dir():
-        raise NotFoundError("there is no such folder", where=base, hint=_HINT)
-    place = str(expand(base))
+    place = place_of(base, offline=offline)
+    options: dict[str, Any] = {"local_files_only": place.offline}
     try:
-        config = transformers.AutoConfig.from_pretrained(place)
+        config = transformers.AutoConfig.from_pretrained(place.source, **options)
         mapping = getattr(transformers, task.model_class)._model_mapping
         if type(config) not in mapping:
             raise UsageError(f"a {config.model_type} model does not do {task.name}", where=base)
         with _quiet():
-            model, told = getattr(transformers, task.model_class).from_pretrained(place, output_loading_info=True)
+            made_by = getattr(transformers, task.model_class)
+            model, told = made_by.from_pretrained(place.source, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise NotFoundError(f"the base model cannot be loaded: {reason[0]}", where=base, hint=_HINT) from error
-    return model, load_inputs(base, task, model), _fresh(model, told["missing_keys"])
+        raise not_loaded("the base model cannot be loaded", base, error) from error
+    return model, load_inputs(base, task, model, offline=offline), _fresh(model, told["missing_keys"])
 
 
 def load_inputs(base: str, task: type[Task], model: Any, *, offline: bool = False) -> Any:
@@ -59,27 +57,26 @@ def load_inputs(base: str, task: type[Task], model: Any, *, offline: bool = Fals
     """
     import transformers
 
+    place = place_of(base, offline=offline)
     try:
         kind = getattr(transformers, task.inputs)
-        inputs: Any = kind.from_pretrained(str(expand(base)), local_files_only=offline)
+        inputs: Any = kind.from_pretrained(place.source, local_files_only=place.offline)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise NotFoundError(
-            f"what makes the base model's inputs cannot be loaded: {reason[0]}", where=base, hint=_HINT
-        ) from error
+        raise not_loaded("what makes the base model's inputs cannot be loaded", base, error) from error
     if hasattr(inputs, "pad_token") and inputs.pad_token is None:
         inputs.pad_token = inputs.eos_token  # GPT-2 and its kin: the mask tells them apart
         model.config.pad_token_id = inputs.pad_token_id
     return inputs
 
 
-def words_tokenizer(tokenizer: Any, base: str) -> Any:
+def words_tokenizer(tokenizer: Any, base: str, *, offline: bool = False) -> Any:
     """Return a tokenizer that takes words one by one: byte-level ones must put a space in front of each."""
     from transformers import AutoTokenizer
 
     if getattr(tokenizer, "add_prefix_space", None) is not False:
         return tokenizer
-    found = AutoTokenizer.from_pretrained(str(expand(base)), add_prefix_space=True)
+    place = place_of(base, offline=offline)
+    found = AutoTokenizer.from_pretrained(place.source, add_prefix_space=True, local_files_only=place.offline)
     found.pad_token = tokenizer.pad_token
     return found
 

@@ -21,7 +21,7 @@ class TrainSpec:
     """Everything that decides the result."""
 
     base: str
-    """Folder or Hugging Face id of the base model."""
+    """Folder or Hugging Face id of the base model; the settings may map it to a folder."""
     train: Path
     eval: Path
     output: Path
@@ -34,7 +34,7 @@ class TrainSpec:
     name: str | None = None
     """Default: the output folder's name."""
     base_id: str | None = None
-    """What the card calls the base model, where ``base`` is a folder."""
+    """What the card calls the base model, where ``base`` is a folder; default: what the settings call that folder."""
     epochs: float = 3.0
     learning_rate: float | None = None
     """None: that of the method's paper, see :mod:`~adaptergit.training.presets`."""

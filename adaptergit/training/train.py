@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from adaptergit.base_place import place_of
 from adaptergit.errors import DataError, UsageError
 from adaptergit.package import CARD, Card
 from adaptergit.package.curve import FAR, thinned
@@ -340,7 +341,8 @@ def _card_fields(
     spec, data, held_out = ready.spec, ready.data, ready.held_out
     about = dict(spec.about)
     task = {"type": spec.task, "dataset": spec.train.name, "metric": metrics.main, **about.pop("task", {})}
-    base = {"id": spec.base_id} if spec.base_id else {}
+    known_as = spec.base_id or place_of(spec.base).id
+    base = {"id": known_as} if known_as else {}
     precision = {"precision": spec.precision} if spec.precision != "fp32" else {}
     stopping: dict[str, Any] = {"early_stopping_patience": spec.patience} if spec.patience is not None else {}
     if spec.validation is not None and ready.validation is not None:
