@@ -129,6 +129,32 @@ def test_gates_of_prefixes_come_back_from_adapterhub(base: str, config: str, tmp
     there_and_back(base, "AutoModel", config, "adapterhub", tmp_path)
 
 
+BOTTLENECKS = ["seq_bn|seq_bn[mh_adapter=True, output_adapter=False]", "seq_bn[leave_out=[0]]|par_bn[leave_out=[1]]"]
+
+
+@pytest.mark.parametrize("config", BOTTLENECKS)
+def test_a_union_of_two_of_a_kind_comes_back_where_adapters_takes_it(config: str, tmp_path: Path) -> None:
+    there_and_back("bert", "AutoModel", config, "adapterhub", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "lora|ia3[selfattn_lora=False]",
+        "lora[leave_out=[0]]|vera[leave_out=[1]]",
+        "lora[leave_out=[0]]|lora[selfattn_lora=False, output_lora=True]",
+        "seq_bn|seq_bn[mh_adapter=True, output_adapter=False]|ia3|lora[attn_matrices=['q']]",
+        "compacter[leave_out=[0], reduction_factor=4]|compacter[leave_out=[1], reduction_factor=4]",
+    ],
+)
+def test_a_union_that_adapters_takes_for_one_thing_is_refused(config: str, tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    adapters(model).add("a", config)
+    with pytest.raises(UsageError, match="adapters cannot load a union"):
+        adaptergit.export(model, "a", tmp_path / "theirs", to="adapterhub")
+    assert not (tmp_path / "theirs").exists()
+
+
 def there_and_back(base: str, auto: str, config: str, to: str, tmp_path: Path) -> None:
     folder = GOLDEN / "bases" / base
     if not folder.is_dir():

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,8 @@ def _check_places(places: Iterable[Place], host: Host, kind: str) -> None:
 
 def _config(config: MethodConfig, host: Host) -> dict[str, Any]:
     if isinstance(config, Union):
+        for one, other in combinations(config.configs, 2):
+            _check_pair(one, other)
         return {"architecture": "union", "configs": [_config(part, host) for part in config.configs]}
     fields = {key: list(value) if isinstance(value, tuple) else value for key, value in config.to_dict().items()}
     for key in ("leave_out", "layers"):
@@ -213,6 +216,23 @@ def _config(config: MethodConfig, host: Host) -> dict[str, Any]:
     for only_ours in ("dora_norm", "full", "prompt_init_ids", "random_uniform_scale", "subtract_projection"):
         fields.pop(only_ours, None)
     return fields
+
+
+def _check_pair(one: MethodConfig, other: MethodConfig) -> None:
+    """``adapters`` looks a part of a union up by its class, often before it looks where: it takes one of each."""
+    if isinstance(one, Union) or isinstance(other, Union):
+        raise UsageError("adapters has no union in a union")
+    if isinstance(one, Bottleneck) and isinstance(other, Bottleneck):
+        differ = one.mh_adapter != other.mh_adapter and one.output_adapter != other.output_adapter
+        taken = (differ or one.leave_out or other.leave_out) and not (one.phm_layer and other.phm_layer)
+    else:
+        low_rank = (LoRA, IA3, VeRA, MTLLoRA)
+        taken = type(one) is not type(other) and not (isinstance(one, low_rank) and isinstance(other, low_rank))
+    if not taken:
+        raise UsageError(
+            f"adapters cannot load a union of {one.method} and {other.method}: it takes them for one thing",
+            hint="export them as two adapters, for a Stack",
+        )
 
 
 def _low_rank(config: MethodConfig, fields: dict[str, Any], host: Host) -> dict[str, Any]:
