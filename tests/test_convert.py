@@ -15,7 +15,7 @@ from golden import GOLDEN, base_model, inputs_of, read
 from safetensors.torch import load_file
 
 import adaptergit
-from adaptergit.errors import AdaptergitError, UsageError
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, UsageError
 from adaptergit.splice import adapters
 
 
@@ -153,6 +153,34 @@ def test_a_union_that_adapters_takes_for_one_thing_is_refused(config: str, tmp_p
     with pytest.raises(UsageError, match="adapters cannot load a union"):
         adaptergit.export(model, "a", tmp_path / "theirs", to="adapterhub")
     assert not (tmp_path / "theirs").exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "auto"),
+    [
+        ("gpt2", "AutoModelForCausalLM"),
+        ("llama", "AutoModelForCausalLM"),
+        ("t5", "AutoModelForSeq2SeqLM"),
+        ("bart", "AutoModelForSeq2SeqLM"),
+        ("bert", "AutoModelForMaskedLM"),
+    ],
+)
+def test_an_invertible_adapter_of_a_language_model_comes_back_with_a_warning_of_what_adapters_does(
+    base: str, auto: str, tmp_path: Path
+) -> None:
+    for number, config in enumerate(("double_seq_bn_inv", "seq_bn_inv|lora")):
+        with pytest.warns(AdaptergitWarning, match="adapters does not undo the invertible adapter of 'a' in its"):
+            there_and_back(base, auto, config, "adapterhub", tmp_path / str(number))
+    there_and_back(base, auto, "seq_bn_inv[inv_adapter_undo=False]", "adapterhub", tmp_path / "same")
+    there_and_back(base, "AutoModel", "double_seq_bn_inv", "adapterhub", tmp_path / "base")
+
+
+def test_an_invertible_adapter_is_undone_in_the_models_in_which_adapters_undoes_it(tmp_path: Path) -> None:
+    there_and_back("qwen3", "AutoModelForCausalLM", "seq_bn_inv", "adapterhub", tmp_path / "same")
+    with pytest.warns(AdaptergitWarning, match="'a' is not undone here"):
+        there_and_back(
+            "qwen3", "AutoModelForCausalLM", "seq_bn_inv[inv_adapter_undo=False]", "adapterhub", tmp_path / "other"
+        )
 
 
 def there_and_back(base: str, auto: str, config: str, to: str, tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ from torch import nn
 
 from adaptergit.errors import ModelError, PackageError, UsageError
 from adaptergit.formats.adapterhub_sites import (
-    PLUGGED_IN,
     as_adapters_has_it,
     block_numbers,
     is_pair,
     old_path,
     rescaling,
+    undoes,
 )
 from adaptergit.formats.files import Folder
 from adaptergit.splice.anatomy import branch_and_role
@@ -240,7 +240,7 @@ def _bottleneck_fields(config: dict[str, Any], raw: Mapping[str, Any], host: Hos
     if isinstance(nested, Mapping):
         config["inv_adapter"] = nested.get("block_type", "nice")
         config["inv_adapter_reduction_factor"] = nested.get("reduction_factor", 2)
-    config["inv_adapter_undo"] = host.model_type in PLUGGED_IN
+    config.setdefault("inv_adapter_undo", undoes(host))  # only we write it
     if "version" not in raw and config.get("non_linearity") in _OLD_ACTIVATIONS:
         config["non_linearity"] = _OLD_ACTIVATIONS[config["non_linearity"]]
     factor = config.get("reduction_factor")

@@ -75,6 +75,14 @@ def is_pair(host: Host) -> bool:
     return host.model_type == "encoder-decoder"
 
 
+def undoes(host: Host) -> bool:
+    """Tell whether the library undoes an invertible adapter in a language model's own class too.
+
+    In its classes with flexible heads it always does.
+    """
+    return host.model_type in PLUGGED_IN
+
+
 def rescaling(part: str, host: Host) -> float:
     """Return what a tensor of an invertible adapter (``F.0.weight``) is multiplied by when it comes from the library.
 

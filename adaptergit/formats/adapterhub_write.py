@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -17,10 +18,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from adaptergit.errors import UsageError
+from adaptergit.errors import AdaptergitWarning, UsageError
 from adaptergit.formats.adapterhub import CONFIG, FUSION_CONFIG, FUSION_WEIGHTS, WEIGHTS
 from adaptergit.formats.adapterhub_heads import HEAD_CONFIG, HEAD_WEIGHTS
-from adaptergit.formats.adapterhub_sites import as_adapters_has_it, block_number, old_path, rescaling
+from adaptergit.formats.adapterhub_sites import as_adapters_has_it, block_number, old_path, rescaling, undoes
 from adaptergit.formats.folders import SETUP
 from adaptergit.splice.anatomy import Projection, Site
 from adaptergit.splice.composition import Average, Composition, Fuse
@@ -56,7 +57,9 @@ def write_adapterhub(panel: Panel, name: str, folder: Path) -> None:
     Raises:
         UsageError: It would not compute the same there; nothing is written.
     """
-    _write(folder, _adapter(panel, name, with_head=True))
+    files = _adapter(panel, name, with_head=True)
+    _warn_of_undoing(panel, name)
+    _write(folder, files)
 
 
 def write_setup(panel: Panel, composition: Composition | None, heads: Sequence[str], folder: Path) -> None:
@@ -68,6 +71,8 @@ def write_setup(panel: Panel, composition: Composition | None, heads: Sequence[s
     adapters = [composition] if isinstance(composition, str) else [*composition.names()] if composition else []
     fusions = list(dict.fromkeys(fused(composition)))
     folders = {name: _adapter(panel, name, with_head=name in heads) for name in dict.fromkeys(adapters)}
+    for name in dict.fromkeys(adapters):
+        _warn_of_undoing(panel, name)
     folders |= {key: _fusion(panel, key) for key in fusions}
     folders |= {name: _head(panel, name, _envelope(panel)) for name in heads if name not in folders}
     if composition is None:
@@ -190,7 +195,8 @@ def _config(config: MethodConfig, host: Host) -> dict[str, Any]:
         if isinstance(fields.get(key), list):
             fields[key] = [block_number(host, index) for index in fields[key]]
     if isinstance(config, Bottleneck):
-        fields.pop("inv_adapter_undo")
+        if not config.inv_adapter or config.inv_adapter_undo == undoes(host):
+            fields.pop("inv_adapter_undo")  # what is left says how we read it back; adapters ignores it
         fields["scaling"] = float(config.scaling) if isinstance(config.scaling, int | float) else config.scaling
         kind = host.model_type
         crossing = any(site.branch == "cross_attention" for site in host.sites)
@@ -254,6 +260,24 @@ def _low_rank(config: MethodConfig, fields: dict[str, Any], host: Host) -> dict[
     if host.model_type in ("llama", "mistral"):
         made |= {"intermediate_lora": fields["output_lora"], "output_lora": fields["intermediate_lora"]}
     return made
+
+
+def _warn_of_undoing(panel: Panel, name: str) -> None:
+    """Tell of a language model whose own head ``adapters`` gives other input than we do."""
+    config, model = panel.config(name), panel.model
+    parts = config.configs if isinstance(config, Union) else (config,)
+    bottlenecks = [part for part in parts if isinstance(part, Bottleneck) and part.inv_adapter]
+    get: Any = getattr(model, "get_output_embeddings", None)
+    if name in panel.heads or get is None or get() is None:
+        return
+    if any(part.inv_adapter_undo != undoes(panel.host) for part in bottlenecks):
+        cls = type(model).__name__
+        told = (
+            f"adapters undoes an invertible adapter in its {cls}, and {name!r} is not undone here"
+            if undoes(panel.host)
+            else f"adapters does not undo the invertible adapter of {name!r} in its {cls}, only in heads of its own"
+        )
+        warnings.warn(f"{told}: there it computes something else", AdaptergitWarning, stacklevel=4)
 
 
 def _tensors(panel: Panel, name: str, host: Host, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
