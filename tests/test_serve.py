@@ -251,6 +251,29 @@ def test_a_server_that_is_stopped_answers_what_was_begun(
             server.get("/healthz")
 
 
+def half_sent(port: int) -> socket.socket:
+    """A client that stops in the middle of its body."""
+    client = socket.create_connection(("127.0.0.1", port))
+    client.sendall(
+        b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    )
+    return client
+
+
+@pytest.mark.slow
+def test_a_half_sent_request_keeps_no_server_from_stopping(
+    packages: list[Path], base: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        serving(packages[:1], "--base", str(base), "--grace", "1") as server,
+        half_sent(int(server.url.rpartition(":")[2])),
+    ):
+        assert server.predict(adapter="two", text="w1").status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait() == 0
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_server_that_is_killed_leaves_no_client_waiting(packages: list[Path], base: Path) -> None:
     with serving(packages[:1], "--base", str(base), "--max-batch", "1") as server, ThreadPoolExecutor(4) as clients:
@@ -272,7 +295,7 @@ def small(base: Path) -> Iterator[tuple[str, Service]]:
     panel.add_head("a", ClassificationHead(num_labels=2))
     shake(panel.head_module("a"), 1)
     service = service_of(model, transformers.AutoTokenizer.from_pretrained(base))
-    app = create_app(service, max_batch=4, max_wait_ms=0, limits=Limits(texts=4, queue=6))
+    app = create_app(service, max_batch=4, max_wait_ms=0, limits=Limits(texts=4, queue=6, seconds=0.5))
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
@@ -307,6 +330,15 @@ def test_when_too_much_waits_clients_are_told_to_come_again(small: tuple[str, Se
         assert [one.result().status_code for one in begun] == [200, 200]
     held.remove()
     assert ask(4).status_code == 200
+
+
+def test_a_body_that_does_not_arrive_is_refused(small: tuple[str, Service]) -> None:
+    url, _ = small
+    with half_sent(int(url.rpartition(":")[2])) as client, client.makefile("rb") as answer:
+        said = answer.read().decode()  # to the end: the server closes the connection
+    assert said.startswith("HTTP/1.1 408 ")
+    assert '"code":"too-slow"' in said
+    assert requests.post(f"{url}/v1/predict", json={"adapter": "a", "text": "w1"}).status_code == 200
 
 
 def test_a_model_that_fails_is_an_answer_too_and_the_next_one_is_answered(small: tuple[str, Service]) -> None:
@@ -361,7 +393,7 @@ def test_what_cannot_be_served_is_refused_by_name(packages: list[Path], base: Pa
             open_service([str(reference) for reference in references], **options)
 
 
-@pytest.mark.parametrize("option", ["--max-batch=0", "--max-wait-ms=-1", "--port=65536", "--policy=lax"])
+@pytest.mark.parametrize("option", ["--max-batch=0", "--max-wait-ms=-1", "--port=65536", "--policy=lax", "--grace=0"])
 def test_options_without_a_meaning_are_refused(packages: list[Path], option: str) -> None:
     assert CliRunner().invoke(main, ["serve", str(packages[0]), option]).exit_code == 2
 

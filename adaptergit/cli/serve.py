@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="For so long a text waits for others.",
 )
+@click.option(
+    "--grace",
+    type=click.IntRange(1),
+    default=60,
+    show_default=True,
+    help="For so many seconds, once told to stop, requests that were begun are waited for.",
+)
 @click.option("--lock", type=click.Path(path_type=Path), help="Lock file that names the releases.")
 @click.option("--device", help="Where the model goes: cpu, cuda, cuda:1 …")
 @policy_option
@@ -45,6 +52,7 @@ def serve(
     port: int,
     max_batch: int,
     max_wait_ms: float,
+    grace: int,
     lock: Path | None,
     device: str | None,
     policy: str | None,
@@ -73,6 +81,7 @@ def serve(
         port=port,
         max_batch=max_batch,
         max_wait_ms=max_wait_ms,
+        grace=grace,
         policy=policy,
         offline=offline,
         lock=lock,

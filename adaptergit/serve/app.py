@@ -45,6 +45,8 @@ class Limits:
     """Of one text."""
     body: int = 4 << 20
     """Bytes of one request."""
+    seconds: float = 30.0
+    """Until they are all there."""
     queue: int = 1024
     """Texts of all requests that are not answered yet."""
 
@@ -69,7 +71,7 @@ def create_app(
     Raises:
         UsageError: A number makes no sense.
     """
-    if min(limits.texts, limits.characters, limits.body) < 1 or limits.queue < limits.texts:
+    if min(limits.texts, limits.characters, limits.body) < 1 or not limits.seconds > 0 or limits.queue < limits.texts:
         raise UsageError("limits are positive, and the queue holds at least one request's texts")
     served = dict(service.adapters)
     if not mixed:
@@ -100,7 +102,7 @@ def create_app(
     )
     install(app, lambda code: metrics.errors.labels(code).inc())
     app.add_middleware(_Timed, metrics=metrics)
-    app.add_middleware(BodyLimit, limit=limits.body)
+    app.add_middleware(BodyLimit, limit=limits.body, seconds=limits.seconds)
 
     @app.post(_PREDICT, response_model=PredictResponse, responses=_PROBLEMS, summary="Run an adapter over texts.")
     async def predict(request: PredictRequest, http: Request) -> Response:
@@ -155,6 +157,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
     for status, text in (
         (404, "No such adapter."),
+        (408, "The body did not arrive in time."),
         (413, "The body is too long."),
         (422, "The request is not valid, or not for this adapter."),
         (503, "Too much to do, or stopping; Retry-After says when to try again."),

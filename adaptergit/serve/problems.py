@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -91,31 +93,47 @@ def install(app: FastAPI, told: Callable[[str], None]) -> None:
 
 
 class BodyLimit:
-    """Refuse bodies of more than so many bytes, however they are sent; nothing of what is too much is kept."""
+    """Refuse bodies of more than so many bytes, however they are sent; nothing of what is too much is kept.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
+    So are bodies that take longer than so many seconds: who stops in the middle holds no connection for good.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
+        self._app, self._limit, self._seconds = app, limit, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count what is received."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        seen = 0
+        seen, until = 0, asyncio.get_running_loop().time() + self._seconds
+        complete = False
+
+        async def received() -> Message:
+            nonlocal seen, complete
+            async with asyncio.timeout_at(None if complete else until):
+                message = await receive()
+            seen += len(message.get("body", b""))
+            complete = complete or not message.get("more_body", False)
+            return message
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
+            try:
+                message = await received()
+            except TimeoutError as error:
+                detail = f"the body did not arrive within {self._seconds:g} seconds"
+                raise Refusal(408, "too-slow", detail, hint="send it again", headers={"Connection": "close"}) from error
             if seen <= self._limit:
                 return message
             # A client that is still sending would not hear why; one that sends without end need not.
-            while message.get("more_body", False) and seen < _DRAINED * self._limit:
-                message = await receive()
-                seen += len(message.get("body", b""))
+            with contextlib.suppress(TimeoutError):
+                while not complete and seen < _DRAINED * self._limit:
+                    await received()
             raise Refusal(413, "too-large", f"the body is longer than {self._limit:,} bytes", hint="send fewer texts")
 
-        await self._app(scope, counted, send)
+        # Only a server that has waited long enough to stop cancels a request, and says so: no failure to be traced.
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._app(scope, counted, send)
 
 
 def _wrong(error: Mapping[str, Any]) -> Wrong:

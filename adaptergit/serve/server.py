@@ -37,6 +37,7 @@ def serve(
     max_batch: int = 32,
     max_wait_ms: float = 5.0,
     mixed: bool = True,
+    grace: int = 60,
     policy: str | None = None,
     offline: bool = False,
     lock: str | Path | None = None,
@@ -46,6 +47,8 @@ def serve(
 ) -> None:
     """Serve adapters until a signal (SIGINT, SIGTERM) says to stop; requests that were begun are answered first.
 
+    Those that are not answered within ``grace`` are given up.
+
     For the main thread, which signals come to.
 
     Args:
@@ -54,6 +57,7 @@ def serve(
         host: Address to listen on. There is no authentication: others than loopback belong behind a proxy that has.
         port: 0 for any that is free.
         max_batch: See :func:`~adaptergit.serve.app.create_app`, as ``max_wait_ms`` and ``mixed``.
+        grace: For so many seconds, once told to stop, the server waits for what was begun.
         started: Called when the port is open.
 
     Raises:
@@ -69,12 +73,15 @@ def serve(
     from adaptergit.serve.service import open_service
 
     check_sizes(max_batch, max_wait_ms / 1000)
+    if grace < 1:
+        raise UsageError(f"grace must be positive, not {grace}")
     with _bound(host, port) as sock:  # taken, so that nobody else has it when all is loaded; nobody is answered yet
         service = open_service(
             references, base=base, policy=policy, offline=offline, lock=lock, device=device, report=report
         )
         app = create_app(service, max_batch=max_batch, max_wait_ms=max_wait_ms, mixed=mixed)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", backlog=_BACKLOG))
+        options: dict[str, Any] = {"backlog": _BACKLOG, "timeout_graceful_shutdown": grace}
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **options))
         # uvicorn raises the signal that stopped it once more: a server that stopped as it was told to has not failed.
         # One that comes before uvicorn listens for signals must not be lost.
         before = {number: signal.signal(number, _stopping(server)) for number in (signal.SIGINT, signal.SIGTERM)}
