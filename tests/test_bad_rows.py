@@ -9,7 +9,7 @@ import pytest
 import transformers
 from test_tasks import json_lines, made_base, tokenizer
 
-from adaptergit.errors import AdaptergitError
+from adaptergit.errors import AdaptergitError, DataError
 from adaptergit.training import Progress, TrainSpec, train
 
 ANSWER = [{"text": "the film", "answer_start": 0}]
@@ -95,3 +95,30 @@ def test_a_bad_training_row_leaves_the_checkpoints_of_an_earlier_run(tmp_path: P
     with pytest.raises(AdaptergitError, match="NoneType"):
         train(TrainSpec(base=base, train=wrong, eval=right, output=tmp_path / "out"), untrained)
     assert (tmp_path / "out.checkpoints/checkpoint-8").is_dir()
+
+
+@pytest.mark.parametrize("place", ["eval", "validation"])
+@pytest.mark.parametrize(("task", "length"), [("fill-mask", 16), ("text-generation", 1)])
+def test_texts_of_which_no_token_is_guessed_are_refused(tmp_path: Path, task: str, length: int, place: str) -> None:
+    """A perplexity of 1 over nothing would look splendid in a card."""
+    base = tmp_path / "base"
+    made = tokenizer(base)
+    made.add_special_tokens({"mask_token": "[MASK]"})
+    made.save_pretrained(base)
+    if task == "fill-mask":
+        config: Any = transformers.BertConfig(
+            vocab_size=len(made), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+        )
+        made_base(base, config, "AutoModelForMaskedLM")
+    else:
+        config = transformers.GPT2Config(vocab_size=len(made), n_embd=32, n_layer=1, n_head=2, n_positions=64)
+        made_base(base, config, "AutoModelForCausalLM")
+    long, short = tmp_path / "long.txt", tmp_path / "short.txt"
+    long.write_text("the film was good\n" * 20)
+    short.write_text("the film\n")
+    files: dict[str, Any] = {"eval": short} if place == "eval" else {"eval": long, "validation": short, "patience": 1}
+    with pytest.raises(DataError, match="no token of the texts is to be guessed"):
+        train(
+            TrainSpec(base=str(base), task=task, train=long, output=tmp_path / "out", max_length=length, **files),
+            untrained,
+        )

@@ -25,6 +25,8 @@ class LanguageModelling(Task):
 
     roles: ClassVar[Mapping[str, str | None]] = {"text": "text"}
     right: ClassVar[str | None] = None
+    _share: ClassVar[str]
+    """What of a text is to be guessed."""
 
     @classmethod
     def learn(cls, columns: Mapping[str, str], data: Data) -> Self:
@@ -54,7 +56,12 @@ class LanguageModelling(Task):
 
     def encoded(self, data: Data, tools: Tools) -> list[Feature]:
         """Return blocks with the tokens that are to be guessed."""
-        return self._held_out(data, tools)
+        blocks = self._held_out(data, tools)
+        if not any(map(self._guesses, blocks)):
+            raise DataError(
+                "no token of the texts is to be guessed", where=str(data.path), hint=f"give more text: {self._share}"
+            )
+        return blocks
 
     def answers(self, data: Data, tools: Tools, run: Run, generate: Generate) -> list[tuple[float, int]]:
         """Return the summed loss in nats of every block, and the number of tokens that were predicted."""
@@ -75,6 +82,10 @@ class LanguageModelling(Task):
     def _held_out(self, data: Data, tools: Tools) -> list[Feature]:
         raise NotImplementedError
 
+    def _guesses(self, block: Feature) -> int:
+        """Return how many tokens of a block are to be guessed."""
+        raise NotImplementedError
+
     def _losses(self, output: Any, batch: Mapping[str, torch.Tensor]) -> list[tuple[float, int]]:
         raise NotImplementedError
 
@@ -86,6 +97,7 @@ class FillMask(LanguageModelling):
     name: ClassVar[str] = "fill-mask"
     model_class: ClassVar[str] = "AutoModelForMaskedLM"
     wishes: ClassVar[tuple[str, ...]] = ("top_k",)
+    _share: ClassVar[str] = "15 % of the tokens are masked at random"
 
     def collate(self, tools: Tools) -> Collate:
         """Mask at random."""
@@ -133,6 +145,9 @@ class FillMask(LanguageModelling):
                 made.append({key: value[0].tolist() for key, value in batch.items()})
         return made
 
+    def _guesses(self, block: Feature) -> int:
+        return sum(label != -100 for label in block["labels"])
+
     def _losses(self, output: Any, batch: Mapping[str, torch.Tensor]) -> list[tuple[float, int]]:
         return _summed(output.logits, batch["labels"])
 
@@ -144,6 +159,7 @@ class TextGeneration(LanguageModelling):
     name: ClassVar[str] = "text-generation"
     model_class: ClassVar[str] = "AutoModelForCausalLM"
     wishes: ClassVar[tuple[str, ...]] = ("max_new_tokens",)
+    _share: ClassVar[str] = "every token but the first of a block is guessed, and a block has max_length"
 
     def collate(self, tools: Tools) -> Collate:
         """Pad; every token is a label."""
@@ -173,6 +189,9 @@ class TextGeneration(LanguageModelling):
             {**{k: v for k, v in block.items() if k != "special_tokens_mask"}, "labels": block["input_ids"]}
             for block in self.features(data, tools)
         ]
+
+    def _guesses(self, block: Feature) -> int:
+        return len(block["labels"]) - 1
 
     def _losses(self, output: Any, batch: Mapping[str, torch.Tensor]) -> list[tuple[float, int]]:
         return _summed(output.logits[:, :-1], batch["labels"][:, 1:])
