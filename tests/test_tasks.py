@@ -350,6 +350,7 @@ def test_eval_tells_when_a_card_exaggerates(tmp_path: Path, moods: tuple[Path, P
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("multi-label-classification", {"text": "x", "label": {"a": 1}}, "a list"),
+    ("multi-label-classification", {"text": "x", "label": [float("nan")]}, "something else than texts"),
     ("text-regression", {"text": "x", "label": "many"}, "a number"),
     ("text-regression", {"text": "x", "label": "nan"}, "a number"),
     ("token-classification", {"tokens": ["a"], "tags": ["O", "O"]}, "1 words and 2 tags"),

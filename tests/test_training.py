@@ -257,6 +257,9 @@ def test_csv_tsv_and_jsonl_hold_the_same(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a"}\n', 1, "no column 'label'"),
         ("a.jsonl", '{"text": ["a"], "label": "x"}\n', 1, "list"),
         ("a.jsonl", '{"text": null, "label": "x"}\n', 1, "NoneType"),
+        ("a.jsonl", '{"text": NaN, "label": "x"}\n', 1, "'text' holds nan, expected text"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "a", "label": NaN}\n', 2, "'label' holds nan"),
+        ("a.jsonl", '{"text": -Infinity, "label": "x"}\n', 1, "'text' holds -inf"),
         ("a.parquet", "x", None, "kind of data file"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Row:
     def text(self, column: str) -> str:
         """Return a text; numbers are written out."""
         value = self.value(column)
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if not _is_text(value):
             self._refuse(column, value, "text")
         return str(value)
 
@@ -64,12 +65,14 @@ class Row:
             return [part.strip() for part in value.split(separator) if part.strip()]
         if not isinstance(value, Sequence) or isinstance(value, str):
             self._refuse(column, value, "a list")
-        if not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in value):
+        if not all(map(_is_text, value)):
             raise DataError(f"column {column!r} holds a list of something else than texts", where=self.where)
         return [str(item) for item in value]
 
     def _refuse(self, column: str, value: Any, wanted: str) -> None:
-        raise DataError(f"column {column!r} holds {type(value).__name__}, expected {wanted}", where=self.where)
+        # Where pandas and others have nothing, JSON has NaN.
+        what = str(value) if isinstance(value, float) else type(value).__name__
+        raise DataError(f"column {column!r} holds {what}, expected {wanted}", where=self.where)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,13 @@ class Data:
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
+
+
+def _is_text(value: Any) -> bool:
+    """Tell whether something is a text, or a number that can be written out."""
+    if isinstance(value, float):
+        return isfinite(value)
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 def label_names(labels: Sequence[str]) -> tuple[str, ...]:
