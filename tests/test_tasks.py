@@ -360,6 +360,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("question-answering", {"question": "q", "context": "abc", "answers": ["b"]}, "text and answer_start"),
     ("multiple-choice", {"text": "x", "choices": ["a"], "label": 0}, "1 choices"),
     ("multiple-choice", {"text": "x", "choices": ["a", "b"], "label": 2}, "none of the choices"),
+    ("multiple-choice", {"text": "x", "choices": ["a", "b"], "label": "²"}, "none of the choices"),
     ("text2text-generation", {"text": "x", "target": ""}, "empty"),
     ("fill-mask", {"words": "x"}, "no column 'text'"),
     ("image-classification", {"image": "x.png", "label": "a"}, "nothing to learn"),

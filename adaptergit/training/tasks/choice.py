@@ -100,8 +100,8 @@ class MultipleChoice(Task):
         choices, label = self._choices(row), row.label(self.columns["label"])
         if label in choices:
             return choices.index(label)
-        if label.isdigit() and int(label) < self.count:
-            return int(label)
+        if label in (numbers := [str(number) for number in range(self.count)]):
+            return numbers.index(label)
         raise DataError(f"{label!r} is none of the choices, nor the number of one", where=row.where)
 
     def _choices(self, row: Row) -> list[str]:
