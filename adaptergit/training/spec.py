@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,10 @@ class TrainSpec:
         self.task_class.with_columns(self.columns)
         for name in ("epochs", "learning_rate", "batch_size", "max_length", "patience"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} must be positive, not {value!r}")
+            if value is not None and not 0 < value < inf:
+                raise UsageError(f"{name} must be positive and finite, not {value!r}")
+        if not 0 <= self.seed < 1 << 32:
+            raise UsageError(f"seed must be from 0 to {(1 << 32) - 1}, not {self.seed}")
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}", hint=f"one of {', '.join(PRECISIONS)}")
         if self.validation is not None and self.patience is None:

@@ -6,6 +6,7 @@ read → load the base → add and freeze → ``transformers.Trainer`` → answe
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import random
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 
 from adaptergit.base_place import place_of
-from adaptergit.errors import DataError, UsageError
+from adaptergit.errors import DataError, NotFoundError, UsageError
 from adaptergit.package import CARD, Card
 from adaptergit.package.curve import FAR, thinned
 from adaptergit.splice.checkpoint import card_data, frameworks
@@ -120,7 +121,8 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     task = kind.learn(columns, data)
     task.check(held_out)
     data, validation = _validation(spec, task, data)
-    _needs("accelerate")
+    _needs("accelerate", "pip install 'adaptergit[train]'")
+    _check_sharing(spec)
     report(Progress("loading the base model", 0, 1))
     model, inputs, fresh = load_for(spec.base, kind)
     report(Progress("loading the base model", 1, 1))
@@ -440,11 +442,26 @@ def _hardware() -> str:
     return f"{shared}CPU, {torch.get_num_threads()} of {os.cpu_count()} cores, {platform.machine()}"
 
 
-def _needs(package: str) -> None:
+def _check_sharing(spec: TrainSpec) -> None:
+    if spec.fsdp and "RANK" not in os.environ:
+        hint = "torchrun --nproc-per-node 2 -m adaptergit train … --fsdp"
+        raise UsageError("fsdp shards a model over the processes of a launcher, and there is none", hint=hint)
+    if spec.deepspeed is None:
+        return
+    try:
+        json.loads(spec.deepspeed.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise NotFoundError("no such file", where=str(spec.deepspeed)) from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no configuration of DeepSpeed: {error}", where=str(spec.deepspeed)) from error
+    _needs("deepspeed", "pip install deepspeed")
+
+
+def _needs(package: str, hint: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec(package) is None:
-        raise UsageError(f"training needs {package}", hint="pip install 'adaptergit[train]'")
+        raise UsageError(f"training needs {package}", hint=hint)
 
 
 __all__: Sequence[str] = ["Progress", "TrainResult", "load_base", "prepare", "train"]
