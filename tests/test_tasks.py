@@ -330,6 +330,38 @@ def test_runs_are_read_from_a_file(tmp_path: Path) -> None:
             read_runs(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('epochs = "many"', "'epochs' holds 'many', expected a number"),
+        ("epochs = true", "'epochs' holds True"),
+        ("base = 5", "'base' holds 5, expected a text"),
+        ("train = ['a']", "'train' holds"),
+        ('batch_size = "8"', "expected a whole number"),
+        ("batch_size = 8.5", "expected a whole number"),
+        ("patience = 1.5", "expected a whole number"),
+        ('overwrite = "no"', "expected true or false"),
+        ('columns = "text"', "expected a table"),
+        ("columns = { text = 5 }", "expected a table"),
+        ('seeds = "a"', "expected a list"),
+        ('seeds = ["a"]', "expected a list"),
+        ("seeds = 1", "expected a list"),
+        ('adapters = "lora"', "expected a list"),
+        ("sweep = { r = 8 }", "expected a table"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_in_a_file_of_runs_is_refused_by_name(tmp_path: Path, line: str, why: str) -> None:
+    from adaptergit.training.sweep import read_runs
+
+    options = {"base": '"b"', "train": '"a.tsv"', "eval": '"a.tsv"', "output": '"out"'}
+    options.pop(line.split(" = ")[0], None)
+    path = tmp_path / "runs.toml"
+    path.write_text("[[run]]\n" + "".join(f"{key} = {value}\n" for key, value in options.items()) + line)
+    with pytest.raises(UsageError, match=why) as caught:
+        read_runs(path)
+    assert caught.value.where == f"{path}: run 1"
+
+
 @needs_model
 def test_eval_tells_when_a_card_exaggerates(tmp_path: Path, moods: tuple[Path, Path]) -> None:
     result = run("text-classification", tmp_path, moods)

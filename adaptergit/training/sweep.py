@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from adaptergit.errors import NotFoundError, UsageError
 from adaptergit.training.resume import begun
@@ -18,6 +19,17 @@ from adaptergit.training.train import Progress, TrainResult, train
 
 _PATHS = ("train", "eval", "output", "validation", "deepspeed")
 PLOT = "sweep.svg"
+_LISTS = {"adapters": list[str], "seeds": list[int], "sweep": Mapping[str, list[Any]]}
+"""What a run in a file may have besides."""
+_WORDS = {
+    str: "a text",
+    Path: "a path",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list of such",
+    Mapping: "a table",
+}
 
 
 @dataclass(frozen=True)
@@ -116,14 +128,33 @@ def read_runs(path: Path) -> list[TrainSpec]:
             raise UsageError(f"unknown key {unknown[0]!r}", where=where, hint=f"known: {', '.join(sorted(known))}")
         if missing := sorted({"base", "train", "eval", "output"} - set(options)):
             raise UsageError(f"{missing[0]!r} is missing", where=where)
+        _check_kinds({**options, **more}, where)
         options |= {key: path.parent / options[key] for key in _PATHS if isinstance(options.get(key), str)}
-        try:
-            spec = TrainSpec(**options)
-            over = {key: [str(value) for value in values] for key, values in dict(more.get("sweep", {})).items()}
-            specs += variations(spec, adapters=more.get("adapters", ()), seeds=more.get("seeds", ()), over=over)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"a value is of the wrong kind: {error}", where=where) from error
+        over = {key: [str(value) for value in values] for key, values in more.get("sweep", {}).items()}
+        specs += variations(
+            TrainSpec(**options), adapters=more.get("adapters", ()), seeds=more.get("seeds", ()), over=over
+        )
     return specs
+
+
+def _check_kinds(options: Mapping[str, Any], where: str) -> None:
+    """Refuse a value that is of another kind than what it is for."""
+    for key, hint in {**get_type_hints(TrainSpec), **_LISTS}.items():
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if key in options and not any(_is_kind(options[key], kind) for kind in kinds):
+            wanted = _WORDS[get_origin(kinds[0]) or kinds[0]]
+            raise UsageError(f"{key!r} holds {options[key]!r}, expected {wanted}", where=where)
+
+
+def _is_kind(value: Any, kind: Any) -> bool:
+    if (container := get_origin(kind)) is not None:
+        parts = value.values() if isinstance(value, dict) else value
+        inner = get_args(kind)[-1]
+        return isinstance(value, dict if container is Mapping else list) and all(_is_kind(one, inner) for one in parts)
+    if kind is Any:
+        return True
+    taken = {Path: str, float: int | float}.get(kind, kind)
+    return isinstance(value, taken) and isinstance(value, bool) == (kind is bool)
 
 
 def train_all(
