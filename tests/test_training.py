@@ -286,6 +286,13 @@ def test_a_file_that_cannot_be_read_names_its_line(
     assert caught.value.where == str(tmp_path / name) + (f":{line}" if line else "")
 
 
+@pytest.mark.parametrize("encoding", ["latin1", "utf-16", "utf-32"])
+def test_a_file_of_another_encoding_says_how_to_convert_it(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(DataError, match="not UTF-8") as caught:
+        read(tmp_path, "a.csv", "text,label\nschön,1\n".encode(encoding))
+    assert caught.value.hint == f"convert it: iconv -f {encoding} -t utf-8"
+
+
 def test_labels_are_ordered_by_number_or_name(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\na,10\nb,2\nc,-1\n")
     assert read_examples(tmp_path / "a.csv", text_column="text", label_column="label").label_names() == (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -13,6 +14,8 @@ from typing import Any
 from adaptergit.errors import DataError, NotFoundError
 from adaptergit.training.rows import Data, Row
 
+_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+"""What files of other encodings begin with, the longest first."""
 _MAX_FIELD = 1 << 24
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
@@ -60,7 +63,10 @@ def parse_rows(data: bytes, kind: str, path: Path, columns: Sequence[str] = ()) 
         content = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise DataError("not UTF-8", where=f"{path}:{line}", hint="convert it: iconv -f latin1 -t utf-8") from error
+        encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "latin1")
+        raise DataError(
+            "not UTF-8", where=f"{path}:{line}", hint=f"convert it: iconv -f {encoding} -t utf-8"
+        ) from error
     rows = tuple(Row(values, f"{path}:{line}") for line, values in _READERS[kind](path, content, columns))
     if not rows:
         raise DataError("the file holds no examples", where=str(path))
