@@ -407,6 +407,31 @@ def test_a_row_that_does_not_fit_names_its_line(tmp_path: Path, task: str, row: 
 
 
 @pytest.mark.parametrize(
+    ("content", "sentences"),
+    [
+        ("10\u00a0000 B\nkm\u202f2 O\n", [["10\u00a0000", "km\u202f2"]]),
+        ("  a   O \nb O\n", [["a", "b"]]),
+        ("# id 5628baa8\tdomain=en\na _ _ O\nb _ _ O\n\n# id 7\nc _ _ O\n", [["a", "b"], ["c"]]),
+        ("# text = a b\n# sent_id = 1\na O\nb O\n", [["a", "b"]]),
+        ("# O\n1 O\n\na O\n# id\n", [["#", "1"], ["a", "#"]]),
+        ("# Foreign=Yes\na Foreign=No\n", [["#", "a"]]),
+    ],
+)
+def test_words_of_conll_are_what_stands_between_spaces(
+    tmp_path: Path, content: str, sentences: list[list[str]]
+) -> None:
+    (tmp_path / "a.conll").write_text(content, "utf-8")
+    assert [row.texts("tokens") for row in read_rows(tmp_path / "a.conll")] == sentences
+
+
+def test_columns_that_do_not_fit_say_what_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "a.conll").write_text("a O\nNew York O\n")
+    with pytest.raises(DataError, match="3 columns") as caught:
+        read_rows(tmp_path / "a.conll")
+    assert "one token a line" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "why"),
     [
         ("a.conll", "a O\nb\n", "1 columns, the line before has 2"),

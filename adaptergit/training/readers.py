@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 from adaptergit.errors import DataError, NotFoundError
 from adaptergit.training.rows import Data, Row
 
+_CONLLU_REMARK = re.compile("#")
+_CONLL_REMARK = re.compile(r"# (id\s|\w+ = )")
+"""In front of a sentence; any other line that begins so may be about the token ``#``."""
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 """What files of other encodings begin with, the longest first."""
 _MAX_FIELD = 1 << 24
@@ -131,7 +135,7 @@ def _text(_path: Path, content: str, _columns: Sequence[str]) -> Iterator[tuple[
 
 
 def _conll(path: Path, content: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, lines in _sentences(path, content, comment=None):
+    for number, lines in _sentences(path, content, _CONLL_REMARK):
         if lines[0][0] == "-DOCSTART-":
             continue
         columns = list(zip(*lines, strict=True))
@@ -143,7 +147,7 @@ def _conll(path: Path, content: str, wanted: Sequence[str]) -> Iterator[tuple[in
 
 
 def _conllu(path: Path, content: str, _columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, lines in _sentences(path, content, comment="#"):
+    for number, lines in _sentences(path, content, _CONLLU_REMARK):
         if len(lines[0]) != len(_CONLLU):
             what = f"{len(lines[0])} columns, CoNLL-U has {len(_CONLLU)}"
             raise DataError(what, where=f"{path}:{number}", hint="columns are separated by tabs")
@@ -155,19 +159,21 @@ def _conllu(path: Path, content: str, _columns: Sequence[str]) -> Iterator[tuple
         yield number, {"tokens": named["form"], **named}
 
 
-def _sentences(path: Path, content: str, comment: str | None) -> Iterator[tuple[int, list[list[str]]]]:
+def _sentences(path: Path, content: str, remark: re.Pattern[str]) -> Iterator[tuple[int, list[list[str]]]]:
     """Yield the number of the first line and the fields of all lines, sentence by sentence."""
     lines: list[list[str]] = []
     first = 1
     for number, line in enumerate([*content.split("\n"), ""], 1):
         line = line.rstrip("\r")
-        if comment is not None and line.startswith(comment):
+        if remark.match(line) and (not lines or remark is _CONLLU_REMARK):
             continue
         if line.strip():
-            fields = line.split("\t") if "\t" in line else line.split()
+            # Other spaces than these are part of a token: no-break spaces in numbers, for example.
+            fields = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
             if lines and len(fields) != len(lines[0]):
                 what = f"{len(fields)} columns, the line before has {len(lines[0])}"
-                raise DataError(what, where=f"{path}:{number}")
+                hint = "one token a line, its columns with tabs or spaces between; an empty line ends a sentence"
+                raise DataError(what, where=f"{path}:{number}", hint=hint)
             first = first if lines else number
             lines.append(fields)
         elif lines:
