@@ -293,6 +293,12 @@ def test_a_file_of_another_encoding_says_how_to_convert_it(tmp_path: Path, encod
     assert caught.value.hint == f"convert it: iconv -f {encoding} -t utf-8"
 
 
+def test_a_label_that_is_true_or_false_says_what_to_write(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'label' holds bool, expected text") as caught:
+        read(tmp_path, "a.jsonl", '{"text": "a", "label": true}\n')
+    assert caught.value.hint == 'write "true" or 1'
+
+
 def test_labels_are_ordered_by_number_or_name(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\na,10\nb,2\nc,-1\n")
     assert read_examples(tmp_path / "a.csv", text_column="text", label_column="label").label_names() == (

@@ -75,7 +75,8 @@ class Row:
     def _refuse(self, column: str, value: Any, wanted: str) -> None:
         # Where pandas and others have nothing, JSON has NaN.
         what = str(value) if isinstance(value, float) else type(value).__name__
-        raise DataError(f"column {column!r} holds {what}, expected {wanted}", where=self.where)
+        hint = f'write "{str(value).lower()}" or {int(value)}' if isinstance(value, bool) else None
+        raise DataError(f"column {column!r} holds {what}, expected {wanted}", where=self.where, hint=hint)
 
 
 @dataclass(frozen=True)
