@@ -37,11 +37,8 @@ def run_safely(action: Callable[[], T]) -> T:
     except AdaptergitError as error:
         _report(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        context = click.get_current_context(silent=True)
-        training = context is not None and context.invoked_subcommand == "train"
-        note = "; 'adaptergit train … --resume' goes on from the last finished epoch" if training else ""
-        click.echo(f"interrupted{note}", err=True)
+    except KeyboardInterrupt as stopped:
+        click.echo("; ".join(["interrupted", *getattr(stopped, "__notes__", ())]), err=True)
         sys.exit(130)
     except OSError as error:
         if isinstance(error, BrokenPipeError):

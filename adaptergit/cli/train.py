@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import click
 from adaptergit.base_place import place_of
 from adaptergit.cli.load import index_option, offline_option, policy_option
 from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step, waiting
-from adaptergit.errors import UsageError
+from adaptergit.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from adaptergit.training import TrainResult, TrainSpec
@@ -173,7 +174,7 @@ def train(
         specs, plot = variations(spec, adapters=adapters, seeds=seeds, over=_swept(sweep)), output / PLOT
     if predictions is not None and len(specs) > 1:
         raise UsageError("--predictions is for one run")
-    with progress(quiet=not _first()) as bar:
+    with progress(quiet=not _first()) as bar, _going_on(specs):
         several = len(specs) > 1
         result = train_all(
             specs,
@@ -275,6 +276,19 @@ def chosen_columns(pairs: Sequence[str], **named: str | None) -> dict[str, str]:
             raise UsageError(f"--column {pair!r}", hint="write ROLE=NAME, for example question=q")
         found[role] = column
     return found
+
+
+@contextmanager
+def _going_on(specs: Sequence[TrainSpec]) -> Iterator[None]:
+    """Whoever stops a training is told how it goes on, if there is something to go on from."""
+    try:
+        yield
+    except (KeyboardInterrupt, StorageError) as stopped:
+        from adaptergit.training.resume import begun, last_checkpoint
+
+        if any(begun(spec) if len(specs) > 1 else last_checkpoint(spec) for spec in specs):
+            stopped.add_note("'adaptergit train … --resume' goes on from the last finished epoch")
+        raise
 
 
 def _swept(options: Sequence[str]) -> dict[str, list[str]]:

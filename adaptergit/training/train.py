@@ -33,6 +33,7 @@ from adaptergit.splice.panel import Panel, adapters
 from adaptergit.splice.setup import single
 from adaptergit.training.base import load_base, load_for, words_tokenizer
 from adaptergit.training.evaluate import answers_of
+from adaptergit.training.leftovers import leaving
 from adaptergit.training.measures import Metrics, measured
 from adaptergit.training.readers import read_rows
 from adaptergit.training.resume import begin, finished, go_on, scores
@@ -113,6 +114,7 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     Raises:
         UsageError, DataError, NotFoundError: Before anything is trained or written.
         ModelError: The base model cannot take the adapter.
+        StorageError: The disk is full, or may not be written to.
     """
     spec.check()
     kind = spec.task_class
@@ -145,17 +147,18 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
         return _taken(ready, before, base_parameters)
     resume_from = go_on(spec, card.data) if spec.resume else None
     _check_rows(ready)
-    started = time.monotonic()
-    history = _run_trainer(ready, card, resume_from)
-    seconds = time.monotonic() - started
-    answers = _answers(ready, held_out, "evaluating")
-    metrics = measured(task.measures(answers, held_out), len(answers))
-    _gather(panel, spec.adapter_name)
     mine = spec.adapter_name
-    if _first():
-        _write(panel, spec, _card_fields(ready, metrics, seconds, published=not fresh, history=history))
-        shutil.rmtree(spec.checkpoints, ignore_errors=True)
-    _wait()
+    with leaving(spec.output, spec.checkpoints, mine=_first()):
+        started = time.monotonic()
+        history = _run_trainer(ready, card, resume_from)
+        seconds = time.monotonic() - started
+        answers = _answers(ready, held_out, "evaluating")
+        metrics = measured(task.measures(answers, held_out), len(answers))
+        _gather(panel, mine)
+        if _first():
+            _write(panel, spec, _card_fields(ready, metrics, seconds, published=not fresh, history=history))
+            shutil.rmtree(spec.checkpoints, ignore_errors=True)
+        _wait()
     note = "the base model has no output layer for this task: one was trained along, scored with, and left behind"
     return TrainResult(
         output=spec.output,
