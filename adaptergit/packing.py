@@ -69,7 +69,8 @@ def check_weights(source: Path, card: Card, report: Report) -> None:
         _count(source, card)
     report(f"validated {source}: {card.name} {card.version}, {card.method} for {card.base_model.id}")
     if "/" not in card.base_model.id:
-        report(f"note: the card calls the base model {card.base_model.id!r}; organisation/name is found more easily")
+        change = f"adaptergit card edit {source} base_model.id=organisation/name"
+        report(f"note: the card calls the base model {card.base_model.id!r}, and users will be asked for it: {change}")
 
 
 def _count(source: Path, card: Card) -> None:

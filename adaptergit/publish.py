@@ -189,6 +189,8 @@ def publish_all(
     signers = signing_keys(key, cosigners, model_signing_key, dry_run=dry_run)
     asked = here.reached(where) if where else None
     complete(here, asked, [_ANNOUNCED, *(f"adapters/{one}/{MANIFEST}" for one in names)], Limits())
+    if dry_run:  # what else is found out at the first commit
+        here.check_identity()
     for one in signers:
         _check_counts(here, target.principal, one)
         check_announced(here, one)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import Hub, git, machine_of, snapshot
+from conftest import Hub, card_data, git, machine_of, snapshot
 from test_hub import state
 
 from adaptergit.cli import main
@@ -118,6 +118,20 @@ def test_a_dry_run_of_many_changes_nothing(hub: Hub, source: Source, tmp_path: P
     releases = publish_all(folders, clone=hub.clone, key=hub.key.path, dry_run=True)
     assert [one.tree for one in releases] == [None, None]
     assert (state(hub), snapshot(hub.bare)) == before
+
+
+def test_a_dry_run_refuses_a_clone_in_which_nothing_can_be_committed(hub: Hub, source: Source, home: Path) -> None:
+    (home / ".gitconfig").write_text("[user]\nuseConfigOnly = true\n")
+    for dry_run in (True, False):
+        with pytest.raises(UsageError, match="git does not know who you are"):
+            publish(source(), clone=hub.clone, key=hub.key.path, dry_run=dry_run)
+
+
+def test_a_base_model_without_organisation_is_noted_with_what_changes_it(hub: Hub, source: Source) -> None:
+    told: list[str] = []
+    folder = source(base_model={**card_data()["base_model"], "id": "model"})
+    publish(folder, clone=hub.clone, key=hub.key.path, dry_run=True, report=told.append)
+    assert any(f"adaptergit card edit {folder} base_model.id=organisation/name" in line for line in told)
 
 
 def test_a_yanked_release_is_given_to_those_who_name_it(hub: Hub, source: Source, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -218,15 +219,31 @@ class Clone:
             UsageError: Git knows no name and e-mail for the commit.
         """
         options = [part for parent in parents for part in ("-p", parent)]
-        try:
+        with _known():
             return self.git.text("commit-tree", tree, *options, "-m", message, env=env)
-        except TransportError as error:
-            if "empty ident" in error.what or "tell me who you are" in error.what or "identity" in error.what:
-                raise UsageError(
-                    "git does not know who you are",
-                    hint='git config user.name "Your Name" && git config user.email you@example.org',
-                ) from error
-            raise
+
+    def check_identity(self) -> None:
+        """Refuse a clone in which nothing can be committed.
+
+        Raises:
+            UsageError: Git knows no name and e-mail for commits.
+        """
+        with _known():
+            for who in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
+                self.git.text("var", who)
+
+
+@contextmanager
+def _known() -> Iterator[None]:
+    try:
+        yield
+    except TransportError as error:
+        if "empty ident" in error.what or "tell me who you are" in error.what or "identity" in error.what:
+            raise UsageError(
+                "git does not know who you are",
+                hint='git config user.name "Your Name" && git config user.email you@example.org',
+            ) from error
+        raise
 
 
 def _scheme(url: str, plain: Remote) -> str:
