@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptergit.errors import NotFoundError, TrustError, UsageError
+from adaptergit.errors import NotFoundError, TrustError, UsageError, did_you_mean
 from adaptergit.index.client import Client
 from adaptergit.index.entry import Entry
 from adaptergit.index.shards import Known
@@ -138,10 +138,12 @@ def full_name(name: str, settings: Settings) -> str:
         )
     indexes = client(settings)
     every = indexes.subscriptions()
+    alike: list[str] = []
     for one in every:
         database = indexes.database(one.name)
         try:
             found = [entry for entry in database.named(bare) if one in speakers(every, entry.principal)]
+            alike += database.alike(bare) if not found else []
         finally:
             database.close()
         if len(found) == 1:
@@ -149,4 +151,5 @@ def full_name(name: str, settings: Settings) -> str:
         if found:
             listed = "\n".join(f"    {entry.id}" for entry in found[:20])
             raise UsageError(f"{bare!r} is the name of {len(found)} adapters in the index {one.name}:\n{listed}")
-    raise NotFoundError(f"no index knows an adapter named {bare!r}", hint=f"adaptergit search {bare}")
+    hint = did_you_mean(bare, sorted(alike)) or f"adaptergit search {bare}"
+    raise NotFoundError(f"no index knows an adapter named {bare!r}", hint=hint)

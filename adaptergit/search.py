@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
-from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, UsageError
+from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, UsageError, did_you_mean
 from adaptergit.index import Entry, add_entry, entry_of, read_index
 from adaptergit.index.client import Client
 from adaptergit.index.database import Database, News
@@ -112,6 +112,25 @@ def search(
     return ordered((entry for entry, _ in found.values()), query)[:limit]
 
 
+def meant(text: str, *, index: str | Path | None = None) -> str | None:
+    """Return a hint that names the adapters whose names one of the words may have been meant to be, or None.
+
+    Args:
+        text: As for :func:`search`, and so is ``index``.
+
+    Raises:
+        UsageError, NotFoundError, PackageError: As :func:`search`.
+    """
+    words, names = text.split()[:5], set[str]()
+    for searched in _searched(index, load_settings()):
+        try:
+            names |= {name for word in words for name in searched.database.alike(word)}
+        finally:
+            searched.database.close()
+    near = (did_you_mean(word, sorted(names)) for word in words if word not in names)
+    return next((hint for hint in near if hint is not None), None)
+
+
 def show(ref: str) -> Shown:
     """Return what the indexes know of one adapter, without fetching it.
 
@@ -125,9 +144,10 @@ def show(ref: str) -> Shown:
     word = word_on(reference.source.principal, settings)
     releases = word.releases(reference.adapter)
     if not releases:
+        listed = sorted({entry.name for one in word.known for entry in one.entries()})
         raise NotFoundError(
             f"no index lists {reference.source.principal}@{reference.adapter}",
-            hint=f"adaptergit info {ref} asks the repository itself",
+            hint=did_you_mean(reference.adapter, listed) or f"adaptergit info {ref} asks the repository itself",
         )
     every = sorted((entry for entry, _ in releases.values()), key=lambda e: Version(e.version), reverse=True)
     names = tuple(dict.fromkeys(one.index for one in word.known if one.entries(reference.adapter)))

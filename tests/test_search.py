@@ -318,6 +318,14 @@ def test_showing_says_all_there_is_to_say(make: Callable[..., IndexRepository]) 
         assert part in done.output
 
 
+def test_a_misspelt_name_is_recognised(make: Callable[..., IndexRepository], tmp_path: Path) -> None:
+    make("community", release(PRINCIPAL, "sentiment"), release(PRINCIPAL, "ner"))
+    for argv in (["search", "sentimnt"], ["show", f"{PRINCIPAL}@sentimnt"], ["load", "sentimnt"]):
+        assert "did you mean 'sentiment'?" in CliRunner().invoke(main, argv).stderr
+    assert CliRunner().invoke(main, ["search", "xyzzy"]).stderr == "nothing found\n"
+    assert "adaptergit info" in CliRunner().invoke(main, ["show", f"{PRINCIPAL}@xyzzy"]).stderr
+
+
 # --- what fits a model -------------------------------------------------------------------------------------------------
 
 

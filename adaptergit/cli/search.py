@@ -54,6 +54,7 @@ def search(
       adaptergit search --task ner --language sw --sort smallest
       adaptergit search --base-of ./my-model
     """
+    from adaptergit.search import meant
     from adaptergit.search import search as run
 
     with waiting("looking at the model", quiet=as_json or base_of is None):
@@ -83,7 +84,8 @@ def search(
         if entry.address != entry.id and not entry.legacy:
             click.echo(f"    {clean(entry.address)}=={entry.version}")
     if not found:
-        click.echo("nothing found", err=True)
+        hint = meant(" ".join(text), index=index)
+        click.echo(f"nothing found{f': {clean(hint)}' if hint else ''}", err=True)
 
 
 @click.command()

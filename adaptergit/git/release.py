@@ -14,13 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.version import Version
+
 from adaptergit.durable import scratch_file
-from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError
+from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError, did_you_mean
 from adaptergit.git.partial import is_partial
 from adaptergit.git.pushing import Pushed, push
 from adaptergit.git.remote import ROTATIONS, TAGS, YANKED, Remote
 from adaptergit.git.worktree import FOLDER, Clone
 from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Manifest, is_generated, unlisted_names
+from adaptergit.package.version import is_version
 
 _PROTOCOLS = ("https", "http", "ssh", "file")
 _FIRST = {CARD, README, WEIGHTS}
@@ -223,11 +226,28 @@ def yank_release(clone: Clone, remote: str, where: Remote, name: str, version: s
     listing = clone.git.text("ls-remote", "--tags", "--refs", "--", where.url, tag, mark, protocols=where.protocols)
     there = {line.partition("\t")[2] for line in listing.splitlines()}
     if tag not in there:
-        raise ReleaseError(f"{name} {version} was never released", where=where.url)
+        hint = _released(clone, where, name)
+        raise ReleaseError(f"{name} {version} was never released", where=where.url, hint=hint)
     if (mark in there) is not undo:
         raise ReleaseError(f"{name} {version} is {'not yanked' if undo else 'yanked already'}", where=where.url)
     commit = "" if undo else clone.commit(clone.make_tree(()), f"yank {name} {version}\n\n{reason}", ())
     clone.git.text("push", "--quiet", "--no-verify", "--", remote, f"{commit}:{mark}", protocols=_PROTOCOLS)
+
+
+def _released(clone: Clone, where: Remote, name: str) -> str | None:
+    """Say which versions of an adapter there are, or else which adapter may be meant."""
+    listing = clone.git.text("ls-remote", "--tags", "--refs", "--", where.url, f"{TAGS}/*", protocols=where.protocols)
+    tags = (line.partition("\t")[2].removeprefix(f"{TAGS}/").partition("/") for line in listing.splitlines())
+    found: dict[str, list[str]] = {}
+    for adapter, _, version in tags:
+        if is_version(version):
+            found.setdefault(adapter, []).append(version)
+    if name in found:
+        return f"released: {', '.join(sorted(found[name], key=Version)[-10:])}"
+    names = sorted(found)
+    return did_you_mean(name, names) or (
+        f"it has {', '.join(names[:20])}{' …' if names[20:] else ''}" if names else None
+    )
 
 
 def push_rotation(

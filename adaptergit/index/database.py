@@ -305,6 +305,11 @@ class Database:
         """Return the adapters with exactly this name."""
         return self._entries("SELECT line FROM adapter WHERE name = ? ORDER BY place LIMIT 100", (name,))
 
+    def alike(self, name: str) -> list[str]:
+        """Return names of adapters that are about as long as this one: what it may have been meant to be."""
+        sql = "SELECT DISTINCT name FROM adapter WHERE length(name) BETWEEN ? AND ? LIMIT 20000"
+        return [row[0] for row in self.connection.execute(sql, (len(name) - 3, len(name) + 3))]
+
     def get(self, principal: str, name: str) -> Entry | None:
         """Return the newest release of one adapter."""
         sql = "SELECT line FROM adapter WHERE principal = ? AND name = ?"
