@@ -19,8 +19,8 @@ import adaptergit
 from adaptergit.cli import _ALIASES, _COMMANDS, main
 from adaptergit.cli.groups import Group
 from adaptergit.cli.output import Rate
-from adaptergit.errors import NotFoundError, UsageError
-from adaptergit.publish import publish
+from adaptergit.errors import NotFoundError, ReleaseError, UsageError
+from adaptergit.publish import publish, yank
 from adaptergit.splice import adapters
 
 Source = Callable[..., Path]
@@ -79,6 +79,17 @@ def test_a_misspelt_adapter_of_a_repository_is_recognised(hub: Hub, source: Sour
         adaptergit.resolve(f"{hub.url}@qa")
 
 
+def test_a_misspelt_adapter_to_yank_is_recognised_and_versions_are_named(hub: Hub, source: Source) -> None:
+    for version in ("1.0.0", "1.9.0", "1.10.0"):
+        publish(source(version.encode()), clone=hub.clone, key=hub.key.path, version=version)
+    with pytest.raises(ReleaseError, match="did you mean 'sst2'"):
+        yank("sst", "1.0.0", reason="x", clone=hub.clone)
+    with pytest.raises(ReleaseError, match="it has sst2"):
+        yank("unlike", "1.0.0", reason="x", clone=hub.clone)
+    with pytest.raises(ReleaseError, match=r"released: 1\.0\.0, 1\.9\.0, 1\.10\.0"):
+        yank("sst2", "2.0.0", reason="x", clone=hub.clone)
+
+
 def test_misspelt_names_in_a_panel_and_in_a_config_string_are_recognised() -> None:
     panel = adapters(tiny_model("bert"))
     panel.add("german", "seq_bn")
@@ -96,6 +107,23 @@ def test_a_misspelt_setting_is_recognised(home: Path) -> None:
     (home / "config").mkdir()
     (home / "config" / "config.toml").write_text("[base_model]\n")
     assert "did you mean 'base_models'" in CliRunner().invoke(main, ["load", "a/b@c"]).stderr
+
+
+def test_what_train_lacks_is_named_with_what_to_write(tmp_path: Path) -> None:
+    data = tmp_path / "train.tsv"
+    data.write_text("text\tlabel\n")
+    lacking = CliRunner().invoke(main, ["train", "--base", "x", "--train", str(data)])
+    assert lacking.exit_code == 2
+    assert "hint: name held-out examples with --eval dev.csv, or a file of runs with --runs" in lacking.stderr
+    nowhere = CliRunner().invoke(main, ["train", "--base", "x", "--train", str(tmp_path / "nowhere.tsv")])
+    assert nowhere.exit_code == 5
+    assert "nowhere.tsv: no such file" in nowhere.stderr
+
+
+def test_eval_takes_its_file_under_the_name_that_predict_has() -> None:
+    said = CliRunner().invoke(main, ["eval", "nowhere", "--file", "dev.tsv"])
+    assert said.exit_code == 5
+    assert "No such option" not in said.stderr
 
 
 # --- quiet, verbose ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import click
 from adaptergit.base_place import place_of
 from adaptergit.cli.load import index_option, offline_option, policy_option
 from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step, waiting
-from adaptergit.errors import StorageError, UsageError
+from adaptergit.errors import NotFoundError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from adaptergit.training import TrainResult, TrainSpec
@@ -23,6 +23,12 @@ _file = click.Path(path_type=Path)
 _text_column = click.option("--text-column", help="Column of the text; default: the task's own name for it.")
 _pair_column = click.option("--pair-column", help="Column of a second text.")
 _label_column = click.option("--label-column", help="Column of the label; default: the task's own name for it.")
+_MISSING = {
+    "--base": "name the base model with --base bert-base-uncased",
+    "--train": "name examples with --train train.csv",
+    "--eval": "name held-out examples with --eval dev.csv",
+    "--output": "name the folder to write with --output out/sst2",
+}
 _columns = click.option(
     "--column", "columns", multiple=True, help="Any other column, as ROLE=NAME: question=q; may be repeated."
 )
@@ -33,7 +39,7 @@ _columns = click.option(
 @click.option(
     "--base-id", help="What the card calls the base model, where --base is a folder; default: the settings' id."
 )
-@click.option("--task", default="text-classification", show_default=True, help="What to learn: see below.")
+@click.option("--task", default="text-classification", show_default=True, help="What to learn: see above.")
 @click.option("--train", "train_file", type=_file, help="Data file, or folder of images.")
 @click.option("--eval", "eval_file", type=_file, help="Held-out examples, same columns.")
 @_text_column
@@ -127,7 +133,10 @@ def train(
         raise UsageError("no such folder", where=str(predictions.parent))
     given = {"--base": base, "--train": train_file, "--eval": eval_file, "--output": output}
     if runs is None and (missing := [option for option, value in given.items() if value is None]):
-        raise UsageError(f"{missing[0]} is missing", hint="or name a file with --runs")
+        for path in (train_file, eval_file):
+            if path is not None and not path.exists():
+                raise NotFoundError("no such file", where=str(path))
+        raise UsageError(f"{missing[0]} is missing", hint=f"{_MISSING[missing[0]]}, or a file of runs with --runs")
     with waiting("starting PyTorch and transformers"):
         quiet_transformers()
         from adaptergit.training import TrainSpec
@@ -208,7 +217,7 @@ def train(
 
 @click.command("eval")
 @click.argument("reference")
-@click.option("--data", required=True, type=_file, help="Held-out examples.")
+@click.option("--data", "--file", "data", required=True, type=_file, help="Held-out examples.")
 @_text_column
 @_pair_column
 @_label_column
