@@ -118,7 +118,7 @@ def resolve(
     stored = _remembered(reference, pin, store, settings, offline or settings.offline, refresh)
     if stored is not None:
         return stored
-    _refuse_offline(reference, store, offline or settings.offline)
+    _refuse_offline(reference, store, offline or settings.offline, refresh)
     return _ask(reference, store, settings, word)
 
 
@@ -162,7 +162,7 @@ def fetch(
     )
     if not refresh and isinstance(hit := _from_store(reference, pin, store, asked, offline), Fetched):
         return hit
-    _refuse_offline(reference, store, offline)
+    _refuse_offline(reference, store, offline, refresh)
     with store.once(f"{reference.source.url}@{reference.adapter}"):
         # Another process may have fetched it while this one waited.
         stored = None if refresh else _from_store(reference, pin, store, asked, offline)
@@ -174,6 +174,8 @@ def fetch(
             if isinstance(stored, TrustError) and stored.revoked:
                 stored.add_note(f"and there is no other: {error}")
                 raise stored from error
+            if isinstance(error, StorageError) and store.known(reference.source.publisher, reference.adapter).fetched:
+                error.hint = f"{error.hint or 'free some space'}; --offline, or offline=True, loads what is stored"
             raise
 
 
@@ -524,7 +526,13 @@ def _refuse_legacy(reference: Reference, word: Word) -> None:
         raise refusal(reference, listed)
 
 
-def _refuse_offline(reference: Reference, store: Store, offline: bool) -> None:
+def _refuse_offline(reference: Reference, store: Store, offline: bool, refresh: bool) -> None:
+    if offline and refresh:
+        raise UsageError(
+            "to ask the repository again and to be offline contradict each other",
+            where=str(reference),
+            hint="leave one of the two: --refresh (of lock: --upgrade), or --offline (ADAPTERGIT_OFFLINE)",
+        )
     if offline:
         raise NotFoundError(
             f"{reference} is not in the store, and offline was asked for",

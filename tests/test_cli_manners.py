@@ -19,7 +19,7 @@ import adaptergit
 from adaptergit.cli import _ALIASES, _COMMANDS, main
 from adaptergit.cli.groups import Group
 from adaptergit.cli.output import Rate
-from adaptergit.errors import NotFoundError, ReleaseError, UsageError
+from adaptergit.errors import NotFoundError, ReleaseError, StorageError, TransportError, UsageError
 from adaptergit.publish import publish, yank
 from adaptergit.splice import adapters
 
@@ -124,6 +124,48 @@ def test_eval_takes_its_file_under_the_name_that_predict_has() -> None:
     said = CliRunner().invoke(main, ["eval", "nowhere", "--file", "dev.tsv"])
     assert said.exit_code == 5
     assert "No such option" not in said.stderr
+
+
+# --- hints ------------------------------------------------------------------------------------------------------------
+
+
+def test_offline_and_refresh_contradict_each_other(hub: Hub, source: Source) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    adaptergit.fetch(f"{hub.url}@sst2")
+    for run in (adaptergit.fetch, adaptergit.resolve):
+        with pytest.raises(UsageError, match="contradict each other"):
+            run(f"{hub.url}@sst2", refresh=True, offline=True)
+
+
+def test_where_nothing_can_be_stored_what_is_stored_is_pointed_at(
+    hub: Hub, source: Source, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", str(small_disk))
+    adaptergit.fetch(f"{hub.url}@sst2")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StorageError, match="--offline, or offline=True, loads what is stored"):
+        adaptergit.fetch(f"{hub.url}@sst2", refresh=True)
+    assert adaptergit.fetch(f"{hub.url}@sst2", offline=True).version == "1.0.0"
+
+
+def test_a_repository_that_is_not_there_is_hinted_at(hub: Hub, tmp_path: Path) -> None:
+    for url in (hub.url.replace("adapters", "nothing"), (tmp_path / "nothing.git").as_uri()):
+        with pytest.raises(TransportError, match="check the address"):
+            adaptergit.fetch(f"{url}@sst2")
+
+
+def test_a_push_to_a_repository_of_the_other_object_format_says_so(tmp_path: Path) -> None:
+    from adaptergit.git.pushing import push
+    from adaptergit.git.runner import Git
+
+    subprocess.run(["git", "init", "-q", "--bare", "--object-format=sha256", tmp_path / "bare"], check=True)
+    subprocess.run(["git", "init", "-q", tmp_path / "clone"], check=True)
+    subprocess.run(["git", "-C", tmp_path / "clone", "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    with pytest.raises(TransportError, match="SHA-256"):
+        push(Git(tmp_path / "clone", trusted=True), str(tmp_path / "bare"), ["HEAD:refs/heads/main"])
 
 
 # --- quiet, verbose ---------------------------------------------------------------------------------------------------

@@ -384,6 +384,15 @@ class _Tail:
         return self._kept.decode("utf-8", "replace")
 
 
+_UNREACHED = re.compile(
+    r"Could not resolve (host|proxy)|Connection refused|Could(n't| not) connect|Failed to connect|from proxy|"
+    r"Proxy CONNECT"
+)
+_MISSING = re.compile(
+    r"repository .{0,500} not found|does not appear to be a git repository|Repository not found", re.I
+)
+
+
 def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path) -> TransportError:
     # What a server says is somebody else's text: it must not drive the terminal.
     plain = "".join(char if char.isprintable() or char == "\n" else " " for char in errors)
@@ -397,8 +406,12 @@ def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path
         hint = "check that your ssh key is loaded (ssh-add -l) and known to the server"
     elif "Host key verification failed" in said:
         hint = "connect once with ssh to see and accept the server's key"
-    elif "Could not resolve host" in said or "Connection refused" in said or "Could not connect" in said:
-        hint = "check the address and the network"
+    elif _UNREACHED.search(said):
+        hint = "check the address and the network, and the proxy, if there is one (https_proxy, git config http.proxy)"
+    elif "hash algorithm" in said:
+        hint = "one is a SHA-1 repository, the other a SHA-256 one: publish from a clone of the other"
+    elif _MISSING.search(said):
+        hint = "check the address; a private repository is not found without credentials"
     elif any(_DISK.search(line) for line in lines if not line.startswith("remote:")):
         hint = "free some space; ADAPTERGIT_CACHE_DIR moves the store, TMPDIR what is written in between"
         return StorageError(f"git {arguments[0]}: {what}", where=str(directory), hint=hint)
