@@ -176,6 +176,26 @@ def test_a_header_that_is_far_too_large_is_refused_in_our_own_layout(tmp_path: P
         publish(tmp_path / "mine", remote=None, repository="a/b", clone=tmp_path, dry_run=True)
 
 
+def said(folder: Path, **fields: Any) -> None:
+    """Change what a checkpoint's configuration says."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga"])
+def test_a_lora_of_peft_whose_start_changed_the_base_model_is_refused(tmp_path: Path, start: str) -> None:
+    folder, _ = foreign(tmp_path, "peft")
+    said(folder, init_lora_weights=start)
+    refused(folder, f"init_lora_weights='{start}' changes the weights of the base model")
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal", "mica"])
+def test_a_lora_of_peft_with_any_other_start_is_read(tmp_path: Path, start: object) -> None:
+    folder, _ = foreign(tmp_path, "peft")
+    said(folder, init_lora_weights=start)
+    assert adapters(adaptergit.load(folder, base_model(read(BASE)))).names == ["checkpoint"]
+
+
 def test_a_head_alone() -> None:
     folder = case_folder("bert__save_head")
     model = base_model(read(folder.name))

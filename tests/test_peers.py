@@ -271,6 +271,49 @@ def test_patterns_match_the_paths_that_peft_matches(tmp_path: Path) -> None:
         assert torch.allclose(ours(model), load_file(f"{folder}.out")["out"], atol=2e-5), options
 
 
+SAVED = """
+import json, sys, torch, peft, transformers
+from safetensors.torch import save_file
+for base, folder, kind, options in json.load(sys.stdin):
+    ids = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    auto = transformers.AutoModel
+    model = auto.from_pretrained(base, attn_implementation="eager")
+    model = peft.get_peft_model(model, getattr(peft, kind)(**options))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+    model.save_pretrained(folder)
+    again = peft.PeftModel.from_pretrained(auto.from_pretrained(base, attn_implementation="eager"), folder).eval()
+    with torch.no_grad():
+        save_file({"out": again(input_ids=ids)[0].contiguous()}, folder + ".out")
+"""
+
+
+def saved(base: str, kind: str, options: dict[str, Any], folder: Path) -> torch.Tensor:
+    """Let PEFT make and save a checkpoint; return what the model says that it has loaded it into again."""
+    if not PYTHONS["peft"]:
+        pytest.skip("ADAPTERGIT_PEFT_PYTHON is not set")
+    asked = json.dumps([(str(GOLDEN / "bases" / base), str(folder), kind, options)])
+    done = subprocess.run([*str(PYTHONS["peft"]).split(), "-c", SAVED], input=asked, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return load_file(f"{folder}.out")["out"]
+
+
+@pytest.mark.parametrize("start", ["gaussian", "orthogonal", "pissa", "pissa_niter_2", "olora"])
+def test_a_start_that_changes_the_base_model_in_peft_is_refused(start: str, tmp_path: Path) -> None:
+    options = {"r": 4, "target_modules": ["query"], "init_lora_weights": start}
+    expected = saved("bert", "LoraConfig", options, tmp_path / "p")
+    model = transformers.AutoModel.from_pretrained(GOLDEN / "bases" / "bert", attn_implementation="eager").eval()
+    if start in ("gaussian", "orthogonal"):
+        adaptergit.load(tmp_path / "p", model)
+        assert torch.allclose(ours(model), expected, atol=2e-5)
+    else:
+        with pytest.raises(PackageError, match="changes the weights of the base model"):
+            adaptergit.load(tmp_path / "p", model)
+
+
 SETUP = """
 import sys, torch, adapters
 from safetensors.torch import load_file, save_file

@@ -18,6 +18,7 @@ import torch
 from adaptergit.errors import ModelError, PackageError, UsageError
 from adaptergit.formats.adapterhub import CONFIG, Checkpoint
 from adaptergit.formats.files import Folder
+from adaptergit.formats.peft_checks import check_start
 from adaptergit.splice.config import MethodConfig
 from adaptergit.splice.methods import (
     IA3,
@@ -180,6 +181,7 @@ def _lora(source: _Source) -> tuple[MethodConfig, Tensors]:
     for field in ("use_bdlora", "use_qalora", "alora_invocation_tokens", "target_parameters"):
         if raw.get(field):
             raise PackageError(f"{field}={raw[field]!r} has no equivalent here", where=source.where)
+    check_start(raw, source.where)
     found = source.take(_LORA_PARTS)
     for parts in found.values():
         if "m" in parts:
