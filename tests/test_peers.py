@@ -314,6 +314,17 @@ def test_a_start_that_changes_the_base_model_in_peft_is_refused(start: str, tmp_
             adaptergit.load(tmp_path / "p", model)
 
 
+@pytest.mark.parametrize("options", [{}, {"eps": 0.4}, {"eps": 100.0}, {"eps": 0.4, "block_share": True}])
+def test_constrained_oft_of_peft_computes_the_same(options: dict[str, Any], tmp_path: Path) -> None:
+    options |= {"oft_block_size": 8, "target_modules": ["query"], "coft": True}
+    expected = saved("bert", "OFTConfig", options, tmp_path / "p")
+    model = transformers.AutoModel.from_pretrained(GOLDEN / "bases" / "bert", attn_implementation="eager").eval()
+    adaptergit.load(tmp_path / "p", model)
+    assert torch.allclose(ours(model), expected, atol=2e-5)
+    adaptergit.export(model, "p", tmp_path / "again", to="peft")
+    assert torch.allclose(theirs("peft", "bert", tmp_path / "again", tmp_path), expected, atol=5e-5)
+
+
 SETUP = """
 import sys, torch, adapters
 from safetensors.torch import load_file, save_file

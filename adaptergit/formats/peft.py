@@ -255,6 +255,9 @@ def _form(source: _Source) -> tuple[MethodConfig, Tensors]:
     prefix, suffix = FORM_PARTS[kind]
     names = {key.rpartition(f".{prefix}")[2].removesuffix(suffix) for key in source.tensors if f".{prefix}" in key}
     found = source.take({f"{prefix}{name}{suffix}": name for name in names})
+    if raw.get("coft"):
+        eps = float(raw.get("eps", 6e-5))
+        found = {path: {part: _constrained(t, eps) for part, t in parts.items()} for path, parts in found.items()}
     r = int(raw.get("r") or 0)
     first = next(iter(found.values()))
     if kind == "boft" and first["R"].shape[0] > 1:
@@ -279,6 +282,15 @@ def _form(source: _Source) -> tuple[MethodConfig, Tensors]:
         target_modules=tuple(found),
     )
     return config, source.rename(found)
+
+
+def _constrained(angles: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return what constrained OFT makes of the angles of blocks, (blocks, angles), whenever it uses them.
+
+    The norm of a block's skew-symmetric matrix has a limit; every angle stands in it twice.
+    """
+    norms, limit = math.sqrt(2) * angles.norm(dim=-1, keepdim=True), eps / math.sqrt(angles.shape[0])
+    return torch.where(norms <= limit, angles, angles * (limit / norms))
 
 
 def _block_size(kind: str, raw: Mapping[str, Any], first: Mapping[str, torch.Tensor]) -> int:
