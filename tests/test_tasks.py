@@ -15,7 +15,7 @@ import transformers
 from test_training import BASE, needs_model
 
 import adaptergit
-from adaptergit.errors import AdaptergitError, DataError, UsageError
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, DataError, UsageError
 from adaptergit.training import TASKS, Metrics, TrainResult, TrainSpec, measures, read_rows, train
 from adaptergit.training.measures import measured
 
@@ -159,6 +159,8 @@ def test_a_language_adapter_of_a_base_without_output_layer(tmp_path: Path) -> No
     model = adaptergit.load(tmp_path / "out", transformers.AutoModel.from_pretrained(BASE))
     assert not adaptergit.adapters(model).heads
     assert "evaluation" not in adaptergit.adapters(model).about("out").card.data
+    with pytest.warns(AdaptergitWarning, match="no output layer for fill-mask"):
+        assert reproduced(tmp_path, files[1]) is None
 
 
 # --- bases made here -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from adaptergit.base_place import not_loaded, place_of
-from adaptergit.errors import UsageError
+from adaptergit.errors import AdaptergitWarning, UsageError
 from adaptergit.splice.anatomy import base_of
 from adaptergit.training.tasks import Task
 
@@ -26,7 +27,13 @@ def load_base(base: str, task: type[Task] | None = None, *, offline: bool = Fals
         NotFoundError: Neither a folder with a model nor an id that can be had.
         UsageError: No model of that kind does the task.
     """
-    model, inputs, _ = load_for(base, task or Task, offline=offline)
+    model, inputs, fresh = load_for(base, task or Task, offline=offline)
+    if task is not None and fresh:
+        told = (
+            f"{base}: the base model has no output layer for {task.name}; unless the adapter brings one, what it says "
+            "is drawn at random, and cannot be what its card was scored with"
+        )
+        warnings.warn(told, AdaptergitWarning, stacklevel=2)
     return model, inputs
 
 
