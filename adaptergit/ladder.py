@@ -143,22 +143,32 @@ def _listing(url: str, source: Source, adapter: str, settings: Settings) -> List
     return listing
 
 
-def rotations_of(source: Source, settings: Settings, more: tuple[str, ...] = ()) -> list[SignedRotation]:
-    """Ask a repository, or, if it cannot be asked, its mirrors, which keys came after those that are known.
+def rotations_of(source: Source, settings: Settings, more: tuple[str, ...] = ()) -> tuple[list[SignedRotation], bool]:
+    """Ask a repository, or, if it cannot be asked, all its mirrors, which keys came after those that are known.
 
-    What they say is signed by those keys. Where nobody can be asked, none did.
+    What they say is signed by those keys, or it says nothing. Where nobody can be asked, none did.
+
+    Returns:
+        What they say, and whether the repository itself did.
     """
-    for url in (source.url, *mirrors_of(source, settings, more)):
+    with suppress(TransportError, PackageError, NotFoundError):
+        return _rotations_in(source, settings), True
+    found = []
+    for url in mirrors_of(source, settings, more):
         with suppress(TransportError, PackageError, NotFoundError):
-            if url.endswith("/") and url != source.url:
+            if url.endswith("/"):
                 data = StaticMirror(url, _download(settings)).rotations(source.principal or "", MAX_LISTED_BYTES)
-                return parse_rotations(data, url)
-            asked = source if url == source.url else Source.parse(url)
-            remote = Remote.of(asked, allow_http=settings.allow_http)
-            with scratch() as folder:
-                found = fetch_rotations(remote, settings.limits, beside=folder, most=MAX_ROTATIONS)
-            return list(map(SignedRotation.of, found))
-    return []
+                found += parse_rotations(data, url)
+            else:
+                found += _rotations_in(Source.parse(url), settings)
+    return found, False
+
+
+def _rotations_in(source: Source, settings: Settings) -> list[SignedRotation]:
+    remote = Remote.of(source, allow_http=settings.allow_http)
+    with scratch() as folder:
+        found = fetch_rotations(remote, settings.limits, beside=folder, most=MAX_ROTATIONS)
+    return list(map(SignedRotation.of, found))
 
 
 def mirrors_of(source: Source, settings: Settings, more: tuple[str, ...] = ()) -> list[str]:

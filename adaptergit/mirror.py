@@ -14,8 +14,9 @@ from adaptergit.reference import Source, expand
 from adaptergit.resolve import Fetched, fetch, parse_reference
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store.lockfile import read_lock
-from adaptergit.store.mirror import Added, add_rotations, add_signers, add_to_mirror, begin_mirror
+from adaptergit.store.mirror import Added, add_signers, add_to_mirror, begin_mirror, put_rotations
 from adaptergit.trust import SignedRotation, format_signer
+from adaptergit.trust.rotation import carried
 from adaptergit.yanks import Answers, ask_for_yanks
 
 
@@ -69,8 +70,11 @@ def mirror(
 
     remote = Remote.of(Source.parse(to), allow_http=settings.allow_http)
     copies = [(one.path, one.verdict.manifest) for one in found]
-    rotations = [one for listed in _rotations(found, settings).values() for one in listed]
-    new = push_copies(remote, copies, _withdrawn(found, settings, answers), [one.files() for one in rotations])
+    rotations = {
+        principal: ([one.files() for one in listed], own)
+        for principal, (listed, own) in _rotations(found, settings).items()
+    }
+    new = push_copies(remote, copies, _withdrawn(found, settings, answers), rotations)
     return [_copied(one, fresh) for one, fresh in zip(found, new, strict=True)]
 
 
@@ -101,8 +105,8 @@ def copy_to_folder(root: Path, found: Sequence[Fetched], settings: Settings, ans
     from adaptergit.git import tree_oid
 
     begin_mirror(root)
-    for principal, rotations in _rotations(found, settings).items():
-        add_rotations(root, principal, [one.line() for one in rotations])
+    for principal, (rotations, said) in _rotations(found, settings).items():
+        put_rotations(root, principal, [one.line() for one in rotations], keep=not said)
     copied, signers, withdrawn = [], known_signers(settings), _withdrawn(found, settings, answers)
     for one in found:
         manifest = one.verdict.manifest
@@ -122,12 +126,15 @@ def copy_to_folder(root: Path, found: Sequence[Fetched], settings: Settings, ans
     return copied
 
 
-def _rotations(found: Sequence[Fetched], settings: Settings) -> dict[str, list[SignedRotation]]:
-    """Return what the repositories say of their keys, as far as they can be asked: that is for those who know one."""
+def _rotations(found: Sequence[Fetched], settings: Settings) -> dict[str, tuple[list[SignedRotation], bool]]:
+    """Return what there is to know of the repositories' keys, for those who know one, and whether they said it."""
     from adaptergit.ladder import rotations_of
 
-    sources = {one.verdict.manifest.repository: one.reference.source for one in found}
-    return {principal: rotations_of(source, settings) for principal, source in sources.items()}
+    made = {}
+    for principal, source in {one.verdict.manifest.repository: one.reference.source for one in found}.items():
+        rotations, own = rotations_of(source, settings)
+        made[principal] = carried(rotations, principal), own
+    return made
 
 
 def _withdrawn(found: Sequence[Fetched], settings: Settings, answers: Answers) -> dict[tuple[str, str], dict[str, str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from adaptergit.durable import disk_errors, prepared_file
 from adaptergit.errors import AdaptergitWarning, NotFoundError, TrustError, UsageError
 from adaptergit.locks import exclusively
+from adaptergit.package.names import PRINCIPAL
 from adaptergit.reference import Source, expand
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.trust import (
@@ -127,8 +128,8 @@ def public_key(key: str) -> PublicKey:
 def unpin_key(fingerprint: str) -> int:
     """Remove every pin of a key; return how many there were.
 
-    Where it came by a rotation that was followed, it counts no longer until it is added by hand: the rotation would
-    bring it back.
+    For a repository with other keys, or rotations that were followed, it counts no longer until it is added by hand: a
+    rotation could bring it back.
 
     Raises:
         NotFoundError: There was none.
@@ -137,20 +138,28 @@ def unpin_key(fingerprint: str) -> int:
     path = settings.pins_path
     lines = _read(path).split("\n") if path.is_file() else []
     pinned = [parse_allowed_signers(line, source=str(path))[0] for line in lines if _is_of(line, fingerprint)]
-    brought = [name for name in _known_rotations(settings) if any(one.names(name) for one in pinned)]
-    remember(settings, (), [Revocation(fingerprint, reason=_REMOVED, repository=name) for name in brought])
+    others = [one for one in known_signers(settings) if one.key.fingerprint != fingerprint]
+    followed = set(_known_rotations(settings))
+    shared = {name for one in (*others, *pinned) for name in one.principals if PRINCIPAL.fullmatch(name)}
+    shared = {name for name in shared if any(one.names(name) for one in others)}
+    names = [name for name in sorted(shared | followed) if any(one.names(name) for one in pinned)]
+    removals = [Revocation(fingerprint, reason=_REMOVED, repository=name) for name in names]
+    remember(settings, (), removals)
     return _remove(path, lambda line: _is_of(line, fingerprint), fingerprint)
 
 
 def _withdraw_removal(settings: Settings, signer: AllowedSigner) -> None:
     """Let a key that was removed by hand count again, as a person says so."""
-    removals = {
-        one.line()
-        for one in known_revocations(settings)
-        if one.reason == _REMOVED and one.key == signer.key.fingerprint and signer.names(one.repository or "")
-    }
-    if removals:
-        _remove(settings.revocations_path, lambda line: line in removals, signer.key.fingerprint)
+
+    def removal(one: Revocation) -> bool:
+        named = one.repository is not None and signer.names(one.repository)
+        return named and one.reason == _REMOVED and one.key == signer.key.fingerprint
+
+    path = settings.revocations_path
+    if any(map(removal, known_revocations(settings))):
+        _remove(
+            path, lambda line: any(map(removal, parse_revocations(line.encode(), source=str(path)))), str(signer.key)
+        )
 
 
 def known_checkpoints(settings: Settings) -> dict[str, frozenset[str]]:

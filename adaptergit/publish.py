@@ -392,10 +392,10 @@ def _check_counts(here: Clone, principal: str, signer: SigningKey) -> None:
         if one.speaks_of(public.fingerprint, principal):
             gone = {other.key for other in refusing if other.repository in (None, principal)}
             counting = {each.key.fingerprint for each in (*known, *change.added) if each.names(principal)} - gone
-            raise ReleaseError(
-                f"the key {public.fingerprint} is {one}: users would refuse the release",
-                hint=f"sign with a key that counts (--key): {', '.join(sorted(counting)) or 'its successor'}",
-            )
+            hint = f"sign with a key that counts (--key): {', '.join(sorted(counting)) or 'its successor'}"
+            if one in change.removed:
+                hint += f"\nif that rotation was taken back: git tag -d adapters-rotations/{change.path[-1].mark}"
+            raise ReleaseError(f"the key {public.fingerprint} is {one}: users would refuse the release", hint=hint)
 
 
 def check_announced(clone: Clone, signer: SigningKey) -> None:

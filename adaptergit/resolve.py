@@ -308,7 +308,8 @@ def _from_store(
             break
         _check_lock(pin, reference, path)
         try:
-            verdict, card = verified(path, replace(asked, version=found.version))
+            # Nobody knows who sent it: on first use, the repository is asked once more.
+            verdict, card = verified(path, replace(asked, version=found.version, first_use=False))
             if verdict.digest != found.digest:
                 raise PackageError(f"the manifest was changed: its sha256 is {verdict.digest}", where=str(path))
         except OSError as error:
@@ -411,7 +412,7 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None)
         asked,
         reference=reference,
         version=version,
-        rotations=functools.cache(lambda: rotations_of(reference.source, settings, mirrors)),
+        rotations=functools.cache(lambda: rotations_of(reference.source, settings, mirrors)[0]),
     )
 
     def judge(folder: Path) -> dict[str, int]:
@@ -445,9 +446,8 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None)
                 raise _told(error, way.source, reference, version) from error
             _check_lock(pin, reference, inner)
             try:
-                # Who keeps a mirror does not say whose the repository is, unless the digest says it all.
-                first_use = way.kind != "mirror" or wanted.digest is not None
-                verdict, card = verified(inner, replace(asked, first_use=first_use))
+                # Who keeps a mirror does not say whose the repository is.
+                verdict, card = verified(inner, replace(asked, first_use=way.kind != "mirror"))
                 if way.kind == "mirror":  # git itself works it out elsewhere
                     check_tree(inner, got.tree, way.source)
             except (TrustError, PackageError) as error:

@@ -142,41 +142,31 @@ def rotate(
             report(f"and, by the rotations before it, which it vouches for, by {', '.join(standing)}")
         branch = _branch(signed) if pull_request else None
         if not push_rotation(here, remote, files, listing, signed.mark, branch=branch):
-            _check_alone(here, remote, principal, signed, branch, [one.public for one in old], settings)
+            _check_alone(here, remote, principal, signed, [one.public for one in old], settings)
     _remember(settings, principal, (*before, signed))
     return rotation
 
 
 def _check_alone(
-    here: Clone,
-    remote: str,
-    principal: str,
-    signed: SignedRotation,
-    branch: str | None,
-    keys: Sequence[PublicKey],
-    settings: Settings,
+    here: Clone, remote: str, principal: str, signed: SignedRotation, keys: Sequence[PublicKey], settings: Settings
 ) -> None:
-    """Take the rotation back if another owner pushed one meanwhile: where two follow the same one, nobody follows.
+    """Find out whether another owner pushed a rotation meanwhile: where two follow the same one, nobody follows.
 
     Raises:
-        ReleaseError: There is another. It stays.
+        ReleaseError: One did. Only people know which one is to stay.
     """
-    from adaptergit.git import withdraw_rotation
-
     with contextlib.suppress(TransportError):  # it was pushed all the same
         there, after = _listed(here, remote, settings), known_rotation(settings, principal)
-        known = _known(principal, keys, settings)
         change = follow(
-            there, principal, known, known_revocations(settings), datetime.now(UTC), after=after, until=_FAR
-        )
-        if not change.contradiction:
-            return
-        hint = "git pull, and rotate again if the key is still to go"
-        try:
-            withdraw_rotation(here, remote, signed.mark, branch)
-        except TransportError as error:
-            hint = f"the server does not take it back ({error.what}): {_delete(remote, signed.mark)}"
-        raise ReleaseError("somebody else rotated at the same time: this rotation does not count", hint=hint)
+            there, principal, _known(principal, keys, settings), known_revocations(settings), datetime.now(UTC),
+            threshold=len(keys), after=after, until=_FAR,
+        )  # fmt: skip
+        if signed.mark in change.contradiction:
+            raise ReleaseError(
+                f"somebody else rotated at the same time: {change.contradiction}, and nobody follows either",
+                hint=f"yours is {signed.mark}: if the other one is a co-owner's, take it back with\n"
+                f"{_delete(remote, signed.mark)}\nelse remove the other: {_delete(remote, 'DIGEST')}",
+            )
 
 
 def _known(principal: str, keys: Iterable[PublicKey], settings: Settings) -> list[AllowedSigner]:
@@ -244,9 +234,9 @@ def _rotations(
             found, principal, known, known_revocations(settings), datetime.now(UTC),
             threshold=len(keys), after=after, until=_FAR,
         )  # fmt: skip
-        # Too few signed it, but whoever it names is known here: to vouch for it helps nobody who is not.
-        harmless = [one for one in change.beyond if own.issuperset(Rotation.from_bytes(one.data).add)]
-        if change.contradiction or len(harmless) != 1 or not harmless[0].signers() & own:
+        # Too few signed it, but whoever it names is known here, and who goes says so: to vouch for it does no harm.
+        harmless = [one for one in change.beyond if _is_harmless(one, own)]
+        if change.contradiction or len(harmless) != 1:
             break
         after = harmless[0].digest
     if change.contradiction:
@@ -269,6 +259,12 @@ def _rotations(
             f"if it is not: {_delete(remote, strange.mark)}",
         )
     return change.path
+
+
+def _is_harmless(one: SignedRotation, own: set[PublicKey]) -> bool:
+    rotation, signers = Rotation.from_bytes(one.data), one.signers()
+    leaves = {key.fingerprint for key in signers}
+    return bool(signers & own) and own.issuperset(rotation.add) and leaves.issuperset(rotation.remove)
 
 
 def _delete(remote: str, mark: str) -> str:

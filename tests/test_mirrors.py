@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -215,6 +216,29 @@ def test_on_first_use_only_the_repository_itself_says_whose_it_is(
     with pytest.warns(AdaptergitWarning, match="first use"):
         fetch(f"{hub.url}@sst2", settings=wanted)
     assert [one.key for one in known_signers(settings)] == [hub.key.public]
+
+
+@pytest.mark.parametrize("policy", ["unsigned", "digest"])
+def test_what_was_looked_at_before_is_no_first_use(
+    hub: Hub, source: Source, tmp_path: Path, other_key: SigningKey, policy: str
+) -> None:
+    """What is in the store came from anybody."""
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    evil, away = _by_a_thief(hub, source, tmp_path, other_key), hub.bare.with_name("gone.git")
+    hub.bare.rename(away)
+    principal = "127.0.0.1/acme/adapters"
+    mirrored = replace(load_settings(), mirrors=((principal, (evil,)),))
+    with warnings.catch_warnings(action="ignore"):
+        digest = fetch(f"{hub.url}@sst2==1.0.0", policy="unsigned", settings=mirrored).digest
+        if policy == "digest":
+            fetch(f"{hub.url}@sst2==1.0.0#sha256:{digest}", policy="digest", settings=mirrored)
+    wanted = replace(mirrored, policy=(("*", "tofu", 1),))
+    for reference in (f"{hub.url}@sst2==1.0.0", f"{hub.url}@sst2==1.0.0#sha256:{digest}"):
+        with pytest.raises(TrustError, match="nobody you know"):
+            fetch(reference, settings=wanted)
+        with pytest.raises(TrustError, match="nobody you know"):
+            fetch(reference, settings=wanted, offline=True)
+    assert known_signers(wanted) == []
 
 
 @pytest.mark.parametrize("how", ["lock", "digest"])

@@ -19,7 +19,6 @@ from adaptergit.git.release import (
     plan_release,
     publish_releases,
     push_rotation,
-    withdraw_rotation,
     yank_release,
 )
 from adaptergit.git.remote import Remote
@@ -53,7 +52,6 @@ __all__ = [
     "push_rotation",
     "rotations_in",
     "tree_oid",
-    "withdraw_rotation",
     "yank_reason",
     "yank_release",
 ]

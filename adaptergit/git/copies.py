@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from adaptergit.durable import scratch
 from adaptergit.errors import ReleaseError, TransportError
-from adaptergit.git.files import rotation_mark
+from adaptergit.git.files import fetch_rotations, rotation_mark
 from adaptergit.git.listing import list_refs
 from adaptergit.git.pushing import push
 from adaptergit.git.remote import ROTATIONS, TAGS, YANKED, Remote
@@ -17,15 +19,20 @@ from adaptergit.package import Manifest
 from adaptergit.settings import Limits
 
 _WHO = {"NAME": "adaptergit", "EMAIL": "mirror@adaptergit.invalid"}
+_ROTATION = "rotation.json"
+_MOST = 4096
+"""Rotations of all repositories that a mirror holds releases of."""
 Withdrawn = Mapping[tuple[str, str], Mapping[str, str]]
 """Reasons by version, by repository and adapter."""
+Rotations = Mapping[str, tuple[Sequence[Mapping[str, bytes]], bool]]
+"""Files by name of each rotation of a repository, and whether these are all that there shall be of it."""
 
 
 def push_copies(
     remote: Remote,
     releases: Sequence[tuple[Path, Manifest]],
     withdrawn: Withdrawn | None = None,
-    rotations: Sequence[Mapping[str, bytes]] = (),
+    rotations: Rotations | None = None,
 ) -> list[bool]:
     """Push releases as tags; tell of each whether it was new there.
 
@@ -35,7 +42,7 @@ def push_copies(
         remote: Where to.
         releases: Verified package folders with their manifests.
         withdrawn: What was withdrawn of their adapters: marks are copied too, and those that were taken back removed.
-        rotations: Files of the rotations of their keys, by name.
+        rotations: What is to be there of the rotations of their keys.
 
     Raises:
         ReleaseError: A tag is there and holds something else: releases never change.
@@ -46,18 +53,22 @@ def push_copies(
     there = list_refs(remote, (*prefixes, f"{ROTATIONS}/"), Limits())
     known = next(iter(there.values()), "")
     try:
-        return _push(remote, releases, withdrawn or {}, rotations, there, "sha256" if len(known) == 64 else "sha1")
+        return _push(
+            remote, releases, withdrawn or {}, rotations or {}, there, "sha256" if len(known) == 64 else "sha1"
+        )
     except TransportError as error:
         if known or "hash algorithm" not in error.what:
             raise
-        return _push(remote, releases, withdrawn or {}, rotations, there, "sha256")  # an empty repository does not say
+        return _push(
+            remote, releases, withdrawn or {}, rotations or {}, there, "sha256"
+        )  # an empty repository does not say
 
 
 def _push(
     remote: Remote,
     releases: Sequence[tuple[Path, Manifest]],
     withdrawn: Withdrawn,
-    rotations: Sequence[Mapping[str, bytes]],
+    rotations: Rotations,
     there: Mapping[str, str],
     object_format: str,
 ) -> list[bool]:
@@ -86,8 +97,8 @@ def _push(
                 text = f"yank {name} {version}\n\n{reasons[version]}"
                 commit = clone.commit(clone.make_tree(()), text, (), _identity("2000-01-01T00:00:00Z"))
                 refspecs.append(f"{commit}:{prefix}{version}")
-        for files in rotations:
-            mark = rotation_mark(files["rotation.json"])
+        wanted = {rotation_mark(files[_ROTATION]): files for listed, _ in rotations.values() for files in listed}
+        for mark, files in wanted.items():
             if f"{ROTATIONS}/{mark}" not in there:
                 (folder / mark).mkdir()
                 for name, data in files.items():
@@ -96,11 +107,25 @@ def _push(
                 tree = clone.make_tree(("100644", "blob", oid, name) for name, oid in oids.items())
                 commit = clone.commit(tree, "rotate the signing key", (), _identity("2000-01-01T00:00:00Z"))
                 refspecs.append(f"{commit}:{ROTATIONS}/{mark}")
+        complete = {principal for principal, (_, all_of_it) in rotations.items() if all_of_it}
+        refspecs += [f":{ROTATIONS}/{mark}" for mark in _stale(remote, folder, complete, there) if mark not in wanted]
         if refspecs:
             pushed = push(git, remote.url, refspecs, protocols=remote.protocols)
             if pushed.refused is not None:
                 raise pushed.refused
         return new
+
+
+def _stale(remote: Remote, folder: Path, repositories: set[str], there: Mapping[str, str]) -> list[str]:
+    """Return the marks of the rotations that a mirror holds of some repositories."""
+    if not repositories or not any(ref.startswith(f"{ROTATIONS}/") for ref in there):
+        return []
+    found = []
+    for files in fetch_rotations(remote, Limits(), beside=folder, most=_MOST):
+        with suppress(ValueError, RecursionError, AttributeError):  # no rotation
+            if json.loads(files[_ROTATION]).get("repository") in repositories:
+                found.append(rotation_mark(files[_ROTATION]))
+    return found
 
 
 def _identity(moment: str) -> dict[str, str]:

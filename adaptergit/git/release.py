@@ -311,17 +311,6 @@ def push_rotation(
     return True
 
 
-def withdraw_rotation(clone: Clone, remote: str, mark: str, branch: str | None) -> None:
-    """Take a rotation back that was just pushed, with the branch that announces it.
-
-    Raises:
-        TransportError: The server refuses, or cannot be reached.
-    """
-    tag = f"{ROTATIONS}/{mark}"
-    push(clone.git, remote, [f":{tag}", *([f":{branch}"] if branch else [])])
-    clone.git.text("update-ref", "-d", tag)
-
-
 def _has(plan: Plan, remote: str) -> bool:
     """Tell whether the server holds the release's tag, after a push that seemed to fail."""
     try:

@@ -189,13 +189,20 @@ def add_to_mirror(
     return Added.MENDED if mended or after != before else Added.THERE
 
 
-def add_rotations(root: Path, principal: str, lines: Iterable[str]) -> None:
-    """Write a repository's rotations beside the packages: who knows a key of before can follow them."""
+def put_rotations(root: Path, principal: str, lines: Iterable[str], *, keep: bool) -> None:
+    """Write a repository's rotations beside the packages: who knows a key of before can follow them.
+
+    Args:
+        root: The mirror.
+        principal: Whose they are.
+        lines: One each.
+        keep: Those that are there stay too: the repository itself could not be asked.
+    """
     path = root / rotations_path(principal)
     existing = path.read_text("utf-8").splitlines() if path.is_file() else []
-    merged = sorted({*existing, *lines} - {""})
-    if merged != existing:
-        replace_file(path, "".join(f"{line}\n" for line in merged).encode())
+    after = sorted({*(existing if keep else ()), *lines} - {""})
+    if after != existing:
+        replace_file(path, "".join(f"{line}\n" for line in after).encode())
 
 
 def add_signers(root: Path, lines: Iterable[str]) -> None:

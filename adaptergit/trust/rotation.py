@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -37,10 +36,12 @@ SCHEMA = "adaptergit.rotation/1"
 MAX_BYTES = 64 * 1024
 MAX_ROTATIONS = 64
 """Of one repository."""
-MAX_LISTED_BYTES = 16 * 2**20
+MAX_LISTED_BYTES = 32 * 2**20
 _MOST = 4 * MAX_ROTATIONS
 """Different ones that are looked at: those of the repository, and those that indexes kept."""
 _MOST_SIGNATURES = 32
+_MOST_ARMORED = 8192
+"""Bytes of a signature; one by an RSA key of 16384 bits takes 6 kB."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,7 @@ class SignedRotation:
 
     def signers(self) -> frozenset[PublicKey]:
         """Return the keys that signed it validly; what is no valid signature is passed over."""
-        keys = set()
-        for armored in self.signatures.values():
-            with suppress(PackageError, TrustError):
-                signature = parse_signature(armored)
-                verify_signature(signature, self.data, ROTATION_NAMESPACE)
-                keys.add(signature.key)
-        return frozenset(keys)
+        return frozenset(key for armored in self.signatures.values() if (key := _signs(armored, self)) is not None)
 
     def line(self) -> str:
         """Return it as copies of releases hold it: one JSON object."""
@@ -239,8 +234,26 @@ def _up_to(digest: str | None, following: _Following) -> set[str]:
     return found
 
 
+def carried(rotations: Iterable[SignedRotation], repository: str) -> list[SignedRotation]:
+    """Return what copies of a repository's releases hold of its rotations: its own, with the signatures that are valid.
+
+    Whoever can push can put anything beside them, of any size and name.
+    """
+    found: dict[str, SignedRotation] = {}
+    for one in rotations:
+        rotation = _well_formed(one)
+        if rotation is None or rotation.repository != repository:
+            continue
+        valid = SignedRotation(
+            one.data, {name: armored for name, armored in one.signatures.items() if _signs(armored, one)}
+        )
+        if valid.signatures and (one.digest in found or len(found) < MAX_ROTATIONS):
+            found[one.digest] = found.get(one.digest, SignedRotation(one.data, {})).with_signatures(valid)
+    return list(found.values())
+
+
 def parse_rotations(data: bytes, where: str) -> list[SignedRotation]:
-    """Read rotations, one JSON object per line; nothing about them is verified yet.
+    """Read rotations, one JSON object per line; nothing about them is verified yet, and names of files are not theirs.
 
     Raises:
         PackageError: With the line.
@@ -252,10 +265,11 @@ def parse_rotations(data: bytes, where: str) -> list[SignedRotation]:
         if line.strip():
             raw = canonical.loads(line, where=f"{where}:{number}", limit=MAX_LISTED_BYTES)
             try:
-                signatures = {str(name): armored.encode() for name, armored in raw["signatures"].items()}
-                found.append(SignedRotation(raw["rotation"].encode(), signatures))
+                one = SignedRotation(raw["rotation"].encode(), {})
+                given = {str(number): armored.encode() for number, armored in enumerate(raw["signatures"].values())}
             except (KeyError, TypeError, AttributeError) as error:
                 raise PackageError("not a rotation with its signatures", where=f"{where}:{number}") from error
+            found.append(one.with_signatures(SignedRotation(one.data, given)))
     return found
 
 
@@ -299,6 +313,18 @@ def _linked(rotations: Iterable[SignedRotation], repository: str, now: datetime)
     for link in links.values():
         following[link.rotation.previous].append(link)
     return following
+
+
+def _signs(armored: bytes, one: SignedRotation) -> PublicKey | None:
+    """Return the key that signed a rotation, or None if that is no valid signature."""
+    if len(armored) > _MOST_ARMORED:
+        return None
+    try:
+        signature = parse_signature(armored)
+        verify_signature(signature, one.data, ROTATION_NAMESPACE)
+    except (PackageError, TrustError):
+        return None
+    return signature.key
 
 
 def _well_formed(one: SignedRotation) -> Rotation | None:
