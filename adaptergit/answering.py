@@ -68,7 +68,12 @@ class Opened:
             model = self._named_base()
             inputs = load_inputs(place, kind, model, offline=self.offline)
         model.eval()
-        load(self.reference, model, policy=self.policy, offline=self.offline, index=self.index)
+        try:
+            load(self.reference, model, policy=self.policy, offline=self.offline, index=self.index)
+        except ModelError as error:
+            if base is not None and "another base model" in error.what:
+                error.hint = f"name the folder of {self.card.base_model.id} with --base"
+            raise
         panel = adapters(model)
         head = panel.head_config(panel.active_head) if panel.active_head is not None else None
         if head is None and kind.model_class == "AutoModel":

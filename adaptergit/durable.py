@@ -27,6 +27,8 @@ def disk_errors(what: str, where: Path, hint: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FAULTS:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # there is space enough
+                hint = hint.replace("free some space", "look at who may write there")
             raise StorageError(f"cannot write to {what}: {error.strerror}", where=str(where), hint=hint) from error
         raise
 

@@ -40,7 +40,7 @@ def card_to_publish(source: Path, name: str | None, version: str | None) -> Card
         PackageError, UsageError: The card, the name or the version is not valid.
     """
     if not source.is_dir():
-        raise NotFoundError("no such folder", where=str(source))
+        raise NotFoundError("no such folder", where=str(source), hint="name the folder that 'adaptergit train' wrote")
     if not (source / CARD).is_file():
         raise NotFoundError(
             f"there is no {CARD}", where=str(source), hint="'adaptergit train' writes one; see docs/formats.md"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import adaptergit
 from adaptergit.cli import _ALIASES, _COMMANDS, main
 from adaptergit.cli.groups import Group
 from adaptergit.cli.output import Rate
+from adaptergit.durable import disk_errors
 from adaptergit.errors import NotFoundError, ReleaseError, StorageError, TransportError, UsageError
 from adaptergit.publish import publish, yank
 from adaptergit.splice import adapters
@@ -151,6 +153,41 @@ def test_where_nothing_can_be_stored_what_is_stored_is_pointed_at(
     assert adaptergit.fetch(f"{hub.url}@sst2", offline=True).version == "1.0.0"
 
 
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (
+            ["index", "add", "/no/such/folder/", "--root", "sha256:" + "0" * 64],
+            "/no/such/folder/: there is no such folder",
+        ),
+        (["index", "add", "dist"], "its maintainers tell it"),
+        (["card", "edit", "out/missing", "license=MIT"], "name a card.yaml, or the folder it lies in"),
+        (["card", "edit", ".", "license=MIT"], "adaptergit card make ."),
+        (["publish", "out/missing"], "name the folder that 'adaptergit train' wrote"),
+        (["load", "file:///tmp/missing.git"], "name an adapter in it: file:///tmp/missing.git@adapter"),
+        (["load", "https://github.com/a/b"], "name an adapter in it: https://github.com/a/b@adapter"),
+        (["load", "file:///tmp/missing.git@x"], "check the address"),
+    ],
+)
+def test_an_error_says_what_to_do(argv: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert hint in CliRunner().invoke(main, argv).stderr
+
+
+def test_a_second_key_in_one_place_is_refused_with_what_to_do() -> None:
+    assert CliRunner().invoke(main, ["keygen"]).exit_code == 0
+    again = CliRunner().invoke(main, ["keygen"])
+    assert again.exit_code == 2
+    assert "hint: sign with it (--key" in again.stderr
+
+
+def test_permission_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    for number, hint in ((errno.EACCES, "look at who may write there, or x"), (errno.ENOSPC, "free some space, or x")):
+        with pytest.raises(StorageError) as caught, disk_errors("the store", tmp_path, "free some space, or x"):
+            raise OSError(number, os.strerror(number))
+        assert caught.value.hint == hint
+
+
 def test_a_repository_that_is_not_there_is_hinted_at(hub: Hub, tmp_path: Path) -> None:
     for url in (hub.url.replace("adapters", "nothing"), (tmp_path / "nothing.git").as_uri()):
         with pytest.raises(TransportError, match="check the address"):
@@ -181,6 +218,12 @@ def test_quiet_leaves_the_result_alone(hub: Hub, source: Source) -> None:
     assert loud.stderr
     assert quiet.stdout == loud.stdout
     assert "error: " in CliRunner().invoke(main, ["-q", "info", "nowhere"]).stderr
+
+
+@pytest.mark.parametrize("option", ["-q", "--quiet", "-v", "--verbose"])
+def test_an_option_of_all_commands_behind_one_is_told_where_it_goes(option: str) -> None:
+    assert said("info", "nowhere", option) == f"Error: {option} goes before the command: adaptergit {option} info …"
+    assert "goes before" not in said("info", "nowhere", "--qiet")
 
 
 def test_verbose_says_where_an_error_comes_from() -> None:

@@ -33,6 +33,12 @@ def train(base: Path, data: Path, output: Path, *more: str) -> Result:
     return CliRunner().invoke(main, ["train", *files, *options])
 
 
+def test_texts_longer_than_the_base_model_reads_are_refused_with_what_it_reads(
+    bert: Path, data: Path, tmp_path: Path
+) -> None:
+    assert "hint: train with --max-length" in train(bert, data, tmp_path / "out", "--max-length", "4000").stderr
+
+
 def interrupt_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Press Ctrl-C in one of 2 x 4 steps."""
     steps, step = iter(range(1, 99)), transformers.Trainer.training_step

@@ -88,7 +88,16 @@ class _Lazy(Group):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        return run_safely(lambda: super(_Lazy, self).invoke(ctx))
+        return run_safely(lambda: self._invoke(ctx))
+
+    def _invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            if error.option_name not in [name for one in self.params for name in one.opts]:
+                raise
+            before = f"adaptergit {error.option_name} {ctx.invoked_subcommand} …"
+            raise click.UsageError(f"{error.option_name} goes before the command: {before}", error.ctx) from error
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

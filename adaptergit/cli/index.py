@@ -11,6 +11,7 @@ from adaptergit.cli import index_change, index_ci, index_maintain
 from adaptergit.cli.groups import Group
 from adaptergit.cli.load import policy_option
 from adaptergit.cli.output import clean, json_option, print_json, step, waiting
+from adaptergit.errors import UsageError
 
 
 @click.group(cls=Group)
@@ -35,14 +36,14 @@ def index() -> None:
 
 @index.command("add")
 @click.argument("url")
-@click.option("--root", required=True, help="sha256:… of one of its roots, as its maintainers tell.")
+@click.option("--root", help="sha256:… of one of its roots, as its maintainers tell; needed.")
 @click.option("--name", help="What to call it; default: what it calls itself.")
 @click.option("--priority", default=100, show_default=True, help="Small ones are asked first.")
 @click.option("--scope", multiple=True, help="Glob over repositories that it alone speaks for (private ones).")
 @click.option("--lazy", is_flag=True, help="Fetch only what is asked for; nothing can be searched then.")
 @json_option
 def add(
-    url: str, root: str, name: str | None, priority: int, scope: tuple[str, ...], lazy: bool, as_json: bool
+    url: str, root: str | None, name: str | None, priority: int, scope: tuple[str, ...], lazy: bool, as_json: bool
 ) -> None:
     """Add the index at URL: a static host, a folder, or a git repository (….git).
 
@@ -54,6 +55,9 @@ def add(
     from adaptergit.indexes import client
     from adaptergit.settings import load_settings
 
+    if root is None:
+        hint = "its maintainers tell it, in another place than the index: whoever can change that could change both"
+        raise UsageError("--root sha256:… is missing: the digest by which the index is known", hint=hint)
     with waiting(f"fetching {url}", quiet=as_json):
         done = client(load_settings()).add(url, root, name=name, priority=priority, scope=scope, lazy=lazy)
     if as_json:

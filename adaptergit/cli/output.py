@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -23,6 +24,11 @@ from adaptergit.errors import AdaptergitError, AdaptergitWarning, TransportError
 from adaptergit.progress import watching
 
 T = TypeVar("T")
+_HINTS = {
+    errno.EACCES: "look at who may read and write there (ls -ld), or name another place",
+    errno.EROFS: "nothing can be written there: name another place",
+    errno.ENOSPC: "free some space",
+}
 _RECENT = 5.0
 """Seconds."""
 
@@ -44,7 +50,9 @@ def run_safely(action: Callable[[], T]) -> T:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        what = TransportError(error.strerror or str(error), where=str(error.filename) if error.filename else None)
+        hint = _HINTS.get(error.errno or 0)
+        where = str(error.filename) if error.filename else None
+        what = TransportError(error.strerror or str(error), where=where, hint=hint)
         _report(what)
         sys.exit(what.exit_code)
 

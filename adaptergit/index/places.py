@@ -20,12 +20,16 @@ def place_of(one: Subscription, settings: Settings) -> Place:
     """Return the place that an index's address means.
 
     Raises:
+        NotFoundError: A folder that is not there.
         UsageError: No address that may be asked.
         TransportError: A git repository that cannot be reached.
     """
     url = one.url
     if "://" not in url and expand(url).is_dir():
         return FolderPlace(expand(url))
+    if url.startswith((".", "/", "~")) and not url.endswith(".git"):
+        hint = "name a folder that 'adaptergit index build' wrote, or the address of an index"
+        raise NotFoundError("there is no such folder", where=url, hint=hint)
     if settings.offline:
         raise UsageError("offline was asked for", where=url, hint="unset ADAPTERGIT_OFFLINE to update an index")
     if url.endswith(".git") or url.startswith(("ssh://", "git@")):

@@ -10,6 +10,8 @@ from adaptergit.package.folder import CARD, MANIFEST, check_files, read_bounded,
 from adaptergit.package.manifest import Manifest
 from adaptergit.settings import Limits
 
+_SCHEMES = ("https", "http", "ssh", "file")
+
 
 def local_card(folder: Path, limits: Limits = Limits()) -> Card:  # noqa: B008 - frozen
     """Return the card of a folder, after comparing every byte with the manifest if there is one.
@@ -19,8 +21,11 @@ def local_card(folder: Path, limits: Limits = Limits()) -> Card:  # noqa: B008 -
         PackageError: The card is not valid, or a file was changed.
     """
     if not folder.is_dir():
-        hint = "write org/repo@adapter, or the path of a package folder"
-        raise NotFoundError("no such folder, and not a reference", where=str(folder), hint=hint)
+        where, hint = str(folder), "write org/repo@adapter, or the path of a package folder"
+        if (scheme := where.partition(":/")[0]) in _SCHEMES and ":/" in where:  # a path has lost its slashes
+            where = f"{scheme}://{'/' if scheme == 'file' else ''}{where[len(scheme) + 2 :]}"
+            hint = f"name an adapter in it: {where}@adapter"
+        raise NotFoundError("no such folder, and not a reference", where=where, hint=hint)
     if (folder / MANIFEST).exists():
         package = read_package(folder, limits)
         return check_files(package, Manifest.from_bytes(package.manifest_bytes, where=str(folder / MANIFEST)), limits)

@@ -130,7 +130,8 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     report(Progress("loading the base model", 1, 1))
     longest = getattr(model.config, "max_position_embeddings", None)
     if isinstance(longest, int) and spec.max_length > longest:
-        raise UsageError(f"max_length is {spec.max_length}, the base model reads at most {longest} tokens")
+        what = f"max_length is {spec.max_length}, the base model reads at most {longest} tokens"
+        raise UsageError(what, hint=f"train with --max-length {longest}")
     if kind.by_word:
         inputs = words_tokenizer(inputs, spec.base)
     panel = prepare(model, spec.adapter_name, spec.adapter, task.head(), seed=spec.seed)
