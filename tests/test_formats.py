@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import git, tiny_model
 from golden import GOLDEN, base_model, inputs_of, read
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import adaptergit
 from adaptergit.errors import AdaptergitError, ModelError, PackageError
@@ -194,6 +194,22 @@ def test_a_lora_of_peft_with_any_other_start_is_read(tmp_path: Path, start: obje
     folder, _ = foreign(tmp_path, "peft")
     said(folder, init_lora_weights=start)
     assert adapters(adaptergit.load(folder, base_model(read(BASE)))).names == ["checkpoint"]
+
+
+@pytest.mark.parametrize("config", ["dora", "oft[block_size=8]", "hra[r=4]"])
+def test_tuned_biases_beside_what_multiplies_are_refused(tmp_path: Path, config: str) -> None:
+    model = base_model(read(BASE))
+    adapters(model).add("mine", config)
+    folder = tmp_path / "p"
+    adaptergit.export(model, "mine", folder, to="peft")
+    weights = folder / "adapter_model.safetensors"
+    bias = "encoder.layer.0.attention.self.query.bias"
+    own = model.get_parameter(bias).detach()
+    name = f"base_model.model.{bias.replace('.bias', '.base_layer.bias')}"
+    save_file(load_file(weights) | {name: own.clone()}, weights)
+    adaptergit.load(folder, base_model(read(BASE)))  # the model's own bias is none that was tuned
+    save_file(load_file(weights) | {name: own + 1}, weights)
+    refused(folder, f"with tuned biases of the same layers has no equivalent here: {bias}")
 
 
 def test_a_head_alone() -> None:

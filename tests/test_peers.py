@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from conftest import tiny_model
 from golden import GOLDEN, base_model, cases, own_labels, read
 from safetensors.torch import load_file, save_file
 
 import adaptergit
 from adaptergit.errors import NotFoundError, PackageError, UsageError
 from adaptergit.splice import ClassificationHead, adapters, parse_composition
+from adaptergit.splice.config import parse_config
+from adaptergit.splice.methods import TunedParameters, Union
 from adaptergit.splice.setup import fused
 from adaptergit.trust.oms import sign_bundle, verify_bundle
 
@@ -325,6 +328,33 @@ def test_constrained_oft_of_peft_computes_the_same(options: dict[str, Any], tmp_
     assert torch.allclose(theirs("peft", "bert", tmp_path / "again", tmp_path), expected, atol=5e-5)
 
 
+BIASED = [
+    ("LoraConfig", {"r": 4, "bias": "lora_only"}, True),
+    ("LoraConfig", {"r": 4, "bias": "all"}, True),
+    ("VeraConfig", {"r": 4, "bias": "vera_only"}, True),
+    ("FourierFTConfig", {"n_frequency": 50, "bias": "fourier_only"}, True),
+    ("LoraConfig", {"r": 4, "bias": "lora_only", "use_dora": True}, False),
+    ("LoraConfig", {"r": 4, "bias": "all", "use_dora": True}, False),
+    ("OFTConfig", {"oft_block_size": 8, "bias": "oft_only"}, False),
+    ("BOFTConfig", {"boft_block_size": 4, "bias": "boft_only"}, False),
+    ("HRAConfig", {"r": 4, "bias": "hra_only"}, False),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "read"), BIASED)
+def test_tuned_biases_of_peft_are_read_where_the_adapter_only_adds(
+    kind: str, options: dict[str, Any], read: bool, tmp_path: Path
+) -> None:
+    expected = saved("bert", kind, options | {"target_modules": ["query"]}, tmp_path / "p")
+    model = transformers.AutoModel.from_pretrained(GOLDEN / "bases" / "bert", attn_implementation="eager").eval()
+    if read:
+        adaptergit.load(tmp_path / "p", model)
+        assert torch.allclose(ours(model), expected, atol=2e-5)
+    else:
+        with pytest.raises(PackageError, match=r"with tuned biases of the same layers .*query\.bias"):
+            adaptergit.load(tmp_path / "p", model)
+
+
 SETUP = """
 import sys, torch, adapters
 from safetensors.torch import load_file, save_file
@@ -386,6 +416,16 @@ def test_what_is_not_exact_is_not_written(to: str, config: str, tmp_path: Path) 
     model, _ = made("bert", config)
     with pytest.raises(UsageError):
         adaptergit.export(model, "a", tmp_path / "a", to=to)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("config", ["dora", "oft[block_size=8]"])
+def test_tuned_biases_of_what_multiplies_are_not_written_for_peft(config: str, tmp_path: Path) -> None:
+    query = "encoder.layer.0.attention.self.query"
+    model = tiny_model("bert")
+    adapters(model).add("a", Union((parse_config(config), TunedParameters((f"{query}.bias",)))))
+    with pytest.raises(UsageError, match="PEFT does not multiply tuned biases"):
+        adaptergit.export(model, "a", tmp_path / "a", to="peft")
     assert not (tmp_path / "a").exists()
 
 

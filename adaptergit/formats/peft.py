@@ -18,7 +18,7 @@ import torch
 from adaptergit.errors import ModelError, PackageError, UsageError
 from adaptergit.formats.adapterhub import CONFIG, Checkpoint
 from adaptergit.formats.files import Folder
-from adaptergit.formats.peft_checks import check_start
+from adaptergit.formats.peft_checks import check_biases, check_start
 from adaptergit.splice.config import MethodConfig
 from adaptergit.splice.methods import (
     IA3,
@@ -102,6 +102,7 @@ def translate_peft(
     except (UsageError, TypeError, KeyError, ValueError) as error:
         raise PackageError(f"this {kind} checkpoint cannot be read: {error}", where=where) from error
     if tuned is not None:
+        check_biases(config, source.biased(tuned), where)
         config = Union((config, tuned))
         renamed = {f"0.{k}": v for k, v in renamed.items()} | {f"1.{k}": v for k, v in tuned_tensors.items()}
     return Checkpoint("adapter", config, renamed, host)
@@ -159,6 +160,10 @@ class _Source:
     def rename(self, found: Mapping[str, Mapping[str, torch.Tensor]]) -> Tensors:
         """Return the tensors by our names."""
         return {f"{self.key(p)}.{part}": t for p, parts in found.items() for part, t in parts.items()}
+
+    def biased(self, tuned: TunedParameters) -> set[str]:
+        """Return the layers with tensors of the adapter and a tuned bias."""
+        return {path for path in self._wrapped if f"{self._prefix}{path}.bias" in tuned.parameters}
 
     def pattern(self, name: str, path: str, default: Any) -> Any:
         """Return a module's value of ``rank_pattern`` or ``alpha_pattern``: the first that matches the end of its path
@@ -334,7 +339,7 @@ def _norms(source: _Source) -> tuple[MethodConfig, Tensors]:
     return TunedParameters(tuple(found)), {f"tuned.{key}": tensor for key, tensor in found.items()}
 
 
-def _tuned(source: _Source) -> tuple[MethodConfig | None, Tensors]:
+def _tuned(source: _Source) -> tuple[TunedParameters | None, Tensors]:
     """Collect what a checkpoint stores of the model itself: biases, whole modules, rows for tokens."""
     values: dict[str, torch.Tensor] = {}
     tokens: dict[str, tuple[int, ...]] = {}

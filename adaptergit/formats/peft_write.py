@@ -18,6 +18,7 @@ from torch import nn
 from adaptergit.errors import UsageError
 from adaptergit.formats.adapterhub import CONFIG
 from adaptergit.formats.peft import FORM_PARTS, WEIGHTS
+from adaptergit.formats.peft_checks import multiplies
 from adaptergit.splice.anatomy import Projection
 from adaptergit.splice.config import MethodConfig
 from adaptergit.splice.methods import (
@@ -77,6 +78,8 @@ def write_peft(panel: Panel, name: str, folder: Path) -> None:
         assert isinstance(first, Parts)
         fields, tensors = _adapter(config.configs[0], _Source(panel, first.places, first.common))
         more, values = _beside(tuned, set(fields.get("target_modules", ())), panel)
+        if "bias" in more and multiplies(config.configs[0]):
+            raise UsageError(f"PEFT does not multiply tuned biases, and a {config.configs[0].method} here does")
         fields, tensors = fields | more, tensors | values
     elif isinstance(config, TunedParameters):
         fields, tensors = _alone(tuned)
