@@ -429,3 +429,48 @@ def test_veras_of_different_random_matrices_have_no_average() -> None:
     panel.average("ab", ["a", "b"])
     with pytest.raises(UsageError, match="different random matrices"):
         panel.average("ac", ["a", "c"])
+
+
+class _Turned(nn.Module):
+    """A block whose branch is computed with positions first, and one with them second."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(size), nn.Linear(size, size), nn.Linear(size, size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(torch.relu(self.first(self.norm(x).transpose(0, 1)))).transpose(0, 1)
+
+
+class _TurnedModel(transformers.PreTrainedModel):
+    config_class = transformers.PretrainedConfig
+    base_model_prefix = "inner"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(_Turned(config.hidden_size) for _ in range(2))
+        self.post_init()
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        hidden = self.embed(input_ids)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=hidden)
+
+
+def test_a_model_that_keeps_positions_before_rows_lets_no_row_have_adapters_of_its_own() -> None:
+    torch.manual_seed(0)
+    config = transformers.PretrainedConfig(vocab_size=50, hidden_size=16)
+    model = _TurnedModel(config).eval()
+    panel = adapters(model)
+    for name in "ab":
+        panel.add(name)
+    panel.active = "a"
+    model(input_ids=torch.arange(12).view(2, 6))
+    for composition in ("Parallel(a, b)", "BatchSplit(a, b, batch_sizes=[1, 1])"):
+        with pytest.raises(UsageError, match="positions before rows"):
+            panel.active = composition
+    with pytest.raises(UsageError, match="positions before rows"):
+        panel.route(["a", "b"])
+    assert str(panel.active) == "a"

@@ -47,6 +47,7 @@ from adaptergit.splice.methods.projections import LowRank
 from adaptergit.splice.places import Attention, BlockOutput, Embedding, Linear, Parts, Place, Prompt
 from adaptergit.splice.plan import Answer, Plan, task_list
 from adaptergit.splice.replicas import Replicate
+from adaptergit.splice.rows import not_first
 from adaptergit.splice.setup import fused, fuses, several, single
 from adaptergit.splice.trace import evaluating
 
@@ -91,6 +92,8 @@ class Panel(Inventory):
         self._engine = Engine(model, self.anatomy.pooling)
         Replicate.install(model, self._engine)
         self._inputs = inputs
+        self._rows_first: set[str] = set()
+        """Modules that are known to give the rows of a batch first."""
         self._detached = False
         self._active: Composition | None = None
         self._merged: dict[str, Callable[[], None]] = {}
@@ -663,6 +666,8 @@ class Panel(Inventory):
     def detach(self) -> nn.Module:
         """Remove every trace of the panel and return the model, bit for bit what it was.
 
+        Whether it is in training or in evaluation mode is left as it is.
+
         Raises:
             UsageError: :meth:`using` is in use.
         """
@@ -777,6 +782,8 @@ class Panel(Inventory):
             for place, leaf in self.spliced(name).parts.places.items():
                 if not skip or self.host.block_of(place) not in skip:
                     leaves.setdefault(place, {})[name] = leaf
+        if partitions_rows(composition):
+            self._check_rows(leaves)
         looked_up = set(input_paths(self._base)) if acting is not None else ()
         for place in leaves:
             if isinstance(place, BlockOutput):
@@ -792,6 +799,25 @@ class Panel(Inventory):
                 fusions.setdefault(place, {})[key] = fusion
         tasks = None if task_ids is None else task_list(task_ids)
         return Plan(composition, leaves, fusions, tasks, answer, acting)
+
+    def _check_rows(self, places: Iterable[Place]) -> None:
+        """Refuse rows of their own where a model that is not in the table keeps positions before rows."""
+        acting = (place for place in places if isinstance(place, Site | Projection | Linear))
+        paths = {place.output if isinstance(place, Site) else place.path for place in acting}
+        new = paths - self._rows_first - {""}
+        if not new or family_of(self.host.model_type) is not None:
+            return
+        try:
+            with self.using(None, head=[]):
+                wrong = not_first(self._model, self._base, sorted(new), self._inputs or tiny_inputs(self._model))
+        except Exception:  # noqa: BLE001 - whatever a model's own code raises: then nothing can be learnt
+            wrong = None
+        if wrong is not None:
+            raise UsageError(
+                f"{wrong} keeps positions before rows: its rows cannot have adapters of their own",
+                hint="run the rows of each adapter by themselves",
+            )
+        self._rows_first |= new
 
     def _check_positions(self, kind: str, composition: Composition) -> None:
         """Refuse what tells positions from rows where they are the other way round: everywhere, or in projections."""
