@@ -212,6 +212,70 @@ def test_tuned_biases_beside_what_multiplies_are_refused(tmp_path: Path, config:
     refused(folder, f"with tuned biases of the same layers has no equivalent here: {bias}")
 
 
+def without(folder: Path, part: str) -> int:
+    """Take the tensors out of a checkpoint whose names hold a part; return how many."""
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    left = {key: tensor for key, tensor in tensors.items() if part not in key}
+    save_file(left, weights)
+    return len(tensors) - len(left)
+
+
+INCOMPLETE = [
+    ("lora", {"target_modules": ["query", "value"]}, "layer.1.", 2),
+    ("lora", {"target_modules": ["query", "value"]}, "query", 2),
+    ("lora", {"target_modules": r".*\.self\.(query|value)"}, "query", 2),
+    ("lora", {"target_modules": ["query", "value", "key"], "exclude_modules": ["key"]}, "layer.0.", 2),
+    ("lora", {"target_modules": ["query", "value"], "layers_to_transform": [0, 1]}, "layer.0.attention.self.value", 1),
+    ("lora[attn_matrices=['q', 'k', 'v'], intermediate_lora=True]", {"target_modules": "all-linear"}, "nothing", 4),
+    ("ia3", {}, "layer.1.attention.self.key", 1),
+    ("vera[r=4]", {}, "layer.0.attention.self.query", 1),
+    ("loha", {}, "layer.0.attention.self.query", 1),
+]
+
+
+@pytest.mark.parametrize(("config", "fields", "part", "count"), INCOMPLETE)
+def test_a_checkpoint_of_peft_without_tensors_of_a_module_that_it_names_is_refused(
+    tmp_path: Path, config: str, fields: dict[str, Any], part: str, count: int
+) -> None:
+    model = base_model(read(BASE))
+    adapters(model).add("mine", config)
+    folder = tmp_path / "p"
+    adaptergit.export(model, "mine", folder, to="peft")
+    said(folder, **fields)
+    if part != "nothing":
+        adaptergit.load(folder, base_model(read(BASE)))
+        assert without(folder, part)
+    refused(folder, f": {count} of what its configuration names have no tensors: .*encoder.layer")
+
+
+def test_layers_that_peft_left_out_are_not_missed(tmp_path: Path) -> None:
+    folder, _ = foreign(tmp_path, "peft")
+    assert without(folder, "layer.0.")
+    for fields in ({"layers_to_transform": 1}, {"layers_to_transform": [1], "layers_pattern": "layer"}):
+        said(folder, target_modules=["query", "value"], **fields)
+        adaptergit.load(folder, base_model(read(BASE)))
+    said(folder, layers_to_transform=None, exclude_modules=r"encoder\.layer\.0\..*")
+    adaptergit.load(folder, base_model(read(BASE)))
+    said(folder, layers_to_transform=[0], exclude_modules=None)
+    refused(folder, "2 of what its configuration names have no tensors: encoder.layer.0")
+
+
+def test_a_checkpoint_of_peft_without_a_parameter_that_it_saves_is_refused(tmp_path: Path) -> None:
+    model = base_model(read(BASE))
+    norm = "encoder.layer.0.output.LayerNorm"
+    tuned = TunedParameters((f"{norm}.weight", f"{norm}.bias"))
+    for name, config in (("beside", Union((LoRA(), tuned))), ("alone", tuned)):
+        adapters(model).add(name, config)
+        with torch.no_grad():
+            for parameter in adapters(model).module(name).parameters():
+                parameter.add_(1.0)
+        adaptergit.export(model, name, tmp_path / name, to="peft")
+        adaptergit.load(tmp_path / name, base_model(read(BASE)))
+        assert without(tmp_path / name, "LayerNorm.bias") or without(tmp_path / name, "ln_tuning_layers.bias")
+        refused(tmp_path / name, f"1 of what its configuration names have no tensors: {norm}.bias")
+
+
 def test_a_head_alone() -> None:
     folder = case_folder("bert__save_head")
     model = base_model(read(folder.name))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from adaptergit.errors import ModelError, PackageError, UsageError
 from adaptergit.formats.adapterhub import CONFIG, Checkpoint
 from adaptergit.formats.files import Folder
-from adaptergit.formats.peft_checks import check_biases, check_start
+from adaptergit.formats.peft_checks import check_biases, check_none_missing, check_start, is_target
+from adaptergit.splice.anatomy import is_linear
 from adaptergit.splice.config import MethodConfig
 from adaptergit.splice.methods import (
     IA3,
@@ -137,7 +138,32 @@ class _Source:
                     break
         if not found:
             raise PackageError(f"no tensors of {self.raw['peft_type']} are in it", where=self.where)
+        self.check_complete()
         return {path: found[path] for path in self._base if path in found}
+
+    def check_complete(self) -> None:
+        """Refuse a checkpoint without tensors of a module that PEFT would have put an adapter at.
+
+        Raises:
+            PackageError: There is one.
+        """
+        if self.raw.get("target_modules") is None or not self._wrapped:
+            return
+        path, wrapped = next(iter(self._wrapped.items()))
+        prefix = wrapped.removesuffix(path)
+        made_in = self.raw.get("auto_mapping") or {}
+        same = isinstance(made_in, Mapping) and made_in.get("base_model_class") == type(self.host.model).__name__
+        check_none_missing(
+            [
+                f"{prefix}{path}"
+                for path, module in self._base.items()
+                if path not in self._wrapped
+                and isinstance(getattr(module, "weight", None), torch.Tensor)
+                and (same or not path.startswith("pooler"))  # some classes of a base model have none
+                and is_target(self.raw, f"{prefix}{path}", linear=is_linear(module))
+            ],
+            self.where,
+        )
 
     def in_base(self, path: str) -> str:
         """Return a module's path from the base model."""
@@ -160,6 +186,21 @@ class _Source:
     def rename(self, found: Mapping[str, Mapping[str, torch.Tensor]]) -> Tensors:
         """Return the tensors by our names."""
         return {f"{self.key(p)}.{part}": t for p, parts in found.items() for part, t in parts.items()}
+
+    def put(self, modules: Mapping[str, str]) -> None:
+        """Take modules for those of the checkpoint, by path from the whole model and from the one that PEFT wrapped."""
+        short = {path.removeprefix(self._prefix): wrapped for path, wrapped in modules.items()}
+        self._wrapped |= {path: wrapped for path, wrapped in short.items() if path in self._base}
+        self.check_complete()
+
+    def parameters(self, modules: Iterable[str]) -> set[str]:
+        """Return what parameters modules have, by path from the whole model."""
+        return {f"{path}.{name}" for path in modules for name, _ in self._model[path].named_parameters()}
+
+    def saved(self) -> list[str]:
+        """Return the modules that ``modules_to_save`` names, by path from the whole model."""
+        names = self.raw.get("modules_to_save") or ()
+        return [path for path in self._model if any(path == name or path.endswith(f".{name}") for name in names)]
 
     def biased(self, tuned: TunedParameters) -> set[str]:
         """Return the layers with tensors of the adapter and a tuned bias."""
@@ -330,12 +371,16 @@ def _prompt(source: _Source) -> tuple[MethodConfig, Tensors]:
 
 
 def _norms(source: _Source) -> tuple[MethodConfig, Tensors]:
-    found = {}
+    found, modules = {}, {}
     for key, tensor in source.tensors.items():
         path, _, name = key.rpartition(".ln_tuning_layers.")
         if path:
             source.used.add(key)
-            found[f"{source.in_model(path)}.{name}"] = tensor
+            where = source.in_model(path)
+            modules[where] = path
+            found[f"{where}.{name}"] = tensor
+    source.put(modules)
+    check_none_missing(source.parameters(modules) - found.keys(), source.where)
     return TunedParameters(tuple(found)), {f"tuned.{key}": tensor for key, tensor in found.items()}
 
 
@@ -344,6 +389,7 @@ def _tuned(source: _Source) -> tuple[TunedParameters | None, Tensors]:
     values: dict[str, torch.Tensor] = {}
     tokens: dict[str, tuple[int, ...]] = {}
     rows: Tensors = {}
+    seen: set[str] = set()
     for key, tensor in source.tensors.items():
         if key in source.used:
             continue
@@ -359,8 +405,12 @@ def _tuned(source: _Source) -> tuple[TunedParameters | None, Tensors]:
         own = getattr(source._model.get(where), name, None)
         if not isinstance(own, torch.Tensor):
             raise ModelError(f"the model has no parameter {path!r}", where=source.where)
+        seen.add(f"{where}.{name}")
         if not torch.equal(own.detach().cpu().to(tensor.dtype), tensor):  # the model's own value needs no copy
             values[f"{where}.{name}"] = tensor
+    check_none_missing(source.parameters(source.saved()) - seen, source.where)
+    if source.raw.get("trainable_token_indices") and not tokens:
+        check_none_missing(["trainable_token_indices"], source.where)
     if not values and not tokens:
         return None, {}
     return TunedParameters(tuple(values), tokens or None), {f"tuned.{k}": v for k, v in values.items()} | rows

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from adaptergit.errors import PackageError
@@ -54,3 +55,52 @@ def multiplies(config: MethodConfig) -> bool:
     if isinstance(config, LoRA):
         return config.use_dora
     return isinstance(config, WeightForm) and config.kind in ("oft", "boft", "hra")
+
+
+def is_target(raw: Mapping[str, Any], path: str, *, linear: bool) -> bool:
+    """Tell whether a checkpoint's configuration names a module, as PEFT decides it.
+
+    Args:
+        raw: The configuration.
+        path: From the model that PEFT wrapped.
+        linear: Whether "all-linear" means it.
+    """
+    wanted, saved = raw.get("target_modules"), raw.get("modules_to_save") or ()
+    if _matches(raw.get("exclude_modules"), path):
+        return False
+    if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in saved):
+        return False
+    if isinstance(wanted, str):
+        return linear if wanted.lower() == "all-linear" else _matches(wanted, path)
+    return _matches(wanted, path) and (path in (wanted or ()) or _in_layers(raw, path))
+
+
+def _matches(names: str | Iterable[str] | None, path: str) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in names or ())
+
+
+def _in_layers(raw: Mapping[str, Any], path: str) -> bool:
+    """Tell whether the first number in a path is one of ``layers_to_transform``."""
+    layers, patterns = raw.get("layers_to_transform"), raw.get("layers_pattern") or ()
+    if layers is None or layers == []:
+        return True
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    starts = [rf"(?:^|.*?\.){pattern}" for pattern in patterns] or [r".*?\.[^.]*"]
+    found = next(filter(None, (re.match(rf"{start}\.(\d+)\.", path) for start in starts)), None)
+    return found is not None and int(found[1]) in (layers if isinstance(layers, list) else [layers])
+
+
+def check_none_missing(missing: Collection[str], where: str) -> None:
+    """Refuse a checkpoint that lacks what its configuration names.
+
+    Raises:
+        PackageError: Something is missing.
+    """
+    if missing:
+        raise PackageError(
+            f"{len(missing)} of what its configuration names have no tensors: {', '.join(sorted(missing)[:3])}…",
+            where=where,
+            hint="get the checkpoint again; or the model is of another class than the one that it was made with",
+        )
