@@ -212,6 +212,32 @@ def test_tuned_biases_beside_what_multiplies_are_refused(tmp_path: Path, config:
     refused(folder, f"with tuned biases of the same layers has no equivalent here: {bias}")
 
 
+@pytest.mark.parametrize(
+    ("field", "name"), [("kasa_config", "KaSA"), ("velora_config", "VeLoRA"), ("monteclora_config", "MonteCLoRA")]
+)
+def test_a_variant_of_peft_s_lora_is_refused_by_its_name(tmp_path: Path, field: str, name: str) -> None:
+    folder, _ = foreign(tmp_path, "peft")
+    said(folder, **{field: {"x": 1}})
+    refused(folder, f"{name} is not supported: {field}=")
+
+
+def test_a_lora_beside_the_base_model_is_told_apart_from_one_of_another_model(tmp_path: Path) -> None:
+    model = tiny_model("llama", "AutoModelForCausalLM")
+    adapters(model).add("mine", "lora")
+    adaptergit.export(model, "mine", tmp_path / "p", to="peft")
+    weights = tmp_path / "p" / "adapter_model.safetensors"
+    parts = {f"base_model.model.lm_head.lora_{part}.weight": torch.ones(8, 8) for part in "AB"}
+    save_file(load_file(weights) | parts, weights)
+    with pytest.raises(ModelError, match="an adapter acts in the base model here, and 'lm_head' is beside it"):
+        adaptergit.load(tmp_path / "p", tiny_model("llama", "AutoModelForCausalLM"))
+
+
+def test_a_pattern_of_peft_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    folder, _ = foreign(tmp_path, "peft")
+    said(folder, alpha_pattern="x")
+    refused(folder, "alpha_pattern: expected an object")
+
+
 def without(folder: Path, part: str) -> int:
     """Take the tensors out of a checkpoint whose names hold a part; return how many."""
     weights = folder / "adapter_model.safetensors"

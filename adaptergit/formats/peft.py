@@ -18,7 +18,7 @@ import torch
 from adaptergit.errors import ModelError, PackageError, UsageError
 from adaptergit.formats.adapterhub import CONFIG, Checkpoint
 from adaptergit.formats.files import Folder
-from adaptergit.formats.peft_checks import check_biases, check_none_missing, check_start, is_target
+from adaptergit.formats.peft_checks import check_biases, check_none_missing, check_start, check_variant, is_target
 from adaptergit.splice.anatomy import is_linear
 from adaptergit.splice.config import MethodConfig
 from adaptergit.splice.methods import (
@@ -172,6 +172,12 @@ class _Source:
             shorter = ".".join(names[start:])
             if shorter in self._base:
                 return shorter
+        if any(".".join(names[start:]) in self._model for start in range(min(len(names), 3))):
+            raise ModelError(
+                f"an adapter acts in the base model here, and {path!r} is beside it",
+                where=self.where,
+                hint="leave it out of target_modules; modules_to_save trains a module whole",
+            )
         raise ModelError(f"the model has no module {path!r}", where=self.where)
 
     def in_model(self, path: str) -> str:
@@ -224,9 +230,7 @@ class _Source:
 
 def _lora(source: _Source) -> tuple[MethodConfig, Tensors]:
     raw = source.raw
-    for field in ("use_bdlora", "use_qalora", "alora_invocation_tokens", "target_parameters"):
-        if raw.get(field):
-            raise PackageError(f"{field}={raw[field]!r} has no equivalent here", where=source.where)
+    check_variant(raw, source.where)
     check_start(raw, source.where)
     found = source.take(_LORA_PARTS)
     for parts in found.values():

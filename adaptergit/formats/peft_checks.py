@@ -12,6 +12,27 @@ from adaptergit.splice.methods import LoRA, WeightForm
 
 # Starts that take a part out of the base model's own weights and begin the adapter with it.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_VARIANTS = {
+    "kasa_config": "KaSA",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "MonteCLoRA",
+    "arrow_config": "Arrow",
+    "use_bdlora": "BD-LoRA",
+    "use_qalora": "QALoRA",
+    "alora_invocation_tokens": "activated LoRA",
+    "target_parameters": "LoRA of parameters that are no layer's",
+}
+
+
+def check_variant(raw: Mapping[str, Any], where: str) -> None:
+    """Refuse what computes otherwise than a LoRA does.
+
+    Raises:
+        PackageError: It is a variant of LoRA.
+    """
+    for field, name in _VARIANTS.items():
+        if raw.get(field):
+            raise PackageError(f"{name} is not supported: {field}={str(raw[field])[:80]}", where=where)
 
 
 def check_start(raw: Mapping[str, Any], where: str) -> None:
