@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from conftest import tiny_model
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
-from adaptergit.errors import UsageError
+from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice import (
     CausalLMHead,
     ClassificationHead,
@@ -474,3 +475,17 @@ def test_a_model_that_keeps_positions_before_rows_lets_no_row_have_adapters_of_i
     with pytest.raises(UsageError, match="positions before rows"):
         panel.route(["a", "b"])
     assert str(panel.active) == "a"
+
+
+def test_a_table_that_nobody_looks_up_takes_no_lora() -> None:
+    """In transformers 5, the stacks of T5 have tables of their own with the weights of ``shared``."""
+    model = tiny_model("t5")
+    panel = adapters(model)
+    looked_up = model.encoder.embed_tokens is model.shared  # transformers 4
+    if looked_up:
+        panel.add("a", "lora[target_modules=[shared]]")
+    else:
+        with pytest.raises(ModelError, match="never looks shared up"):
+            panel.add("a", "lora[target_modules=[shared]]")
+        panel.add("a", "lora[target_modules=['encoder.embed_tokens']]")
+    assert panel.names == ["a"]

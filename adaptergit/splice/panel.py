@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -47,9 +47,11 @@ from adaptergit.splice.methods.projections import LowRank
 from adaptergit.splice.places import Attention, BlockOutput, Embedding, Linear, Parts, Place, Prompt
 from adaptergit.splice.plan import Answer, Plan, task_list
 from adaptergit.splice.replicas import Replicate
-from adaptergit.splice.rows import not_first
+from adaptergit.splice.rows import not_called, not_first
 from adaptergit.splice.setup import fused, fuses, several, single
 from adaptergit.splice.trace import evaluating
+
+T = TypeVar("T")
 
 
 def adapters(
@@ -105,11 +107,31 @@ class Panel(Inventory):
             UsageError: The name is taken, or the dtype is none.
             ModelError: The model's forward fails with it.
         """
+        self._check_called(parts)
         super().insert(name, config, parts, **options)
         if family_of(self.host.model_type) is None and any(
             isinstance(place, Prompt | BlockOutput | Embedding | Attention) for place in parts.places
         ):
             self._rehearse(name)
+
+    def _check_called(self, parts: Parts) -> None:
+        """Refuse tables that nobody looks up: models have others with the same weights (``shared`` of T5)."""
+        places = [place.path for place in parts.places if isinstance(place, Linear)]
+        tables = [path for path in places if isinstance(self.host.module(path), nn.Embedding)]
+        unused = self._watched(lambda inputs: not_called(self._model, self._base, tables, inputs)) if tables else None
+        if unused:
+            raise ModelError(
+                f"the model never looks {unused[0]} up: an adapter would do nothing there",
+                hint="name the tables with the same weights that it does look up: encoder.embed_tokens …",
+            )
+
+    def _watched(self, watch: Callable[[Mapping[str, Any]], T]) -> T | None:
+        """Watch a tiny forward without adapters; None: the model's own code fails, and nothing can be learnt."""
+        try:
+            with self.using(None, head=[]):
+                return watch(self._inputs or tiny_inputs(self._model))
+        except Exception:  # noqa: BLE001 - whatever a model's own code raises
+            return None
 
     def _rehearse(self, name: str) -> None:
         """Run one tiny forward with an adapter: blocks may change the stream's width, count positions, attend twice."""
@@ -807,11 +829,7 @@ class Panel(Inventory):
         new = paths - self._rows_first - {""}
         if not new or family_of(self.host.model_type) is not None:
             return
-        try:
-            with self.using(None, head=[]):
-                wrong = not_first(self._model, self._base, sorted(new), self._inputs or tiny_inputs(self._model))
-        except Exception:  # noqa: BLE001 - whatever a model's own code raises: then nothing can be learnt
-            wrong = None
+        wrong = self._watched(lambda inputs: not_first(self._model, self._base, sorted(new), inputs))
         if wrong is not None:
             raise UsageError(
                 f"{wrong} keeps positions before rows: its rows cannot have adapters of their own",

@@ -1,4 +1,4 @@
-"""Where a model keeps the rows of a batch: before positions, or behind them."""
+"""What modules are called with: whether at all, and whether rows come before positions."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def not_first(model: nn.Module, base: nn.Module, paths: Iterable[str], inputs: M
     once, doubled = (_first_dimensions(model, modules, given) for given in (inputs, twice))
     # DeBERTa's projections are also called with positions alone.
     return next((path for path in once if not any(2 * n in doubled.get(path, [2 * n]) for n in once[path])), None)
+
+
+def not_called(model: nn.Module, base: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
+    """Return those of some modules that a model does not call; see :func:`not_first`."""
+    modules = {path: base.get_submodule(path) for path in paths}
+    called = _first_dimensions(model, modules, inputs)
+    return [path for path in modules if path not in called]
 
 
 def _first_dimensions(
