@@ -269,6 +269,37 @@ def test_labels_of_choices_are_as_many_as_the_questions(own: bool) -> None:
         torch.testing.assert_close(routed.logits, wanted)
 
 
+@pytest.mark.parametrize("text", ["a", "Parallel(a, b)", "Route(a, a, b, b, a, a)"])
+def test_choices_are_flattened_once_where_the_models_class_does_it_too(text: str) -> None:
+    ids, labels = tokens(6), torch.tensor([0, 1, 0])
+    found = []
+    for name in ("BertModel", "BertForMultipleChoice"):
+        model = made(name)
+        panel = adapters(model)
+        for one in "ab":
+            torch.manual_seed(ord(one))
+            noisy(panel, one, "seq_bn")
+            panel.add_head(one, MultipleChoiceHead(num_choices=2))
+        panel.activate(text)
+        for shape in ((3, 2, 6), (6, 6)):
+            given = ids.view(shape)
+            found.append(model(input_ids=given, attention_mask=torch.ones_like(given), labels=labels))
+    for one in found[1:]:
+        torch.testing.assert_close(one.logits, found[0].logits)
+        torch.testing.assert_close(one.loss, found[0].loss)
+
+
+def test_another_task_is_learnt_beside_a_class_of_choices() -> None:
+    model, ids = made("BertForMultipleChoice"), tokens(4)
+    panel = adapters(model)
+    panel.add("a")
+    panel.add_head("a", TaggingHead(num_labels=3))
+    panel.activate("a")
+    torch.testing.assert_close(model(ids).logits, panel.head_module("a")(model.bert(ids).last_hidden_state))
+    embedded = model.bert.embeddings.word_embeddings(ids)
+    torch.testing.assert_close(model(inputs_embeds=embedded).logits, model(ids).logits)
+
+
 def test_texts_and_pictures_of_different_numbers() -> None:
     common = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
     text = {**common, "vocab_size": 99, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}

@@ -123,11 +123,12 @@ class _Answer:
         """Return the heads beside the model that answer this call."""
         return heads_beside(self.engine.current())
 
-    def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         heads = self.heads()
         if kwargs is None or not heads:
             return None
-        if any(_said(head, "type") == "multiple_choice" for head in heads):
+        of_choices = type(module).__name__.endswith("ForMultipleChoice")
+        if of_choices or any(_said(head, "type") == "multiple_choice" for head in heads):
             kwargs = {name: _flat(value) for name, value in kwargs.items()}
             args = tuple(_flat(value) for value in args)
         named = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
@@ -143,6 +144,8 @@ class _Answer:
         if getattr(config, "is_encoder_decoder", False) and named.get("decoder_input_ids") is None:
             generates = any(_said(head, "type") == "seq2seq_lm" for head in heads)
             self._give_decoder(named, labels.get("labels") if generates else None, kept)
+        if of_choices:  # the class flattens too: every row is the only choice of a question
+            return tuple(_apart(value) for value in args), {name: _apart(value) for name, value in kept.items()}
         return args, kept
 
     def _give_decoder(self, named: dict[str, Any], given: Any, kept: dict[str, Any]) -> None:
@@ -249,4 +252,11 @@ def _flat(value: Any) -> Any:
     """Flatten the choices of (batch, choices, seq) inputs of tokens into rows."""
     if isinstance(value, torch.Tensor) and value.dim() == 3 and not value.is_floating_point():
         return value.view(-1, value.shape[-1])
+    return value
+
+
+def _apart(value: Any) -> Any:
+    """Put a dimension of one choice into (batch, seq) tokens and (batch, seq, hidden) embeddings."""
+    if isinstance(value, torch.Tensor) and value.dim() == 2 + value.is_floating_point():
+        return value[:, None]
     return value
