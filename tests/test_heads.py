@@ -100,6 +100,17 @@ def test_choices_may_come_in_a_dimension_of_their_own() -> None:
         assert torch.allclose(model(input_ids=IDS.view(2, 2, 7)).logits, model(input_ids=IDS).logits)
 
 
+def test_a_head_is_compiled_into_one_graph_with_the_model() -> None:
+    model = tiny_model("bert")
+    panel = adapters(model)
+    panel.add("a")
+    panel.add_head("a", TaggingHead())
+    panel.active = "a"
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(first(compiled(IDS)), first(model(IDS)), atol=1e-6)
+
+
 @pytest.mark.parametrize("text", ["Parallel(a, b)", "BatchSplit(a, b, batch_sizes=[1, 3])", "Stack(a, b)"])
 def test_several_heads_answer_for_their_rows(text: str) -> None:
     model = tiny_model("bert")

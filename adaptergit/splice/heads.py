@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -54,7 +53,7 @@ class HeadCall:
     unembed: Callable[[torch.Tensor], torch.Tensor] = lambda hidden: hidden
     """Undo an invertible adapter."""
 
-    @cached_property
+    @property
     def hidden(self) -> torch.Tensor:
         """Last hidden state of the tokens, (batch, seq, hidden): without a prompt's positions."""
         return self.without_prompt(self.output[0])
