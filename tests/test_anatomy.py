@@ -121,6 +121,42 @@ def test_a_record_that_is_no_site_is_named(damage: Callable[[dict[str, Any]], ob
             adapters(tiny_model("bert"), sites=given)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("block", "0"), ("block", 0.0), ("block", True), ("block", -1), ("branch", []), ("output", ""), ("output", 3),
+        ("output", None), ("residual", ""), ("residual", "encoder+"), ("norm", ""), ("norm", "pooler."),
+        ("hidden_size", "32"), ("hidden_size", None), ("ordinal", "x"), ("ordinal", 0), ("ordinal", 2),
+        ("channels_first", 1), ("swapped", None),
+    ],
+)  # fmt: skip
+def test_a_field_that_holds_what_it_cannot_is_named(field: str, value: Any) -> None:
+    records = [asdict(site) for site in bert_sites()]
+    records[0][field] = value
+    with pytest.raises(UsageError, match=field) as caught:
+        anatomy_of(tiny_model("bert"), sites=records)
+    assert str(value) in caught.value.what
+
+
+@pytest.mark.parametrize("given", ["abc", 7, [None], [7], ["block"], [("block", 0)], {"block": 0}, [Site]])
+def test_what_is_no_list_of_sites_is_told_as_such(given: Any) -> None:
+    model = tiny_model("bert")
+    with pytest.raises(UsageError, match=r"is no (list of sites|site)") as caught:
+        adapters(model, sites=given)
+    assert "ordinal" in str(caught.value.hint)
+    adapters(model)
+    with pytest.raises(UsageError, match=r"is no (list of sites|site)"):
+        adapters(model, sites=given)
+
+
+@pytest.mark.parametrize("residual", ["encoder.layer.0.intermediate", "encoder.layer.0.intermediate.dense", None])
+def test_two_sites_are_two_branches(residual: str | None) -> None:
+    sites = bert_sites()
+    again = replace(sites[1], ordinal=2, residual=residual)
+    with pytest.raises(ModelError, match=r"blocks.0.ffn2: .*dropout is the output of another site, and runs 1 times"):
+        adapters(tiny_model("bert"), sites=[*sites, again])
+
+
 def test_sites_are_chosen_once() -> None:
     model = tiny_model("bert")
     panel = adapters(model)

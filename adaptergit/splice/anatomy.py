@@ -13,9 +13,9 @@ import inspect as pysource
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from torch import nn
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.families import Branch, family_of
 from adaptergit.splice.sidecar import Sidecar
+from adaptergit.splice.site_records import records_of
 from adaptergit.splice.trace import Found, faults, group_blocks, trace, within
 
 T = TypeVar("T")
@@ -217,27 +218,25 @@ def by_hand(sites: Iterable[Site | Mapping[str, Any]]) -> tuple[Site, ...]:
     """Read sites that somebody gives.
 
     Raises:
-        UsageError: A record is not that of a site, or the blocks have gaps.
+        UsageError: A record is not that of a site, or blocks or ordinals have gaps.
     """
-    known = [field.name for field in fields(Site)]
-    found: list[Site] = []
-    for given in sites:
-        record = asdict(given) if isinstance(given, Site) else dict(given)
-        if not set(known[:5]) <= set(record) <= set(known):  # the others have defaults
-            raise UsageError(f"{record!r} is no site", hint=f"fields: {', '.join(known)}")
-        site = Site(**record)
-        if site.branch not in get_args(Branch):
-            raise UsageError(f"{site.branch!r} is no kind of branch", hint=", ".join(get_args(Branch)))
-        if any(site.key == other.key for other in found):
-            raise UsageError(f"two sites are {site.key}", hint="the second of a block's branches has ordinal=2")
-        found.append(site)
+    found = tuple(Site(**record) for record in records_of(sites))
+    ordinals: dict[tuple[int, Branch], list[int]] = defaultdict(list)
+    for site in found:
+        ordinals[site.block, site.branch].append(site.ordinal)
+    for (block, branch), given in ordinals.items():
+        if sorted(given) != list(range(1, len(given) + 1)):
+            raise UsageError(
+                f"sites of blocks.{block}.{branch} have the ordinals {', '.join(map(str, given))}",
+                hint="the second of a block's branches has ordinal=2, and the first ordinal=1",
+            )
     blocks = sorted({site.block for site in found})
     if not found or blocks != list(range(len(blocks))):
         raise UsageError(
             f"sites by hand are of blocks {blocks}, and blocks are counted from 0 on without gaps",
             hint="name the sites of every block, and leave blocks out in configurations: leave_out=[…]",
         )
-    return tuple(found)
+    return found
 
 
 def _check(model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Any] | None) -> None:

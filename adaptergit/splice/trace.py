@@ -166,8 +166,17 @@ def faults(model: nn.Module, inputs: Mapping[str, Any], given: Sequence[Found]) 
         Exception: Whatever the forward raises.
     """
     recorded = _record(model, inputs)
-    rehearsed = zip(given, _rehearse(model, inputs, given), strict=True)
-    return [seen.fault(one) or _misplaced(one, seen, recorded) for one, seen in rehearsed]
+    rehearsed = list(zip(given, _rehearse(model, inputs, given), strict=True))
+    return [
+        seen.fault(one) or _misplaced(one, seen, recorded) or _taken(one, seen, rehearsed[:index])
+        for index, (one, seen) in enumerate(rehearsed)
+    ]
+
+
+def _taken(one: Found, seen: _Rehearsal, others: Sequence[tuple[Found, _Rehearsal]]) -> str | None:
+    """Say that an output runs too seldom to be a branch of this site and of those before it."""
+    fired = seen.fired + sum(record.fired for other, record in others if other.output == one.output)
+    return f"{one.output} is the output of another site, and runs {seen.ran} times" if fired > seen.ran else None
 
 
 def _misplaced(one: Found, seen: _Rehearsal, recorded: Sequence[_Branch]) -> str | None:
@@ -211,7 +220,9 @@ class _Rehearsal:
     """How a branch ran in one forward, read as it will be when something is spliced in."""
 
     read: int = 0
+    ran: int = 0
     fired: int = 0
+    """Of the times it ran, those after the stream was read."""
     width: int = 0
     misfit: str | None = None
     streams: list[torch.Tensor] = field(default_factory=list)
@@ -250,6 +261,7 @@ def _rehearse(model: nn.Module, inputs: Mapping[str, Any], found: Sequence[Found
     def gives(index: int, _module: nn.Module, _args: Any, output: Any) -> None:
         one, record, h = found[index], seen[index], next(_tensors(output))
         x = pending.pop(index, None)
+        record.ran += 1
         if one.residual is not None and x is None:
             return
         record.fired += 1
