@@ -17,6 +17,7 @@ from adaptergit.splice import (
     CausalLMHead,
     ClassificationHead,
     DependencyParsingHead,
+    HeadConfig,
     MultipleChoiceHead,
     Parallel,
     QuestionAnsweringHead,
@@ -350,6 +351,113 @@ def test_heads_of_words_may_be_as_many_as_the_words() -> None:
     short = model(**given, labels_arcs=arcs, labels_rels=relations).loss
     long = [F.pad(one, (0, 4), value=0) for one in (arcs, relations)]  # 0 is this model's padding
     torch.testing.assert_close(model(**given, labels_arcs=long[0], labels_rels=long[1]).loss, short)
+
+
+# --- models that are their own base -----------------------------------------------------------------------------------
+
+
+def bert_to_bert() -> Any:
+    part = {"bert": transformers.BertConfig(vocab_size=99, **SIZES["bert"])}
+    torch.manual_seed(0)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(part["bert"], part["bert"])
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 1, 0, 2
+    return transformers.EncoderDecoderModel(config).eval()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [ClassificationHead(num_labels=3), TaggingHead(), QuestionAnsweringHead(), Seq2SeqLMHead(), MultipleChoiceHead()],
+    ids=lambda head: head.type,
+)
+@pytest.mark.parametrize("vocabulary", [99, 32])
+def test_a_head_reads_below_the_logits_of_a_model_that_is_its_own_base(vocabulary: int, head: HeadConfig) -> None:
+    """Also where the logits are as wide as the hidden state."""
+    found: list[Any] = []
+    state: dict[str, Any] = {}
+    config = transformers.T5Config(vocab_size=vocabulary, eos_token_id=2, pad_token_id=0, **SIZES["t5"])
+    ids = tokens() % vocabulary
+    for kind in (transformers.T5Model, transformers.T5ForConditionalGeneration):
+        torch.manual_seed(0)
+        model = kind(config).eval()
+        model.load_state_dict(state, strict=False)
+        state = model.state_dict()
+        panel = adapters(model)
+        for one in "ab":
+            torch.manual_seed(ord(one))
+            noisy(panel, one, "seq_bn[reduction_factor=2]")
+            panel.add_head(one, head)
+        for text in ("a", "Parallel(a, b)"):
+            panel.activate(text)
+            answer = model(input_ids=ids, output_hidden_states=True)
+            found += answer.get("head_outputs") or [answer]
+    for one, other in zip(found[:3], found[3:], strict=True):
+        name = "start_logits" if "start_logits" in one else "logits"
+        torch.testing.assert_close(other[name], one[name])
+
+
+def test_a_head_for_tokens_generates_beside_an_encoder_and_a_decoder() -> None:
+    model, ids = bert_to_bert(), tokens()
+    panel = adapters(model)
+    panel.add("a")
+    panel.add_head("a", Seq2SeqLMHead())
+    panel.activate("a")
+    with torch.no_grad():
+        panel.head_module("a").decoder.weight.copy_(model.decoder.cls.predictions.decoder.weight)
+    labels = tokens(2, 5)
+    beside = model(input_ids=ids, labels=labels)
+    assert beside.logits.shape == (2, 5, 99)
+    beside.loss.backward()
+    written = model.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert torch.equal(written[:, 1], model(input_ids=ids, decoder_input_ids=written[:, :1]).logits[:, -1].argmax(-1))
+    assert written.shape == (2, 5)
+    panel.detach()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("head", [ClassificationHead(), Seq2SeqLMHead(), DependencyParsingHead()], ids=lambda h: h.type)
+def test_a_hidden_state_of_another_width_is_refused(head: HeadConfig) -> None:
+    model, ids = made("BertModel"), tokens()
+    panel = adapters(model)
+    panel.add("a")
+    panel.add_head("a", head)
+    panel.activate("a")
+    model.register_forward_hook(lambda _m, _a, out: type(out)(last_hidden_state=out[0][..., :16]), prepend=True)
+    with pytest.raises(ModelError, match="32 wide, and was given"):
+        model(input_ids=ids, word_starts=torch.tensor([[1, 2, 4]] * 2))
+
+
+def test_where_a_text_ends_must_be_known() -> None:
+    model, ids = bert_to_bert(), tokens()
+    panel = adapters(model)
+    panel.add("a")
+    panel.add_head("a", ClassificationHead())
+    panel.activate("a")
+    assert model(input_ids=ids).logits.shape == (2, 2)
+    model.config.eos_token_id = None
+    with pytest.raises(ModelError, match="does not say with what") as caught:
+        model(input_ids=ids)
+    assert "eos_token_id" in str(caught.value.hint)
+
+
+def test_a_head_reads_no_answers() -> None:
+    common = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
+    text = {**common, "vocab_size": 99, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+    config = transformers.CLIPConfig(
+        text_config=text, vision_config={**common, "image_size": 16, "patch_size": 8}, projection_dim=16
+    )
+    both, one = (
+        transformers.CLIPModel(config).eval(),
+        transformers.CLIPTextModelWithProjection(config.text_config).eval(),
+    )
+    for model in (both, one):
+        panel = adapters(model)
+        panel.add("a")
+        panel.add_head("a", TaggingHead())
+        panel.activate("a")
+    with pytest.raises(ModelError, match="CLIPModel answers with logits_per_image") as caught:
+        both(input_ids=tokens(), pixel_values=torch.randn(2, 3, 16, 16))
+    assert "CLIPTextModel" in str(caught.value.hint)
+    assert one(input_ids=tokens()).logits.shape == (2, 6, 2)
 
 
 class Tokens:

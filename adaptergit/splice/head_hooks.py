@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
 from adaptergit.errors import ModelError
-from adaptergit.splice.anatomy import called_of
+from adaptergit.splice.anatomy import base_of, called_of
 from adaptergit.splice.calls import heads_beside, repeat
 from adaptergit.splice.heads import HeadCall, HeadModule, Pooling, StaticModule
 from adaptergit.splice.hooks import Undo, after, before
@@ -46,10 +47,22 @@ def hook_heads(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engi
     # In front of the base's own hook, which makes room for a prompt: the heads want the tokens as they were given.
     return [
         before(model, hooks.before, prepend=True),
-        after(called, hooks.watch),
+        after(_read(model, base), hooks.watch),
         after(model, hooks.after, with_kwargs=True),
         _OwnMean(model),
     ]
+
+
+def _read(model: nn.Module, base: nn.Module) -> nn.Module:
+    """Return the module whose output the heads read.
+
+    A model that is its own base may answer with logits (T5ForConditionalGeneration): its decoder has what they are of.
+    """
+    if base is model and getattr(model, "get_output_embeddings", lambda: None)() is not None:
+        decoder = getattr(model, "get_decoder", lambda: None)()
+        if isinstance(decoder, nn.Module) and decoder is not model:
+            return base_of(decoder)
+    return called_of(base)
 
 
 class _OwnMean:
@@ -166,6 +179,7 @@ class _Answer:
         output, pending = self.engine.take(_OUTPUT), self.engine.take(_CALL)
         if output is None or not isinstance(output[0], torch.Tensor):
             raise ModelError("the base model gave no hidden state for the head to read")
+        output = _with_hidden_state(output, type(self.base).__name__)
         heads = self.engine.current().answers(output[0].shape[0])
         # A head that answers for all rows sees them as often as Parallel repeats them.
         copies = self.engine.current().copies
@@ -220,6 +234,23 @@ class _Answer:
             self.engine.without_prompt,
             lambda hidden: self.engine.unembed(hidden, rows),
         )
+
+
+def _with_hidden_state(output: Any, name: str) -> Any:
+    """Return a base's output with the last hidden state in front; refuse one that holds answers instead."""
+    if not isinstance(output, ModelOutput):
+        return output
+    hidden = output.get("last_hidden_state")
+    if hidden is None:
+        raise ModelError(
+            f"the head reads a hidden state, and {name} answers with {', '.join(output)}",
+            hint="load the model without its own head: AutoModel.from_pretrained(…), or one of its towers "
+            "(CLIPTextModel, CLIPVisionModel)",
+        )
+    if hidden is output[0]:
+        return output
+    rest = {name: output.get(name) for name in ("pooler_output", "hidden_states", "attentions")}
+    return BaseModelOutputWithPooling(last_hidden_state=hidden, **rest)
 
 
 def _said(head: HeadModule, field: str) -> Any:

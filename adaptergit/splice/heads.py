@@ -91,7 +91,13 @@ class HeadCall:
                     f"the head reads the decoder where input_ids end, and it was given {hidden.shape[1]} positions",
                     hint="pass decoder_input_ids as long as input_ids: the same tokens, shifted right",
                 )
-            marks = ids.eq(self.config.eos_token_id).long()
+            end = getattr(self.config, "eos_token_id", None)
+            if end is None:
+                raise ModelError(
+                    "the head reads the decoder where input_ids end, and the configuration does not say with what",
+                    hint="model.config.eos_token_id = tokenizer.sep_token_id, or what else ends a text",
+                )
+            marks = ids.eq(end).long()
             positions = torch.arange(ids.shape[1], device=ids.device)
             return hidden[rows, (marks * positions).argmax(dim=1)]
         pad = getattr(self.config, "pad_token_id", None)
@@ -159,6 +165,14 @@ def _check_dropout(share: float | None) -> None:
         raise UsageError(f"dropout_prob must be in [0, 1), not {share!r}")
 
 
+def _check_width(hidden: torch.Tensor, width: Any) -> None:
+    if hidden.shape[-1] != width:
+        raise ModelError(
+            f"the head reads hidden states that are {width} wide, and was given {tuple(hidden.shape)}",
+            hint="load the model without its own head: AutoModel.from_pretrained(…)",
+        )
+
+
 @dataclass(frozen=True)
 class LayersHead(HeadConfig):
     """``layers`` times (dropout, linear), activations between. As in ``adapters``."""
@@ -216,6 +230,7 @@ class LayersModule(HeadModule):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map (…, hidden) to (…, outputs)."""
+        _check_width(hidden, self.linears[0].in_features)
         out = hidden.to(next(self.parameters()).dtype)
         for index, linear in enumerate(self.linears):
             if index:
@@ -432,6 +447,7 @@ class LanguageModelModule(HeadModule):
     def answer(self, call: HeadCall) -> ModelOutput:
         """Return logits (batch, seq, vocabulary)."""
         hidden = call.scaled.to(self.decoder.weight.dtype)
+        _check_width(hidden, (*self.transform, self.decoder)[0].in_features)
         logits = self.decoder(call.unembed(self.transform(hidden)))
         labels, loss = call.labels.get("labels"), None
         if labels is not None:
@@ -504,6 +520,7 @@ class ParserModule(HeadModule):
         if starts is None:
             raise UsageError("a dependency parsing head needs word_starts")
         hidden = self.dropout(call.hidden).to(self.biaffine_arcs.weight.dtype)
+        _check_width(hidden, self.biaffine_arcs.weight.shape[2])
         pad = getattr(call.config, "pad_token_id", None)
         words = _words(hidden, starts, pad)
         heads = torch.cat([hidden[:, :1], words], dim=1)
@@ -631,7 +648,8 @@ def build_head(config: HeadConfig, model: nn.Module, hidden_size: int) -> nn.Mod
     if not isinstance(config, HeadConfig):
         raise UsageError(f"{config!r} is not a head's configuration", hint="ClassificationHead(num_labels=2), …")
     if not isinstance(config, StaticHead):
-        return config.build(hidden_size, getattr(model, "config", None))
+        whole = getattr(model, "config", None)
+        return config.build(hidden_size, whole if hasattr(whole, "vocab_size") else getattr(whole, "decoder", whole))
     if config.model_class and config.model_class != type(model).__name__:
         raise ModelError(
             f"the head belongs to {config.model_class}, the model is a {type(model).__name__}",

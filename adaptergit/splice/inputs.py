@@ -77,6 +77,7 @@ def mask_of_frames(base: nn.Module, mask: torch.Tensor, frames: int) -> torch.Te
 
 def shifted_right(tokens: torch.Tensor, config: Any) -> torch.Tensor:
     """Return a decoder's input for (batch, seq) tokens, as models with heads of their own make it."""
-    shifted = tokens.new_full(tokens.shape, int(config.decoder_start_token_id or config.pad_token_id or 0))
+    pad = getattr(config, "pad_token_id", None) or 0
+    shifted = tokens.new_full(tokens.shape, int(getattr(config, "decoder_start_token_id", None) or pad))
     shifted[:, 1:] = tokens[:, :-1]
-    return shifted.masked_fill(shifted == -100, config.pad_token_id or 0)
+    return shifted.masked_fill(shifted == -100, pad)
