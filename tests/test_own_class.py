@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import tiny_model
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
@@ -618,7 +617,8 @@ def test_a_model_that_keeps_positions_before_rows_lets_no_row_have_adapters_of_i
 
 def test_a_table_that_nobody_looks_up_takes_no_lora() -> None:
     """In transformers 5, the stacks of T5 have tables of their own with the weights of ``shared``."""
-    model = tiny_model("t5")
+    sizes = {"vocab_size": 70, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    model = transformers.T5Model(transformers.T5Config(**sizes))
     panel = adapters(model)
     looked_up = model.encoder.embed_tokens is model.shared  # transformers 4
     if looked_up:
