@@ -622,9 +622,9 @@ def test_a_table_that_nobody_looks_up_takes_no_lora() -> None:
     panel = adapters(model)
     looked_up = model.encoder.embed_tokens is model.shared  # transformers 4
     if looked_up:
-        panel.add("a", "lora[target_modules=[shared]]")
+        panel.add("a", "lora[target_modules=['shared']]")
     else:
         with pytest.raises(ModelError, match="never looks shared up"):
-            panel.add("a", "lora[target_modules=[shared]]")
+            panel.add("a", "lora[target_modules=['shared']]")
         panel.add("a", "lora[target_modules=['encoder.embed_tokens']]")
     assert panel.names == ["a"]
