@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from adaptergit.bases import Named, NamedBase, base_model, class_for, is_hub_id, stated_base, transformers
-from adaptergit.errors import ModelError, NotFoundError, UsageError
+from adaptergit.errors import ModelError, NotFoundError, PackageError, UsageError
 from adaptergit.export import WRITERS
 from adaptergit.formats import Folder, foreign_format, is_single, load_folder, model_class
 from adaptergit.formats.adapterhub_write import write_setup
@@ -31,6 +31,7 @@ from adaptergit.package import CARD, WEIGHTS, Card, is_generated
 from adaptergit.package.foreign import check_header_of
 from adaptergit.package.local import local_card
 from adaptergit.package.modelcard import card_fields, told_front_matter
+from adaptergit.package.weights import tensors_in
 from adaptergit.reference import expand, is_hub, is_path
 from adaptergit.resolve import fetch
 from adaptergit.settings import load_settings
@@ -174,7 +175,11 @@ def _copy(held: _Held, staged: Path) -> None:
     """Copy what is in the wanted format already: the very bytes, without what only adaptergit reads."""
     if held.format == "adaptergit":
         raise UsageError("it is a package already", where=str(held.folder))
+    if not tensors_in(held.folder):  # the weights are looked at, if only at what they are called
+        raise NotFoundError("there are no weights", where=str(held.folder), hint="adapter_model.safetensors is missing")
     for path in sorted(held.folder.rglob("*")):
+        if path.is_symlink():
+            raise PackageError("a link is not copied", where=str(path), hint="put the file itself there")
         if path.is_file() and not (held.card and path.parent == held.folder and is_generated(path)):
             copy = staged / path.relative_to(held.folder)
             copy.parent.mkdir(parents=True, exist_ok=True)

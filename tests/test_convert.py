@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import adaptergit
 from adaptergit.errors import AdaptergitError, AdaptergitWarning, UsageError
-from adaptergit.splice import adapters
+from adaptergit.splice import TunedParameters, adapters
 
 
 def case_folder(name: str) -> Path:
@@ -202,3 +202,40 @@ def there_and_back(base: str, auto: str, config: str, to: str, tmp_path: Path) -
     extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
         torch.testing.assert_close(twin(ids, **extra)[0], model(ids, **extra)[0], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("spoil", ["short", "gone", "link"])
+def test_what_is_copied_is_looked_at_first(spoil: str, tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    panel = adapters(model)
+    panel.add("a", "lora")
+    adaptergit.export(model, "a", tmp_path / "theirs", to="peft")
+    weights = tmp_path / "theirs" / "adapter_model.safetensors"
+    if spoil == "short":
+        weights.write_bytes(b"no")
+    else:
+        weights.rename(tmp_path / "elsewhere")
+    if spoil == "link":
+        weights.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AdaptergitError, match=r"not a valid safetensors|no weights|is missing|link"):
+        adaptergit.convert(tmp_path / "theirs", tmp_path / "again", to="peft")
+    assert not (tmp_path / "again").exists()
+
+
+def test_rows_of_tokens_alone_go_to_peft_and_come_back(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    panel = adapters(model)
+    panel.add("a", TunedParameters((), {"embeddings.word_embeddings": (3, 5)}))
+    with torch.no_grad():
+        for parameter in panel.module("a").parameters():
+            parameter.normal_()
+    adaptergit.export(model, "a", tmp_path / "theirs", to="peft")
+    config = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["token_indices"]) == ("TRAINABLE_TOKENS", [3, 5])
+    ids = torch.tensor([[2, 3, 5, 7]])
+    panel.active = "a"
+    expected = model(input_ids=ids)[0]
+    again = tiny_model("bert")
+    assert not torch.equal(again(input_ids=ids)[0], expected)
+    adaptergit.load(tmp_path / "theirs", again)
+    assert torch.equal(again(input_ids=ids)[0], expected)

@@ -454,3 +454,13 @@ def test_openssf_bundles_go_both_ways(tmp_path: Path, curve: str) -> None:
     bundle.unlink()
     assert theirs("sign", "--private_key", private) == 0
     assert verify_bundle(folder, public) == ("card.yaml", "manifest.json")
+
+
+def test_trainable_tokens_of_peft_compute_the_same(tmp_path: Path) -> None:
+    options = {"token_indices": [6, 9, 12], "target_modules": ["word_embeddings"]}
+    expected = saved("bert", "TrainableTokensConfig", options, tmp_path / "p")
+    model = transformers.AutoModel.from_pretrained(GOLDEN / "bases" / "bert", attn_implementation="eager").eval()
+    adaptergit.load(tmp_path / "p", model)
+    assert torch.allclose(ours(model), expected, atol=2e-5)
+    adaptergit.export(model, "p", tmp_path / "again", to="peft")
+    assert torch.allclose(theirs("peft", "bert", tmp_path / "again", tmp_path), expected, atol=2e-5)

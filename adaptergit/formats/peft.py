@@ -58,6 +58,9 @@ FORM_PARTS = {
 }
 
 
+_TOKENS = "TRAINABLE_TOKENS"
+
+
 def is_peft(folder: Folder) -> bool:
     """Tell whether a folder holds a PEFT checkpoint."""
     return CONFIG in folder and "peft_type" in folder.json(CONFIG)
@@ -94,14 +97,20 @@ def translate_peft(
         "LN_TUNING": _norms,
         **dict.fromkeys((name.upper() for name in FORM_PARTS), _form),
     }
-    if kind not in readers:
+    if kind not in readers and kind != _TOKENS:
         raise PackageError(f"PEFT adapters of the type {kind} have no equivalent here", where=f"{where}/{CONFIG}")
+    if kind == _TOKENS:  # nothing but what others have beside a LoRA, under another name
+        raw = {**raw, "trainable_token_indices": raw.get("token_indices")}
     source = _Source(raw, tensors, host, where)
     try:
-        config, renamed = readers[kind](source)
+        config, renamed = (None, {}) if kind == _TOKENS else readers[kind](source)
         tuned, tuned_tensors = _tuned(source)
     except (UsageError, TypeError, KeyError, ValueError) as error:
         raise PackageError(f"this {kind} checkpoint cannot be read: {error}", where=where) from error
+    if config is None:
+        if tuned is None:
+            raise PackageError("it holds no rows of tokens", where=where)
+        return Checkpoint("adapter", tuned, tuned_tensors, host)
     if tuned is not None:
         check_biases(config, source.biased(tuned), where)
         config = Union((config, tuned))

@@ -120,9 +120,17 @@ def _prefix_of(panel: Panel) -> str:
 def _alone(tuned: Mapping[Tuned, nn.Module]) -> Made:
     """Parameters of the model's own and nothing else: PEFT copies the modules that have them."""
     tensors: dict[str, torch.Tensor] = {}
+    rows = {place.path: module for place, module in tuned.items() if isinstance(module, TokenRows)}
+    if rows and all(isinstance(module, TokenRows | TiedRows) for module in tuned.values()):
+        tokens = {tuple(module.tokens) for module in rows.values()}
+        if len(tokens) > 1:
+            raise UsageError("PEFT has one list of tokens for all tables", hint="add them to a LoRA")
+        tensors |= {f"{_STEM}{path}.trainable_tokens_delta": module.rows for path, module in rows.items()}
+        indices = list(tokens.pop())
+        return {"peft_type": "TRAINABLE_TOKENS", "target_modules": sorted(rows), "token_indices": indices}, tensors
     for place, module in tuned.items():
         if not isinstance(module, TunedSite):
-            raise UsageError("rows for tokens alone are not written for PEFT", hint="add them to a LoRA")
+            raise UsageError("rows for tokens and parameters without a LoRA have no equivalent in PEFT")
         values = dict(module._host[0].named_parameters(recurse=False)) | dict(module.named_parameters())
         tensors |= {f"{_STEM}{place.path}.ln_tuning_layers.{key}": value for key, value in values.items()}
     return {"peft_type": "LN_TUNING", "target_modules": sorted(place.path for place in tuned)}, tensors
