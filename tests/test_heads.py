@@ -100,6 +100,47 @@ def test_choices_may_come_in_a_dimension_of_their_own() -> None:
         assert torch.allclose(model(input_ids=IDS.view(2, 2, 7)).logits, model(input_ids=IDS).logits)
 
 
+def test_rows_that_are_no_whole_questions_are_refused() -> None:
+    model = tiny_model("bert")
+    panel = adapters(model)
+    panel.add("a")
+    panel.add_head("a", MultipleChoiceHead(num_choices=2))
+    panel.active = "a"
+    with pytest.raises(UsageError, match="3 rows are no questions with 2 choices each"):
+        model(input_ids=IDS[:3])
+    with pytest.raises(UsageError, match="the questions have 4 choices, and the head knows 2"):
+        model(input_ids=IDS[None])
+    assert model(input_ids=IDS).logits.shape == (2, 2), "nothing of the calls before is left"
+
+
+def test_an_answer_without_names_is_one_heads_alone() -> None:
+    class Plain(HeadModule):
+        def answer(self, call: HeadCall) -> Any:
+            return (call.hidden.mean(1),)
+
+    class PlainHead(HeadConfig):
+        type: ClassVar[str] = "plain"
+
+        def build(self, hidden_size: int, config: Any) -> HeadModule:
+            return Plain()
+
+    model = tiny_model("bert")
+    panel = adapters(model)
+    panel.add("a")
+    panel.add_head("a", PlainHead())
+    panel.add_head("b", ClassificationHead(num_labels=3))
+    panel.active = "a"
+    assert model(input_ids=IDS)[0].shape == (4, 32)
+    assert torch.equal(model(input_ids=IDS, return_dict=False)[0], model(input_ids=IDS)[0])
+    panel.activate("a", head=["a", "b"])
+    with pytest.raises(UsageError, match="Plain answers with a tuple") as caught:
+        model(input_ids=IDS)
+    assert "ModelOutput" in str(caught.value.hint)
+    panel.active = "a"
+    with pytest.raises(UsageError, match="Plain answers with a tuple"):
+        model(input_ids=IDS, labels=CLASSES, num_items_in_batch=4)
+
+
 def test_a_head_is_compiled_into_one_graph_with_the_model() -> None:
     model = tiny_model("bert")
     panel = adapters(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
-from adaptergit.errors import ModelError
+from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import base_of, called_of
 from adaptergit.splice.calls import heads_beside, repeat
 from adaptergit.splice.heads import HeadCall, HeadModule, Pooling, StaticModule
@@ -141,7 +142,9 @@ class _Answer:
         if kwargs is None or not heads:
             return None
         of_choices = type(module).__name__.endswith("ForMultipleChoice")
-        if of_choices or any(_said(head, "type") == "multiple_choice" for head in heads):
+        counts = [_said(head, "num_choices") for head in heads if _said(head, "type") == "multiple_choice"]
+        if of_choices or counts:
+            _check_choices((*args, *kwargs.values()), counts)
             kwargs = {name: _flat(value) for name, value in kwargs.items()}
             args = tuple(_flat(value) for value in args)
         named = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
@@ -191,7 +194,10 @@ class _Answer:
             for (head, rows), total in zip(heads, totals, strict=True)
         ]
         if len(answers) == 1:
-            return answers[0].to_tuple() if pending.as_tuple else answers[0]
+            wanted = pending.as_tuple and not isinstance(answers[0], tuple)
+            return answers[0].to_tuple() if wanted else answers[0]
+        for head, answer in zip(heads, answers, strict=True):
+            _check_named(head[0], answer)
         losses = [answer["loss"] for answer in answers if answer.get("loss") is not None]
         made = MultiHeadOutput(
             loss=sum(losses) if losses else None,
@@ -205,7 +211,10 @@ class _Answer:
     def _answer(head: HeadModule, call: HeadCall, total: Any) -> Any:
         """Let a head answer; with a total, its loss is this batch's part of the mean over all labels."""
         answer, labels = head.answer(call), call.labels.get("labels")
-        if total is not None and isinstance(labels, torch.Tensor) and answer.get("loss") is not None:
+        if total is None or not isinstance(labels, torch.Tensor):
+            return answer
+        _check_named(head, answer)
+        if answer.get("loss") is not None:
             scored = labels[..., 1:] if _said(head, "shift_labels") else labels
             answer["loss"] = answer["loss"] * scored.ne(-100).sum() / total
         return answer
@@ -251,6 +260,24 @@ def _with_hidden_state(output: Any, name: str) -> Any:
         return output
     rest = {name: output.get(name) for name in ("pooler_output", "hidden_states", "attentions")}
     return BaseModelOutputWithPooling(last_hidden_state=hidden, **rest)
+
+
+def _check_named(head: HeadModule, answer: Any) -> None:
+    if not isinstance(answer, Mapping):
+        raise UsageError(
+            f"{type(head).__name__} answers with a {type(answer).__name__}: which part is the loss cannot be told",
+            hint="a head that answers together with others, or for a Trainer, returns a ModelOutput",
+        )
+
+
+def _check_choices(values: Iterable[Any], counts: Iterable[int]) -> None:
+    given = {value.shape[1] for value in values if _flat(value) is not value}
+    for count in counts:
+        if given - {count}:
+            raise UsageError(
+                f"the questions have {', '.join(map(str, sorted(given)))} choices, and the head knows {count}",
+                hint="add the head with MultipleChoiceHead(num_choices=…)",
+            )
 
 
 def _said(head: HeadModule, field: str) -> Any:

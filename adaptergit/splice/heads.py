@@ -359,7 +359,13 @@ class MultipleChoiceHead(LayersHead):
 
     def answer(self, layers: LayersModule, call: HeadCall) -> ModelOutput:
         """Return logits (batch, choices)."""
-        logits = layers(call.pooled(self.use_pooler)).view(-1, self.num_choices)
+        scores = layers(call.pooled(self.use_pooler))
+        if len(scores) % self.num_choices:
+            raise UsageError(
+                f"{len(scores)} rows are no questions with {self.num_choices} choices each",
+                hint="call the model with (batch, choices, seq), or with all choices of every question",
+            )
+        logits = scores.view(-1, self.num_choices)
         labels = call.labels.get("labels")
         loss = None if labels is None else F.cross_entropy(logits, labels.view(-1))
         return MultipleChoiceModelOutput(loss=loss, logits=logits, **call.handed_on)
