@@ -287,6 +287,23 @@ def test_a_model_that_load_makes_shows_its_labels_in_a_pipeline(tmp_path: Path, 
     assert {answer["label"] for answer in shown[0]} == {"negative", "positive"}
 
 
+def test_a_pipeline_shows_the_labels_of_a_head_beside_the_model_once_the_configuration_says_them() -> None:
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    core = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1, "good": 2, "bad": 3}, unk_token="[UNK]"))
+    core.pre_tokenizer = Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]")
+    model = transformers.BertForSequenceClassification(config).eval()
+    panel = adapters(model)
+    panel.add("x")
+    panel.add_head("x", ClassificationHead(num_labels=3, labels=("bad", "good", "neither")))
+    panel.active = "x"
+    model.config.id2label = dict(enumerate(panel.head_config("x").labels))
+    shown = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)("good bad")
+    assert {answer["label"] for answer in shown[0]} == {"bad", "good", "neither"}
+
+
 @pytest.mark.parametrize("config", ["seq_bn", "lora", "prefix_tuning", "loreft", "seq_bn_inv"])
 def test_autocast_and_half_precision(config: str) -> None:
     model = llama()
