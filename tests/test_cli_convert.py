@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import adaptergit
 from adaptergit.cli import main
+from adaptergit.errors import UsageError
 from adaptergit.package import CARD
 from adaptergit.publish import publish
 from adaptergit.splice import ClassificationHead, adapters
@@ -163,6 +164,18 @@ def test_what_vllm_would_not_compute_is_refused(tmp_path: Path) -> None:
     argv = ("export", tmp_path / "ours", tmp_path / "a" / "b", "--to", "vllm", "--base", GOLDEN / "bases" / "llama")
     assert "without DoRA" in run(*argv, code=2).stderr
     assert {path.name for path in tmp_path.iterdir()} == {"home", "ours"}
+
+
+def test_ranks_that_only_some_layers_have_are_not_served(tmp_path: Path) -> None:
+    """A fused layer has one for each part, and vLLM reads one for all layers."""
+    for config, fits in (("lora[r=4]", True), ("lora[r=4, intermediate_lora=True]", False)):
+        model, folder = made("gpt2", config, CAUSAL), tmp_path / str(fits)
+        if fits:
+            adaptergit.export(model, "a", folder, to="vllm")
+        else:
+            with pytest.raises(UsageError, match="rank or an alpha of their own"):
+                adaptergit.export(model, "a", folder, to="vllm")
+        assert folder.is_dir() == fits
 
 
 # --- as they are ------------------------------------------------------------------------------------------------------

@@ -65,8 +65,14 @@ class _Source:
         return any(type(site._host[0]).__name__ == "Conv1D" for site in self.sites().values())
 
 
-def write_peft(panel: Panel, name: str, folder: Path) -> None:
+def write_peft(panel: Panel, name: str, folder: Path, *, patterns: bool = True) -> None:
     """Write an adapter.
+
+    Args:
+        panel: Of the model.
+        name: Of the adapter.
+        folder: New.
+        patterns: Whether layers may have ranks and alphas of their own, as where some are fused.
 
     Raises:
         UsageError: It would not compute the same there; nothing is written.
@@ -85,6 +91,8 @@ def write_peft(panel: Panel, name: str, folder: Path) -> None:
         fields, tensors = _alone(tuned)
     else:
         fields, tensors = _adapter(config, _Source(panel, parts.places, parts.common))
+    if not patterns and (fields.get("rank_pattern") or fields.get("alpha_pattern")):
+        raise UsageError("some layers have a rank or an alpha of their own here, as they are fused")
     if name in panel.heads and not fields.get("modules_to_save"):
         raise UsageError("a head beside the model has no equivalent in PEFT", hint="load it with head=False")
     fields = {

@@ -36,7 +36,7 @@ def write_vllm(panel: Panel, name: str, folder: Path) -> None:
         raise UsageError(f"vLLM serves adapters of causal language models, and this is a {kind}")
     if config.r > RANKS[-1]:
         raise UsageError(f"vLLM serves ranks up to {RANKS[-1]}, and this is {config.r}")
-    write_peft(panel, name, folder)
+    write_peft(panel, name, folder, patterns=False)
 
 
 def serve_command(folder: Path, name: str, base: str | None = None) -> str:
