@@ -421,7 +421,7 @@ def trusted_again(scene: Scene, change: Callable[[Path], object]) -> Strike:
     return lambda: import_bundle(file)
 
 
-PLACES = r"plain files below releases, packages, indexes"
+PLACES = r"plain files below releases, packages, rotations, indexes"
 
 
 @attacks(
