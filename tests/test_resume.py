@@ -120,7 +120,8 @@ def test_a_checkpoint_that_nobody_knows_the_beginning_of_is_refused(cut: TrainSp
         train(cut, never)
 
 
-def test_a_sharded_training_starts_over(cut: TrainSpec) -> None:
+def test_a_sharded_training_starts_over(cut: TrainSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")  # as a launcher does
     with pytest.raises(NotFoundError, match="no checkpoint"):
         train(replace(cut, fsdp=True), never)
 

@@ -17,7 +17,6 @@ _VARIANTS = {
     "velora_config": "VeLoRA",
     "monteclora_config": "MonteCLoRA",
     "arrow_config": "Arrow",
-    "layer_replication": "a LoRA of replicated layers",
     "use_bdlora": "BD-LoRA",
     "use_qalora": "QALoRA",
     "alora_invocation_tokens": "activated LoRA",

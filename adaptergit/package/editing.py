@@ -26,7 +26,7 @@ def card_path(path: str | Path) -> Path:
     found = expand(path)
     if not found.exists():
         hint = "name a card.yaml, or the folder it lies in"
-        raise NotFoundError("no such file or folder", where=str(found), hint=hint)
+        raise NotFoundError("no card: no such file or folder", where=str(found), hint=hint)
     found = found / CARD if found.is_dir() else found
     if not found.is_file():
         raise NotFoundError("there is no card", where=str(found), hint=f"adaptergit card make {expand(path)}")

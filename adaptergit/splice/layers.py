@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -68,8 +69,8 @@ def require_counts(config: Any, *names: str, least: int = 1) -> None:
         value = getattr(config, name)
         whole = isinstance(value, int) and not isinstance(value, bool)
         require(whole and value >= least, f"{name} must be a whole number from {least} on, not {value!r}")
-    for path, rank in (getattr(config, "rank_pattern", None) or {}).items():
-        require(rank >= 1, f"rank_pattern: the rank of {path} must be a whole number from 1 on, not {rank!r}")
+    ranks = pattern.values() if isinstance(pattern := getattr(config, "rank_pattern", None), Mapping) else ()
+    require(all(isinstance(r, int) and r >= 1 for r in ranks), "rank_pattern: a rank is a whole number from 1 on")
 
 
 def require_shares(config: Any, *names: str) -> None:
