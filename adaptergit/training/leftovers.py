@@ -13,9 +13,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from adaptergit.durable import disk_errors
+from adaptergit.training.resume import BEGUN, is_whole
 
-_LAST_WRITTEN = "trainer_state.json"
-"""Of a checkpoint."""
 _NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
@@ -38,7 +37,7 @@ def leaving(output: Path, checkpoints: Path, *, mine: bool) -> Iterator[None]:
         ):
             yield
     finally:
-        if mine and checkpoints.is_dir():
+        if mine and (checkpoints / BEGUN).is_file():  # else what is there is of others
             _tidy(checkpoints)
 
 
@@ -61,7 +60,7 @@ def _system_errors(output: Path) -> Iterator[None]:
 
 def _tidy(checkpoints: Path) -> None:
     for folder in checkpoints.glob("checkpoint-*"):
-        if not (folder / _LAST_WRITTEN).is_file():
+        if not is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
     if not any(checkpoints.glob("checkpoint-*")):  # nothing to go on from
         shutil.rmtree(checkpoints, ignore_errors=True)

@@ -14,7 +14,8 @@ from adaptergit.splice.fingerprint import Fingerprint
 from adaptergit.training.measures import Metrics
 from adaptergit.training.spec import TrainSpec
 
-_BEGUN = "begun.json"
+BEGUN = "begun.json"
+"""What decides the result of the training whose checkpoints lie beside it."""
 _STATE = "trainer_state.json"
 """What Trainer writes last: a checkpoint without it was interrupted too."""
 _MEASURED = ("frameworks", "hardware", "duration_seconds", "curve")
@@ -26,8 +27,13 @@ _TOLD, _SHORT = 5, 40
 def last_checkpoint(spec: TrainSpec) -> Path | None:
     """Return the last checkpoint that was written to its end; none of a sharded run holds all that is needed."""
     found = {path.name.removeprefix("checkpoint-"): path for path in spec.checkpoints.glob("checkpoint-*")}
-    whole = [number for number, path in found.items() if number.isdecimal() and (path / _STATE).is_file()]
+    whole = [number for number, path in found.items() if number.isdecimal() and is_whole(path)]
     return found[max(whole, key=int)] if whole and not spec.fsdp else None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint was written to its end."""
+    return (checkpoint / _STATE).is_file()
 
 
 def begun(spec: TrainSpec) -> bool:
@@ -43,7 +49,7 @@ def begin(spec: TrainSpec, card: Mapping[str, Any]) -> None:
     """
     shutil.rmtree(spec.checkpoints, ignore_errors=True)
     spec.checkpoints.mkdir(parents=True, exist_ok=True)
-    (spec.checkpoints / _BEGUN).write_text(json.dumps(_decided(card)), "utf-8")
+    (spec.checkpoints / BEGUN).write_text(json.dumps(_decided(card)), "utf-8")
 
 
 def go_on(spec: TrainSpec, card: Mapping[str, Any]) -> Path | None:
@@ -62,7 +68,7 @@ def go_on(spec: TrainSpec, card: Mapping[str, Any]) -> Path | None:
     if found is None:
         raise NotFoundError("there is no checkpoint to resume from", where=where, hint="train without --resume")
     try:
-        begun = json.loads((spec.checkpoints / _BEGUN).read_text("utf-8"))
+        begun = json.loads((spec.checkpoints / BEGUN).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(
             "nothing says what the training to resume was begun with", where=where, hint="train without --resume"

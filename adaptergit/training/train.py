@@ -411,9 +411,8 @@ def _write(panel: Panel, spec: TrainSpec, card: dict[str, Any]) -> None:
         staged = Path(temporary) / "package"
         panel.save(spec.adapter_name, staged, **card)
         spec.output.mkdir(exist_ok=True)
-        (spec.output / CARD).unlink(
-            missing_ok=True
-        )  # an old one must not stand beside new weights, nor a new one alone
+        # An old card must not stand beside new weights, nor a new one alone.
+        (spec.output / CARD).unlink(missing_ok=True)
         for path in sorted(staged.iterdir()):
             path.replace(spec.output / path.name)
 
