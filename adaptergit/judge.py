@@ -22,7 +22,6 @@ from adaptergit.reference import Reference
 from adaptergit.settings import Settings, cache_dir
 from adaptergit.store import Store
 from adaptergit.trust import AllowedSigner, Change, Past, Policy, SignedRotation, Verdict, evaluate, follow
-from adaptergit.trust.rotation import extending
 
 
 @dataclass(frozen=True)
@@ -119,17 +118,12 @@ def judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, a
             raise
         gone = (*wanted.revocations, *wanted.listed)
         after = known_rotation(settings, principal) if own else None
-
-        def along(rotations: Sequence[SignedRotation], principal: str = principal) -> Change:
-            signers = wanted.signers
-            return follow(rotations, principal, signers, gone, now, threshold=wanted.threshold, after=after)
-
         kept, found = asked.word.rotations, asked.rotations()
-        if not own:  # what the index has followed stays, as for the index itself
-            found = extending(along(kept).path, found)
-        if not (found := [*kept, *found]):
+        if not (kept or found):
             raise
-        change = along(found)
+        if own:  # the person's own pins owe nothing to what an index has followed
+            kept, found = [], [*kept, *found]
+        change = follow(found, principal, wanted.signers, gone, now, threshold=wanted.threshold, after=after, kept=kept)
         if change.contradiction:
             error.hint = (
                 f"{change.contradiction}: ask the publisher which one is theirs, trust its key by hand, and remove any "

@@ -19,7 +19,7 @@ from adaptergit.git import Listing, Remote, fetch_release, fetch_rotations, list
 from adaptergit.git.fetch import fetch_from_branch
 from adaptergit.git.objects import Judge
 from adaptergit.reference import Reference, Source, expand
-from adaptergit.settings import Settings
+from adaptergit.settings import Limits, Settings
 from adaptergit.trust import SignedRotation
 from adaptergit.trust.rotation import MAX_LISTED_BYTES, MAX_ROTATIONS, parse_rotations
 from adaptergit.web import StaticMirror, archive_urls, fetch_archive
@@ -152,7 +152,7 @@ def rotations_of(source: Source, settings: Settings, more: tuple[str, ...] = ())
         What they say, and whether the repository itself did.
     """
     with suppress(TransportError, PackageError, NotFoundError):
-        return _rotations_in(source, settings), True
+        return rotations_at(Remote.of(source, allow_http=settings.allow_http), settings.limits), True
     found = []
     for url in mirrors_of(source, settings, more):
         with suppress(TransportError, PackageError, NotFoundError):
@@ -160,15 +160,19 @@ def rotations_of(source: Source, settings: Settings, more: tuple[str, ...] = ())
                 data = StaticMirror(url, _download(settings)).rotations(source.principal or "", MAX_LISTED_BYTES)
                 found += parse_rotations(data, url)
             else:
-                found += _rotations_in(Source.parse(url), settings)
+                found += rotations_at(Remote.of(Source.parse(url), allow_http=settings.allow_http), settings.limits)
     return found, False
 
 
-def _rotations_in(source: Source, settings: Settings) -> list[SignedRotation]:
-    remote = Remote.of(source, allow_http=settings.allow_http)
+def rotations_at(remote: Remote, limits: Limits) -> list[SignedRotation]:
+    """Return the rotations that a git repository holds.
+
+    Raises:
+        TransportError: It cannot be reached.
+        PackageError: There are more than anybody follows.
+    """
     with scratch() as folder:
-        found = fetch_rotations(remote, settings.limits, beside=folder, most=MAX_ROTATIONS)
-    return list(map(SignedRotation.of, found))
+        return list(map(SignedRotation.of, fetch_rotations(remote, limits, beside=folder, most=MAX_ROTATIONS)))
 
 
 def mirrors_of(source: Source, settings: Settings, more: tuple[str, ...] = ()) -> list[str]:

@@ -31,6 +31,7 @@ from adaptergit.settings import Limits, check_online, config_dir, load_settings
 from adaptergit.trust import (
     MANIFEST_NAMESPACE,
     AllowedSigner,
+    PublicKey,
     SignedRotation,
     SigningKey,
     follow,
@@ -167,7 +168,7 @@ def publish_all(
     Raises:
         See :func:`publish`.
     """
-    from adaptergit.git import Clone, complete, last_releases, publish_releases
+    from adaptergit.git import Clone, complete, last_releases, publish_releases, rotations_in
 
     sources = [Path(path) for path in paths]
     if len(sources) > 1:  # of a pattern such as out/*: a file beside the folders is no mistake
@@ -191,8 +192,9 @@ def publish_all(
     complete(here, asked, [_ANNOUNCED, *(f"adapters/{one}/{MANIFEST}" for one in names)], Limits())
     if dry_run:  # what else is found out at the first commit
         here.check_identity()
+    rotations = [SignedRotation.of(files) for files in rotations_in(here, MAX_ROTATIONS)]
     for one in signers:
-        _check_counts(here, target.principal, one)
+        _check_counts(rotations, target.principal, one.public)
         check_announced(here, one)
     if _announced(here) is None:
         report("note: the repository announces no key; 'adaptergit init' does, and indexes ask for it")
@@ -374,17 +376,14 @@ def _address(where: Source | None, principal: str) -> str:
     return principal if usual else where.text
 
 
-def _check_counts(here: Clone, principal: str, signer: SigningKey) -> None:
+def _check_counts(rotations: Sequence[SignedRotation], principal: str, public: PublicKey) -> None:
     """Sign with no key that users refuse: one that was revoked here, or replaced by a rotation that the clone has.
 
     Raises:
         ReleaseError: It is one.
     """
-    from adaptergit.git import rotations_in
-
-    settings, public = load_settings(), signer.public
+    settings = load_settings()
     known, revocations = known_signers(settings), known_revocations(settings)
-    rotations = [SignedRotation.of(files) for files in rotations_in(here, MAX_ROTATIONS)]
     itself = AllowedSigner((principal,), public, (MANIFEST_NAMESPACE,))
     change = follow(rotations, principal, [itself], (), datetime.now(UTC))
     refusing = [one for one in (*revocations, *change.removed) if one.severity == "refuse"]

@@ -20,6 +20,7 @@ from adaptergit.trust import (
     ROTATION,
     ROTATION_NAMESPACE,
     AllowedSigner,
+    Change,
     PublicKey,
     Rotation,
     SignedRotation,
@@ -157,10 +158,7 @@ def _check_alone(
     """
     with contextlib.suppress(TransportError):  # it was pushed all the same
         there, after = _listed(here, remote, settings), known_rotation(settings, principal)
-        change = follow(
-            there, principal, _known(principal, keys, settings), known_revocations(settings), datetime.now(UTC),
-            threshold=len(keys), after=after, until=_FAR,
-        )  # fmt: skip
+        change = _followed(there, principal, _known(principal, keys, settings), len(keys), after, settings)
         if signed.mark in change.contradiction:
             raise ReleaseError(
                 f"somebody else rotated at the same time: {change.contradiction}, and nobody follows either",
@@ -174,12 +172,22 @@ def _known(principal: str, keys: Iterable[PublicKey], settings: Settings) -> lis
 
 
 def _listed(here: Clone, remote: str, settings: Settings) -> list[SignedRotation]:
-    from adaptergit.git import fetch_rotations
+    from adaptergit.ladder import rotations_at
 
-    with scratch() as folder:
-        reached = here.reached(push_source(here.remote_url(remote), here.root))
-        found = fetch_rotations(reached, settings.limits, beside=folder, most=MAX_ROTATIONS)
-    return list(map(SignedRotation.of, found))
+    return rotations_at(here.reached(push_source(here.remote_url(remote), here.root)), settings.limits)
+
+
+def _followed(
+    found: Sequence[SignedRotation],
+    principal: str,
+    known: Sequence[AllowedSigner],
+    threshold: int,
+    after: str | None,
+    settings: Settings,
+) -> Change:
+    """Follow as far as an owner can who vouches for all of it."""
+    gone, now = known_revocations(settings), datetime.now(UTC)
+    return follow(found, principal, known, gone, now, threshold=threshold, after=after, until=_FAR)
 
 
 def _branch(signed: SignedRotation) -> str:
@@ -230,10 +238,7 @@ def _rotations(
     own = {one.key for one in known if one.names(principal)}
     after = known_rotation(settings, principal)
     while True:
-        change = follow(
-            found, principal, known, known_revocations(settings), datetime.now(UTC),
-            threshold=len(keys), after=after, until=_FAR,
-        )  # fmt: skip
+        change = _followed(found, principal, known, len(keys), after, settings)
         # Too few signed it, but whoever it names is known here, and who goes says so: to vouch for it does no harm.
         harmless = [one for one in change.beyond if _is_harmless(one, own)]
         if change.contradiction or len(harmless) != 1:
@@ -248,8 +253,8 @@ def _rotations(
         )
     if change.beyond:
         strange = change.beyond[0]
-        signers = ", ".join(sorted(key.fingerprint for key in strange.signers())) or "nobody"
         signed_by = sorted(strange.signers(), key=lambda key: key.fingerprint)
+        signers = ", ".join(key.fingerprint for key in signed_by) or "nobody"
         unknown = dict.fromkeys(key for key in (*signed_by, *Rotation.from_bytes(strange.data).add) if key not in own)
         trust = "\n".join(f"adaptergit trust add {principal} '{key.line}'" for key in unknown)
         raise UsageError(

@@ -259,23 +259,26 @@ def test_a_prefix_that_takes_positions_shifts_those_that_the_model_makes_up(kind
     torch.testing.assert_close(found[1:2, 3:], alone, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_a_cache_of_a_fixed_size_hides_no_padding(name: str) -> None:
-    model = tiny_model(name, "AutoModelForCausalLM")
+PADDED = torch.ones_like(IDS)
+PADDED[1, :3] = 0
+
+
+def check_cache_of_a_fixed_size(model: Any, ids: torch.Tensor) -> None:
+    """Compare with a cache that grows what counts tokens from the first real one on."""
     panel = adapters(model)
     noisy(panel, r="loreft[prefix_positions=2, dropout=0.0]")
     panel.active = "r"
-    mask = torch.ones_like(IDS)
-    mask[1, :3] = 0
     options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "pad_token_id": 0}
+    grown, fixed = (
+        torch.stack(model.generate(ids, attention_mask=PADDED, return_dict_in_generate=True, **options, **more).logits)
+        for more in ({}, {"cache_implementation": "static", "disable_compile": True})
+    )
+    torch.testing.assert_close(fixed, grown, atol=1e-4, rtol=1e-4)
 
-    def generated(**more: Any) -> torch.Tensor:
-        ids = IDS.masked_fill(mask == 0, 0)
-        done = model.generate(ids, attention_mask=mask, return_dict_in_generate=True, **options, **more)
-        return torch.stack(done.logits)
 
-    static = generated(cache_implementation="static", disable_compile=True)
-    torch.testing.assert_close(static, generated(), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_a_cache_of_a_fixed_size_hides_no_padding(name: str) -> None:
+    check_cache_of_a_fixed_size(tiny_model(name, "AutoModelForCausalLM"), IDS.masked_fill(PADDED == 0, 0))
 
 
 @pytest.mark.skipif(not NEWEST, reason="of transformers 5")
@@ -286,18 +289,7 @@ def test_windows_hide_no_tokens_from_who_counts_them(kind: str) -> None:
     more = {"num_key_value_heads": 2, "intermediate_size": 64, "sliding_window": 4, "max_position_embeddings": 64}
     more |= {"use_sliding_window": True, "max_window_layers": 0} if kind == "qwen2" else {}
     config = transformers.AutoConfig.for_model(kind, **sizes, **more)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    panel = adapters(model)
-    noisy(panel, r="loreft[prefix_positions=2, dropout=0.0]")
-    panel.active = "r"
-    mask = torch.ones_like(IDS)
-    mask[1, :3] = 0
-    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "pad_token_id": 0}
-    found = [
-        torch.stack(model.generate(IDS, attention_mask=mask, return_dict_in_generate=True, **options, **more).logits)
-        for more in ({}, {"cache_implementation": "static", "disable_compile": True})
-    ]
-    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+    check_cache_of_a_fixed_size(transformers.AutoModelForCausalLM.from_config(config).eval(), IDS)
 
 
 @pytest.mark.skipif(not NEWEST, reason="transformers 4 refuses them itself")

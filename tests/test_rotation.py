@@ -903,18 +903,23 @@ def test_verify_shows_how_far_it_came(hub: Hub, source: Callable[..., Path], oth
     assert "no  signed by" in done.output
 
 
-def test_a_key_that_was_removed_by_hand_is_not_brought_back(
-    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
-) -> None:
-    a, b, *_ = keys
+def follow_to(hub: Hub, source: Callable[..., Path], a: SigningKey, b: SigningKey, *, keep: bool = False) -> None:
+    """Have a release that A signed, and follow the rotation to B, who signed the next."""
     pin_key(ACME, a.public.line)
     publish(source(), clone=hub.clone, key=a.path)
     fetch(f"{hub.url}@sst2")
     with machine_of("publisher"):
-        rotate(b.path, key=a.path, clone=hub.clone)
+        rotate(b.path, key=a.path, keep=keep, clone=hub.clone)
         publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=b.path)
     with pytest.warns(AdaptergitWarning, match="new key"):
         fetch(f"{hub.url}@sst2", refresh=True)
+
+
+def test_a_key_that_was_removed_by_hand_is_not_brought_back(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, *_ = keys
+    follow_to(hub, source, a, b)
     assert unpin_key(b.public.fingerprint) == 1
     with pytest.raises(TrustError, match="removed by hand"):
         fetch(f"{hub.url}@sst2", refresh=True)
@@ -1103,14 +1108,7 @@ def test_a_key_that_was_removed_stays_removed_after_another_was_added(
     hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
 ) -> None:
     a, b, c, *_ = keys
-    pin_key(ACME, a.public.line)
-    publish(source(), clone=hub.clone, key=a.path)
-    fetch(f"{hub.url}@sst2")
-    with machine_of("publisher"):
-        rotate(b.path, key=a.path, keep=True, clone=hub.clone)
-        publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=b.path)
-    with pytest.warns(AdaptergitWarning, match="new key"):
-        fetch(f"{hub.url}@sst2", refresh=True)
+    follow_to(hub, source, a, b, keep=True)
     with pytest.warns(AdaptergitWarning, match="may sign for"):
         pin_key(ACME, c.public.line)
     unpin_key(b.public.fingerprint)

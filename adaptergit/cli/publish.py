@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from adaptergit.cli.output import clean, json_option, print_json, step
-from adaptergit.errors import UsageError
 
 
 @click.command()
@@ -29,12 +28,6 @@ def keygen(path: Path | None, comment: str, ask_passphrase: bool, as_json: bool)
     from adaptergit.trust import generate_key
 
     target = path or config_dir() / "signing_key"
-    if target.exists():
-        raise UsageError(
-            "there is a key already, and keys are never overwritten",
-            where=str(target),
-            hint=f"sign with it (--key {target}), or name a file for another: adaptergit keygen PATH",
-        )
     key = generate_key(target, comment=comment, ask_passphrase=ask_passphrase)
     if as_json:
         print_json({"path": str(key.path), "public_key": key.public.line, "fingerprint": key.public.fingerprint})

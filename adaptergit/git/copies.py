@@ -52,16 +52,13 @@ def push_copies(
     prefixes = [f"{kind}/{name}/" for kind in (TAGS, YANKED) for name in names]
     there = list_refs(remote, (*prefixes, f"{ROTATIONS}/"), Limits())
     known = next(iter(there.values()), "")
+    withdrawn, rotations = withdrawn or {}, rotations or {}
     try:
-        return _push(
-            remote, releases, withdrawn or {}, rotations or {}, there, "sha256" if len(known) == 64 else "sha1"
-        )
+        return _push(remote, releases, withdrawn, rotations, there, "sha256" if len(known) == 64 else "sha1")
     except TransportError as error:
         if known or "hash algorithm" not in error.what:
             raise
-        return _push(
-            remote, releases, withdrawn or {}, rotations or {}, there, "sha256"
-        )  # an empty repository does not say
+        return _push(remote, releases, withdrawn, rotations, there, "sha256")  # an empty repository does not say
 
 
 def _push(

@@ -18,12 +18,13 @@ from packaging.version import Version
 
 from adaptergit.durable import scratch_file
 from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError, did_you_mean
+from adaptergit.git.listing import list_all
 from adaptergit.git.partial import is_partial
 from adaptergit.git.pushing import Pushed, push
 from adaptergit.git.remote import ROTATIONS, TAGS, YANKED, Remote
 from adaptergit.git.worktree import FOLDER, Clone
 from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Manifest, is_generated, unlisted_names
-from adaptergit.package.version import is_version
+from adaptergit.settings import Limits
 
 _PROTOCOLS = ("https", "http", "ssh", "file")
 _FIRST = {CARD, README, WEIGHTS}
@@ -226,7 +227,7 @@ def yank_release(clone: Clone, remote: str, where: Remote, name: str, version: s
     listing = clone.git.text("ls-remote", "--tags", "--refs", "--", where.url, tag, mark, protocols=where.protocols)
     there = {line.partition("\t")[2] for line in listing.splitlines()}
     if tag not in there:
-        hint = _released(clone, where, name)
+        hint = _released(where, name)
         raise ReleaseError(f"{name} {version} was never released", where=where.url, hint=hint)
     if (mark in there) is not undo:
         raise ReleaseError(f"{name} {version} is {'not yanked' if undo else 'yanked already'}", where=where.url)
@@ -234,14 +235,9 @@ def yank_release(clone: Clone, remote: str, where: Remote, name: str, version: s
     clone.git.text("push", "--quiet", "--no-verify", "--", remote, f"{commit}:{mark}", protocols=_PROTOCOLS)
 
 
-def _released(clone: Clone, where: Remote, name: str) -> str | None:
+def _released(where: Remote, name: str) -> str | None:
     """Say which versions of an adapter there are, or else which adapter may be meant."""
-    listing = clone.git.text("ls-remote", "--tags", "--refs", "--", where.url, f"{TAGS}/*", protocols=where.protocols)
-    tags = (line.partition("\t")[2].removeprefix(f"{TAGS}/").partition("/") for line in listing.splitlines())
-    found: dict[str, list[str]] = {}
-    for adapter, _, version in tags:
-        if is_version(version):
-            found.setdefault(adapter, []).append(version)
+    found = {adapter: listing.versions for adapter, listing in list_all(where, Limits())[0].items() if listing.versions}
     if name in found:
         return f"released: {', '.join(sorted(found[name], key=Version)[-10:])}"
     names = sorted(found)

@@ -34,7 +34,6 @@ from adaptergit.trust import (
     follow,
     parse_public_key,
 )
-from adaptergit.trust.rotation import extending
 
 SCHEMA = "adaptergit.source/1"
 MAX_BYTES = 64 * 1024
@@ -150,13 +149,8 @@ class SourceFile:
             now: Rotations that take effect later are not followed.
             found: Those of the repository; what contradicts one that was followed before is passed over.
         """
-
-        def along(rotations: Iterable[SignedRotation]) -> Change:
-            signers = self.signers("sources/")
-            return follow(rotations, self.repository, signers, revocations, now, threshold=self.threshold)
-
-        change = along(kept)
-        return along([*kept, *extending(change.path, found)]) if (found := list(found)) else change
+        signers = self.signers("sources/")
+        return follow(found, self.repository, signers, revocations, now, threshold=self.threshold, kept=kept)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; what is empty is left out."""

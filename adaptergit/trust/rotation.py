@@ -164,6 +164,7 @@ def follow(
     threshold: int = 1,
     after: str | None = None,
     until: datetime | None = None,
+    kept: Sequence[SignedRotation] = (),
 ) -> Change:
     """Follow the rotations of a repository from the keys that count to those that count from now on.
 
@@ -180,7 +181,12 @@ def follow(
         after: Digest of the one that was followed last: the chain up to it is taken as it is, and another is not
             followed.
         until: Rotations that take effect later are not followed; default: ``now``.
+        kept: Those that were accepted before: what contradicts one of them that is followed is passed over.
     """
+    if kept and (rotations := list(rotations)):
+        before = follow(kept, repository, signers, revocations, now, threshold=threshold, after=after, until=until)
+        rotations = extending(before.path, rotations)
+    rotations = [*kept, *rotations]
     following = _linked(rotations, repository, until or now)
     settled = _up_to(after, following)
     if after is not None and not settled:

@@ -85,7 +85,11 @@ def generate_key(path: Path, *, comment: str = "", ask_passphrase: bool = False)
         raise UsageError("name the private key; the public one gets .pub added", where=str(path))
     for existing in (path, path.with_name(path.name + ".pub")):
         if existing.exists():
-            raise UsageError("there is a file already; keys are never overwritten", where=str(existing))
+            raise UsageError(
+                "there is a file already; keys are never overwritten",
+                where=str(existing),
+                hint=f"sign with it (--key {path}), or name a file for another: adaptergit keygen PATH",
+            )
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     passphrase = () if ask_passphrase else ("-N", "")
     argv = ["ssh-keygen", "-q", "-t", "ed25519", *passphrase, "-C", comment, "-f", str(path)]
