@@ -1,4 +1,4 @@
-"""What adapters cost on a GPU: forward, compiled and not, mixed batches, a training step; in float32 and bfloat16.
+"""What adapters cost on a GPU: forward, mixed batches, a training step; in bfloat16 and float32.
 
 Says so and ends where there is no CUDA. ``--device cpu --size tiny`` tries the script out.
 """
@@ -17,11 +17,8 @@ MIXED_MOST = 1.3
 
 def main() -> None:
     with Bench("gpu", "On a GPU", percent=True, device="cuda") as bench:
-        if bench.device.startswith("cuda"):
-            if not torch.cuda.is_available():
-                raise SystemExit("there is no CUDA device here: nothing was measured")
-            bench.result.settings["device"] = torch.cuda.get_device_name()
-        for dtype in ("float32", "bfloat16"):
+        name_device(bench)
+        for dtype in ("bfloat16", "float32"):
             where = {"size": bench.size, "device": bench.device, "dtype": dtype}
             for batch, length in ((32, 128), (1, 32)):
                 forward(bench, batch, length, where)
@@ -38,15 +35,24 @@ def forward(bench: Bench, batch: int, length: int, where: dict[str, Any]) -> Non
         cases += [Case(who, method, "forward", {**shape, "method": method}, base) for method in methods]
         inactive = {**shape, "method": methods[0], "active": False}
         cases.append(Case(who, f"{methods[0]}, inactive", "forward", inactive, base))
-        if not bench.quick:
-            compiled, base = {**shape, "compiled": True}, (who, f"{PLAIN}, compiled")
-            cases.append(Case(who, base[1], "plain_forward", compiled))
-            cases += [Case(who, f"{m}, compiled", "forward", {**compiled, "method": m}, base) for m in methods]
     group = f"{where['dtype']}, {batch} × {length}"
     bench.compare(group, cases)
+    add_speed(bench, group, batch * length)
+
+
+def name_device(bench: Bench) -> None:
+    """Write down which GPU it is, or end where there is none."""
+    if bench.device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise SystemExit("there is no CUDA device here: nothing was measured")
+        bench.result.settings["device"] = torch.cuda.get_device_name()
+
+
+def add_speed(bench: Bench, group: str, tokens: int) -> None:
+    """Say the times of a group as tokens a second, and as shares of the plain model's."""
     for row in [row for row in bench.result.rows if row.group == group]:
         share = {} if row.ratio is None else {"of the plain model's": 1 / row.ratio}
-        bench.add(f"{group}, speed", row.contender, row.name, batch * length / row.value, "tokens/s", facts=share)
+        bench.add(f"{group}, speed", row.contender, row.name, tokens / row.value, "tokens/s", facts=share)
 
 
 def mixed(bench: Bench, where: dict[str, Any]) -> None:

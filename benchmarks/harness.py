@@ -139,7 +139,9 @@ class Bench:
         for worker in self._workers.values():
             worker.close()
         self._folder.cleanup()
-        if error is None:
+        if isinstance(error, KeyboardInterrupt):  # time on a lent machine may end before the questions do
+            self.result.notes.append("interrupted: what is missing was not measured")
+        if error is None or (isinstance(error, KeyboardInterrupt) and self._options.out):
             self.result.finish(self._options.out)
 
     def has(self, contender: str) -> bool:
@@ -282,7 +284,7 @@ def _arguments(title: str, defaults: Mapping[str, Any]) -> argparse.Namespace:
     parser.add_argument(
         "--profile", type=int, nargs="?", const=12, metavar="N", help="show ours' N costliest functions"
     )
-    parser.add_argument("--out", type=Path, help="folder of the results")
+    parser.add_argument("--out", type=Path, help="folder of the results, also of a run that is interrupted")
     parser.set_defaults(**defaults)
     options = parser.parse_args()
     try:

@@ -43,11 +43,15 @@ def _answer(request: dict[str, Any], contender: Any, actions: dict[str, Any]) ->
     if "prepare" in request:
         action = getattr(contender, request["do"])(**request["with"])
         actions[request["prepare"]] = action
+        # What is there stays: collecting before every sample need not look through it again.
+        gc.collect()
+        gc.freeze()
         return action.facts
     if "ask" in request:
         return getattr(contender, request["ask"])(**request["with"])
     if "drop" in request:
         actions.pop(request["drop"], None)
+        gc.unfreeze()
         gc.collect()
         return None
     if "profile" in request:

@@ -56,7 +56,7 @@ def noisy(panel: Any, name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in panel.module(name).parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * 0.2)
 
 
 def hidden(model: nn.Module) -> torch.Tensor:

@@ -117,7 +117,7 @@ class Engine:
         plan = self.current()
         if not plan.by_row:
             return run(plan.node(place), state)
-        some = next(value for value in vars(state).values() if isinstance(value, torch.Tensor))
+        some = getattr(state, type(state).__match_args__[0])  # older dynamos cannot look through vars()
         with nullcontext() if torch.compiler.is_compiling() else once():
             return run_rows(plan.groups(place, some.shape[0]), state)
 

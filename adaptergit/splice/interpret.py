@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import nn
@@ -131,7 +131,9 @@ def order_of(indices: Sequence[Rows]) -> torch.Tensor | None:
 
 
 class State(ABC):
-    """What adapters change at one place. Dimension 0 is the batch, dimension 1 the sequence."""
+    """What adapters change at one place. Dimension 0 is the batch, 1 the sequence; the first field has both."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def apply(self, leaf: Any) -> Self:
@@ -274,7 +276,7 @@ class ProjectionState(State):
 
 
 def _additive(parts: Sequence[ProjectionState]) -> bool:
-    return bool(parts) and all(p.last is not None and p.last.additive and not p.changed for p in parts)
+    return len(parts) > 0 and all(p.last is not None and p.last.additive and not p.changed for p in parts)
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,12 @@ def made(methods: list[str], *, size: str = "base", head: bool = False, share: b
 
 def forward(
     batch: int, length: int, method: str = "seq_bn", size: str = "base", active: bool = True, compiled: bool = False,
-    **where: Any,
+    mode: str | None = None, **where: Any,
 ) -> Action:  # fmt: skip
     """Run the model with one adapter, active or only there."""
     panel = made([method], size=size, **where)
     panel.active = "a0" if active else None
-    action = calling(torch.compile(panel.model) if compiled else panel.model, batch, length)
+    action = calling(torch.compile(panel.model, mode=mode) if compiled else panel.model, batch, length)
     if not compiled:
         action.facts["flops"] = flops(lambda: panel.model(**tokens(batch, length, where.get("device", "cpu"))))
     return action

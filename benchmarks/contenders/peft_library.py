@@ -64,13 +64,13 @@ def made(
 
 def forward(
     batch: int, length: int, method: str = "lora", size: str = "base", active: bool = True, compiled: bool = False,
-    **where: Any,
+    mode: str | None = None, **where: Any,
 ) -> Action:  # fmt: skip
     """Run the model with one LoRA, active or disabled."""
     model = made([method], size=size, **where)
     if not active:
         model.base_model.disable_adapter_layers()
-    action = calling(torch.compile(model) if compiled else model, batch, length)
+    action = calling(torch.compile(model, mode=mode) if compiled else model, batch, length)
     if not compiled:
         action.facts["flops"] = flops(lambda: model(**tokens(batch, length, where.get("device", "cpu"))))
     return action

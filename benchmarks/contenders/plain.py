@@ -12,11 +12,12 @@ __all__ = ["forward", "train_memory", "train_step", "versions"]
 
 
 def forward(
-    batch: int, length: int, size: str = "base", device: str = "cpu", dtype: str = "float32", compiled: bool = False
-) -> Action:
+    batch: int, length: int, size: str = "base", device: str = "cpu", dtype: str = "float32", compiled: bool = False,
+    mode: str | None = None,
+) -> Action:  # fmt: skip
     """Run the model as it is."""
     model = bert(size, device=device, dtype=dtype)
-    action = calling(torch.compile(model) if compiled else model, batch, length)
+    action = calling(torch.compile(model, mode=mode) if compiled else model, batch, length)
     if not compiled:
         action.facts["flops"] = flops(lambda: model(**tokens(batch, length, device)))
     return action
