@@ -376,3 +376,85 @@ def test_a_fusion_is_used_for_its_own_adapters_only() -> None:
     panel.activate("Fuse(a, Stack(c, b), name='f')")
     with pytest.raises(UsageError, match="made for a, b, and not for"):
         panel.activate("Fuse(c, d, name='f')")
+
+
+MANY = 10
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        "seq_bn[reduction_factor=4]",
+        "double_seq_bn[reduction_factor=8, use_gating=True, scaling=learned]",
+        "adapter_plus[reduction_factor=4]",
+        "compacter[phm_dim=2, reduction_factor=4]",
+        "scaled_par_bn[reduction_factor=4]",
+        "lora[r=2, lora_bias=True]",
+        "lora[r=2, use_gating=True]",
+        "dora[r=2, target_modules=all-linear]",
+        "seq_bn[reduction_factor=4]|lora[r=2]",
+        "ia3",
+        "seq_bn_inv[reduction_factor=4]",
+        "loreft[r=2]",
+        "prefix_tuning[prefix_length=2, flat=True]",
+    ],
+)
+def test_many_alike_adapters_act_on_their_rows_as_each_does_alone(name: str, config: str) -> None:
+    model = tiny_model(name)
+    panel = adapters(model)
+    for number in range(MANY):
+        panel.add(f"a{number}", config)
+    panel.add("below", "lora[r=3]" if name == "llama" else "double_seq_bn[reduction_factor=2]")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for adapter in panel.names:
+            for parameter in panel.module(adapter).parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    # Every adapter, one of them twice and apart, in no order, with rows that have none, or another below.
+    trees = [
+        *(f"a{n}" for n in (3, 1, 0, 2, 4, 5, 9, 8, 7, 6, 3)),
+        None,
+        "below",
+        *(Stack("below", f"a{n}") for n in range(9)),
+    ]
+    ids = torch.randint(5, 60, (len(trees), LENGTH), generator=generator)
+    panel.route(trees)
+    with torch.no_grad():
+        mixed = model(ids)[0]
+    inferred = model(ids)[0]  # with gradients, one after another
+    torch.testing.assert_close(mixed, inferred, atol=1e-5, rtol=1e-4)
+    for row, tree in enumerate(trees):
+        panel.active = tree
+        with torch.no_grad():
+            torch.testing.assert_close(mixed[row : row + 1], model(ids[row : row + 1])[0], atol=1e-5, rtol=1e-4)
+
+
+def test_many_alike_adapters_are_those_of_now() -> None:
+    model = tiny_model().eval()
+    panel = adapters(model)
+    for number in range(MANY):
+        panel.add(f"a{number}", "seq_bn[reduction_factor=4]")
+    ids = torch.randint(5, 60, (MANY, LENGTH), generator=torch.Generator().manual_seed(0))
+    panel.route([f"a{number}" for number in range(MANY)])
+    with torch.inference_mode():
+        before = model(ids)[0]
+    with torch.no_grad():
+        for parameter in panel.module("a4").parameters():
+            parameter.add_(0.5)
+    for adapter in ("a4", "a5"):
+        for path, module in panel.module(adapter).named_modules():
+            for key, parameter in list(module._parameters.items()):
+                if adapter == "a5" and parameter is not None:
+                    module._parameters[key] = torch.nn.Parameter(parameter.detach() + 0.5)
+                    assert path
+    with torch.inference_mode():
+        after = model(ids)[0]
+    changed = [row for row in range(MANY) if not torch.equal(before[row], after[row])]
+    assert changed == [4, 5]
+    model.to(torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids)[0].float(), after, atol=1e-5, rtol=1e-4)
+    model.float().train()
+    with torch.no_grad():
+        assert model(ids)[0].isfinite().all()

@@ -12,8 +12,8 @@ import adaptergit.splice
 SPLICE = Path(adaptergit.splice.__file__).parent
 TABLE = ["families.py", "anatomy.py"]
 ENGINE = [
-    "attention.py", "composition.py", "config.py", "engine.py", "fusion.py", "hooks.py", "interpret.py", "layers.py",
-    "places.py", "plan.py",
+    "attention.py", "composition.py", "config.py", "each.py", "engine.py", "fusion.py", "hooks.py", "interpret.py",
+    "layers.py", "places.py", "plan.py",
 ]  # fmt: skip
 BLANK = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,

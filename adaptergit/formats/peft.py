@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from adaptergit.errors import ModelError, PackageError, UsageError
 from adaptergit.formats.adapterhub import CONFIG, Checkpoint
@@ -33,7 +32,7 @@ from adaptergit.splice.methods import (
     WeightForm,
 )
 from adaptergit.splice.places import Host
-from adaptergit.splice.sidecar import Sidecar
+from adaptergit.splice.sidecar import own_modules
 
 WEIGHTS = "adapter_model.safetensors"
 Tensors = dict[str, torch.Tensor]
@@ -120,12 +119,6 @@ def translate_peft(
     return Checkpoint("adapter", config, renamed, host)
 
 
-def _own_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of a model by path, without the adapters that it has already."""
-    ours = {module for child in model.children() if isinstance(child, Sidecar) for module in child.modules()}
-    return dict(model.named_modules(memo=ours))
-
-
 class _Source:
     """A checkpoint's tensors by module, and what the model calls those modules."""
 
@@ -135,8 +128,8 @@ class _Source:
         self.tensors = {key.removeprefix("base_model.model."): value for key, value in sorted(tensors.items())}
         self.used: set[str] = set()
         self._wrapped: dict[str, str] = {}  # paths from the base, and from the model that PEFT wrapped
-        self._base = _own_modules(host.base)
-        self._model = _own_modules(host.model)
+        self._base = dict(own_modules(host.base))
+        self._model = dict(own_modules(host.model))
         self._prefix = next((f"{p}." for p, module in self._model.items() if module is host.base and p), "")
         self._projections = {projection.path: projection for projection in host.projections}
 

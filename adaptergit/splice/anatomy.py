@@ -117,9 +117,7 @@ def called_of(base: nn.Module) -> nn.Module:
 
 
 def anatomy_of(
-    model: nn.Module,
-    sites: Iterable[Site | Mapping[str, Any]] | None = None,
-    inputs: Mapping[str, Any] | None = None,
+    model: nn.Module, sites: Iterable[Site | Mapping[str, Any]] | None = None, inputs: Mapping[str, Any] | None = None
 ) -> Anatomy:
     """Find the sites of a model.
 
@@ -246,17 +244,10 @@ def _check(model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Any] | 
     def whole(path: str | None) -> str | None:
         return "+".join(prefix + part for part in path.split("+")) if path else None
 
-    given = [
-        Found(
-            site.branch,
-            prefix + site.output,
-            whole(site.residual),
-            whole(site.norm),
-            site.hidden_size or _hidden_size(base),
-            site.channels_first,
-        )
-        for site in sites
-    ]
+    given = []
+    for site in sites:
+        width, paths = site.hidden_size or _hidden_size(base), (prefix + site.output, whole(site.residual))
+        given.append(Found(site.branch, *paths, whole(site.norm), width, site.channels_first))
     wrong = _watch(model, inputs, lambda watched, tiny: faults(watched, tiny, given))
     found = [f"{site.key}: {why}" for site, why in zip(sites, wrong, strict=True) if why is not None]
     if found:

@@ -110,10 +110,8 @@ def _part(text: str, start: int, stop: int) -> MethodConfig:
         raise _at(text, start, "expected the name of a method", "write it like seq_bn or seq_bn[reduction_factor=64]")
     name, opening = _ALIASES.get(match[1], match[1]), match.end()
     if name not in _PRESETS:
-        near = did_you_mean(match[1], _PRESETS)
-        raise _at(
-            text, match.start(1), f"{match[1]!r} is not a method", near or f"known: {', '.join(sorted(_PRESETS))}"
-        )
+        near = did_you_mean(match[1], _PRESETS) or f"known: {', '.join(sorted(_PRESETS))}"
+        raise _at(text, match.start(1), f"{match[1]!r} is not a method", near)
     preset = _PRESETS[name]
     changes: dict[str, Any] = {}
     places: dict[str, int] = {}

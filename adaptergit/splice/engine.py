@@ -117,9 +117,10 @@ class Engine:
         plan = self.current()
         if not plan.by_row:
             return run(plan.node(place), state)
-        some = getattr(state, type(state).__match_args__[0])  # older dynamos cannot look through vars()
-        with nullcontext() if torch.compiler.is_compiling() else once():
-            return run_rows(plan.groups(place, some.shape[0]), state)
+        if torch.compiler.is_compiling():
+            return run_rows(plan.groups(place, state.first.shape[0]), state)
+        with once():
+            return run_rows(plan.groups(place, state.first.shape[0], at_once=not torch.is_grad_enabled()), state)
 
     def acts(self, place: Place) -> bool:
         """Tell whether something may act at a place in this call."""
@@ -547,9 +548,7 @@ class _Prefix(Binding):
             return None
         hidden = self.engine.take(_INPUT + self.place.key)
         if hidden is None:
-            raise ModelError(
-                "attention is computed more than once in one call: it takes no prefix", where=self.place.path
-            )
+            raise ModelError("attention is computed twice in one call: it takes no prefix", where=self.place.path)
         return self.engine.run(self.place, PrefixState(hidden))
 
 

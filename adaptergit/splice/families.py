@@ -41,37 +41,30 @@ class Family:
 
 FAMILIES: tuple[Family, ...] = (
     Family(
-        blocks="encoder.layer",
-        branches=(
+        "encoder.layer",
+        (
             BranchRow("attention", "attention.output.dropout", "attention", "attention.output.LayerNorm"),
-            BranchRow(
-                "cross_attention", "crossattention.output.dropout", "crossattention", "crossattention.output.LayerNorm"
-            ),
+            BranchRow("cross_attention", "crossattention.output.dropout", "crossattention",
+                      "crossattention.output.LayerNorm"),
             BranchRow("ffn", "output.dropout", "intermediate", "output.LayerNorm"),
         ),
-        model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"),
-        pooling="first",
+        model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"), pooling="first",
     ),
     Family(
-        blocks="h",
-        branches=(
+        "h",
+        (
             BranchRow("attention", "attn", "ln_1"),
             BranchRow("cross_attention", "crossattention", "ln_cross_attn"),
             BranchRow("ffn", "mlp", "ln_2"),
         ),
-        model_types=("gpt2",),
-        pooling="last",
+        model_types=("gpt2",), pooling="last",
     ),
     Family(
-        blocks="layers",
-        branches=(
-            BranchRow("attention", "self_attn", "input_layernorm"),
-            BranchRow("ffn", "mlp", "post_attention_layernorm"),
-        ),
-        model_types=("llama", "mistral", "qwen2", "qwen3"),
-        pooling="last",
+        "layers",
+        (BranchRow("attention", "self_attn", "input_layernorm"), BranchRow("ffn", "mlp", "post_attention_layernorm")),
+        model_types=("llama", "mistral", "qwen2", "qwen3"), pooling="last",
     ),
-)
+)  # fmt: skip
 
 
 # Hidden states are (positions, rows, width); True: only what attention projects is.

@@ -70,9 +70,7 @@ def fusion_config(config: str | FusionConfig | dict[str, Any]) -> FusionConfig:
     if isinstance(config, dict):
         known = {field.name for field in fields(FusionConfig)}
         if set(config) - known:
-            raise UsageError(
-                f"a fusion has no field {sorted(set(config) - known)[0]!r}", hint=f"fields: {', '.join(known)}"
-            )
+            raise UsageError(f"a fusion has no field {min(set(config) - known)!r}", hint=f"fields: {', '.join(known)}")
         return replace(FusionConfig(), **config)
     if isinstance(config, str):
         if config not in FUSIONS:
@@ -151,7 +149,6 @@ def regularisation(fusions: nn.Module, factor: float = 0.01) -> torch.Tensor:
     for module in fusions.modules():
         if isinstance(module, Fusion) and module.value is not None and module.config.regularization:
             weight = module.value.weight
-            total = (
-                total.to(weight.device) + factor * (weight - torch.eye(len(weight), device=weight.device)).pow(2).sum()
-            )
+            away = weight - torch.eye(len(weight), device=weight.device)
+            total = total.to(weight.device) + factor * away.pow(2).sum()
     return total

@@ -55,9 +55,7 @@ Node = nn.Module | Chain | Mean | Spans | Fused
 
 
 def compile_at(
-    tree: Composition | None,
-    adapter: Callable[[str], nn.Module | None],
-    fusion: Callable[[str], nn.Module | None],
+    tree: Composition | None, adapter: Callable[[str], nn.Module | None], fusion: Callable[[str], nn.Module | None]
 ) -> Node | None:
     """Compile a composition without row blocks for one place; None where nothing of it acts."""
     if tree is None:
@@ -96,9 +94,8 @@ def run(node: Node | None, state: S) -> S:
     if isinstance(node, Mean):
         return state.mean([run(child, state) for child in node.nodes], node.weights)
     if isinstance(node, Spans):
-        some = next(value for value in vars(state).values() if isinstance(value, torch.Tensor))
-        if 1 < some.shape[1] < sum(node.sizes):  # one position: a pooler's, or the next token's
-            raise UsageError(f"the splits cover {sum(node.sizes)} positions of a sequence of {some.shape[1]}")
+        if 1 < state.first.shape[1] < sum(node.sizes):  # one position: a pooler's, or the next token's
+            raise UsageError(f"the splits cover {sum(node.sizes)} positions of a sequence of {state.first.shape[1]}")
         parts, start = [], 0
         for child, size in zip(node.nodes, node.sizes, strict=True):
             parts.append(run(child, state.span(start, start + size)))
@@ -134,6 +131,12 @@ class State(ABC):
     """What adapters change at one place. Dimension 0 is the batch, 1 the sequence; the first field has both."""
 
     __match_args__: ClassVar[tuple[str, ...]]
+
+    @property
+    def first(self) -> torch.Tensor:
+        """The first field; older dynamos cannot look through vars()."""
+        found: torch.Tensor = getattr(self, self.__match_args__[0])
+        return found
 
     @abstractmethod
     def apply(self, leaf: Any) -> Self:

@@ -20,6 +20,7 @@ from adaptergit.errors import ModelError
 from adaptergit.splice.anatomy import Anatomy, Projection, Site, base_of, features_of, is_linear, projections_of
 from adaptergit.splice.attention import own_way
 from adaptergit.splice.families import Branch
+from adaptergit.splice.sidecar import own_modules
 from adaptergit.splice.trace import within
 
 
@@ -148,7 +149,7 @@ class Host:
         """
         sites = tuple(sites)
         own = {site.key: site for site in self.anatomy.sites}
-        modules = dict(self.base.named_modules())
+        modules = dict(own_modules(self.base))
         for site in sites:
             paths = [site.output, *(site.residual or "").split("+"), site.norm]
             if site.key in own and all(path in modules for path in paths if path):
@@ -219,14 +220,8 @@ class Host:
         """Return the number of key/value heads and the size of a head."""
         module = self.module(place.path)
         config = getattr(module, "config", self.base.config)
-        size = next(
-            (
-                int(value)
-                for name in ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
-                if isinstance(value := getattr(module, name, None), int)
-            ),
-            None,
-        )
+        names = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
+        size = next((int(v) for name in names if isinstance(v := getattr(module, name, None), int)), None)
         keys = next(
             (p for p in self.projections if p.path.startswith(f"{place.path}.") and p.role in ("k", "qkv")), None
         )
@@ -259,7 +254,7 @@ class Host:
 
     def blocks(self) -> Iterator[BlockOutput]:
         """Yield the blocks that are modules."""
-        modules = dict(self.base.named_modules())
+        modules = dict(own_modules(self.base))
         for index, path in enumerate(self.anatomy.block_paths):
             if path in modules:  # parts of XLM's blocks are in lists of their own
                 yield BlockOutput(index, path)

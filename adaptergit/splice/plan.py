@@ -21,6 +21,7 @@ from adaptergit.splice.composition import (
     holds,
     partitions_rows,
 )
+from adaptergit.splice.each import together
 from adaptergit.splice.embeddings import Embeddings
 from adaptergit.splice.interpret import Chain, Node, Rows, compile_at
 from adaptergit.splice.places import BlockOutput, Place, Prompt
@@ -54,7 +55,7 @@ class Plan:
     """The rows are repeated for Parallel already."""
     nodes: dict[Place, Node] = field(default_factory=dict, init=False)
     """Where all rows are treated alike."""
-    _groups: dict[tuple[Place, int], list[tuple[Rows, Node | None]]] = field(default_factory=dict, init=False)
+    _groups: dict[tuple[Place, int, bool], list[tuple[Rows, Node | None]]] = field(default_factory=dict, init=False)
     _answers: dict[int, list[tuple[Any, Rows | None]]] = field(default_factory=dict, init=False)
     prefixes: list[Place] = field(init=False)
     """Attentions with a prefix that takes positions."""
@@ -135,18 +136,24 @@ class Plan:
         """Return what acts at a place on all rows."""
         return self.nodes.get(place)
 
-    def groups(self, place: Place, rows: int) -> list[tuple[Rows, Node | None]]:
+    def groups(self, place: Place, rows: int, *, at_once: bool = False) -> list[tuple[Rows, Node | None]]:
         """Return what acts at a place on which rows, for a batch of a size.
+
+        Args:
+            place: Where.
+            rows: Of the batch.
+            at_once: Many adapters that are alike become one; without gradients.
 
         Raises:
             UsageError: The composition does not fit the size.
         """
-        found = self._groups.get((place, rows))
-        if found is None:
-            found = self._groups[place, rows] = self._group(place, rows)
-        return found
+        key = place, rows, at_once
+        if key not in self._groups:
+            found = self._group(place, rows)
+            self._groups[key] = [(_rows(listed), node) for listed, node in (together(found) if at_once else found)]
+        return self._groups[key]
 
-    def _group(self, place: Place, rows: int) -> list[tuple[Rows, Node | None]]:
+    def _group(self, place: Place, rows: int) -> list[tuple[list[int], Node | None]]:
         trees = [self._seen_by(row, rows) for row in range(rows)]
         nodes = {tree: self._compile(place, tree) for tree in dict.fromkeys(trees)}
         # Rows whose trees come to the same here go together.
@@ -156,7 +163,7 @@ class Plan:
             node = nodes[tree]
             members.setdefault(id(node), []).append(row)
             by_id[id(node)] = node
-        return [(_rows(listed), by_id[key]) for key, listed in members.items()]
+        return [(listed, by_id[key]) for key, listed in members.items()]
 
     def answers(self, rows: int) -> list[tuple[Any, Rows | None]]:
         """Return the heads that answer for a batch of a size, with their rows; None: all rows.

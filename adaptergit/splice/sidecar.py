@@ -27,6 +27,8 @@ class Sidecar(nn.Module):
     ) -> Iterator[tuple[str, nn.Module]]:
         """Yield the sidecar and everything in it."""
         memo = set() if memo is None else memo
+        if self in memo:
+            return
         yield from super().named_modules(memo, prefix, remove_duplicate)
         for name, module in self.passengers.items():
             yield from module.named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
@@ -38,3 +40,11 @@ class Sidecar(nn.Module):
     def apply(self, fn: Callable[[nn.Module], None]) -> Sidecar:
         """Do nothing: ``model.apply`` re-initialises hosts, and must not re-initialise trained adapters."""
         return self
+
+
+def own_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module of a model once, with its path, and nothing that rides along, however much there is of it."""
+    memo: set[nn.Module] = set()
+    for module in (root, *root.children()):
+        memo |= {child for child in module.children() if isinstance(child, Sidecar)}
+    yield from root.named_modules(memo)

@@ -13,15 +13,6 @@ from adaptergit.splice.methods.vera import VeRA
 from adaptergit.splice.methods.weight_forms import WeightForm
 
 __all__ = [
-    "IA3",
-    "Bottleneck",
-    "LoRA",
-    "MTLLoRA",
-    "PrefixTuning",
-    "PromptTuning",
-    "ReFT",
-    "TunedParameters",
-    "Union",
-    "VeRA",
+    "IA3", "Bottleneck", "LoRA", "MTLLoRA", "PrefixTuning", "PromptTuning", "ReFT", "TunedParameters", "Union", "VeRA",
     "WeightForm",
-]
+]  # fmt: skip

@@ -43,25 +43,13 @@ if TYPE_CHECKING:
     from adaptergit.splice.places import Host
 
 _STRUCTURE = (
-    "mh_adapter",
-    "output_adapter",
-    "cross_adapter",
-    "original_ln_before",
-    "original_ln_after",
-    "ln_before",
-    "ln_after",
-    "is_parallel",
-    "use_gating",
-    "residual_before_ln",
-    "adapter_residual_before_ln",
-)
+    "mh_adapter", "output_adapter", "cross_adapter", "original_ln_before", "original_ln_after", "ln_before", "ln_after",
+    "is_parallel", "use_gating", "residual_before_ln", "adapter_residual_before_ln",
+)  # fmt: skip
 _LOCATIONS = {
-    "attention": "mh_adapter",
-    "mixer": "mh_adapter",
-    "cross_attention": "cross_adapter",
-    "ffn": "output_adapter",
+    "attention": "mh_adapter", "mixer": "mh_adapter", "cross_attention": "cross_adapter", "ffn": "output_adapter",
     "moe": "output_adapter",
-}
+}  # fmt: skip
 
 
 @register
@@ -146,14 +134,11 @@ class Bottleneck(MethodConfig):
         for factor in factors:
             require(is_number(factor) and factor >= 0.01, f"reduction_factor must be at least 0.01, not {factor!r}")
         require_one_of(
-            self,
-            scaling=("learned", "channel") if isinstance(self.scaling, str) else (self.scaling,),
-            init_weights=("bert", "mam_adapter", "houlsby"),
-            residual_before_ln=(True, False, "post_add"),
-            inv_adapter=(None, "nice", "glow"),
-            phm_c_init=("normal", "uniform"),
+            self, scaling=("learned", "channel") if isinstance(self.scaling, str) else (self.scaling,),
+            init_weights=("bert", "mam_adapter", "houlsby"), residual_before_ln=(True, False, "post_add"),
+            inv_adapter=(None, "nice", "glow"), phm_c_init=("normal", "uniform"),
             hypercomplex_nonlinearity=("glorot-uniform", "glorot-normal", "normal"),
-        )
+        )  # fmt: skip
         require_shares(self, "dropout", "stochastic_depth")
         require_counts(self, "phm_dim", "phm_rank")
         inner = self.inv_adapter_reduction_factor
@@ -292,6 +277,11 @@ class BottleneckSite(nn.Module):
         return z, residual
 
     @property
+    def rowwise(self) -> bool:
+        """Whether its weights are all its own, so that many of its kind can run at once, each on a row."""
+        return not self.config.phm_layer
+
+    @property
     def replaces_sum(self) -> bool:
         """True if the result stands for the whole sum with ``x`` (and its norm), not only for ``h``."""
         return not self.config.original_ln_after
@@ -324,14 +314,9 @@ _SEQ = Bottleneck(
     mh_adapter=False, output_adapter=True, reduction_factor=16, non_linearity="relu", original_ln_before=True
 )
 _PAR = Bottleneck(
-    mh_adapter=False,
-    output_adapter=True,
-    reduction_factor=2,
-    non_linearity="relu",
-    is_parallel=True,
-    scaling=4.0,
+    mh_adapter=False, output_adapter=True, reduction_factor=2, non_linearity="relu", is_parallel=True, scaling=4.0,
     init_weights="mam_adapter",
-)
+)  # fmt: skip
 _DOUBLE = Bottleneck(mh_adapter=True, output_adapter=True, reduction_factor=16, non_linearity="swish")
 _INVERTIBLE: Mapping[str, Any] = {"inv_adapter": "nice", "inv_adapter_reduction_factor": 2}
 _COMPACTER: Mapping[str, Any] = {"phm_layer": True, "reduction_factor": 32, "non_linearity": "gelu"}
@@ -342,22 +327,12 @@ register_preset("double_seq_bn_inv", replace(_DOUBLE, **_INVERTIBLE), "houlsby+i
 register_preset("compacter", replace(_DOUBLE, **_COMPACTER))
 register_preset("compacter++", replace(_SEQ, **_COMPACTER))
 # Bapna & Firat 2019 (arXiv:1909.08478): a LayerNorm of the adapter's own in front, after the whole block.
-register_preset(
-    "bapna_firat",
-    replace(_SEQ, ln_before=True, original_ln_before=True, original_ln_after=False, residual_before_ln=False),
-)
+_BAPNA_FIRAT = replace(_SEQ, ln_before=True, original_ln_after=False, residual_before_ln=False)
+register_preset("bapna_firat", _BAPNA_FIRAT)
 register_preset("par_bn", _PAR, "parallel")
 register_preset("scaled_par_bn", replace(_PAR, scaling="learned"), "scaled_parallel")
-register_preset(
-    "adapter_plus",
-    replace(
-        _SEQ,
-        original_ln_after=False,
-        residual_before_ln=False,
-        scaling="channel",
-        stochastic_depth=0.1,
-        init_weights="houlsby",
-        reduction_factor=96,
-        non_linearity="gelu",
-    ),
-)
+_PLUS = replace(
+    _SEQ, original_ln_after=False, residual_before_ln=False, scaling="channel", stochastic_depth=0.1,
+    init_weights="houlsby", reduction_factor=96, non_linearity="gelu",
+)  # fmt: skip
+register_preset("adapter_plus", _PLUS)

@@ -14,6 +14,7 @@ from torch import nn
 from adaptergit.errors import ModelError
 from adaptergit.splice.layers import Unfilled, activation, initialise_linear
 from adaptergit.splice.places import Embedding
+from adaptergit.splice.sidecar import own_modules
 
 if TYPE_CHECKING:
     from adaptergit.splice.methods.bottleneck import Bottleneck
@@ -26,10 +27,10 @@ _WIDENING = ("embeddings_project", "encoder.embedding_hidden_mapping_in", "decod
 
 def embedding_of(host: Host) -> tuple[Embedding, int]:
     """Return the place behind the embedding, and its width: what enters the first (text) block, or what widens it."""
-    modules = dict(host.base.named_modules())
+    modules = dict(own_modules(host.base))
     for path in _WIDENING:
-        if isinstance(modules.get(path), nn.Linear):
-            return Embedding(path), int(modules[path].in_features)
+        if isinstance(wider := modules.get(path), nn.Linear):
+            return Embedding(path), wider.in_features
     paths = host.anatomy.block_paths
     index = next((i for i, path in enumerate(paths) if "text" in path.split(".")[0]), 0)
     if paths[index] not in modules:

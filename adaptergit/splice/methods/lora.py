@@ -116,6 +116,11 @@ class LoRASite(LowRankSite):
         return list(slots)
 
     @property
+    def rowwise(self) -> bool:
+        """Whether many of its kind can run at once, each on a row: without norms of whole matrices."""
+        return not self.config.use_dora
+
+    @property
     def scales_bias(self) -> bool:
         """As the configuration says."""
         return self.config.dora_norm == "adapters"

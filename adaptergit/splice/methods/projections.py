@@ -15,6 +15,7 @@ from adaptergit.splice.anatomy import Projection, is_linear
 from adaptergit.splice.config import MethodConfig
 from adaptergit.splice.layers import Unfilled, is_number, require, require_counts, require_one_of, require_shares
 from adaptergit.splice.places import Linear, Parts
+from adaptergit.splice.sidecar import own_modules
 from adaptergit.splice.trace import within
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _by_path(config: OnLinears, host: Host) -> Iterator[Target]:
             raise UsageError(f"target_modules={wanted!r} is no regular expression: {error}") from error
         paths = [
             path
-            for path, module in host.base.named_modules()
+            for path, module in own_modules(host.base)
             if is_linear(module)
             and (
                 any(within(path, block) for block in host.anatomy.block_paths)
@@ -160,7 +161,7 @@ def _by_path(config: OnLinears, host: Host) -> Iterator[Target]:
     else:
         paths = [
             path
-            for path, module in host.base.named_modules()
+            for path, module in own_modules(host.base)
             if _takes_update(module) and any(path == end or path.endswith(f".{end}") for end in wanted or ())
         ]
     for path in paths:

@@ -92,13 +92,5 @@ def leaves(config: MethodConfig, parts: Parts, prefix: str = "") -> Iterator[tup
 _SEQ, _PAR = presets()["seq_bn"], presets()["par_bn"]
 assert isinstance(_SEQ, Bottleneck)
 register_preset("mam", Union((PrefixTuning(bottleneck_size=800), _PAR)))
-register_preset(
-    "unipelt",
-    Union(
-        (
-            PrefixTuning(prefix_length=10, use_gating=True),
-            replace(_SEQ, use_gating=True),
-            LoRA(r=8, alpha=2, use_gating=True),
-        )
-    ),
-)
+_GATED_PREFIX, _GATED_LORA = PrefixTuning(prefix_length=10, use_gating=True), LoRA(r=8, alpha=2, use_gating=True)
+register_preset("unipelt", Union((_GATED_PREFIX, replace(_SEQ, use_gating=True), _GATED_LORA)))
