@@ -181,6 +181,17 @@ def test_a_second_key_in_one_place_is_refused_with_what_to_do() -> None:
     assert "hint: sign with it (--key" in again.stderr
 
 
+@pytest.mark.parametrize("room", [0, 4096])  # bytes: for no file, for the private key only
+def test_a_key_for_which_there_is_no_room_leaves_nothing(small_disk: Path, room: int) -> None:
+    (small_disk / "full").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - room))
+    full = CliRunner().invoke(main, ["keygen", str(small_disk / "signing_key")])
+    assert (full.exit_code, sorted(small_disk.iterdir())) == (StorageError.exit_code, [small_disk / "full"])
+    assert f"{small_disk / 'signing_key'}: cannot write to the key: No space left on device" in full.stderr
+    assert "free some space" in full.stderr
+    (small_disk / "full").unlink()
+    assert CliRunner().invoke(main, ["keygen", str(small_disk / "signing_key")]).exit_code == 0
+
+
 def test_permission_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     for number, hint in ((errno.EACCES, "look at who may write there, or x"), (errno.ENOSPC, "free some space, or x")):
         with pytest.raises(StorageError) as caught, disk_errors("the store", tmp_path, "free some space, or x"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaptergit.durable import disk_errors
 from adaptergit.errors import TrustError, UsageError
 from adaptergit.reference import expand
 from adaptergit.trust.keys import PublicKey, parse_public_key
@@ -16,6 +18,8 @@ from adaptergit.trust.sshsig import MANIFEST_NAMESPACE, parse_signature, verify_
 
 _TIMEOUT = 300.0
 """Seconds; long, because a person may have to type a passphrase or touch a security key."""
+_FAULTS = {os.strerror(number): number for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
+"""Of the disk, by what ``ssh-keygen`` says of them last."""
 
 
 @dataclass(frozen=True)
@@ -79,21 +83,31 @@ def generate_key(path: Path, *, comment: str = "", ask_passphrase: bool = False)
 
     Raises:
         UsageError: A file is there already; keys are never overwritten.
+        StorageError: The disk is full, or may not be written to; nothing is left there.
     """
     path = expand(path)
     if path.suffix == ".pub":
         raise UsageError("name the private key; the public one gets .pub added", where=str(path))
-    for existing in (path, path.with_name(path.name + ".pub")):
+    pair = (path, path.with_name(path.name + ".pub"))
+    for existing in pair:
         if existing.exists():
             raise UsageError(
                 "there is a file already; keys are never overwritten",
                 where=str(existing),
                 hint=f"sign with it (--key {path}), or name a file for another: adaptergit keygen PATH",
             )
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     passphrase = () if ask_passphrase else ("-N", "")
     argv = ["ssh-keygen", "-q", "-t", "ed25519", *passphrase, "-C", comment, "-f", str(path)]
-    _run(argv, f"cannot make a key at {path}", interactive=ask_passphrase)
+    with disk_errors("the key", path, "free some space, or name another place: adaptergit keygen PATH"):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            _run(argv, f"cannot make a key at {path}", interactive=ask_passphrase)
+        except BaseException as error:
+            for half in pair:  # it would stand in the way of the next one
+                half.unlink(missing_ok=True)
+            if isinstance(error, TrustError) and (fault := _FAULTS.get(error.what.rpartition(": ")[2])):
+                raise OSError(fault, os.strerror(fault)) from error
+            raise
     return SigningKey.open(path)
 
 
