@@ -300,7 +300,7 @@ def _revoked(path: Path, brought: Sequence[AllowedSigner]) -> list[Revocation]:
         replace(one, repository=name)
         for one in found
         for name in sorted({n for s in brought if s.key.fingerprint == one.key for n in s.principals})
-        if one.repository in (None, name)
+        if one.holds_for(name)
     ]
 
 

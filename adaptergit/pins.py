@@ -14,7 +14,7 @@ from pathlib import Path
 from adaptergit.durable import disk_errors, prepared_file
 from adaptergit.errors import AdaptergitWarning, NotFoundError, TrustError, UsageError
 from adaptergit.locks import exclusively
-from adaptergit.package.names import PRINCIPAL
+from adaptergit.package.names import PRINCIPALS
 from adaptergit.reference import Source, expand
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.trust import (
@@ -31,7 +31,6 @@ from adaptergit.trust import (
 _REMOVED = "removed by hand"
 """Why a key that a rotation brought counts no longer: until it is added by hand."""
 _IDENTITY = re.compile(r"sha256:[0-9a-f]{64}")
-_REPOSITORY = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9.*?-]*(/[A-Za-z0-9_.~*?-]+)+|\*")
 
 
 def known_signers(settings: Settings) -> list[AllowedSigner]:
@@ -62,7 +61,7 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
     """
     settings = load_settings()
     repository = _with_host(repository, settings)
-    if not _REPOSITORY.fullmatch(repository):
+    if not PRINCIPALS.fullmatch(repository):
         raise UsageError(
             f"{repository!r} is not the name of a repository",
             hint="write host/org/repo, without https:// and .git, or a pattern such as github.com/acme/*",
@@ -76,7 +75,7 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
     if forgotten:
         _remove(settings.rotations_path, lambda line: line.partition(" ")[0] in forgotten, repository)
     for followed in forgotten:
-        gone = {one.key for one in known_revocations(settings) if one.repository in (None, followed)}
+        gone = {one.key for one in known_revocations(settings) if one.holds_for(followed)}
         others = {one.key.fingerprint for one in before if one.names(followed)} - {signer.key.fingerprint, *gone}
         if others:
             warnings.warn(
@@ -87,7 +86,7 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
             )
     for one in known_revocations(settings):
         limited = one.since is not None and one.repository is None  # what was seen before still counts
-        if one.key == signer.key.fingerprint and one.repository in (None, repository) and not limited:
+        if one.key == signer.key.fingerprint and one.holds_for(repository) and not limited:
             told = f"{one.key} is {one}" + ("" if one.severity == "warn" else ": it does not count, pinned or not")
             warnings.warn(told, AdaptergitWarning, stacklevel=2)
     return signer
@@ -128,8 +127,8 @@ def public_key(key: str) -> PublicKey:
 def unpin_key(fingerprint: str) -> int:
     """Remove every pin of a key; return how many there were.
 
-    For a repository with other keys, or rotations that were followed, it counts no longer until it is added by hand: a
-    rotation could bring it back.
+    For repositories with other keys, or rotations that were followed, it counts no longer until it is added by hand: a
+    rotation could bring it back. Added for one of those that a glob matches, it may count for the others again, too.
 
     Raises:
         NotFoundError: There was none.
@@ -139,10 +138,9 @@ def unpin_key(fingerprint: str) -> int:
     lines = _read(path).split("\n") if path.is_file() else []
     pinned = [parse_allowed_signers(line, source=str(path))[0] for line in lines if _is_of(line, fingerprint)]
     others = [one for one in known_signers(settings) if one.key.fingerprint != fingerprint]
-    followed = set(_known_rotations(settings))
-    shared = {name for one in (*others, *pinned) for name in one.principals if PRINCIPAL.fullmatch(name)}
-    shared = {name for name in shared if any(one.names(name) for one in others)}
-    names = [name for name in sorted(shared | followed) if any(one.names(name) for one in pinned)]
+    followed = {name for name in _known_rotations(settings) if any(one.names(name) for one in pinned)}
+    shared = {name for one in pinned for name in one.principals if any(_overlap(other, name) for other in others)}
+    names = sorted(name for name in shared | followed if PRINCIPALS.fullmatch(name))
     removals = [Revocation(fingerprint, reason=_REMOVED, repository=name) for name in names]
     remember(settings, (), removals)
     return _remove(path, lambda line: _is_of(line, fingerprint), fingerprint)
@@ -152,7 +150,7 @@ def _withdraw_removal(settings: Settings, signer: AllowedSigner) -> None:
     """Let a key that was removed by hand count again, as a person says so."""
 
     def removal(one: Revocation) -> bool:
-        named = one.repository is not None and signer.names(one.repository)
+        named = one.repository is not None and _overlap(signer, one.repository)
         return named and one.reason == _REMOVED and one.key == signer.key.fingerprint
 
     path = settings.revocations_path
@@ -160,6 +158,26 @@ def _withdraw_removal(settings: Settings, signer: AllowedSigner) -> None:
         _remove(
             path, lambda line: any(map(removal, parse_revocations(line.encode(), source=str(path)))), str(signer.key)
         )
+
+
+def _overlap(signer: AllowedSigner, pattern: str) -> bool:
+    """Tell whether a line is about something that a name, or a glob, matches."""
+    return any(_meet(name, pattern) for name in signer.principals)
+
+
+def _meet(one: str, other: str) -> bool:
+    """Tell whether there is a name that two globs match."""
+    # Of each end of ``other``: whether it and the end of ``one`` that was looked at meet; at first, an empty one.
+    ends = [not other[at:].strip("*") for at in range(len(other) + 1)]
+    for char in reversed(one):
+        longer = [char == "*" and ends[-1]]
+        for at in reversed(range(len(other))):
+            if "*" in (char, other[at]):  # it is nothing here, or one character more
+                longer.append(ends[at] or longer[-1])
+            else:
+                longer.append(ends[at + 1] and (char == other[at] or "?" in (char, other[at])))
+        ends = longer[::-1]
+    return ends[0]
 
 
 def known_checkpoints(settings: Settings) -> dict[str, frozenset[str]]:

@@ -389,7 +389,7 @@ def _check_counts(rotations: Sequence[SignedRotation], principal: str, public: P
     refusing = [one for one in (*revocations, *change.removed) if one.severity == "refuse"]
     for one in refusing:
         if one.speaks_of(public.fingerprint, principal):
-            gone = {other.key for other in refusing if other.repository in (None, principal)}
+            gone = {other.key for other in refusing if other.holds_for(principal)}
             counting = {each.key.fingerprint for each in (*known, *change.added) if each.names(principal)} - gone
             hint = f"sign with a key that counts (--key): {', '.join(sorted(counting)) or 'its successor'}"
             if one in change.removed:

@@ -171,6 +171,9 @@ def test_a_revocation_survives_its_line(since: datetime, severity: str, reason: 
     (of_one,) = parse_revocations(replace(one, repository=PRINCIPAL).line().encode(), source="x")
     assert of_one.covers("SHA256:" + "a" * 43, PRINCIPAL, None)
     assert not of_one.covers("SHA256:" + "a" * 43, f"{PRINCIPAL}-other", None)
+    (of_some,) = parse_revocations(replace(one, repository=f"{PRINCIPAL}-*").line().encode(), source="x")
+    assert of_some.covers("SHA256:" + "a" * 43, f"{PRINCIPAL}-other", None)
+    assert not of_some.covers("SHA256:" + "a" * 43, PRINCIPAL, None)
 
 
 @pytest.mark.parametrize("since", ["0001-01-01T00:00:00+14:00", "0999-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00"])
@@ -182,7 +185,7 @@ def test_times_that_no_file_can_hold_are_no_times(since: str) -> None:
 
 @pytest.mark.parametrize(
     "repository",
-    ["", "github.com/acme/adapters.git", "https://github.com/acme/a", "GitHub.com/acme/a", "github.com/acme/*", "a/b "],
+    ["", "github.com/acme/adapters.git", "https://github.com/acme/a", "GitHub.com/acme/a", "*.git", "!a/b", "a/b "],
 )
 def test_a_revocation_for_no_repository_is_an_error(repository: str) -> None:
     line = json.dumps({"key": "SHA256:" + "a" * 43, "repository": repository}).encode()

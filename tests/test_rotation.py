@@ -928,6 +928,25 @@ def test_a_key_that_was_removed_by_hand_is_not_brought_back(
     assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
 
 
+@pytest.mark.parametrize("other", ["127.0.0.1/acme/*", "127.0.0.1/*/adapters", ACME])
+def test_a_key_that_was_removed_from_many_repositories_is_not_brought_back_in_one(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey], other: str
+) -> None:
+    a, b, *_ = keys
+    pin_key(other, a.public.line)
+    pin_key("127.0.0.1/acme/*", b.public.line)
+    unpin_key(b.public.fingerprint)
+    publish(source(), clone=hub.clone, key=a.path)
+    rotate(b.path, key=a.path, clone=hub.clone)
+    with machine_of("publisher"):
+        publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=b.path)
+    with pytest.raises(TrustError, match="removed by hand"):
+        fetch(f"{hub.url}@sst2")
+    assert [one.key for one in known_signers(load_settings())] == [a.public]
+    pin_key(ACME, b.public.line)
+    assert fetch(f"{hub.url}@sst2").version == "1.1.0"
+
+
 @pytest.mark.parametrize("written", [1, 2])
 def test_a_machine_that_stops_while_a_rotation_is_remembered_follows_it_the_next_time(
     hub: Hub, source: Callable[..., Path], keys: list[SigningKey], written: int, home: Path

@@ -184,7 +184,7 @@ def _last_seen(index: IndexRepository, principal: str) -> dict[str, datetime]:
     """Return when the newest listed release that a key signed was first seen, by the fingerprints of keys that are not
     revoked."""
     revoked = parse_revocations(index.revoked(), source="revoked.jsonl")
-    gone = {one.key for one in revoked if one.severity == "refuse" and one.repository in (None, principal)}
+    gone = {one.key for one in revoked if one.severity == "refuse" and one.holds_for(principal)}
     found: dict[str, datetime] = {}
     for entry in index.entries(principal):
         for fingerprint in entry.signers if entry.first_seen else ():
@@ -272,7 +272,7 @@ def _ask(
                 keys |= set(check_recovery(proof.data, b"".join(proof.signatures.values()), index.current_root()).keys)
             except (TrustError, NotFoundError):
                 continue
-    ours = [one for one in (*gone, *change.removed) if one.repository in (None, source.repository)]
+    ours = [one for one in (*gone, *change.removed) if one.holds_for(source.repository)]
     over = {one.key for one in ours if one.severity == "refuse"}
     counting = {key for key in before.counting(now) | keys if key.fingerprint not in over}
     return _Asked(announced, frozenset(keys), frozenset(counting))

@@ -6,6 +6,8 @@ import re
 
 PRINCIPAL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+")
 """A repository's public name: host and path."""
+PRINCIPALS = re.compile(r"[a-z0-9*?][a-z0-9.*?-]*(/[A-Za-z0-9_.~*?-]+)+|\*")
+"""Such a name, or a glob of them."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _WINDOWS_DEVICES = re.compile(r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 

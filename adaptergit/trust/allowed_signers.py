@@ -35,14 +35,14 @@ class AllowedSigner:
 
     def names(self, principal: str) -> bool:
         """Tell whether the line is about ``principal``."""
-        return _matches(self.principals, principal)
+        return matches(self.principals, principal)
 
     def refusal(self, namespace: str, when: datetime, first_seen: datetime | None = None) -> str | None:
         """Return why the key may not sign ``namespace`` at ``when``, or None if it may.
 
         What was first seen while the key was valid was signed while it was valid.
         """
-        if self.namespaces and not _matches(self.namespaces, namespace):
+        if self.namespaces and not matches(self.namespaces, namespace):
             return f"the key is allowed for {', '.join(self.namespaces)} only"
         if self.valid_after is not None and when < self.valid_after:
             return f"the key is valid only after {self.valid_after.isoformat()}"
@@ -162,7 +162,7 @@ def _moment(text: str) -> datetime:
         raise TrustError(f"{text!r} is not a time", hint="write YYYYMMDD[HHMM[SS]][Z]") from error
 
 
-def _matches(patterns: tuple[str, ...], text: str) -> bool:
+def matches(patterns: tuple[str, ...], text: str) -> bool:
     """OpenSSH pattern lists: any positive match, unless a negated pattern matches."""
     matched = False
     for pattern in patterns:

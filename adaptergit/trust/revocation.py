@@ -4,7 +4,8 @@
 word away. A signature carries no time, so with ``since`` only releases that this machine saw before then still count;
 without it, none do. ``{"manifest_sha256": "…", "reason": "poisoned data"}`` withdraws one release, whoever signed it.
 With the severity ``warn`` nothing is refused, but every load says so. With a ``repository``, a key's word is taken away
-for releases of that one only: a repository's owner says which keys sign there, and nothing of other repositories.
+for releases of that one only, or of those that a glob matches: a repository's owner says which keys sign there, and
+nothing of other repositories.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 
 from adaptergit.errors import TrustError
 from adaptergit.package import canonical
-from adaptergit.package.names import PRINCIPAL
+from adaptergit.package.names import PRINCIPALS
+from adaptergit.trust.allowed_signers import matches
 
 SEVERITIES = ("refuse", "warn")
 _MAX_BYTES = 16 * 2**20
@@ -41,7 +43,7 @@ class Revocation:
     source: str = ""
     """Where it is written."""
     repository: str | None = None
-    """The principal whose releases the key no longer signs; None: all."""
+    """The principal whose releases the key no longer signs, or a glob of such; None: all."""
 
     def line(self) -> str:
         """Return it as it is stored."""
@@ -59,9 +61,13 @@ class Revocation:
         }
         return json.dumps({k: v for k, v in fields.items() if v is not None}, sort_keys=True, ensure_ascii=False)
 
+    def holds_for(self, repository: str) -> bool:
+        """Tell whether it is about the signers of a repository."""
+        return self.repository is None or matches((self.repository,), repository)
+
     def speaks_of(self, fingerprint: str, repository: str) -> bool:
         """Tell whether it is about a key as a signer of a repository."""
-        return self.key == fingerprint and self.repository in (None, repository)
+        return self.key == fingerprint and self.holds_for(repository)
 
     def covers(self, fingerprint: str, repository: str, first_seen: datetime | None) -> bool:
         """Tell whether it takes away a key's word for a repository's release, first seen then or never before."""
@@ -106,8 +112,8 @@ def _parse(raw: Any, where: str, source: str) -> Revocation:
     if texts["repository"] is not None and key is None:
         raise TrustError("a release is of one repository already: repository goes with a key", where=where)
     repository = texts["repository"]
-    if repository is not None and (not PRINCIPAL.fullmatch(repository) or repository.endswith(".git")):
-        raise TrustError(f"{repository!r} names no repository", where=where, hint="write host/org/repo")
+    if repository is not None and (not PRINCIPALS.fullmatch(repository) or repository.endswith(".git")):
+        raise TrustError(f"{repository!r} names no repository", where=where, hint="write host/org/repo, or a pattern")
     severity = texts["severity"] or "refuse"
     if severity not in SEVERITIES:
         raise TrustError(f"severity is one of {', '.join(SEVERITIES)}, not {severity!r}", where=where)

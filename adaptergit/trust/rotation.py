@@ -193,7 +193,7 @@ def follow(
         gone_since = f"the rotation {after[:16]}, which was followed before, is not among the repository's any more"
         return Change(contradiction=gone_since)
     known = [s for s in signers if s.names(repository)]
-    gone = {one.key for one in revocations if one.severity == "refuse" and one.repository in (None, repository)}
+    gone = {one.key for one in revocations if one.severity == "refuse" and one.holds_for(repository)}
     added: list[AllowedSigner] = []
     removed: list[Revocation] = []
     path: list[SignedRotation] = []
