@@ -31,7 +31,7 @@ from adaptergit.locks import exclusively
 from adaptergit.mirror import mirror
 from adaptergit.package import BaseModel, File, Manifest, canonical
 from adaptergit.pins import known_revocations, known_rotation, known_signers, pin_key, revoke, unpin_key
-from adaptergit.publish import publish
+from adaptergit.publish import publish, yank
 from adaptergit.resolve import fetch, verify
 from adaptergit.rotate import rotate as rotate_here
 from adaptergit.settings import cache_dir, load_settings
@@ -1200,6 +1200,62 @@ def test_junk_beside_rotations_is_in_no_copy_and_what_is_gone_goes(
         hub.git(
             "push", "-q", "origin", f":refs/tags/adapters-rotations/{SignedRotation(own.to_bytes(), {}).mark}"
         ) if expected else None
+
+
+def test_a_mirror_that_refuses_deletions_keeps_what_is_gone_and_takes_what_is_new(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, *_ = keys
+    pin_key(ACME, a.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    yank("sst2", "1.0.0", reason="too early", clone=hub.clone)
+    own = Rotation(ACME, (b.public,), (), datetime(2026, 11, 1, tzinfo=UTC))
+    push_as_it_is(hub, own.to_bytes(), a)
+    copy, bare = hub.server.create("copies/adapters"), hub.server.root / "copies" / "adapters.git"
+    with pytest.warns(AdaptergitWarning, match="yanked"):
+        mirror([f"{hub.url}@sst2==1.0.0"], to=copy)
+    gone = [
+        f"refs/tags/adapters-rotations/{SignedRotation(own.to_bytes(), {}).mark}",
+        "refs/tags/adapters-yanked/sst2/1.0.0",
+    ]
+    assert set(gone) <= set(git(bare, "for-each-ref", "--format=%(refname)").split())
+    hub.git("push", "-q", "origin", *(f":{ref}" for ref in gone))
+    publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=a.path)
+    references = [f"{hub.url}@sst2==1.0.0", f"{hub.url}@sst2==1.1.0"]
+    hook = bare / "hooks" / "update"  # receive.denyDeletes speaks of branches only; forges protect tags
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text('#!/bin/sh\ncase "$3" in *[!0]*) ;; *) echo "tags are protected" >&2; exit 1 ;; esac\n')
+    hook.chmod(0o755)
+    with pytest.warns(AdaptergitWarning, match="lets nobody remove") as told:
+        assert [one.new for one in mirror(references, to=copy)] == [False, True]
+    assert all(any(f":{ref}" in str(one.message) for one in told) for ref in gone)
+    assert set(gone) < set(git(bare, "for-each-ref", "--format=%(refname)").split())
+    hook.unlink()
+    assert [one.new for one in mirror(references, to=copy)] == [False, False]
+    assert set(gone).isdisjoint(git(bare, "for-each-ref", "--format=%(refname)").split())
+
+
+def test_what_is_no_rotation_is_removed_from_a_git_mirror(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, *_ = keys
+    pin_key(ACME, a.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    own = Rotation(ACME, (b.public,), (), datetime(2026, 11, 1, tzinfo=UTC))
+    push_as_it_is(hub, own.to_bytes(), a)
+    copy, bare = hub.server.create("copies/adapters"), hub.server.root / "copies" / "adapters.git"
+    there = replace(hub, clone=hub.clone.with_name("copy-clone"))
+    git(hub.clone.parent, "clone", "-q", copy, str(there.clone))
+    others = replace(own, repository="127.0.0.1/acme/other").to_bytes()
+    for data in (b"\xff\xfe", b"[]", b'{"repository": []}', b"[" * 50_000, others):
+        push_as_it_is(there, data, a)
+    blob = git(bare, "hash-object", "-w", "--stdin", stdin="junk")
+    git(bare, "update-ref", "refs/tags/adapters-rotations/junk", blob)
+    good = [f"refs/tags/adapters-rotations/{SignedRotation(data, {}).mark}" for data in (own.to_bytes(), others)]
+    git(bare, "update-ref", "refs/tags/adapters-rotations/0123456789abcdef", good[1])
+    mirror([f"{hub.url}@sst2"], to=copy)
+    listed = git(bare, "for-each-ref", "--format=%(refname)", "refs/tags/adapters-rotations").split()
+    assert listed == sorted(good)
 
 
 def test_of_two_mirrors_the_one_that_knows_more_is_heard(

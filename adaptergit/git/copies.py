@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from adaptergit.durable import scratch
-from adaptergit.errors import ReleaseError, TransportError
-from adaptergit.git.files import fetch_rotations, rotation_mark
+from adaptergit.errors import AdaptergitWarning, ReleaseError, StorageError, TransportError, without_secrets
+from adaptergit.git.files import rotation_mark, rotations_by_repository
 from adaptergit.git.listing import list_refs
 from adaptergit.git.pushing import push
 from adaptergit.git.remote import ROTATIONS, TAGS, YANKED, Remote
-from adaptergit.git.runner import init_bare
+from adaptergit.git.runner import Git, init_bare
 from adaptergit.git.worktree import Clone
 from adaptergit.package import Manifest
 from adaptergit.settings import Limits
 
 _WHO = {"NAME": "adaptergit", "EMAIL": "mirror@adaptergit.invalid"}
 _ROTATION = "rotation.json"
-_MOST = 4096
-"""Rotations of all repositories that a mirror holds releases of."""
 Withdrawn = Mapping[tuple[str, str], Mapping[str, str]]
 """Reasons by version, by repository and adapter."""
 Rotations = Mapping[str, tuple[Sequence[Mapping[str, bytes]], bool]]
@@ -72,7 +69,7 @@ def _push(
     with scratch() as folder:
         git = init_bare(folder / "copy", object_format=object_format)
         clone = Clone(folder, git, "", None)
-        new, refspecs = [], []
+        new, refspecs, gone = [], [], []
         for package, manifest in releases:
             oids = clone.store_files({path.name: path for path in sorted(package.iterdir())})
             tree = clone.make_tree(("100644", "blob", oid, name) for name, oid in oids.items())
@@ -89,7 +86,7 @@ def _push(
         for (_, name), reasons in withdrawn.items():
             prefix = f"{YANKED}/{name}/"
             marked = {ref.removeprefix(prefix) for ref in there if ref.startswith(prefix)}
-            refspecs += [f":{prefix}{version}" for version in sorted(marked - reasons.keys())]
+            gone += [f"{prefix}{version}" for version in sorted(marked - reasons.keys())]
             for version in sorted(reasons.keys() - marked):
                 text = f"yank {name} {version}\n\n{reasons[version]}"
                 commit = clone.commit(clone.make_tree(()), text, (), _identity("2000-01-01T00:00:00Z"))
@@ -105,24 +102,45 @@ def _push(
                 commit = clone.commit(tree, "rotate the signing key", (), _identity("2000-01-01T00:00:00Z"))
                 refspecs.append(f"{commit}:{ROTATIONS}/{mark}")
         complete = {principal for principal, (_, all_of_it) in rotations.items() if all_of_it}
-        refspecs += [f":{ROTATIONS}/{mark}" for mark in _stale(remote, folder, complete, there) if mark not in wanted]
+        gone += _stale(remote, folder, wanted, complete, there)
         if refspecs:
             pushed = push(git, remote.url, refspecs, protocols=remote.protocols)
             if pushed.refused is not None:
                 raise pushed.refused
+        _take_away(git, remote, gone)  # apart: many servers refuse that
         return new
 
 
-def _stale(remote: Remote, folder: Path, repositories: set[str], there: Mapping[str, str]) -> list[str]:
-    """Return the marks of the rotations that a mirror holds of some repositories."""
-    if not repositories or not any(ref.startswith(f"{ROTATIONS}/") for ref in there):
+def _stale(
+    remote: Remote, folder: Path, wanted: Collection[str], repositories: set[str], there: Mapping[str, str]
+) -> list[str]:
+    """Return the tags of what a mirror holds of some repositories' rotations and shall not, and of what is none."""
+    held = {ref: oid for ref, oid in there.items() if ref.startswith(f"{ROTATIONS}/")}
+    if not repositories:
         return []
-    found = []
-    for files in fetch_rotations(remote, Limits(), beside=folder, most=_MOST):
-        with suppress(ValueError, RecursionError, AttributeError):  # no rotation
-            if json.loads(files[_ROTATION]).get("repository") in repositories:
-                found.append(rotation_mark(files[_ROTATION]))
-    return found
+    said = rotations_by_repository(remote, held, Limits(), beside=folder)
+    known = {f"{ROTATIONS}/{mark}" for mark in wanted}
+    return [ref for ref in held if ref not in said or (said[ref] in repositories and ref not in known)]
+
+
+def _take_away(git: Git, remote: Remote, refs: Sequence[str]) -> None:
+    """Delete tags. What a server keeps is told: the releases are there all the same."""
+    if not refs:
+        return
+    try:
+        refused = push(git, remote.url, [f":{ref}" for ref in refs], protocols=remote.protocols).refused
+    except StorageError:
+        raise
+    except TransportError as error:
+        refused = error
+    if refused is not None:
+        url = without_secrets(remote.url)
+        warnings.warn(
+            f"{url} lets nobody remove what was taken back, or is no rotation ({refused.what}): it goes on telling "
+            f"that to others, until it is removed there: git push {url} {' '.join(f':{ref}' for ref in refs)}",
+            AdaptergitWarning,
+            stacklevel=2,
+        )
 
 
 def _identity(moment: str) -> dict[str, str]:

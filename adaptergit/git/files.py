@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,9 @@ from pathlib import Path
 from adaptergit.durable import scratch
 from adaptergit.errors import NotFoundError, PackageError, TransportError
 from adaptergit.git.listing import list_refs
-from adaptergit.git.objects import extract, find_tree, sizes_of, write_blobs
+from adaptergit.git.objects import extract, find_tree, read_blobs, sizes_of, write_blobs
 from adaptergit.git.remote import ROTATIONS, YANKED, Remote, fetch_objects
+from adaptergit.git.runner import Git
 from adaptergit.git.worktree import Clone
 from adaptergit.settings import Limits
 
@@ -21,6 +24,8 @@ _INDEX_PATH = re.compile(
     r"snapshot\.json(\.sig)?|catalog\.json\.zst|revoked\.jsonl|roots/[0-9]+\.json(\.sig)?|shards/[0-9a-f]{2}/[0-9a-f]{64}\.jsonl\.zst"
 )
 _MAX_INDEX_BYTES = 2**31
+_MOST_MIRRORED = 4096
+"""Rotations of all repositories that a mirror holds releases of."""
 
 
 def rotation_mark(data: bytes) -> str:
@@ -61,6 +66,36 @@ def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) 
                     if ref == f"{ROTATIONS}/{rotation_mark(files.get('rotation.json', b''))}":
                         found.append(files)
         return found
+
+
+def rotations_by_repository(remote: Remote, refs: Mapping[str, str], limits: Limits, *, beside: Path) -> dict[str, str]:
+    """Return which repository the rotations of a mirror say they are of, by tag; of what is no rotation, nothing.
+
+    Args:
+        remote: Where from.
+        refs: Oids of the tags, by name.
+        limits: Bounds on bytes and time.
+        beside: Existing folder for what is fetched.
+
+    Raises:
+        TransportError: The server cannot be reached or failed.
+        PackageError: There are more than a mirror holds.
+    """
+    if len(refs) > _MOST_MIRRORED:
+        raise PackageError(f"{len(refs)} rotations, the limit is {_MOST_MIRRORED}", where=remote.url)
+    if not refs:
+        return {}
+    return _repositories(fetch_objects(beside / "mirrored", remote, list(refs), limits), refs)
+
+
+def _repositories(git: Git, refs: Mapping[str, str]) -> dict[str, str]:
+    found = {}
+    for ref, data in read_blobs(git, {ref: f"{oid}:rotation.json" for ref, oid in refs.items()}, 2**16):
+        with suppress(ValueError, RecursionError, AttributeError):  # no rotation
+            repository = json.loads(data).get("repository")
+            if isinstance(repository, str) and ref == f"{ROTATIONS}/{rotation_mark(data)}":
+                found[ref] = repository
+    return found
 
 
 def rotations_in(clone: Clone, most: int) -> list[dict[str, bytes]]:

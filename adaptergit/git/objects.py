@@ -120,6 +120,16 @@ def sizes_of(git: Git, oids: Mapping[str, str]) -> dict[str, int]:
     }
 
 
+def read_blobs(git: Git, objects: Mapping[str, str], most: int) -> Iterator[tuple[str, bytes]]:
+    """Yield the blobs that are here and no larger than so many bytes, by name."""
+    sizes = {name: size for name, size in sizes_of(git, objects).items() if size <= most}
+    with _answers(git, "--batch", [objects[name] for name in sizes]) as output:
+        for name, size in sizes.items():
+            output.readline(256)
+            yield name, _exactly(output, size)
+            output.read(1)
+
+
 def write_blobs(git: Git, oids: Mapping[str, str], sizes: Mapping[str, int], target: Path) -> None:
     """Write blobs to new files of their names."""
     if not oids:
