@@ -160,19 +160,21 @@ def rotations_of(source: Source, settings: Settings, more: tuple[str, ...] = ())
                 data = StaticMirror(url, _download(settings)).rotations(source.principal or "", MAX_LISTED_BYTES)
                 found += parse_rotations(data, url)
             else:
-                found += rotations_at(Remote.of(Source.parse(url), allow_http=settings.allow_http), settings.limits)
+                remote = Remote.of(Source.parse(url), allow_http=settings.allow_http)
+                found += rotations_at(remote, settings.limits, of=source.principal)
     return found, False
 
 
-def rotations_at(remote: Remote, limits: Limits) -> list[SignedRotation]:
-    """Return the rotations that a git repository holds.
+def rotations_at(remote: Remote, limits: Limits, *, of: str | None = None) -> list[SignedRotation]:
+    """Return the rotations that a git repository holds, or, of a mirror, those of the repository that it copies.
 
     Raises:
         TransportError: It cannot be reached.
         PackageError: There are more than anybody follows.
     """
     with scratch() as folder:
-        return list(map(SignedRotation.of, fetch_rotations(remote, limits, beside=folder, most=MAX_ROTATIONS)))
+        found = fetch_rotations(remote, limits, beside=folder, most=MAX_ROTATIONS, of=of)
+    return list(map(SignedRotation.of, found))
 
 
 def mirrors_of(source: Source, settings: Settings, more: tuple[str, ...] = ()) -> list[str]:

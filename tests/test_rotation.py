@@ -1235,6 +1235,31 @@ def test_a_mirror_that_refuses_deletions_keeps_what_is_gone_and_takes_what_is_ne
     assert set(gone).isdisjoint(git(bare, "for-each-ref", "--format=%(refname)").split())
 
 
+def test_in_a_git_mirror_of_many_repositories_each_finds_its_own_rotations(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, *_ = keys
+    copy, made = hub.server.create("copies/adapters"), ""
+    for number in range(65):
+        other = Rotation(
+            f"127.0.0.1/acme/other-{number}", (b.public,), (), datetime(2026, 11, 1, tzinfo=UTC)
+        ).to_bytes()
+        made += f"commit refs/tags/adapters-rotations/{SignedRotation(other, {}).mark}\ncommitter a <a@b> 0 +0000\n"
+        made += f"data 0\nM 100644 inline rotation.json\ndata {len(other)}\n{other.decode()}\n"
+    git(hub.server.root / "copies" / "adapters.git", "fast-import", "--quiet", stdin=made)
+    with machine_of("keeper"):
+        pin_key(ACME, a.public.line)
+        publish(source(), clone=hub.clone, key=a.path)
+        rotate_here(b.path, key=a.path, clone=hub.clone)
+        publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=b.path)
+        mirror([f"{hub.url}@sst2"], to=copy)
+    hub.bare.rename(hub.bare.with_name("gone.git"))
+    pin_key(ACME, a.public.line)
+    with pytest.warns(AdaptergitWarning, match="new key"):
+        found = fetch(f"{hub.url}@sst2", settings=replace(load_settings(), mirrors=((ACME, (copy,)),)))
+    assert found.version == "1.1.0"
+
+
 def test_what_is_no_rotation_is_removed_from_a_git_mirror(
     hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
 ) -> None:

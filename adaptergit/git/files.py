@@ -33,7 +33,9 @@ def rotation_mark(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) -> list[dict[str, bytes]]:
+def fetch_rotations(
+    remote: Remote, limits: Limits, *, beside: Path, most: int, of: str | None = None
+) -> list[dict[str, bytes]]:
     """Return the files of every rotation that a repository holds, by name; what is none is left out.
 
     Args:
@@ -41,6 +43,7 @@ def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) 
         limits: Bounds on bytes and time.
         beside: Existing folder for what is fetched.
         most: How many at most; more is an error.
+        of: Only those of this repository: a mirror holds others' too.
 
     Raises:
         TransportError: The server cannot be reached or failed.
@@ -49,11 +52,14 @@ def fetch_rotations(remote: Remote, limits: Limits, *, beside: Path, most: int) 
     limits = limits.started()
     with tempfile.TemporaryDirectory(prefix="git-", dir=beside) as folder:
         refs = list_refs(remote, (f"{ROTATIONS}/",), limits)
-        if len(refs) > most:
-            raise PackageError(f"{len(refs)} rotations, the limit is {most}", where=remote.url)
+        _check_number(refs, most if of is None else _MOST_MIRRORED, remote)
         if not refs:
             return []
         git = fetch_objects(Path(folder) / "rotations", remote, list(refs), limits)
+        if of is not None:
+            said = _repositories(git, refs)
+            refs = {ref: oid for ref, oid in refs.items() if said.get(ref) == of}
+            _check_number(refs, most, remote)
         small = replace(limits, files=32, file_bytes=2**16, package_bytes=2**20)
         found = []
         for number, (ref, oid) in enumerate(refs.items()):
@@ -81,11 +87,15 @@ def rotations_by_repository(remote: Remote, refs: Mapping[str, str], limits: Lim
         TransportError: The server cannot be reached or failed.
         PackageError: There are more than a mirror holds.
     """
-    if len(refs) > _MOST_MIRRORED:
-        raise PackageError(f"{len(refs)} rotations, the limit is {_MOST_MIRRORED}", where=remote.url)
+    _check_number(refs, _MOST_MIRRORED, remote)
     if not refs:
         return {}
     return _repositories(fetch_objects(beside / "mirrored", remote, list(refs), limits), refs)
+
+
+def _check_number(refs: Mapping[str, str], most: int, remote: Remote) -> None:
+    if len(refs) > most:
+        raise PackageError(f"{len(refs)} rotations, the limit is {most}", where=remote.url)
 
 
 def _repositories(git: Git, refs: Mapping[str, str]) -> dict[str, str]:
