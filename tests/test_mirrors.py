@@ -218,6 +218,47 @@ def test_on_first_use_only_the_repository_itself_says_whose_it_is(
     assert [one.key for one in known_signers(settings)] == [hub.key.public]
 
 
+@pytest.mark.parametrize("way", ["again", "trust", "bundle"])
+@pytest.mark.parametrize("how", ["lock", "digest"])
+def test_under_tofu_a_mirror_alone_is_no_first_use_and_the_error_says_what_to_do(
+    hub: Hub, source: Source, tmp_path: Path, how: str, way: str
+) -> None:
+    principal, locked, away = "127.0.0.1/acme/adapters", tmp_path / "adaptergit.lock", hub.bare.with_name("gone.git")
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    with machine_of("keeper"):
+        pin_key(principal, hub.key.public.line)
+        digest = mirror([f"{hub.url}@sst2"], to=tmp_path / "mirror")[0].digest
+        lock([f"{hub.url}@sst2"], path=locked)
+        export_bundle(tmp_path / "all.tar", [f"{hub.url}@sst2"])
+    settings = replace(
+        load_settings(), policy=(("*", "tofu", 1),), mirrors=((principal, (f"{tmp_path / 'mirror'}/",)),)
+    )
+
+    def get() -> str:
+        if how == "lock":
+            return sync(path=locked, settings=settings)[0].version
+        return fetch(f"{hub.url}@sst2#sha256:{digest}", settings=settings).version
+
+    hub.bare.rename(away)
+    with pytest.raises(TrustError, match="nobody you know") as refused:
+        get()
+    hint = str(refused.value.hint)
+    assert "only what the repository itself sends" in hint
+    assert f"adaptergit trust add {principal} '{hub.key.public.line}'" in hint
+    if way == "again":
+        away.rename(hub.bare)
+        with pytest.warns(AdaptergitWarning, match="first use"):
+            assert get() == "1.0.0"
+        return
+    if way == "trust":
+        pin_key(principal, hub.key.public.line)
+    else:
+        with pytest.raises(TrustError, match="--trust-keys"):
+            import_bundle(tmp_path / "all.tar", settings=settings)
+        import_bundle(tmp_path / "all.tar", settings=settings, trust_keys=True)
+    assert get() == "1.0.0"
+
+
 @pytest.mark.parametrize("policy", ["unsigned", "digest"])
 def test_what_was_looked_at_before_is_no_first_use(
     hub: Hub, source: Source, tmp_path: Path, other_key: SigningKey, policy: str

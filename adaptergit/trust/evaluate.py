@@ -310,8 +310,11 @@ def _check_signers(
         pin = AllowedSigner((manifest.repository,), first.key, (MANIFEST_NAMESPACE,), source="pinned on first use")
         note = f"first use of {manifest.repository}: pinned the key {first.key.fingerprint}"
         return Verdict("tofu", digest, manifest, (first.key.fingerprint,), (pin.source,), pin, (*steps, note), (note,))
-    raise TrustError(
-        f"signed by {found}, which nobody you know vouches for as {manifest.repository}",
-        hint="check the fingerprint with the publisher, then: "
-        f"adaptergit trust add {manifest.repository} '{first.key.line}'",
+    hint = (
+        f"check the fingerprint with the publisher, then: adaptergit trust add {manifest.repository} '{first.key.line}'"
     )
+    if policy.level == "tofu" and policy.threshold == 1:
+        hint = (
+            f"on first use, only what the repository itself sends pins a key: try again once it can be asked, or {hint}"
+        )
+    raise TrustError(f"signed by {found}, which nobody you know vouches for as {manifest.repository}", hint=hint)
