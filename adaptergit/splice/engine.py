@@ -548,7 +548,7 @@ class _Prefix(Binding):
             return None
         hidden = self.engine.take(_INPUT + self.place.key)
         if hidden is None:
-            raise ModelError("attention is computed twice in one call: it takes no prefix", where=self.place.path)
+            raise ModelError("attention is computed more than once: it takes no prefix", where=self.place.path)
         return self.engine.run(self.place, PrefixState(hidden))
 
 
