@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import hypothesis.strategies as st
 import pytest
@@ -23,6 +24,7 @@ from adaptergit.splice import (
     Split,
     Stack,
     adapters,
+    each,
     parse_composition,
 )
 from adaptergit.splice.composition import copies_of
@@ -181,8 +183,15 @@ def methods(request: pytest.FixtureRequest) -> Any:
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tree=trees_of_rows(), tasks=st.lists(st.integers(0, 1), min_size=ROWS, max_size=ROWS), left=st.booleans())
-def test_every_row_is_as_if_its_adapters_were_alone(methods: Any, tree: Any, tasks: list[int], left: bool) -> None:
+@given(
+    tree=trees_of_rows(),
+    tasks=st.lists(st.integers(0, 1), min_size=ROWS, max_size=ROWS),
+    left=st.booleans(),
+    fewest=st.sampled_from([1, 2, each.FEWEST]),
+)
+def test_every_row_is_as_if_its_adapters_were_alone(
+    methods: Any, tree: Any, tasks: list[int], left: bool, fewest: int
+) -> None:
     ids = torch.randint(5, 60, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     for row in range(1, ROWS):
@@ -196,7 +205,7 @@ def test_every_row_is_as_if_its_adapters_were_alone(methods: Any, tree: Any, tas
         own = {key: value[row % ROWS][None] for key, value in inputs.items()}
         with methods.using(reference.row(tree, row, rows)), torch.no_grad():
             expected.append(methods.model(**own)[0])
-    with methods.using(tree, task_ids=tasks), torch.no_grad():
+    with methods.using(tree, task_ids=tasks), torch.no_grad(), patch.object(each, "FEWEST", fewest):
         found = methods.model(**inputs)[0]
     if "decoder_input_ids" in inputs:
         seen = torch.ones_like(seen)
@@ -428,6 +437,19 @@ def test_many_alike_adapters_act_on_their_rows_as_each_does_alone(name: str, con
         panel.active = tree
         with torch.no_grad():
             torch.testing.assert_close(mixed[row : row + 1], model(ids[row : row + 1])[0], atol=1e-5, rtol=1e-4)
+
+
+def test_alike_adapters_with_another_between_them_keep_their_rows(panel: Any) -> None:
+    chosen = ["a", "l", "twin"]
+    panel.add("twin", ADAPTERS["a"])
+    panel.route(chosen)
+    ids = torch.randint(5, 60, (3, LENGTH), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mixed = panel.model(ids)[0]
+        for row, name in enumerate(chosen):
+            panel.active = name
+            torch.testing.assert_close(mixed[row : row + 1], panel.model(ids[row : row + 1])[0])
+    panel.remove("twin")
 
 
 def test_many_alike_adapters_are_those_of_now() -> None:

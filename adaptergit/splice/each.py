@@ -6,7 +6,7 @@ kernels of their own. Here weights are stacked, and what the adapter does is map
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,20 +68,19 @@ class _Call(nn.Module):
         return getattr(self.leaf, method)(*args)
 
 
-def together(groups: Sequence[tuple[list[int], Any]]) -> Iterator[tuple[list[int], Any]]:
-    """Put groups of rows together whose adapters, or Stacks of adapters, can run at once."""
+def together(groups: Sequence[tuple[list[int], Any]]) -> list[tuple[list[int], Any]]:
+    """Put groups of rows together whose adapters, or Stacks of adapters, can run at once; in the order of the rows."""
     kinds: list[list[tuple[list[int], Any]]] = []
     for group in groups:
         kind = next((kind for kind in kinds if _alike(kind[0][1], group[1])), None)
         if kind is None:
             kinds.append(kind := [])
         kind.append(group)
+    found: list[tuple[list[int], Any]] = []
     for kind in kinds:
-        if len(kind) < FEWEST:
-            yield from kind
-        else:
-            rows = {row: node for listed, node in kind for row in listed}
-            yield sorted(rows), _merged([rows[row] for row in sorted(rows)])
+        rows = {row: node for listed, node in kind for row in listed}
+        found += kind if len(kind) < FEWEST else [(sorted(rows), _merged([rows[row] for row in sorted(rows)]))]
+    return sorted(found, key=lambda group: group[0][0])
 
 
 def _alike(one: Any, other: Any) -> bool:
