@@ -283,7 +283,10 @@ def test_choices_are_flattened_once_where_the_models_class_does_it_too(text: str
         panel.activate(text)
         for shape in ((3, 2, 6), (6, 6)):
             given = ids.view(shape)
-            found.append(model(input_ids=given, attention_mask=torch.ones_like(given), labels=labels))
+            mask = torch.ones_like(given)
+            found.append(model(input_ids=given, attention_mask=mask, labels=labels))
+            embedded = model.get_input_embeddings()(given)
+            found.append(model(inputs_embeds=embedded, attention_mask=mask, labels=labels))
     for one in found[1:]:
         torch.testing.assert_close(one.logits, found[0].logits)
         torch.testing.assert_close(one.loss, found[0].loss)

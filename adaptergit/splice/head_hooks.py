@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -144,9 +145,10 @@ class _Answer:
         of_choices = type(module).__name__.endswith("ForMultipleChoice")
         counts = [_said(head, "num_choices") for head in heads if _said(head, "type") == "multiple_choice"]
         if of_choices or counts:
-            _check_choices((*args, *kwargs.values()), counts)
-            kwargs = {name: _flat(value) for name, value in kwargs.items()}
-            args = tuple(_flat(value) for value in args)
+            given = list(zip_longest(self.parameters[: len(args)], args, fillvalue=""))
+            _check_choices([*given, *kwargs.items()], counts)
+            kwargs = {name: _flat(name, value) for name, value in kwargs.items()}
+            args = tuple(_flat(name, value) for name, value in given)
         named = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         inputs = {name: named[name] for name in _KEPT if named.get(name) is not None}
         labels = {name: kwargs[name] for name in _LABELS if kwargs.get(name) is not None}
@@ -270,8 +272,8 @@ def _check_named(head: HeadModule, answer: Any) -> None:
         )
 
 
-def _check_choices(values: Iterable[Any], counts: Iterable[int]) -> None:
-    given = {value.shape[1] for value in values if _flat(value) is not value}
+def _check_choices(values: Iterable[tuple[str, Any]], counts: Iterable[int]) -> None:
+    given = {value.shape[1] for name, value in values if _flat(name, value) is not value}
     for count in counts:
         if given - {count}:
             raise UsageError(
@@ -306,11 +308,12 @@ def _cut(value: Any, rows: Rows | None) -> Any:
     return value[rows] if isinstance(value, torch.Tensor) and rows is not None else value
 
 
-def _flat(value: Any) -> Any:
-    """Flatten the choices of (batch, choices, seq) inputs of tokens into rows."""
-    if isinstance(value, torch.Tensor) and value.dim() == 3 and not value.is_floating_point():
-        return value.view(-1, value.shape[-1])
-    return value
+def _flat(name: str, value: Any) -> Any:
+    """Flatten the choices of (batch, choices, seq) tokens, or (batch, choices, seq, hidden) embeddings, into rows."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    chosen = value.dim() == 4 if name == "inputs_embeds" else value.dim() == 3 and not value.is_floating_point()
+    return value.flatten(0, 1) if chosen else value
 
 
 def _apart(value: Any) -> Any:
