@@ -161,8 +161,9 @@ class Plan:
         by_id: dict[int, Node | None] = {}
         for row, tree in enumerate(trees):
             node = nodes[tree]
-            members.setdefault(id(node), []).append(row)
-            by_id[id(node)] = node
+            key = 0 if node is None else id(node)  # torch.compile knows no id of None before torch 2.13
+            members.setdefault(key, []).append(row)
+            by_id[key] = node
         return [(listed, by_id[key]) for key, listed in members.items()]
 
     def answers(self, rows: int) -> list[tuple[Any, Rows | None]]:

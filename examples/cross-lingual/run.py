@@ -1,6 +1,6 @@
 """Two languages and three tasks (MAD-X): trained apart, put together, taken over into the other language.
 
-Run: ``python examples/cross-lingual/run.py [--quick] [--language de] [FOLDER]``; a few minutes on 2 cores.
+Run: ``python examples/cross-lingual/run.py [--quick] [--language de] [FOLDER]``; ten minutes on 2 cores.
 
 A publisher trains two language adapters on the text of each language, three task adapters on top of the English one,
 and a fusion of the three; publishes each as a package of its own that names what it needs; and a user, in a process of
