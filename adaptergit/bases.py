@@ -89,7 +89,8 @@ def base_model(
     hint = f"pass model= (or --base), or map it under [base_models] in {config_dir() / 'config.toml'}"
     mapped = model_id in settings.base_models
     if mapped and not expand(source).is_dir():
-        raise NotFoundError(f"base_models maps {model_id} to a folder that is not there", where=source, hint=hint)
+        mend = f"correct the path under [base_models] in {config_dir() / 'config.toml'}, or pass model= (or --base)"
+        raise NotFoundError(f"base_models maps {model_id} to a folder that is not there", where=source, hint=mend)
     if not mapped and not is_hub_id(model_id):
         # A card may not choose a folder of this machine.
         raise NotFoundError(f"the base model {model_id!r} is not mapped to a folder", hint=hint)

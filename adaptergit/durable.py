@@ -27,6 +27,10 @@ def disk_errors(what: str, where: Path, hint: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FAULTS:
+            named = Path(str(error.filename or where))
+            if error.errno == errno.EACCES and named.is_file() and not named.is_relative_to(where):  # read meanwhile
+                said = f"cannot read {named.name}: {error.strerror}"
+                raise StorageError(said, where=str(named), hint="look at who may read it") from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # there is space enough
                 hint = hint.replace("free some space", "look at who may write there")
             raise StorageError(f"cannot write to {what}: {error.strerror}", where=str(where), hint=hint) from error

@@ -23,8 +23,8 @@ from adaptergit.package import (
 )
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.folder import MODEL_SIGNATURE, read_bounded
-from adaptergit.package.foreign import check_header_of
 from adaptergit.package.version import check_version
+from adaptergit.package.weights import opened
 from adaptergit.reference import check_adapter_name, expand
 from adaptergit.trust import SigningKey, sign
 from adaptergit.trust.oms import sign_bundle
@@ -74,17 +74,11 @@ def check_weights(source: Path, card: Card, report: Report) -> None:
 
 
 def _count(source: Path, card: Card) -> None:
-    from safetensors import SafetensorError, safe_open
-
     path = source / WEIGHTS
     if not path.is_file():
         raise NotFoundError(f"there is no {WEIGHTS}", where=str(source))
-    check_header_of(path)
-    try:
-        with safe_open(str(path), framework="np") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
+    with opened(path) as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - not a mapping
     others = ("head.", "heads.", "embeddings.", "fusions.")
     counts = {key: math.prod(shape) for key, shape in shapes.items() if not key.startswith(others)}
     count = sum(counts.values())

@@ -238,13 +238,17 @@ def revoke(what: str, *, since: datetime | None = None, severity: str = "refuse"
         reason: Shown whenever it matters.
 
     Raises:
-        TrustError: Neither a fingerprint nor a digest, or an unknown severity.
+        UsageError: Neither a fingerprint nor a digest, or an unknown severity.
     """
     settings = load_settings()
     path = settings.revocations_path
     digest = what.removeprefix("sha256:") if what.startswith("sha256:") else None
     one = Revocation(None if digest else what, digest, since, severity, reason, str(path))
-    (parsed,) = parse_revocations(one.line().encode(), source=str(path))
+    try:
+        (parsed,) = parse_revocations(one.line().encode(), source=str(path))
+    except TrustError as error:
+        hint = error.hint and f"{error.hint}, or sha256: and the digest that adaptergit info shows"
+        raise UsageError(f"{what!r}: {error.what}", hint=hint) from error
     remember(settings, (), [parsed])
     return parsed
 

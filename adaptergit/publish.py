@@ -369,6 +369,8 @@ def default_key() -> Path | None:
 
 def _address(where: Source | None, principal: str) -> str:
     """What people load it from: the short name where https and the usual ports lead there, else the URL itself."""
+    if where is not None and where.principal is None:  # a folder, or file://: no name leads there
+        return where.text
     if where is None or where.kind == "hosted" or where.principal != principal:
         return principal
     parts = urlsplit(where.url)

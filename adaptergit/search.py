@@ -166,7 +166,7 @@ def add_to_index(file: str | Path, ref: str, *, policy: str | None = None) -> En
     Raises:
         AdaptergitError: It cannot be had or verified, or the index lists it with another digest; the file is as it was.
     """
-    found = fetch(ref, policy=policy)
+    found = fetch(ref, policy=policy, refresh=True)
     entry = entry_of(
         found.verdict.manifest,
         found.card,

@@ -238,12 +238,15 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         match, level = (rule.get("match"), rule.get("level")) if isinstance(rule, dict) else (None, None)
         threshold = rule.get("threshold", 1) if isinstance(rule, dict) else None
         complete = isinstance(rule, dict) and {"match", "level"} <= set(rule) <= {"match", "level", "threshold"}
-        if not complete or not isinstance(match, str) or level not in POLICY_LEVELS:
+        levels = f"levels: {', '.join(POLICY_LEVELS)}"
+        if not complete or not isinstance(match, str):
             raise UsageError(
                 f"policy rule {number} needs 'match' (a glob) and 'level', and may have 'threshold'",
                 where=str(path),
-                hint=f"levels: {', '.join(POLICY_LEVELS)}",
+                hint=levels,
             )
+        if level not in POLICY_LEVELS:
+            raise UsageError(f"policy rule {number}: there is no level {level!r}", where=str(path), hint=levels)
         if type(threshold) is not int or not 1 <= threshold <= 16:
             raise UsageError(f"policy rule {number}: threshold is a number from 1 to 16", where=str(path))
         rules.append((match, level, threshold))

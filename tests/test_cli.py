@@ -197,6 +197,61 @@ def test_a_malformed_allowed_signers_file_is_refused_with_its_line(
     assert "allowed_signers:2" in run("load", f"{hub.url}@sst2", code=4)
 
 
+def test_an_allowed_signers_line_without_a_key_is_answered_with_an_example(
+    hub: Hub, source: Source, home: Path
+) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    (home / "config").mkdir(exist_ok=True)
+    (home / "config" / "allowed_signers").write_text("garbage\n")
+    said = run("load", f"{hub.url}@sst2", code=4)
+    assert "no key on this line" in said
+    assert "github.com/acme/adapters ssh-ed25519 AAAA" in said
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "gone"])
+def test_a_folder_without_whole_weights_is_not_shown_as_an_adapter(source: Source, damage: str) -> None:
+    folder = source()
+    assert "none: not packed" in run("load", str(folder))
+    weights = folder / "adapter.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    if damage != "gone":
+        weights.write_bytes(b"" if damage == "empty" else whole[:-1])
+    assert "adapter.safetensors" in run("load", str(folder), code=6 if damage == "gone" else 3)
+
+
+def test_a_new_release_is_listed_at_once(hub: Hub, source: Source, tmp_path: Path) -> None:
+    from adaptergit.pins import pin_key
+
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    pin_key("*", str(hub.key.path.with_suffix(".pub")))
+    listing = ("index", "list", str(tmp_path / "index.json"), f"{hub.url}@sst2", "--json")
+    before = json.loads(run(*listing))["entries"][0]["version"]
+    publish(source(version="9.0.0"), clone=hub.clone, key=hub.key.path)
+    assert [before, json.loads(run(*listing))["entries"][0]["version"]] == ["1.0.0", "9.0.0"]
+
+
+def test_what_is_no_fingerprint_is_a_mistake_of_the_command(home: Path) -> None:
+    said = run("trust", "revoke", "SHA256:abc", "--reason", "x", code=2)
+    assert "'SHA256:abc': not a key's fingerprint" in said
+    assert "revoked.jsonl" not in said
+
+
+def test_the_wrong_level_of_a_policy_is_named(home: Path) -> None:
+    (home / "config").mkdir()
+    (home / "config" / "config.toml").write_text('[[policy]]\nmatch = "*"\nlevel = "tofuu"\n')
+    assert "policy rule 1: there is no level 'tofuu'" in run("load", "a/b@c", "--offline", code=2)
+
+
+def test_an_unknown_index_is_said_once(home: Path) -> None:
+    assert run("index", "update", "nope", code=2).count("there is no index 'nope'") == 1
+
+
+def test_a_lock_that_is_no_json_says_what_to_do(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "adaptergit.lock").write_text("{")
+    assert "adaptergit lock REFERENCE" in run("sync", cwd=tmp_path, code=3)
+
+
 def test_a_card_cannot_drive_the_terminal(tmp_path: Path) -> None:
     from conftest import card_data
 

@@ -129,7 +129,7 @@ def update(names: tuple[str, ...], as_json: bool) -> None:
                 one = indexes.update(name)
         except AdaptergitError as error:
             failed.append(error)
-            if not as_json:
+            if not as_json and len(failed) > 1:  # the first is said at the end
                 click.echo(f"{name}: {error}", err=True)
             continue
         done.append(one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
     """
     reference = named(reference)
     if is_folder(reference):
-        _show_folder(expand(reference), policy, as_json)
+        _show_folder(expand(reference), policy, as_json, _check_weights)
         return
     found = _fetched(reference, policy=policy, offline=offline, index=index, refresh=refresh, as_json=as_json)
     if found is None:
@@ -174,7 +175,9 @@ def _fetched(reference: str, *, as_json: bool, **options: Any) -> Fetched | None
     return found
 
 
-def _show_folder(folder: Path, policy: str | None, as_json: bool) -> None:
+def _show_folder(
+    folder: Path, policy: str | None, as_json: bool, check_too: Callable[[Path], None] = lambda _: None
+) -> None:
     """A folder the person named: what it is, and whether it still is what its manifest says."""
     from adaptergit.package import MANIFEST, canonical
     from adaptergit.package.local import local_card
@@ -182,6 +185,7 @@ def _show_folder(folder: Path, policy: str | None, as_json: bool) -> None:
 
     verdict = check(folder, policy=policy) if policy is not None else None
     card = local_card(folder)
+    check_too(folder)
     manifest = folder / MANIFEST
     digest = canonical.sha256(manifest.read_bytes()) if manifest.is_file() else None
     if as_json:
@@ -190,6 +194,16 @@ def _show_folder(folder: Path, policy: str | None, as_json: bool) -> None:
     _describe(card)
     click.echo(f"digest       {f'sha256:{digest}' if digest else 'none: not packed or signed yet'}")
     click.echo(f"files        {folder}")
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse weights that are none, also where no manifest says which they are."""
+    from adaptergit.package import WEIGHTS
+    from adaptergit.package.weights import files_of, opened
+
+    for path in [path for path in files_of(folder) if path.suffix == ".safetensors"] or [folder / WEIGHTS]:
+        with opened(path):
+            pass
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:

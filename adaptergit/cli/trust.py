@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -36,9 +37,15 @@ def add(repository: str, key: str, as_json: bool) -> None:
     Example:
       adaptergit trust add "github.com/acme/*" acme.pub
     """
+    from adaptergit.errors import AdaptergitWarning
+    from adaptergit.indexes import revoked as revoked_by_indexes
     from adaptergit.pins import pin_key
+    from adaptergit.settings import load_settings
 
     signer = pin_key(repository, key)
+    for one in revoked_by_indexes(load_settings()):
+        if one.speaks_of(signer.key.fingerprint, signer.principals[0]) and one.severity == "refuse":
+            warnings.warn(f"{one.key} is {one}: it does not count, pinned or not", AdaptergitWarning, stacklevel=1)
     if as_json:
         print_json({"repository": repository, "fingerprint": signer.key.fingerprint})
     else:

@@ -81,8 +81,9 @@ class Client:
         """
         found = next((one for one in self.subscriptions() if one.name == name), None)
         if found is None:
-            known = ", ".join(one.name for one in self.subscriptions()) or "none"
-            raise UsageError(f"there is no index {name!r}", hint=f"there is: {known}; see adaptergit index ls")
+            known = ", ".join(one.name for one in self.subscriptions())
+            some, none = f"there is: {known}; see adaptergit index ls", "adaptergit index add URL --root sha256:…"
+            raise UsageError(f"there is no index {name!r}", hint=some if known else none)
         return found
 
     def add(

@@ -79,7 +79,7 @@ def _address(one: Proposal) -> str | None:
     for url in (one.source.url, *one.source.mirrors):
         parsed = Source.parse(url.rstrip("/"))
         if parsed.kind in ("path",) or url.startswith("file:"):
-            return f"{url} is a place on somebody's own machine"
+            return f"{url} is a place on somebody's own machine: push to a server, or name it with --url"
     return None
 
 

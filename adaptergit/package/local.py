@@ -24,7 +24,7 @@ def local_card(folder: Path, limits: Limits = Limits()) -> Card:  # noqa: B008 -
         where, hint = str(folder), "write org/repo@adapter, or the path of a package folder"
         if (scheme := where.partition(":/")[0]) in _SCHEMES and ":/" in where:  # a path has lost its slashes
             where = f"{scheme}://{'/' if scheme == 'file' else ''}{where[len(scheme) + 2 :]}"
-            hint = f"name an adapter in it: {where}@adapter"
+            hint = f"name an adapter in it: {where.replace('#', '@') if '#' in where else f'{where}@adapter'}"
         raise NotFoundError("no such folder, and not a reference", where=where, hint=hint)
     if (folder / MANIFEST).exists():
         package = read_package(folder, limits)

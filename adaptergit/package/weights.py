@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -120,7 +121,9 @@ def opened(path: Path, framework: str = "np") -> Iterator[Any]:
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
     except OSError as error:
-        raise TransportError(f"cannot be read: {error}", where=str(path)) from error
+        # safetensors calls a file that may not be read one that is not there.
+        hidden = path.exists() and not os.access(path, os.R_OK)
+        raise TransportError(f"cannot be read: {'Permission denied' if hidden else error}", where=str(path)) from error
     try:
         with file:
             yield file

@@ -62,7 +62,11 @@ def read_lock(path: str | Path) -> dict[str, Locked]:
         raise NotFoundError("there is no lock file", where=str(path), hint="adaptergit lock REFERENCE…") from error
     except OSError as error:
         raise PackageError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    raw = canonical.loads(data, where=str(path), limit=MAX_BYTES)
+    try:
+        raw = canonical.loads(data, where=str(path), limit=MAX_BYTES)
+    except PackageError as error:
+        hint = "take the file from your repository's history, or write it anew: adaptergit lock REFERENCE…"
+        raise PackageError(error.what, where=error.where, hint=hint) from error
     for where, message in schemas.problems("lock", raw):
         raise PackageError(f"{schemas.dotted(where) or 'document'}: {message}", where=str(path))
     entries = [_entry(item, f"{path}: adapters[{number}]") for number, item in enumerate(raw["adapters"])]

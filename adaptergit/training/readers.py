@@ -110,7 +110,8 @@ def _table(delimiter: str) -> Callable[[Path, str, Sequence[str]], Iterator[tupl
                     )
                 yield reader.line_num, dict(zip(header, fields, strict=True))
         except csv.Error as error:
-            raise DataError(f"not valid: {error}", where=f"{path}:{reader.line_num}") from error
+            hint = "is a quote not closed?" if "end of data" in str(error) else None
+            raise DataError(f"not valid: {error}", where=f"{path}:{reader.line_num}", hint=hint) from error
 
     return read
 

@@ -93,6 +93,8 @@ def _parse_line(line: str, where: str) -> AllowedSigner:
     if rest and _BLANK.split(rest, maxsplit=1)[0] not in KEY_TYPES:
         options, rest = _options(rest)
     fields = _BLANK.split(rest, maxsplit=2)
+    if not fields[0]:
+        raise TrustError("no key on this line", hint="a line is: github.com/acme/adapters ssh-ed25519 AAAA…")
     key = parse_public_key(" ".join(fields[:2]))
     principals = tuple(principals_text.split(","))
     if not all(principals) or max(map(len, principals)) > _MAX_PATTERN:
