@@ -84,12 +84,17 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
                 AdaptergitWarning,
                 stacklevel=2,
             )
-    for one in known_revocations(settings):
-        limited = one.since is not None and one.repository is None  # what was seen before still counts
-        if one.key == signer.key.fingerprint and one.holds_for(repository) and not limited:
-            told = f"{one.key} is {one}" + ("" if one.severity == "warn" else ": it does not count, pinned or not")
-            warnings.warn(told, AdaptergitWarning, stacklevel=2)
+    warn_of_revocations(signer, known_revocations(settings))
     return signer
+
+
+def warn_of_revocations(signer: AllowedSigner, revocations: Iterable[Revocation]) -> None:
+    """Warn that a key was revoked for what a new pin is about."""
+    for one in revocations:
+        limited = one.since is not None and one.repository is None  # what was seen before still counts
+        if one.speaks_of(signer.key.fingerprint, signer.principals[0]) and not limited:
+            told = f"{one.key} is {one}" + ("" if one.severity == "warn" else ": it does not count, pinned or not")
+            warnings.warn(told, AdaptergitWarning, stacklevel=3)
 
 
 def principal_of(repository: str, settings: Settings) -> str:

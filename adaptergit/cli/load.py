@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +46,7 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
     """
     reference = named(reference)
     if is_folder(reference):
-        _show_folder(expand(reference), policy, as_json, _check_weights)
+        _show_folder(expand(reference), policy, as_json, weights=True)
         return
     found = _fetched(reference, policy=policy, offline=offline, index=index, refresh=refresh, as_json=as_json)
     if found is None:
@@ -175,9 +174,7 @@ def _fetched(reference: str, *, as_json: bool, **options: Any) -> Fetched | None
     return found
 
 
-def _show_folder(
-    folder: Path, policy: str | None, as_json: bool, check_too: Callable[[Path], None] = lambda _: None
-) -> None:
+def _show_folder(folder: Path, policy: str | None, as_json: bool, *, weights: bool = False) -> None:
     """A folder the person named: what it is, and whether it still is what its manifest says."""
     from adaptergit.package import MANIFEST, canonical
     from adaptergit.package.local import local_card
@@ -185,7 +182,8 @@ def _show_folder(
 
     verdict = check(folder, policy=policy) if policy is not None else None
     card = local_card(folder)
-    check_too(folder)
+    if weights:
+        _check_weights(folder)
     manifest = folder / MANIFEST
     digest = canonical.sha256(manifest.read_bytes()) if manifest.is_file() else None
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -37,15 +36,12 @@ def add(repository: str, key: str, as_json: bool) -> None:
     Example:
       adaptergit trust add "github.com/acme/*" acme.pub
     """
-    from adaptergit.errors import AdaptergitWarning
     from adaptergit.indexes import revoked as revoked_by_indexes
-    from adaptergit.pins import pin_key
+    from adaptergit.pins import pin_key, warn_of_revocations
     from adaptergit.settings import load_settings
 
     signer = pin_key(repository, key)
-    for one in revoked_by_indexes(load_settings()):
-        if one.speaks_of(signer.key.fingerprint, signer.principals[0]) and one.severity == "refuse":
-            warnings.warn(f"{one.key} is {one}: it does not count, pinned or not", AdaptergitWarning, stacklevel=1)
+    warn_of_revocations(signer, revoked_by_indexes(load_settings()))
     if as_json:
         print_json({"repository": repository, "fingerprint": signer.key.fingerprint})
     else:

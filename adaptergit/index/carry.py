@@ -80,9 +80,10 @@ def add_carried(client: Client, folder: Path, root: str) -> bool:
     url = place.read("url", _MAX_URL_BYTES).decode("utf-8", "replace")
     if "://" not in url or not url.isprintable() or "@" in url.partition("://")[2].partition("/")[0]:
         raise PackageError(
-            "the bundle does not say where the index is: it was a folder of the machine that made the bundle",
+            "the bundle does not say where the index is",
             where=str(folder),
-            hint="add the index by an address there (adaptergit index add https://…), or import without --index-root",
+            hint="an index that was added as a folder has no address for others: import without --index-root, or add "
+            "it by its address where the bundle is made",
         )
     replace(client, opened=lambda _: place).add(url, root, lazy=True)
     return True
