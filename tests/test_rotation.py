@@ -26,15 +26,17 @@ from hypothesis import strategies as st
 from adaptergit.bundle import export_bundle, import_bundle
 from adaptergit.cli import main
 from adaptergit.errors import AdaptergitWarning, PackageError, ReleaseError, StorageError, TrustError, UsageError
-from adaptergit.git import Clone, push_rotation
+from adaptergit.git import Clone, Remote, push_rotation
+from adaptergit.ladder import rotations_at
 from adaptergit.locks import exclusively
 from adaptergit.mirror import mirror
 from adaptergit.package import BaseModel, File, Manifest, canonical
 from adaptergit.pins import known_revocations, known_rotation, known_signers, pin_key, revoke, unpin_key
 from adaptergit.publish import publish, yank
+from adaptergit.reference import Source
 from adaptergit.resolve import fetch, verify
 from adaptergit.rotate import rotate as rotate_here
-from adaptergit.settings import cache_dir, load_settings
+from adaptergit.settings import Limits, cache_dir, load_settings
 from adaptergit.trust import (
     ROTATION_NAMESPACE,
     AllowedSigner,
@@ -1299,3 +1301,42 @@ def test_of_two_mirrors_the_one_that_knows_more_is_heard(
     settings = replace(load_settings(), mirrors=((ACME, (f"{home / 'old'}/", f"{home / 'new'}/")),))
     with pytest.warns(AdaptergitWarning, match="new key"):
         assert fetch(f"{hub.url}@sst2==1.1.0", settings=settings).version == "1.1.0"
+
+
+def test_what_stands_in_the_place_of_a_rotation_in_a_git_mirror_is_replaced_at_once(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, *_ = keys
+    pin_key(ACME, a.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    own = Rotation(ACME, (b.public,), (), datetime(2026, 11, 1, tzinfo=UTC)).to_bytes()
+    push_as_it_is(hub, own, a)
+    copy, bare = hub.server.create("copies/adapters"), hub.server.root / "copies" / "adapters.git"
+    mirror([f"{hub.url}@sst2"], to=copy)
+    ref = f"refs/tags/adapters-rotations/{SignedRotation(own, {}).mark}"
+    right = git(bare, "rev-parse", f"{ref}^{{tree}}")
+    blob = git(bare, "hash-object", "-w", "--stdin", stdin="junk")
+    for junk in (blob, git(bare, "rev-parse", "refs/tags/adapters/sst2/1.0.0")):
+        git(bare, "update-ref", ref, junk)
+        mirror([f"{hub.url}@sst2"], to=copy)
+        assert git(bare, "rev-parse", f"{ref}^{{tree}}") == right
+
+
+def test_a_signature_that_a_rotation_got_later_reaches_git_mirrors(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, c, *_ = keys
+    pin_key(ACME, a.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    own = Rotation(ACME, (b.public,), (), datetime(2026, 11, 1, tzinfo=UTC)).to_bytes()
+    push_as_it_is(hub, own, a)
+    copy, bare = hub.server.create("copies/adapters"), hub.server.root / "copies" / "adapters.git"
+    mirror([f"{hub.url}@sst2"], to=copy)
+    git(hub.bare, "update-ref", "-d", f"refs/tags/adapters-rotations/{SignedRotation(own, {}).mark}")
+    push_as_it_is(hub, own, a, c)
+    mirror([f"{hub.url}@sst2"], to=copy)
+    (rotation,) = rotations_at(Remote.of(Source.parse(copy), allow_http=True), Limits(), of=ACME)
+    assert rotation.signers() == {a.public, c.public}
+    before = git(bare, "for-each-ref")
+    mirror([f"{hub.url}@sst2"], to=copy)
+    assert git(bare, "for-each-ref") == before

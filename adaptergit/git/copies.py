@@ -76,10 +76,8 @@ def _push(
             commit = clone.commit(tree, f"publish {manifest.name} {manifest.version}", (), _identity(manifest.created))
             tag = f"{TAGS}/{manifest.name}/{manifest.version}"
             known = there.get(tag)
-            if known is not None and known != commit:
-                git.text("fetch", "--quiet", "--depth=1", "--", remote.url, tag, protocols=remote.protocols)
-                if git.text("rev-parse", "FETCH_HEAD^{tree}") != tree:
-                    raise ReleaseError(f"the mirror holds another {manifest.name} {manifest.version}", where=remote.url)
+            if known is not None and not _same(git, remote, tag, known, commit):
+                raise ReleaseError(f"the mirror holds another {manifest.name} {manifest.version}", where=remote.url)
             new.append(known is None)
             if known is None:
                 refspecs.append(f"{commit}:{tag}")
@@ -91,24 +89,46 @@ def _push(
                 text = f"yank {name} {version}\n\n{reasons[version]}"
                 commit = clone.commit(clone.make_tree(()), text, (), _identity("2000-01-01T00:00:00Z"))
                 refspecs.append(f"{commit}:{prefix}{version}")
-        wanted = {rotation_mark(files[_ROTATION]): files for listed, _ in rotations.values() for files in listed}
-        for mark, files in wanted.items():
-            if f"{ROTATIONS}/{mark}" not in there:
-                (folder / mark).mkdir()
-                for name, data in files.items():
-                    (folder / mark / name).write_bytes(data)
-                oids = clone.store_files({path.name: path for path in sorted((folder / mark).iterdir())})
-                tree = clone.make_tree(("100644", "blob", oid, name) for name, oid in oids.items())
-                commit = clone.commit(tree, "rotate the signing key", (), _identity("2000-01-01T00:00:00Z"))
-                refspecs.append(f"{commit}:{ROTATIONS}/{mark}")
         complete = {principal for principal, (_, all_of_it) in rotations.items() if all_of_it}
-        gone += _stale(remote, folder, wanted, complete, there)
+        wanted, changed = set(), dict.fromkeys(gone, "")
+        for principal, (listed, _) in rotations.items():
+            for files in listed:
+                ref = f"{ROTATIONS}/{rotation_mark(files[_ROTATION])}"
+                commit = _rotation_commit(clone, files, folder)
+                wanted.add(ref)
+                if ref not in there:
+                    refspecs.append(f"{commit}:{ref}")
+                elif principal in complete and not _same(git, remote, ref, there[ref], commit):  # a new signature
+                    changed[ref] = commit
+        changed |= dict.fromkeys(_stale(remote, folder, wanted, complete, there), "")
         if refspecs:
             pushed = push(git, remote.url, refspecs, protocols=remote.protocols)
             if pushed.refused is not None:
                 raise pushed.refused
-        _take_away(git, remote, gone)  # apart: many servers refuse that
+        _change(git, remote, changed)  # apart: many servers refuse that
         return new
+
+
+def _rotation_commit(clone: Clone, files: Mapping[str, bytes], folder: Path) -> str:
+    place = folder / rotation_mark(files[_ROTATION])
+    place.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (place / name).write_bytes(data)
+    oids = clone.store_files({name: place / name for name in sorted(files)})
+    tree = clone.make_tree(("100644", "blob", oid, name) for name, oid in oids.items())
+    return clone.commit(tree, "rotate the signing key", (), _identity("2000-01-01T00:00:00Z"))
+
+
+def _same(git: Git, remote: Remote, ref: str, known: str, commit: str) -> bool:
+    """Tell whether a tag, as it is there, holds the same tree as a commit of ours."""
+    if known == commit:
+        return True
+    git.text("fetch", "--quiet", "--depth=1", "--", remote.url, ref, protocols=remote.protocols)
+    try:
+        theirs = git.text("rev-parse", "FETCH_HEAD^{tree}")
+    except TransportError:  # of a blob, or the like
+        return False
+    return theirs == git.text("rev-parse", f"{commit}^{{tree}}")
 
 
 def _stale(
@@ -119,16 +139,16 @@ def _stale(
     if not repositories:
         return []
     said = rotations_by_repository(remote, held, Limits(), beside=folder)
-    known = {f"{ROTATIONS}/{mark}" for mark in wanted}
-    return [ref for ref in held if ref not in said or (said[ref] in repositories and ref not in known)]
+    return [ref for ref in held if ref not in wanted and (ref not in said or said[ref] in repositories)]
 
 
-def _take_away(git: Git, remote: Remote, refs: Sequence[str]) -> None:
-    """Delete tags. What a server keeps is told: the releases are there all the same."""
-    if not refs:
+def _change(git: Git, remote: Remote, commits: Mapping[str, str]) -> None:
+    """Move tags, or delete those without a commit. What a server keeps is told: the releases are there all the same."""
+    if not commits:
         return
+    refspecs = [f"+{commit}:{ref}" if commit else f":{ref}" for ref, commit in commits.items()]
     try:
-        refused = push(git, remote.url, [f":{ref}" for ref in refs], protocols=remote.protocols).refused
+        refused = push(git, remote.url, refspecs, protocols=remote.protocols).refused
     except StorageError:
         raise
     except TransportError as error:
@@ -136,8 +156,9 @@ def _take_away(git: Git, remote: Remote, refs: Sequence[str]) -> None:
     if refused is not None:
         url = without_secrets(remote.url)
         warnings.warn(
-            f"{url} lets nobody remove what was taken back, or is no rotation ({refused.what}): it goes on telling "
-            f"that to others, until it is removed there: git push {url} {' '.join(f':{ref}' for ref in refs)}",
+            f"{url} lets nobody remove what was taken back, is no rotation, or lacks a signature ({refused.what}): it "
+            f"goes on telling that to others, until it is removed there: git push {url} "
+            f"{' '.join(f':{ref}' for ref in commits)}; then mirror once more",
             AdaptergitWarning,
             stacklevel=2,
         )
