@@ -28,7 +28,7 @@ from adaptergit.indexes import client, word_on
 from adaptergit.judge import Asked, take_over, verified
 from adaptergit.mirror import Copied, copy_to_folder, fetched_all
 from adaptergit.package.names import is_allowed
-from adaptergit.pins import known_revocations, known_signers, remember
+from adaptergit.pins import all_remembered, known_revocations, known_signers, remember
 from adaptergit.reference import Reference, Source, check_adapter_name, expand
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Known, Store
@@ -131,12 +131,10 @@ def import_bundle(
                 brought = _brought(folder / SIGNERS, principals) if brings_keys else []
                 revoked = _revoked(folder / REVOKED, brought)
                 copied, verdicts = _all_in(folder, listed, takes_in, brought, policy, settings)
-                takes_in.keeps(settings.pins_path)
-                takes_in.keeps(settings.revocations_path)
-                takes_in.keeps(settings.rotations_path)
-                remember(settings, brought, revoked)  # only after everything in it was accepted
-                for verdict in verdicts:
-                    take_over(verdict, settings)
+                with all_remembered(settings):  # only after everything in it was accepted
+                    remember(settings, brought, revoked)
+                    for verdict in verdicts:
+                        take_over(verdict, settings)
         except TrustError as error:
             if not trust_keys and "nobody you know" in error.what and (folder / SIGNERS).is_file():
                 error.hint = f"{error.hint}\n        or take the bundle's word for whose it is: --trust-keys"
@@ -225,18 +223,6 @@ class _Undoing:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.undo: list[Callable[[], None]] = []
-
-    def keeps(self, path: Path) -> None:
-        """Give a file back what it held."""
-        before = path.read_bytes() if path.is_file() else None
-
-        def undo() -> None:
-            if before is not None:
-                replace_file(path, before, mode=0o600)
-            elif path.is_file():
-                path.unlink()
-
-        self.undo.append(undo)
 
     def package(
         self, package: Path, release: Mirrored, source: Source, adapter: str, settings: Settings, *, vouched: bool

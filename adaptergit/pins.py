@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from adaptergit.durable import disk_errors, prepared_file
-from adaptergit.errors import AdaptergitWarning, NotFoundError, TrustError, UsageError
+from adaptergit.durable import disk_errors, prepared_file, replace_file
+from adaptergit.errors import AdaptergitWarning, NotFoundError, StorageError, TrustError, UsageError
 from adaptergit.locks import exclusively
 from adaptergit.package.names import PRINCIPALS
 from adaptergit.reference import Source, expand
@@ -319,6 +319,26 @@ def remember(
                 steps.append(stack.enter_context(_prepared(path, text)))
         for step in steps:
             step()
+
+
+@contextmanager
+def all_remembered(settings: Settings) -> Iterator[None]:
+    """Take back what is remembered inside, if not all of it is; no other process remembers anything meanwhile."""
+    with contextlib.ExitStack() as stack:
+        before = {}
+        for path in (settings.rotations_path, settings.revocations_path, settings.pins_path):
+            stack.enter_context(_locked(path))
+            before[path] = path.read_bytes() if path.is_file() else None
+        try:
+            yield
+        except BaseException:
+            for path, data in before.items():
+                with contextlib.suppress(OSError, StorageError):  # the others all the same
+                    if data is not None:
+                        replace_file(path, data, mode=0o600)
+                    else:
+                        path.unlink(missing_ok=True)
+            raise
 
 
 def add_pin(settings: Settings, signer: AllowedSigner) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +21,12 @@ from adaptergit.errors import AdaptergitError, AdaptergitWarning, NotFoundError,
 from adaptergit.housekeeping import stored
 from adaptergit.index.repository import replace as write
 from adaptergit.indexes import client
-from adaptergit.pins import known_revocations, known_signers, revoke
+from adaptergit.pins import add_pin, all_remembered, known_revocations, known_signers, revoke
 from adaptergit.publish import publish, publish_all, yank
 from adaptergit.resolve import fetch
 from adaptergit.settings import Settings, cache_dir, config_dir, load_settings
 from adaptergit.store import Store
-from adaptergit.trust import SigningKey
+from adaptergit.trust import AllowedSigner, SigningKey, generate_key
 
 Source = Callable[..., Path]
 Machine = Callable[[str], None]
@@ -273,6 +275,19 @@ def test_a_bundle_that_cannot_be_taken_in_pins_nothing(
     settings.revocations_path.rmdir()
     assert known_signers(load_settings()) == []
     assert list(Store(cache_dir()).contents()) == []
+
+
+def test_what_is_taken_back_takes_nobody_elses_pin_along(home: Path) -> None:
+    mine, others = generate_key(home / "mine"), generate_key(home / "others")
+    settings, before = load_settings(), [sys.executable, "-m", "adaptergit", "trust", "add"]
+    with pytest.raises(KeyboardInterrupt), all_remembered(settings):  # noqa: PT012 - what stops it comes last
+        add_pin(settings, AllowedSigner(("127.0.0.1/acme/adapters",), mine.public))
+        other = subprocess.Popen([*before, "127.0.0.1/acme/other", others.public.line])
+        with pytest.raises(subprocess.TimeoutExpired):  # it waits for what is going on here
+            other.wait(3)
+        raise KeyboardInterrupt
+    assert other.wait(60) == 0
+    assert [one.key for one in known_signers(settings)] == [others.public]
 
 
 def test_an_index_vouches_for_what_a_bundle_brings(
