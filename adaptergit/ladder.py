@@ -8,7 +8,7 @@ was looked at before.)
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,7 +82,7 @@ def ways(
     *,
     tree: str | None = None,
     mirrors: tuple[str, ...] = (),
-    judge: Judge | None = None,
+    judges: tuple[Judge, Judge],
 ) -> Iterator[Way]:
     """Yield every way to a release.
 
@@ -92,18 +92,19 @@ def ways(
         settings: Limits, and the user's mirrors.
         tree: Git oid of its tree, if something pinned it.
         mirrors: More addresses, for example from a lock file.
-        judge: Decides on manifest and signatures before the weights are fetched, where that can be done.
+        judges: Decide on manifest and signatures before the weights are fetched, where that can be done: one on what
+            the repository sends, one on what a mirror sends.
     """
-    source, adapter = reference.source, reference.adapter
+    (judge, judge_copy), source, adapter = judges, reference.source, reference.adapter
     yield from _in_git(source, adapter, version, tree, settings, judge)
     if version is not None:
         for url in archive_urls(source, adapter, version):
             yield Way(url, _archive(url, settings), "archive")
     for url in mirrors_of(source, settings, mirrors):
         if url.endswith("/"):
-            yield Way(url, _static(url, reference, version, settings, judge), "mirror")
+            yield Way(url, _static(url, reference, version, settings, judge_copy), "mirror")
         else:
-            for way in _in_git(Source.parse(url), adapter, version, tree, settings, judge):
+            for way in _in_git(Source.parse(url), adapter, version, tree, settings, judge_copy):
                 if way.kind == "git":
                     yield Way(way.source, way.fetch, "mirror")
 
@@ -198,7 +199,7 @@ def _in_git(
     version: str | None,
     tree: str | None,
     settings: Settings,
-    judge: Judge | None,
+    judge: Judge,
 ) -> Iterator[Way]:
     remote = Remote.of(source, allow_http=settings.allow_http)
 
@@ -229,7 +230,7 @@ def _static(
     reference: Reference,
     version: str | None,
     settings: Settings,
-    judge: Callable[[Path], Mapping[str, int]] | None,
+    judge: Judge,
 ) -> Callable[[Path], Got]:
     def fetch(target: Path) -> Got:
         mirror = StaticMirror(url, _download(settings))

@@ -415,17 +415,20 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None)
         rotations=functools.cache(lambda: rotations_of(reference.source, settings, mirrors)[0]),
     )
 
-    def judge(folder: Path) -> dict[str, int]:
+    def judge(folder: Path, *, first_use: bool = True) -> dict[str, int]:
         try:
             package = read_package(folder, settings.limits)
         except NotFoundError as error:
             raise PackageError(error.what, where=error.where) from error
         _check_lock(pin, reference, folder)
-        verdict = judged(package.manifest_bytes, package.signatures, reference.source.url, asked)
+        now = replace(asked, first_use=first_use)
+        verdict = judged(package.manifest_bytes, package.signatures, reference.source.url, now)
         return {file.path: file.size for file in verdict.manifest.files}
 
+    # Who keeps a mirror does not say whose the repository is.
+    judges = judge, functools.partial(judge, first_use=False)
     failed: list[tuple[Way, AdaptergitError]] = []
-    for way in ways(reference, version, settings, tree=wanted.tree, mirrors=mirrors, judge=judge):
+    for way in ways(reference, version, settings, tree=wanted.tree, mirrors=mirrors, judges=judges):
         if not way.after(failed, pinned=wanted.digest is not None):
             continue
         if failed and settings.limits.seconds_left <= 0:
@@ -446,7 +449,6 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None)
                 raise _told(error, way.source, reference, version) from error
             _check_lock(pin, reference, inner)
             try:
-                # Who keeps a mirror does not say whose the repository is.
                 verdict, card = verified(inner, replace(asked, first_use=way.kind != "mirror"))
                 if way.kind == "mirror":  # git itself works it out elsewhere
                     check_tree(inner, got.tree, way.source)

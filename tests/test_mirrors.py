@@ -259,6 +259,20 @@ def test_under_tofu_a_mirror_alone_is_no_first_use_and_the_error_says_what_to_do
     assert get() == "1.0.0"
 
 
+def test_under_tofu_the_weights_of_a_mirror_are_not_even_asked_for(hub: Hub, source: Source, tmp_path: Path) -> None:
+    principal = "127.0.0.1/acme/adapters"
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    with machine_of("keeper"):
+        pin_key(principal, hub.key.public.line)
+        mirror([f"{hub.url}@sst2"], to=tmp_path / "mirror")
+    (weights,) = tmp_path.glob("mirror/packages/*/*.safetensors")
+    weights.unlink()  # whoever asks for them is told so
+    hub.bare.rename(hub.bare.with_name("gone.git"))
+    mirrors = ((principal, (f"{tmp_path / 'mirror'}/",)),)
+    with pytest.raises(TrustError, match="nobody you know"):
+        fetch(f"{hub.url}@sst2", settings=replace(load_settings(), policy=(("*", "tofu", 1),), mirrors=mirrors))
+
+
 @pytest.mark.parametrize("policy", ["unsigned", "digest"])
 def test_what_was_looked_at_before_is_no_first_use(
     hub: Hub, source: Source, tmp_path: Path, other_key: SigningKey, policy: str
