@@ -18,7 +18,7 @@ from adaptergit.index.database import Database, News
 from adaptergit.index.entry import newest
 from adaptergit.index.standing import Standing
 from adaptergit.index.subscription import Subscription, speakers
-from adaptergit.index.words import Query, ordered
+from adaptergit.index.words import Query, ordered, words_of
 from adaptergit.indexes import any_index, client, revoked, word_on
 from adaptergit.pins import known_revocations
 from adaptergit.reference import Reference
@@ -112,23 +112,35 @@ def search(
     return ordered((entry for entry, _ in found.values()), query)[:limit]
 
 
-def meant(text: str, *, index: str | Path | None = None) -> str | None:
-    """Return a hint that names the adapters whose names one of the words may have been meant to be, or None.
+def meant(
+    text: str, *, index: str | Path | None = None, task: str | None = None, base_model: str | None = None
+) -> str | None:
+    """Return a hint that names what a word may have been meant to be: an adapter, a task, or a base model; or None.
 
     Args:
-        text: As for :func:`search`, and so is ``index``.
+        text: As for :func:`search`, and so are the others.
 
     Raises:
         UsageError, NotFoundError, PackageError: As :func:`search`.
     """
     words, names = text.split()[:5], set[str]()
+    filters = {"task": words_of(task or ""), "base_model": words_of(base_model or "")}
+    known: dict[str, set[str]] = {name: set() for name in filters}
     for searched in _searched(index, load_settings()):
         try:
             names |= {name for word in words for name in searched.database.alike(word)}
+            for name, asked in filters.items():
+                known[name] |= searched.database.facets(name) if asked else set()
         finally:
             searched.database.close()
     near = (did_you_mean(word, sorted(names)) for word in words if word not in names)
-    return next((hint for hint in near if hint is not None), None)
+    others = (
+        did_you_mean(word, sorted(known[name]))
+        for name, asked in filters.items()
+        for word in asked
+        if word not in known[name]
+    )
+    return next((hint for hint in (*near, *others) if hint is not None), None)
 
 
 def show(ref: str) -> Shown:

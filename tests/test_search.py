@@ -322,7 +322,10 @@ def test_a_misspelt_name_is_recognised(make: Callable[..., IndexRepository], tmp
     make("community", release(PRINCIPAL, "sentiment"), release(PRINCIPAL, "ner"))
     for argv in (["search", "sentimnt"], ["show", f"{PRINCIPAL}@sentimnt"], ["load", "sentimnt"]):
         assert "did you mean 'sentiment'?" in CliRunner().invoke(main, argv).stderr
-    assert CliRunner().invoke(main, ["search", "xyzzy"]).stderr == "nothing found\n"
+    for option, meant in (("--base", "roberta"), ("--base-model", "roberta"), ("--task", "classification")):
+        asked = CliRunner().invoke(main, ["search", option, meant[:-3] + meant[-2:]])
+        assert asked.stderr == f"nothing found: did you mean '{meant}'?\n"
+    assert CliRunner().invoke(main, ["search", "xyzzy", "--base", "xyzzy"]).stderr == "nothing found\n"
     assert "adaptergit info" in CliRunner().invoke(main, ["show", f"{PRINCIPAL}@xyzzy"]).stderr
 
 

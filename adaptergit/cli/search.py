@@ -84,7 +84,7 @@ def search(
         if entry.address != entry.id and not entry.legacy:
             click.echo(f"    {clean(entry.address)}=={entry.version}")
     if not found:
-        hint = meant(" ".join(text), index=index)
+        hint = meant(" ".join(text), index=index, task=task, base_model=base_model)
         click.echo(f"nothing found{f': {clean(hint)}' if hint else ''}", err=True)
 
 

@@ -31,6 +31,7 @@ from adaptergit.index.words import (
     pair_of,
     rank,
     text_of,
+    words_with,
 )
 
 _FORMAT = 2
@@ -309,6 +310,11 @@ class Database:
         """Return names of adapters that are about as long as this one: what it may have been meant to be."""
         sql = "SELECT DISTINCT name FROM adapter WHERE length(name) BETWEEN ? AND ? LIMIT 20000"
         return [row[0] for row in self.connection.execute(sql, (len(name) - 3, len(name) + 3))]
+
+    def facets(self, name: str) -> set[str]:
+        """Return the words of all tasks (``task``), or of all base models (``base_model``), or of some thousand."""
+        rows = self.connection.execute("SELECT text FROM pair LIMIT 20000")
+        return {word for row in rows for word in words_with(name, row[0])}
 
     def get(self, principal: str, name: str) -> Entry | None:
         """Return the newest release of one adapter."""

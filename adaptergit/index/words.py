@@ -107,6 +107,12 @@ def pair_of(entry: Entry) -> str:
     return facets_of(entry, _PAIR)
 
 
+def words_with(name: str, facets: str) -> list[str]:
+    """Return the words of one filter among facets."""
+    letter = f"{_LETTERS[name]}_"
+    return [facet.removeprefix(letter) for facet in facets.split() if facet.startswith(letter)]
+
+
 def text_of(entry: Entry, pair: int) -> str:
     """Return all that is looked up of an entry, whose task and base model have a number."""
     base = f"{base_of(entry.fingerprint)} " if entry.fingerprint else ""
