@@ -215,6 +215,10 @@ class ReleaseError(AdaptergitError):
     exit_code = 9
 
 
+DAMAGED_WEIGHTS = "the file is damaged or cut off: get it once more from where it came"
+"""Hint on a file of weights that cannot be parsed."""
+
+
 def did_you_mean(word: object, known: Iterable[str]) -> str | None:
     """Return a hint that names what a person may have meant, or None.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from conftest import Hub, snapshot
 from adaptergit import errors
 from adaptergit.cli import _COMMANDS, main
 from adaptergit.publish import publish
+from adaptergit.settings import cache_dir
 
 Source = Callable[..., Path]
 GROUPS = {"index": ["add"], "trust": ["add", "ls", "remove", "revoke", "explain"], "bundle": ["export", "import"]}
@@ -218,6 +220,46 @@ def test_a_folder_without_whole_weights_is_not_shown_as_an_adapter(source: Sourc
     if damage != "gone":
         weights.write_bytes(b"" if damage == "empty" else whole[:-1])
     assert "adapter.safetensors" in run("load", str(folder), code=6 if damage == "gone" else 3)
+
+
+@pytest.mark.parametrize("command", ["load", "summary", "publish"])
+def test_weights_that_were_cut_off_are_to_be_had_once_more(hub: Hub, source: Source, command: str) -> None:
+    folder = source()
+    weights = folder / "adapter.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    options = ["--key", str(hub.key.path)] if command == "publish" else []
+    said = run(command, str(folder), *options, code=3, cwd=hub.clone)
+    assert "the file is damaged or cut off: get it once more" in said
+
+
+def test_what_is_wrong_with_a_key_file_is_said_with_what_mends_it(hub: Hub, source: Source, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    publishing = ("publish", str(source()), "--key", str(key))
+    key.write_text("no key\n")
+    key.chmod(0o644)
+    assert f"chmod 600 {key}" in run(*publishing, code=4, cwd=hub.clone)
+    key.chmod(0o600)
+    assert "this is no OpenSSH private key" in run(*publishing, code=4, cwd=hub.clone)
+    key.unlink()
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(key)], check=True)
+    key.with_name("key.pub").unlink()
+    assert f"ssh-keygen -y -f {key} > {key}.pub" in run(*publishing, code=4, cwd=hub.clone)
+
+
+def test_a_damaged_entry_of_the_store_is_mended_by_what_the_error_says(hub: Hub, source: Source) -> None:
+    from adaptergit.pins import pin_key
+
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    pin_key("*", str(hub.key.path.with_suffix(".pub")))
+    found = json.loads(run("info", f"{hub.url}@sst2", "--json"))
+    (weights,) = (cache_dir() / "packages").rglob("adapter.safetensors")
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    said = run("load", f"{hub.url}@sst2", "--offline", code=3)
+    mending = re.search(r"adaptergit (info \S+)", said)
+    assert mending is not None
+    assert json.loads(run(*mending[1].split(), "--json")) == found
+    run("load", f"{hub.url}@sst2", "--offline")
 
 
 def test_a_new_release_is_listed_at_once(hub: Hub, source: Source, tmp_path: Path) -> None:

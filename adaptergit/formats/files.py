@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from adaptergit.errors import NotFoundError, PackageError
+from adaptergit.errors import DAMAGED_WEIGHTS, NotFoundError, PackageError
 from adaptergit.package.foreign import check_header, check_header_of, config
 
 _MAX_CONFIG = 1 << 20
@@ -67,7 +67,9 @@ class Folder:
         try:
             return load(data)
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise PackageError(f"not a valid safetensors file: {error}", where=str(self.path / name)) from error
+            raise PackageError(
+                f"not a valid safetensors file: {error}", where=str(self.path / name), hint=DAMAGED_WEIGHTS
+            ) from error
 
     def _read(self, name: str, limit: int | None) -> bytes:
         path = self.path / name

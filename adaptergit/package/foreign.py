@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
-from adaptergit.errors import PackageError
+from adaptergit.errors import DAMAGED_WEIGHTS, PackageError
 from adaptergit.package.canonical import TwiceError, unique
 
 MAX_HEADER_BYTES = 16 * 2**20
@@ -47,7 +47,7 @@ def check_header(data: bytes, *, where: str) -> None:
     except TwiceError as error:
         raise PackageError(f"in the header, {error}", where=where) from error
     except (ValueError, RecursionError) as error:
-        raise PackageError(f"not a valid safetensors file: {error}", where=where) from error
+        raise PackageError(f"not a valid safetensors file: {error}", where=where, hint=DAMAGED_WEIGHTS) from error
 
 
 def check_header_size(start: bytes, *, where: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from adaptergit.errors import PackageError, TransportError
+from adaptergit.errors import DAMAGED_WEIGHTS, PackageError, TransportError
 from adaptergit.package.foreign import check_header_of
 
 SETUP = "adapter_setup.json"
@@ -119,7 +119,7 @@ def opened(path: Path, framework: str = "np") -> Iterator[Any]:
     try:
         file = safe_open(str(path), framework=framework)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
+        raise PackageError(f"not a valid safetensors file: {error}", where=str(path), hint=DAMAGED_WEIGHTS) from error
     except OSError as error:
         # safetensors calls a file that may not be read one that is not there.
         hidden = path.exists() and not os.access(path, os.R_OK)
@@ -128,7 +128,7 @@ def opened(path: Path, framework: str = "np") -> Iterator[Any]:
         with file:
             yield file
     except SafetensorError as error:  # anything else is its reader's: a comparison may run out of memory
-        raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
+        raise PackageError(f"not a valid safetensors file: {error}", where=str(path), hint=DAMAGED_WEIGHTS) from error
 
 
 def placement(names: Iterable[str]) -> dict[str, tuple[int, ...]]:

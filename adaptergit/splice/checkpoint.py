@@ -24,7 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import nn
 
-from adaptergit.errors import ModelError, PackageError, UsageError
+from adaptergit.errors import DAMAGED_WEIGHTS, ModelError, PackageError, UsageError
 from adaptergit.package import CARD, WEIGHTS, Card
 from adaptergit.splice.anatomy import Site, as_records
 from adaptergit.splice.fingerprint import fingerprint_of
@@ -119,7 +119,7 @@ def read_into(
         # Copies: the views of the buffer are not aligned for fast kernels.
         tensors = {k: v.clone() for k, v in load_tensors(data).items() if not k.startswith(ignore)}
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise PackageError(f"not a valid safetensors file: {error}", where=str(path)) from error
+        raise PackageError(f"not a valid safetensors file: {error}", where=str(path), hint=DAMAGED_WEIGHTS) from error
     _refuse_twins(data, str(path))
     fill(modules, tensors, where=str(path))
 
@@ -136,7 +136,7 @@ def _refuse_twins(data: bytes, where: str) -> None:
     try:
         json.loads(data[8 : 8 + size], object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise PackageError(f"not a valid safetensors file: {error}", where=where) from error
+        raise PackageError(f"not a valid safetensors file: {error}", where=where, hint=DAMAGED_WEIGHTS) from error
 
 
 def fill(modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor], *, where: str) -> None:

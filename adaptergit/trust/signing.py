@@ -22,6 +22,16 @@ _FAULTS = {os.strerror(number): number for number in (errno.ENOSPC, errno.EDQUOT
 """Of the disk, by what ``ssh-keygen`` says of them last."""
 
 
+_REMEDIES = {
+    "bad permissions": "nobody else may read a private key: chmod 600 {path}",
+    "incorrect passphrase": "write its public half beside it: ssh-keygen -y -f {path} > {path}.pub",
+    "Permission denied": "let yourself read it: chmod u+r {path}",
+    "error in libcrypto": "this is no OpenSSH private key; adaptergit keygen makes one",
+    "invalid format": "this is no OpenSSH private key; adaptergit keygen makes one",
+}
+"""By what ``ssh-keygen`` says of a private key file."""
+
+
 @dataclass(frozen=True)
 class SigningKey:
     """A key ``ssh-keygen`` can sign with: a private key file, or a ``.pub`` file whose private half is in the agent."""
@@ -41,10 +51,7 @@ class SigningKey:
         public_path = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
         if not path.is_file():
             raise UsageError("no such key file", where=str(path), hint="make one with: adaptergit keygen")
-        if public_path.is_file():
-            text = public_path.read_text("utf-8", errors="replace")
-        else:
-            text = _run(["ssh-keygen", "-y", "-P", "", "-f", str(path)], f"cannot read the key {path}")
+        text = public_path.read_text("utf-8", errors="replace") if public_path.is_file() else _public_half(path)
         try:
             return cls(path, parse_public_key(text))
         except TrustError as error:
@@ -58,7 +65,7 @@ def unlocked(path: Path) -> PublicKey | None:
         TrustError: ``ssh-keygen`` cannot use the file, and why.
     """
     try:
-        return parse_public_key(_run(["ssh-keygen", "-y", "-P", "", "-f", str(path)], f"cannot read the key {path}"))
+        return parse_public_key(_public_half(path))
     except TrustError as error:
         if "incorrect passphrase" in error.what:
             return None
@@ -128,6 +135,15 @@ def sign(message: bytes, key: SigningKey, *, namespace: str = MANIFEST_NAMESPACE
     if signature.key != key.public:
         raise TrustError(f"ssh-keygen signed with {signature.key.fingerprint}, not with {key.public.fingerprint}")
     return armored
+
+
+def _public_half(path: Path) -> str:
+    try:
+        return _run(["ssh-keygen", "-y", "-P", "", "-f", str(path)], f"cannot read the key {path}")
+    except TrustError as error:
+        hints = (hint for said, hint in _REMEDIES.items() if said in error.what)
+        error.hint = error.hint or next(hints, "").format(path=path) or None
+        raise
 
 
 def _run(argv: list[str], what: str, *, interactive: bool = False) -> str:
