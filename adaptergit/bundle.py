@@ -238,23 +238,33 @@ class _Undoing:
             if new:
                 self.undo.append(lambda: self.store.remove(digest))
             self.store.add(inner, settings.limits)
-        known = self.store.known(source.publisher, adapter)
-        seen = known.fetched.get(release.version)
-        tree = seen.tree if seen is not None and seen.digest == digest and seen.vouched >= vouched else release.tree
-        self._remember(source, adapter, known, known.seeing(release.version, digest, tree, vouched=vouched))
+
+        def seeing(known: Known) -> Known:
+            seen = known.fetched.get(release.version)
+            tree = seen.tree if seen is not None and seen.digest == digest and seen.vouched >= vouched else release.tree
+            return known.seeing(release.version, digest, tree, vouched=vouched)
+
+        self._remember(source, adapter, seeing)
         return new
 
     def yanks(self, source: Source, adapter: str, shelf: Shelf) -> None:
         """Remember what the bundle says was withdrawn."""
-        before = after = self.store.known(source.publisher, adapter)
-        for version in shelf.yanked:
-            after = noted(after, version, True, own=False)
-        self._remember(source, adapter, before, after)
 
-    def _remember(self, source: Source, adapter: str, before: Known, after: Known) -> None:
-        if after != before:
-            self.undo.append(lambda: self.store.remember(source.publisher, adapter, before))
-            self.store.remember(source.publisher, adapter, after)
+        def marked(known: Known) -> Known:
+            for version in shelf.yanked:
+                known = noted(known, version, True, own=False)
+            return known
+
+        self._remember(source, adapter, marked)
+
+    def _remember(self, source: Source, adapter: str, change: Callable[[Known], Known]) -> None:
+        before = self.store.known(source.publisher, adapter)
+        after = self.store.remember(source.publisher, adapter, change)
+
+        def undo() -> None:  # what somebody else saw meanwhile stays
+            self.store.remember(source.publisher, adapter, lambda now: before if now == after else now)
+
+        self.undo.append(undo)
 
 
 @contextmanager

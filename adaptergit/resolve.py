@@ -322,8 +322,10 @@ def _from_store(
             known = store.known(reference.source.publisher, reference.adapter)
             seen = known.fetched.get(found.version)
             if seen is not None and not seen.vouched and verdict.level != "unsigned":
-                after = known.seeing(found.version, seen.digest, seen.tree, vouched=True)
-                store.remember(reference.source.publisher, reference.adapter, after)
+                change = functools.partial(
+                    Known.seeing, version=found.version, digest=seen.digest, tree=seen.tree, vouched=True
+                )
+                store.remember(reference.source.publisher, reference.adapter, change)
             warn_if_yanked(reference, found.version, known, asked.word)
             return Fetched(reference, found.version, found.digest, path, tree, card, verdict, True)
         if not offline:
@@ -348,14 +350,16 @@ def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> 
         if store.known(who, adapter).fetched and not isinstance(error, StorageError):
             error.hint = "what was fetched before can be loaded with --offline, or offline=True"
         raise
-    own, known = said.failed is None, store.known(who, adapter)
-    # A mirror may not have heard of a yank, and cannot take one back.
-    yanked = said.listing.yanked | word.yanked(adapter) | (set() if own else set(known.yanked))
-    versions = tuple(version for version in said.listing.versions if version not in yanked)
-    after = replace(known, yanked=tuple(sorted(yanked)))
-    if own:  # nobody else knows what is the newest
-        after = replace(after, released=versions, asked=time.time())
-    store.remember(who, adapter, after)
+    own, yanked = said.failed is None, said.listing.yanked | word.yanked(adapter)
+
+    def answered(known: Known) -> Known:
+        # A mirror may not have heard of a yank, and cannot take one back.
+        after = replace(known, yanked=tuple(sorted(yanked | (set() if own else set(known.yanked)))))
+        # Nobody else knows what is the newest.
+        return replace(after, released=_without(said.listing.versions, yanked), asked=time.time()) if own else after
+
+    yanked |= set(store.remember(who, adapter, answered).yanked)
+    versions = _without(said.listing.versions, yanked)
     try:
         chosen = _choose(reference, versions, yanked, said.source, lambda: _others(reference, settings) if own else [])
     except NotFoundError as error:
@@ -376,6 +380,10 @@ def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> 
             hint=hint,
         )
     return Resolved(reference, chosen, reference.digest, None)
+
+
+def _without(versions: Iterable[str], yanked: Collection[str]) -> tuple[str, ...]:
+    return tuple(version for version in versions if version not in yanked)
 
 
 def _from_network(pin: Pin | None, store: Store, asked: Asked, reference: Reference) -> Fetched:
@@ -470,17 +478,22 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None)
             if new:
                 store.remove(package.digest)
             raise
-        who, adapter = reference.source.publisher, reference.adapter
-        known, found = store.known(who, adapter), verdict.manifest.version
-        known = noted(known, found, got.yanked, own=way.kind == "git")
-        known = known.seeing(found, package.digest, got.tree, vouched=verdict.level != "unsigned")
-        store.remember(who, adapter, known)
+        found = verdict.manifest.version
+        change = functools.partial(_having, verdict=verdict, tree=got.tree, yanked=got.yanked, own=way.kind == "git")
+        known = store.remember(reference.source.publisher, reference.adapter, change)
         warn_if_yanked(reference, found, known, asked.word)
         return Fetched(reference, found, package.digest, package.path, got.tree, card, verdict, False, way.source)
     (_, first), *others = failed
     for _, later in others:
         first.add_note(f"then: {later}")
     raise first
+
+
+def _having(known: Known, verdict: Verdict, tree: str, yanked: bool | None, own: bool) -> Known:
+    """Return what is known of an adapter after a release was fetched."""
+    version, vouched = verdict.manifest.version, verdict.level != "unsigned"
+    after = noted(known, version, yanked, own=own)
+    return after.seeing(version, verdict.digest, tree, vouched=vouched)
 
 
 def _check_lock(pin: Pin | None, reference: Reference, folder: Path) -> None:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from adaptergit.errors import AdaptergitWarning, NotFoundError, TransportError, UsageError
 from adaptergit.indexes import Word
@@ -63,7 +64,6 @@ def ask_for_yanks(references: Iterable[Reference], settings: Settings) -> Answer
             found = list_yanked(Remote.of(source, allow_http=settings.allow_http), adapters, limits)
             for adapter, versions in found.items():
                 answers[source.publisher, adapter] = versions
-                known = store.known(source.publisher, adapter)
-                if set(known.yanked) != versions:
-                    store.remember(source.publisher, adapter, replace(known, yanked=tuple(sorted(versions))))
+                yanked = tuple(sorted(versions))
+                store.remember(source.publisher, adapter, partial(replace, yanked=yanked))
     return answers

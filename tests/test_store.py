@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -169,11 +170,12 @@ def test_a_package_can_be_removed(store: Store, source: Source) -> None:
 
 def test_what_was_seen_is_remembered_and_damage_is_nothing_seen(store: Store) -> None:
     known = Known({"1.0": Seen("a" * 64, "b" * 40)}, ("1.0", "1.1"), 5.0)
-    store.remember("https://h/a", "x", known)
+    assert store.remember("https://h/a", "x", lambda _: known) == known
     assert store.known("https://h/a", "x") == known
     assert store.known("https://h/a", "y") == Known({}, (), 0.0)
     (record,) = (store.root / "resolved").iterdir()
-    for content in (b"", b"[]", b'{"fetched": 1}', b"\xff"):
+    never = [b'{"fetched": {}, "asked": %s}' % moment for moment in (b"1e300", b"NaN", b"-1", b"1e12")]
+    for content in (b"", b"[]", b'{"fetched": 1}', b"\xff", *never):
         record.write_bytes(content)
         assert store.known("https://h/a", "x") == Known({}, (), 0.0)
 
@@ -231,3 +233,12 @@ def test_a_key_that_cannot_be_pinned_is_not_said_to_be(hub: Hub, source: Source,
     assert stored() == []
     with pytest.warns(AdaptergitWarning, match="pinned the key"):
         fetch(f"{hub.url}@sst2", policy="tofu")
+
+
+def test_what_two_see_at_once_of_an_adapter_is_remembered_both(store: Store) -> None:
+    def see(number: int) -> None:
+        store.remember("https://h/a", "x", lambda known: known.seeing(f"1.{number}", "a" * 64, "", vouched=True))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(see, range(40)))
+    assert len(store.known("https://h/a", "x").fetched) == 40

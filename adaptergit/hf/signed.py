@@ -48,9 +48,8 @@ def fetch_package(one: Wanted, found: Found) -> Fetched:
         package = one.store.add(inner, limits)
     take_over(fetched.verdict, one.settings)
     who, name = one.reference.principal, manifest.name
-    known = one.store.known(who, name)
-    vouched = fetched.verdict.level != "unsigned"
-    one.store.remember(who, name, known.seeing(manifest.version, package.digest, "", vouched=vouched))
+    seen, vouched = (manifest.version, package.digest, ""), fetched.verdict.level != "unsigned"
+    one.store.remember(who, name, lambda now: now.seeing(*seen, vouched=vouched))
     memory = Memory(found.commit, package.digest, time.time(), name)
     remember(one.key, memory)
     if not one.reference.folder and not _is_pinned(one.reference):

@@ -21,7 +21,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,8 @@ from adaptergit.package import Manifest, Package, check_files, read_package
 from adaptergit.settings import Limits
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_LAST_MOMENT = 253402214400.0
+"""Where the year 10000 begins somewhere."""
 _STALE_SECONDS = 86400.0
 
 
@@ -201,17 +203,25 @@ class Store:
         try:
             raw = json.loads(self._record(who, adapter).read_text("utf-8"))
             fetched = {
-                str(v): Seen(str(d), str(t), float(at[0]) if at else 0.0, len(at) < 2 or at[1] is not False)
+                str(v): Seen(str(d), str(t), _moment(at[0]) if at else 0.0, len(at) < 2 or at[1] is not False)
                 for v, (d, t, *at) in raw["fetched"].items()
                 if _DIGEST.fullmatch(str(d))
             }
             released, yanked = (tuple(str(v) for v in raw.get(name, ())) for name in ("released", "yanked"))
-            return Known(fetched, released, float(raw["asked"]), yanked)
+            return Known(fetched, released, _moment(raw["asked"]), yanked)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             return Known({}, (), 0.0)
 
-    def remember(self, who: str, adapter: str, known: Known) -> None:
-        """Replace what was seen of an adapter."""
+    def remember(self, who: str, adapter: str, change: Callable[[Known], Known]) -> Known:
+        """Change what was seen of an adapter; return what is known then. No other process changes it meanwhile."""
+        with self.once(str(self._record(who, adapter))):
+            before = self.known(who, adapter)
+            after = change(before)
+            if after != before:
+                self._write(who, adapter, after)
+        return after
+
+    def _write(self, who: str, adapter: str, known: Known) -> None:
         fetched = {version: (seen.digest, seen.tree, seen.at, seen.vouched) for version, seen in known.fetched.items()}
         record = {"fetched": fetched, "released": known.released, "asked": known.asked, "yanked": known.yanked}
         path = self._record(who, adapter)
@@ -247,6 +257,18 @@ class Store:
     def _disk_errors(self) -> AbstractContextManager[None]:
         hint = "free some space, or choose another folder with ADAPTERGIT_CACHE_DIR"
         return disk_errors("the store", self.root, hint)
+
+
+def _moment(raw: object) -> float:
+    """Read seconds since 1970.
+
+    Raises:
+        ValueError: No moment of any calendar.
+    """
+    seconds = float(str(raw))
+    if not 0 <= seconds < _LAST_MOMENT:
+        raise ValueError(raw)
+    return seconds
 
 
 def _same(folder: Path, existing: Path) -> bool:
