@@ -14,26 +14,34 @@ DEPTH = 8
 """Adapters on top of each other, at most."""
 
 
-def dependencies_of(card: Card, settings: Settings, *, foreign: bool) -> list[Reference]:
+def dependencies_of(card: Card, settings: Settings, *, of: str | None) -> list[Reference]:
     """Return the releases that a card names, pinned where it gives a digest.
 
     Args:
         card: Of the adapter.
         settings: Give the default host.
-        foreign: The card came from somewhere else: it may not name places of this machine.
+        of: The repository that the card came from, or None if it is of this machine: others may not name places of this
+            machine, nor ask anybody without encryption but their own host.
 
     Raises:
         UsageError: A reference that is none.
-        PackageError: A card from elsewhere names a folder of this machine.
+        PackageError: A card from elsewhere names a folder of this machine, or a plain http address of another host.
     """
     found = []
     for entry in card.data.get("dependencies", ()):
         reference = parse_reference(str(entry["reference"]), settings)
         local = reference.source.kind == "path" or reference.source.url.startswith("file:")
-        if foreign and local:
+        plain = reference.source.url.startswith("http:") and _host(reference.source.principal) != _host(of)
+        if of is not None and plain:
+            raise PackageError(f"the dependency {reference} is asked for without https", where=f"{card.name}/{CARD}")
+        if of is not None and local:
             raise PackageError(f"the dependency {reference} is a place of this machine", where=f"{card.name}/{CARD}")
         digest = entry.get("digest")
         if digest is not None and reference.digest not in (None, digest):
             raise PackageError(f"the dependency {reference} has two digests", where=f"{card.name}/{CARD}")
         found.append(replace(reference, digest=digest or reference.digest))
     return found
+
+
+def _host(principal: str | None) -> str:
+    return (principal or "").partition("/")[0]

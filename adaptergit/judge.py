@@ -66,8 +66,7 @@ def take_over(verdict: Verdict, settings: Settings) -> None:
     """Remember the keys that a verdict brought, and say what a person should know."""
     change = verdict.change
     followed = (verdict.manifest.repository, change.path[-1].digest) if change.path else None
-    pins = (*((verdict.pin,) if verdict.pin else ()), *change.added)
-    remember(settings, pins, change.removed, followed=followed)
+    remember(settings, change.added, change.removed, followed=followed, first=verdict.pin)
     for warning in verdict.warnings:
         # A registry of its own: told on every load, not once per process, and still under the caller's filters.
         warnings.warn_explicit(warning, AdaptergitWarning, __file__, 1, registry={})

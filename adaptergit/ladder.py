@@ -249,4 +249,4 @@ def _static(
 
 
 def _download(settings: Settings) -> Download:
-    return Download(settings.allow_http, settings.limits.seconds_left)
+    return Download(settings.allow_http, settings.limits.seconds_left, settings.limits.deadline)

@@ -193,9 +193,10 @@ def _load_into(
 def _below(panel: Panel, about: About, wanted: _Wanted, above: tuple[str, ...]) -> list[str]:
     """Load what a package depends on; return the names of adapters, the lowest first."""
     chain = (*above, about.card.name)
-    foreign = about.verdict is not None or about.unsigned is not None
+    unsigned = None if about.unsigned is None else ""
+    of = unsigned if about.verdict is None else about.verdict.manifest.repository
     names = []
-    for reference in dependencies_of(about.card, wanted.settings, foreign=foreign):
+    for reference in dependencies_of(about.card, wanted.settings, of=of):
         if len(chain) > DEPTH:
             raise PackageError(f"more than {DEPTH} adapters on top of each other: {' > '.join(chain)}")
         found = wanted.obtain(str(reference))

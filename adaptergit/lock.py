@@ -87,7 +87,7 @@ def lock(
         changes.append(Change(entry.id, known.version if known else None, entry.version))
         entries[entry.id] = made[entry.id] = entry
         asked = {lock_id(one) for one in chosen}
-        below = dependencies_of(found.card, settings, foreign=reference.source.principal is not None)
+        below = dependencies_of(found.card, settings, of=reference.source.principal)
         new = [one for one in below if lock_id(one) not in asked]
         ask_for_yanks([one for one in new if keeps(one)], settings)
         chosen += new

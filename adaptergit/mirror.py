@@ -12,9 +12,9 @@ from adaptergit.locks import exclusively
 from adaptergit.pins import known_signers
 from adaptergit.reference import Source, expand
 from adaptergit.resolve import Fetched, fetch, parse_reference
-from adaptergit.settings import Settings, cache_dir, load_settings
+from adaptergit.settings import Settings, load_settings
 from adaptergit.store.lockfile import read_lock
-from adaptergit.store.mirror import Added, add_signers, add_to_mirror, begin_mirror, put_rotations
+from adaptergit.store.mirror import LOCKS, MARK, Added, add_signers, add_to_mirror, begin_mirror, put_rotations
 from adaptergit.trust import SignedRotation, format_signer
 from adaptergit.trust.rotation import carried
 from adaptergit.yanks import Answers, ask_for_yanks
@@ -61,11 +61,12 @@ def mirror(
     found, answers = fetched_all(references, lock, policy, settings)
     if not (isinstance(to, str) and ("://" in to or ":" in to.partition("/")[0])):
         root = expand(to)
-        with (
-            disk_errors("the mirror", root, "free some space, or choose another folder; then do it once more"),
-            exclusively(cache_dir() / "locks", str(root.resolve())),  # two at once would lose what one of them lists
-        ):
-            return copy_to_folder(root, found, settings, answers)
+        with disk_errors("the mirror", root, "free some space, or choose another folder; then do it once more"):
+            begin_mirror(root)
+            with exclusively(
+                root / LOCKS, MARK
+            ):  # two at once, also of two machines, would lose what one of them lists
+                return copy_to_folder(root, found, settings, answers)
     from adaptergit.git import Remote, push_copies
 
     remote = Remote.of(Source.parse(to), allow_http=settings.allow_http)

@@ -16,7 +16,7 @@ from adaptergit.errors import AdaptergitWarning, NotFoundError, StorageError, Tr
 from adaptergit.locks import exclusively
 from adaptergit.package.names import PRINCIPALS
 from adaptergit.reference import Source, expand
-from adaptergit.settings import Settings, cache_dir, load_settings
+from adaptergit.settings import Settings, load_settings
 from adaptergit.trust import (
     MANIFEST_NAMESPACE,
     AllowedSigner,
@@ -286,6 +286,7 @@ def remember(
     revocations: Sequence[Revocation] = (),
     *,
     followed: tuple[str, str] | None = None,
+    first: AllowedSigner | None = None,
 ) -> None:
     """Add pins and revocations, and which rotation was followed: all, or none of them.
 
@@ -294,8 +295,10 @@ def remember(
         signers: Keys to pin.
         revocations: What no longer counts.
         followed: A repository, and the digest of its rotation that was followed last.
+        first: A key to pin on first use of its repository.
 
     Raises:
+        TrustError: It is the first use no more: somebody pinned another key for that repository meanwhile.
         StorageError: The disk is full, or may not be written to.
     """
     lines = [one.line() for one in revocations]
@@ -307,7 +310,7 @@ def remember(
     changes = [
         (settings.rotations_path, rotated),
         (settings.revocations_path, lines),
-        (settings.pins_path, [format_signer(one) for one in signers]),
+        (settings.pins_path, [format_signer(one) for one in (*signers, *((first,) if first else ()))]),
     ]
     with contextlib.ExitStack() as stack:
         steps = []
@@ -315,10 +318,23 @@ def remember(
             if not new:
                 continue  # nobody waits for a lock for nothing
             stack.enter_context(_locked(path))
+            if first is not None and path == settings.pins_path:
+                _check_first(first, settings)
             if text := _with_lines(_read(path) if path.is_file() else "", new):
                 steps.append(stack.enter_context(_prepared(path, text)))
         for step in steps:
             step()
+
+
+def _check_first(pin: AllowedSigner, settings: Settings) -> None:
+    """Refuse a second key on first use: two releases may have been judged at once."""
+    (name,) = pin.principals
+    there = [one.key for one in known_signers(settings) if one.names(name)]
+    if there and pin.key not in there:
+        raise TrustError(
+            f"it is signed by {pin.key.fingerprint}, and {there[0].fingerprint} was pinned for {name} a moment ago",
+            hint="one of them is not the publisher's: ask them which one is (adaptergit trust ls)",
+        )
 
 
 @contextmanager
@@ -385,8 +401,14 @@ def _read(path: Path) -> str:
 
 
 def _locked(path: Path) -> AbstractContextManager[None]:
-    """Let one process at a time change the pins: two at once would lose a line."""
-    return exclusively(cache_dir() / "locks", str(path))
+    """Let one process at a time change the pins: two at once would lose a line. The lock lies beside them.
+
+    Whoever shares them shares it.
+    """
+    path = path.resolve()
+    with contextlib.suppress(OSError):  # to be told of where it is written
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return exclusively(path.parent / "locks", path.name)
 
 
 def _write(path: Path, text: str) -> None:
@@ -397,6 +419,7 @@ def _write(path: Path, text: str) -> None:
 @contextmanager
 def _prepared(path: Path, text: str) -> Iterator[Callable[[], None]]:
     """Write a file beside its place, and give what puts it there in one step, which needs no more room."""
+    path = path.resolve()  # of a link that a person made, what it points to
     hint = "make the folder writable, or choose another one with ADAPTERGIT_CONFIG_DIR"
     with disk_errors("your settings", path, hint):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -169,6 +169,7 @@ def publish_all(
         See :func:`publish`.
     """
     from adaptergit.git import Clone, complete, last_releases, publish_releases, rotations_in
+    from adaptergit.ladder import rotations_at
 
     sources = [Path(path) for path in paths]
     if len(sources) > 1:  # of a pattern such as out/*: a file beside the folders is no mistake
@@ -200,7 +201,10 @@ def publish_all(
         report("note: the repository announces no key; 'adaptergit init' does, and indexes ask for it")
     for source, card in zip(sources, cards, strict=True):
         check_weights(source, card, report)
-    last = last_releases(here, names, asked, Limits())
+    said = last_releases(here, names, asked, Limits())
+    if asked is not None and said.rotated:
+        for one in signers:
+            _check_counts(rotations_at(asked, Limits()), target.principal, one.public)
     page: str | None = None
     with contextlib.ExitStack() as stack:
         drafts: list[_Draft] = []
@@ -214,7 +218,7 @@ def publish_all(
                     folder,
                     replace(here, head=head),
                     target,
-                    last[card.name],
+                    said.last[card.name],
                     signers,
                     model_signing_key,
                     dry_run=dry_run,

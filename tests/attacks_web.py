@@ -35,7 +35,7 @@ from conftest import Hub, git
 from forge_simulator import Answer, Forge, Request, body, endless, slowly, status
 
 from adaptergit.bundle import export_bundle, import_bundle
-from adaptergit.errors import NotFoundError, PackageError, TransportError, TrustError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, TransportError, TrustError
 from adaptergit.mirror import mirror
 from adaptergit.resolve import fetch
 from adaptergit.search import search
@@ -574,6 +574,7 @@ def raw_answer(data: bytes) -> Answer:
         "forbidden": (r"the server answered 403", status(403)),
         "teapot": (r"the server answered 418", status(418)),
         "length-that-is-no-number": (r"length|no answer|cannot be asked", with_headers(("Content-Length", "many"))),
+        "length-of-five-thousand-digits": (r"length", with_headers(("Content-Length", "9" * 5000))),
         "two-lengths": (r"length|no answer|cannot be asked|arrived", with_headers(("Content-Length", "1"), ("Content-Length", "2"))),
         "retry-after-an-odd-digit": (r"the server answered 503", with_headers(("Retry-After", "\u00b2"), ("Content-Length", "0"), code=503, content=b"")),
         "retry-after-a-year": (r"the server answered 503", with_headers(("Retry-After", "31536000"), ("Content-Length", "0"), code=503, content=b"")),
@@ -597,7 +598,7 @@ def slow_download(scene: Scene) -> Strike:
 
 @attacks(
     WEB,
-    UsageError,
+    TransportError,
     {
         "redirect-to-plain-http-elsewhere": (r"only https is allowed", "http://192.0.2.1/x"),
         "redirect-to-a-file": (r"only https is allowed", "file:///etc/passwd"),

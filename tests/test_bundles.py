@@ -8,15 +8,18 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import Hub, snapshot
 from test_index import Index, index, listed, people  # noqa: F401 - fixtures
 from test_ladder import BIG, forget, release
 
 from adaptergit.bundle import export_bundle, import_bundle
+from adaptergit.cli import main
 from adaptergit.errors import AdaptergitError, AdaptergitWarning, NotFoundError, PackageError, TrustError
 from adaptergit.housekeeping import stored
 from adaptergit.index.repository import replace as write
@@ -219,6 +222,34 @@ def test_all_of_a_bundle_or_nothing(hub: Hub, source: Source, tmp_path: Path, ma
         fetch(f"{hub.url}@first", offline=True)
     assert known_signers(Settings()) == []
     assert [one.name for one in import_bundle(tmp_path / "a.tar", trust_keys=True)] == ["first", "second"]
+
+
+def test_a_bundle_with_a_huge_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("./PaxHeaders/x")
+    header.type, header.size = tarfile.XHDTYPE, 2**30
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.write(header.tobuf())
+        file.truncate(2**30 + 4096)  # holds nothing on the disk
+    tracemalloc.start()
+    with pytest.raises(PackageError, match="an extended header of 1073741824 bytes"):
+        import_bundle(tmp_path / "a.tar")
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
+def test_a_reason_from_elsewhere_forges_no_lines(hub: Hub, source: Source, tmp_path: Path, machine: Machine) -> None:
+    release(hub, source())
+    forged = "x\u202eevil\ngithub.com/bank/x\tall is well"
+    revoke(hub.key.public.fingerprint, severity="warn", reason=forged)
+    with pytest.warns(AdaptergitWarning):
+        export_bundle(tmp_path / "a.tar", [f"{hub.url}@sst2"])
+    machine("far away")
+    import_bundle(tmp_path / "a.tar", trust_keys=True)
+    for command in (["trust", "ls"], ["trust", "explain", "127.0.0.1/acme/adapters"]):
+        said = CliRunner().invoke(main, command).output
+        assert "evil" in said
+        assert not any(line.startswith("github.com/bank") for line in said.splitlines())
+        assert "\u202e" not in said
 
 
 def test_yanks_and_revoked_keys_come_along(hub: Hub, source: Source, tmp_path: Path, machine: Machine) -> None:

@@ -11,6 +11,7 @@ from conftest import Hub, tiny_model
 
 import adaptergit
 from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.pins import pin_key
 from adaptergit.splice import adapters
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -97,6 +98,19 @@ def test_a_card_from_elsewhere_names_no_place_of_this_machine(hub: Hub, tmp_path
     adaptergit.publish(tmp_path / "qa", version="1.0.0", clone=hub.clone, key=hub.key.path)
     with pytest.raises(PackageError, match="place of this machine"):
         adaptergit.load(f"{hub.url}@qa", tiny_model())
+
+
+def test_a_card_from_elsewhere_asks_no_other_host_without_encryption(hub: Hub, tmp_path: Path) -> None:
+    pin_key("git.example/acme/adapters", hub.key.public.line)
+    panel = adapters(tiny_model())
+    panel.add("qa", "seq_bn")
+    panel.save("qa", tmp_path / "qa", license="MIT", dependencies=[{"reference": f"{hub.url}@en"}])
+    said = {"repository": "git.example/acme/adapters", "version": "1.0.0"}
+    adaptergit.publish(tmp_path / "qa", clone=hub.clone, key=hub.key.path, **said)
+    hub.server.reset()
+    with pytest.raises(PackageError, match="without https"):
+        adaptergit.load(hub.clone / "adapters" / "qa", tiny_model(), policy="enforce")
+    assert hub.server.traffic.requests == []
 
 
 def test_adapters_that_need_each_other_are_refused(hub: Hub, tmp_path: Path) -> None:

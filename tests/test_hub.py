@@ -894,8 +894,8 @@ def untrusted(hub: Hub, folder: Path) -> str:
 
 
 def stored(home: Path) -> list[Path]:
-    """Packages in the store, and what was remembered of versions."""
-    return [p for p in (home / "cache").rglob("*") if p.is_file() and not {"locks", "tmp"} & set(p.parts)]
+    """Files of packages in the store."""
+    return [path for path in (home / "cache" / "packages").rglob("*") if path.is_file()]
 
 
 def test_tofu_remembers(hub: Hub, source: Source, home: Path) -> None:

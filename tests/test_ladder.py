@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
 import shutil
 import socket
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Hub, git, snapshot
-from forge_simulator import Answer, Forge, body, cut_after, endless, slowly, status
+from forge_simulator import Answer, Forge, Request, body, cut_after, endless, slowly, status
 
 from adaptergit.errors import (
     AdaptergitError,
@@ -230,8 +233,8 @@ def test_a_download_goes_on_where_it_was_cut(forge: Forge, tmp_path: Path) -> No
         (status(404), NotFoundError),
         (status(410), NotFoundError),
         (status(403), TransportError),
-        (status(302, Location="http://192.0.2.1/x"), UsageError),
-        (status(302, Location="file:///etc/passwd"), UsageError),
+        (status(302, Location="http://192.0.2.1/x"), TransportError),
+        (status(302, Location="file:///etc/passwd"), TransportError),
         (status(302, Location="/file"), TransportError),
         (status(206, Content_Range="bytes 5-9/10"), TransportError),
     ],
@@ -507,3 +510,71 @@ def test_a_mirror_never_changes_a_release(hub: Hub, source: Source, tmp_path: Pa
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match="something else"):
         mirror([f"{hub.url}@sst2"], to=tmp_path / "full")
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "endless listing"])
+def test_what_is_no_plain_file_of_a_local_mirror_is_not_read(
+    hub: Hub, source: Source, tmp_path: Path, what: str
+) -> None:
+    release(hub, source())
+    mirror([f"{hub.url}@sst2"], to=tmp_path / "m")
+    (path,) = (tmp_path / "m").rglob("sst2.json" if what == "endless listing" else "adapter.safetensors")
+    path.unlink()
+    os.mkfifo(path) if what == "pipe" else path.symlink_to("/dev/zero")
+    forget()
+    hub.bare.rename(hub.bare.with_name("gone.git"))
+    settings = Settings(mirrors=((PRINCIPAL, (f"{tmp_path / 'm'}/",)),))
+    with pytest.raises(PackageError, match="no plain file"):
+        fetch(f"{hub.url}@sst2==1.0.0", settings=settings)
+    assert not list((cache_dir() / "packages").rglob("*"))
+
+
+def test_the_time_there_is_is_for_all_files_of_a_mirror_together(hub: Hub, source: Source, forge: Forge) -> None:
+    release(hub, source())
+    mirror([f"{hub.url}@sst2"], to=forge.root / "mirror")
+    (listing,) = forge.root.rglob("sst2.json")
+    listed = json.loads(listing.read_text())
+    folder = forge.root / "mirror" / "packages" / listed["releases"][0]["manifest_sha256"]
+    more = [f"manifest.json.{number:08x}.sig" for number in range(12)]
+    for name in more:
+        shutil.copyfile(folder / "manifest.json.sig", folder / name)
+    listed["releases"][0] |= {"files": listed["releases"][0]["files"] + more, "tree": ""}
+    listing.write_text(json.dumps(listed))
+    forget()
+    hub.bare.rename(hub.bare.with_name("gone.git"))
+
+    def late(request: Request) -> None:
+        time.sleep(0.6)
+        request.answer(200, (folder / request.path.rpartition("/")[2]).read_bytes())
+
+    forge.faults[".sig"] = [late] * len(more)
+    settings = Settings(mirrors=((PRINCIPAL, (f"{forge.url}/mirror/",)),), limits=Limits(fetch_seconds=2))
+    with pytest.raises(TransportError, match="no end within"):
+        fetch(f"{hub.url}@sst2==1.0.0", settings=settings)
+    assert len(forge.faults[".sig"]) > 6
+
+
+def test_a_mirror_that_sends_elsewhere_is_passed_over(hub: Hub, source: Source, forge: Forge, tmp_path: Path) -> None:
+    release(hub, source())
+    mirror([f"{hub.url}@sst2"], to=tmp_path / "second")
+    forget()
+    hub.bare.rename(hub.bare.with_name("gone.git"))
+    forge.faults["/first/"] = [status(302, Location="http://portal.lan/login")] * 8
+    urls = (f"{forge.url}/first/", f"{tmp_path / 'second'}/")
+    found = fetch(f"{hub.url}@sst2==1.0.0", settings=Settings(mirrors=((PRINCIPAL, urls),)))
+    assert found.served_by == (tmp_path / "second").as_uri() + "/"
+
+
+def test_a_server_that_says_that_a_disk_is_full_does_not_mean_ours(
+    hub: Hub, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(hub, source())
+    mirror([f"{hub.url}@sst2"], to=tmp_path / "m")
+    forget()
+    ssh = tmp_path / "ssh"  # over ssh, nobody can tell who says what
+    ssh.write_text("#!/bin/sh\necho 'fatal: write error: No space left on device' >&2\nexit 128\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    settings = Settings(mirrors=((PRINCIPAL, (f"{tmp_path / 'm'}/",)),))
+    found = fetch("git@127.0.0.1:acme/adapters@sst2==1.0.0", settings=settings)
+    assert found.served_by == (tmp_path / "m").as_uri() + "/"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,9 +22,10 @@ from hypothesis import strategies as st
 
 from adaptergit.cli import main
 from adaptergit.errors import AdaptergitError, AdaptergitWarning, TrustError, UsageError
-from adaptergit.pins import known_revocations, pin_key, revoke
+from adaptergit.judge import Asked, take_over, verified
+from adaptergit.pins import known_revocations, known_signers, pin_key, revoke
 from adaptergit.publish import publish
-from adaptergit.resolve import fetch
+from adaptergit.resolve import fetch, parse_reference
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.trust import Revocation, SigningKey, parse_revocations, sign
 
@@ -294,3 +297,40 @@ def test_pinning_a_revoked_key_is_told(key: SigningKey) -> None:
 def test_explain_understands_every_name_of_a_repository(key: SigningKey, name: str) -> None:
     pin_key("acme/adapters", key.public.line)
     assert f"may sign     {key.public.fingerprint}" in CliRunner().invoke(main, ["trust", "explain", name]).output
+
+
+def test_of_two_keys_that_are_met_first_at_once_one_is_pinned(hub: Hub, source: Source, other_key: SigningKey) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    publish(source(b"x" * 5000, name="other"), clone=hub.clone, key=other_key.path)
+    wanted = replace(load_settings(), policy=(("*", "tofu", 1),))
+    verdicts = []
+    for name in ("sst2", "other"):  # as two processes would: both look before one of them remembers
+        reference = parse_reference(f"{hub.url}@{name}", wanted)
+        verdicts.append(verified(hub.clone / "adapters" / name, Asked(wanted, reference=reference))[0])
+    with pytest.warns(AdaptergitWarning, match="first use"):
+        take_over(verdicts[0], wanted)
+    with pytest.raises(TrustError, match=r"was pinned for 127\.0\.0\.1/acme/adapters a moment ago"):
+        take_over(verdicts[1], wanted)
+    assert [one.key for one in known_signers(wanted)] == [hub.key.public]
+
+
+def test_pins_are_not_lost_where_the_cache_cannot_be_written(
+    home: Path, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "file").write_text("no folder")
+    monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", str(home / "file" / "cache"))
+    adding = [sys.executable, "-m", "adaptergit", "trust", "add"]
+    every = [subprocess.Popen([*adding, f"github.com/acme/a{number}", key.public.line]) for number in range(6)]
+    assert [one.wait(120) for one in every] == [0] * 6
+    assert len(known_signers(load_settings())) == 6
+
+
+def test_pins_that_are_a_link_stay_one(home: Path, key: SigningKey) -> None:
+    pins, real = load_settings().pins_path, home / "dotfiles" / "publishers"
+    for folder in (pins.parent, real.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    real.touch()
+    pins.symlink_to(real)
+    pin_key("github.com/acme/adapters", key.public.line)
+    assert pins.is_symlink()
+    assert key.public.line in real.read_text()

@@ -27,6 +27,7 @@ from adaptergit.bundle import export_bundle, import_bundle
 from adaptergit.cli import main
 from adaptergit.errors import AdaptergitWarning, PackageError, ReleaseError, StorageError, TrustError, UsageError
 from adaptergit.git import Clone, Remote, push_rotation
+from adaptergit.git.worktree import commit_time
 from adaptergit.ladder import rotations_at
 from adaptergit.locks import exclusively
 from adaptergit.mirror import mirror
@@ -460,10 +461,14 @@ def test_a_stolen_key_that_was_replaced_stays_replaced(
     assert {one.key for one in known_revocations(load_settings())} == {a.public.fingerprint, c.public.fingerprint}
     hub.git("rm", "-q", ".adaptergit/allowed_signers")
     hub.git("commit", "-qm", "a thief's")
-    for tag in hub.git("tag", "--list", "adapters-rotations/*").split():
-        hub.git("tag", "-d", tag)
-    with machine_of("thief"):
+    rotated = git(hub.bare, "for-each-ref", "--format=%(objectname) %(refname)", "refs/tags/adapters-rotations/")
+    with machine_of("thief"):  # whose program looks at no rotations
+        for line in rotated.splitlines():
+            hub.git("tag", "-d", line.partition("refs/tags/")[2])
+            git(hub.bare, "update-ref", "-d", line.partition(" ")[2])
         publish(source(b"evil" * 2000, version="1.2.0"), clone=hub.clone, key=c.path)
+    for line in rotated.splitlines():
+        git(hub.bare, "update-ref", *reversed(line.split()))
     with pytest.raises(TrustError, match=r"replaced by its owner|only"):
         fetch(f"{hub.url}@sst2", refresh=True)
 
@@ -1340,3 +1345,53 @@ def test_a_signature_that_a_rotation_got_later_reaches_git_mirrors(
     before = git(bare, "for-each-ref")
     mirror([f"{hub.url}@sst2"], to=copy)
     assert git(bare, "for-each-ref") == before
+
+
+def test_a_clone_that_has_not_heard_of_a_rotation_signs_with_no_replaced_key(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, *_ = keys
+    pin_key(ACME, a.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    other = hub.clone.with_name("other-clone")
+    git(hub.clone.parent, "clone", "-q", hub.url, str(other))
+    with machine_of("a colleague"):
+        pin_key(ACME, a.public.line)
+        rotate_here(b.path, key=a.path, clone=other, pull_request=True)
+    git(hub.clone, "pull", "-q")
+    before = git(hub.bare, "for-each-ref")
+    with pytest.raises(ReleaseError, match="replaced"):
+        publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=a.path)
+    assert git(hub.bare, "for-each-ref") == before
+
+
+def test_tags_with_names_of_no_rotation_stand_in_nobodys_way(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
+) -> None:
+    a, b, *_ = keys
+    pin_key(ACME, a.public.line)
+    publish(source(), clone=hub.clone, key=a.path)
+    hub.bare.joinpath("packed-refs").write_text(
+        "# pack-refs with: peeled fully-peeled sorted \n"
+        + "".join(
+            f"{git(hub.bare, 'rev-parse', 'HEAD')} refs/tags/adapters-rotations/{number:02}{'x' * 60_000}\n"
+            for number in range(60)
+        )
+    )
+    with machine_of("a colleague"):
+        pin_key(ACME, b.public.line)
+        with pytest.raises(TrustError, match=r"may sign for 127\.0\.0\.1"):
+            fetch(f"{hub.url}@sst2==1.0.0")
+
+
+@pytest.mark.parametrize("setting", ["push.gpgSign=true", "push.followTags=true", "log.showSignature=true"])
+def test_settings_of_git_do_not_stand_in_the_way_of_publishers(
+    hub: Hub, source: Callable[..., Path], keys: list[SigningKey], setting: str
+) -> None:
+    a, b, *_ = keys
+    pin_key(ACME, a.public.line)
+    git(hub.clone, "config", *setting.split("="))
+    publish(source(), clone=hub.clone, key=a.path)
+    yank("sst2", "1.0.0", reason="x", clone=hub.clone)
+    rotate_here(b.path, key=a.path, clone=hub.clone)
+    assert commit_time(hub.clone)

@@ -19,6 +19,7 @@ from adaptergit.settings import Limits
 
 _WHO = {"NAME": "adaptergit", "EMAIL": "mirror@adaptergit.invalid"}
 _ROTATION = "rotation.json"
+_LONGEST = 256
 Withdrawn = Mapping[tuple[str, str], Mapping[str, str]]
 """Reasons by version, by repository and adapter."""
 Rotations = Mapping[str, tuple[Sequence[Mapping[str, bytes]], bool]]
@@ -135,7 +136,8 @@ def _stale(
     remote: Remote, folder: Path, wanted: Collection[str], repositories: set[str], there: Mapping[str, str]
 ) -> list[str]:
     """Return the tags of what a mirror holds of some repositories' rotations and shall not, and of what is none."""
-    held = {ref: oid for ref, oid in there.items() if ref.startswith(f"{ROTATIONS}/")}
+    # Of names as long as a command line may be, nothing can be said to a server.
+    held = {ref: oid for ref, oid in there.items() if ref.startswith(f"{ROTATIONS}/") and len(ref) < _LONGEST}
     if not repositories:
         return []
     said = rotations_by_repository(remote, held, Limits(), beside=folder)

@@ -23,6 +23,7 @@ from adaptergit.settings import Limits
 _INDEX_PATH = re.compile(
     r"snapshot\.json(\.sig)?|catalog\.json\.zst|revoked\.jsonl|roots/[0-9]+\.json(\.sig)?|shards/[0-9a-f]{2}/[0-9a-f]{64}\.jsonl\.zst"
 )
+_ROTATION = re.compile(rf"{ROTATIONS}/[0-9a-f]{{16}}")
 _MAX_INDEX_BYTES = 2**31
 _MOST_MIRRORED = 4096
 """Rotations of all repositories that a mirror holds releases of."""
@@ -51,7 +52,7 @@ def fetch_rotations(
     """
     limits = limits.started()
     with tempfile.TemporaryDirectory(prefix="git-", dir=beside) as folder:
-        refs = list_refs(remote, (f"{ROTATIONS}/",), limits)
+        refs = _named(list_refs(remote, (f"{ROTATIONS}/",), limits))
         _check_number(refs, most if of is None else _MOST_MIRRORED, remote)
         if not refs:
             return []
@@ -87,10 +88,16 @@ def rotations_by_repository(remote: Remote, refs: Mapping[str, str], limits: Lim
         TransportError: The server cannot be reached or failed.
         PackageError: There are more than a mirror holds.
     """
+    refs = _named(refs)
     _check_number(refs, _MOST_MIRRORED, remote)
     if not refs:
         return {}
     return _repositories(fetch_objects(beside / "mirrored", remote, list(refs), limits), refs)
+
+
+def _named(refs: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what is not called as a rotation is."""
+    return {ref: oid for ref, oid in refs.items() if _ROTATION.fullmatch(ref)}
 
 
 def _check_number(refs: Mapping[str, str], most: int, remote: Remote) -> None:

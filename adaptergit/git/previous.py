@@ -16,7 +16,7 @@ from adaptergit.errors import PackageError, ReleaseError
 from adaptergit.git.listing import list_refs
 from adaptergit.git.objects import sizes_of
 from adaptergit.git.partial import bring, is_partial, left_out
-from adaptergit.git.remote import SMALL, TAGS, Remote, fetch_objects
+from adaptergit.git.remote import ROTATIONS, SMALL, TAGS, Remote, fetch_objects
 from adaptergit.git.runner import Git
 from adaptergit.git.worktree import FOLDER, Clone
 from adaptergit.package import MANIFEST, Manifest
@@ -51,7 +51,17 @@ class Last:
             )
 
 
-def last_releases(clone: Clone, names: Sequence[str], remote: Remote | None, limits: Limits) -> dict[str, Last]:
+@dataclass(frozen=True)
+class Asked:
+    """What a repository says of some adapters before something is published in it."""
+
+    last: Mapping[str, Last]
+    """By name of the adapter."""
+    rotated: bool
+    """It holds a rotation of its keys that the clone has not: a pull brings no tags that belong to no branch."""
+
+
+def last_releases(clone: Clone, names: Sequence[str], remote: Remote | None, limits: Limits) -> Asked:
     """Find out what was released of some adapters, withdrawn releases and those that wait for a pull request included.
 
     Args:
@@ -67,7 +77,9 @@ def last_releases(clone: Clone, names: Sequence[str], remote: Remote | None, lim
     limits = limits.started()
     prefixes = tuple(f"{TAGS}/{name}/" for name in names)
     local = _refs(clone.git, prefixes)
-    listed = {} if remote is None else list_refs(remote, prefixes, limits, git=clone.git)
+    asked = (*prefixes, f"{ROTATIONS}/")
+    found = {} if remote is None else list_refs(remote, asked, limits, git=clone.git)
+    listed = {ref: oid for ref, oid in found.items() if ref.startswith(prefixes)}
     tags = {**local, **listed}
     newest = {name: _newest(tags, name) for name in names}
     # The server's word goes before the clone's; what both have need not be fetched.
@@ -82,7 +94,8 @@ def last_releases(clone: Clone, names: Sequence[str], remote: Remote | None, lim
         manifests[tag] = _manifest(clone.git, tags[tag], tag)
     if strange and remote is not None:
         manifests |= _fetched(remote, {tag: listed[tag] for tag in strange}, limits)
-    return {name: _last(clone, name, tags, newest[name], manifests) for name in names}
+    rotated = not found.keys() - listed.keys() <= _refs(clone.git, (f"{ROTATIONS}/",)).keys()
+    return Asked({name: _last(clone, name, tags, newest[name], manifests) for name in names}, rotated)
 
 
 def _last(clone: Clone, name: str, tags: Mapping[str, str], newest: str | None, manifests: Mapping[str, bytes]) -> Last:

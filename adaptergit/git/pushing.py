@@ -64,7 +64,7 @@ def push(
     def run(*arguments: str) -> str:
         said = bytearray()
         git.raw(
-            "push", "--quiet", "--no-verify", *options, *arguments,
+            "push", "--quiet", "--no-verify", "--signed=no", "--no-follow-tags", *options, *arguments,
             protocols=protocols, settings=(*_SETTINGS, *settings), timeout=600.0,
             heard=lambda block: said.extend(block[: _MAX_SAID - len(said)]),
         )  # fmt: skip

@@ -232,7 +232,7 @@ def yank_release(clone: Clone, remote: str, where: Remote, name: str, version: s
     if (mark in there) is not undo:
         raise ReleaseError(f"{name} {version} is {'not yanked' if undo else 'yanked already'}", where=where.url)
     commit = "" if undo else clone.commit(clone.make_tree(()), f"yank {name} {version}\n\n{reason}", ())
-    clone.git.text("push", "--quiet", "--no-verify", "--", remote, f"{commit}:{mark}", protocols=_PROTOCOLS)
+    push(clone.git, remote, [f"{commit}:{mark}"])
 
 
 def _released(where: Remote, name: str) -> str | None:

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 from typing import IO, Any
 
 from adaptergit.errors import StorageError, TransportError
@@ -74,6 +75,9 @@ _KEPT = re.compile(
     r"GIT_(AUTHOR|COMMITTER)_(NAME|EMAIL|DATE)|GIT_SSH(_COMMAND|_VARIANT)?|GIT_EXEC_PATH|GIT_SSL_CA(INFO|PATH)|GIT_PYTHON_.*"
 )
 _KEPT_IN_CLONES = re.compile(r"GIT_CONFIG_(GLOBAL|SYSTEM|NOSYSTEM)")
+_ROOM = 2**29
+"""Bytes: with more room than this, no disk is full."""
+_REMOTE = re.compile("remote:|fatal: remote error:")
 _DISK = re.compile(r"No space left on device|Disk quota exceeded|Read-only file system")
 _SECRETS = re.compile(r"(?i)(https?://)[^/@\s]+@")
 
@@ -393,6 +397,12 @@ _MISSING = re.compile(
 )
 
 
+def _may_be_full(directory: Path) -> bool:
+    """Tell whether the disk may be as somebody says: over ssh, a server's words look like git's own."""
+    there = next((folder for folder in (directory, *directory.parents) if folder.is_dir()), Path("/"))
+    return not os.access(there, os.W_OK) or min(shutil.disk_usage(one).free for one in (there, gettempdir())) < _ROOM
+
+
 def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path) -> TransportError:
     # What a server says is somebody else's text: it must not drive the terminal.
     plain = "".join(char if char.isprintable() or char == "\n" else " " for char in errors)
@@ -412,7 +422,7 @@ def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path
         hint = "one is a SHA-1 repository, the other a SHA-256 one: publish from a clone of the other"
     elif _MISSING.search(said):
         hint = "check the address; a private repository is not found without credentials"
-    elif any(_DISK.search(line) for line in lines if not line.startswith("remote:")):
+    elif any(_DISK.search(line) for line in lines if not _REMOTE.match(line)) and _may_be_full(directory):
         hint = "free some space; ADAPTERGIT_CACHE_DIR moves the store, TMPDIR what is written in between"
         return StorageError(f"git {arguments[0]}: {what}", where=str(directory), hint=hint)
     return TransportError(f"git {arguments[0]}: {what}", hint=hint)

@@ -269,6 +269,8 @@ def commit_time(folder: Path) -> datetime:
         UsageError: There is none.
     """
     try:
-        return datetime.fromtimestamp(int(Git(folder, trusted=True).text("log", "-1", "--format=%ct")), UTC)
+        return datetime.fromtimestamp(
+            int(Git(folder, trusted=True).text("log", "-1", "--no-show-signature", "--format=%ct")), UTC
+        )
     except TransportError as error:
         raise UsageError("there is no commit here", where=str(folder), hint="commit first: its time is used") from error

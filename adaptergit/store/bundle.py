@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from adaptergit.errors import NotFoundError, PackageError
 from adaptergit.package import canonical
+from adaptergit.package.archive import BoundedMember
 from adaptergit.settings import Limits
 from adaptergit.store.mirror import MARK, SIGNERS
 
@@ -62,7 +63,7 @@ def unpack(file: Path, folder: Path, limits: Limits) -> None:
         raise NotFoundError("there is no such bundle", where=str(file))
     found: dict[str, tuple[int, str]] = {}
     try:
-        with tarfile.open(file, "r:") as archive:
+        with tarfile.open(file, "r:", tarinfo=BoundedMember) as archive:
             for number, member in enumerate(archive):
                 path = PurePosixPath(member.name)
                 known = (len(path.parts) == 1 and path.name in _NAMES) or path.parts[:1][0] in _PARTS

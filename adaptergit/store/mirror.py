@@ -38,6 +38,7 @@ from adaptergit.package.version import is_version
 
 SCHEMA = "adaptergit.mirror/1"
 MARK, SIGNERS = "mirror.json", "allowed_signers"
+LOCKS = f".{MARK}.locks"
 _NEW = ".new-"
 MAX_LISTING_BYTES = 16 * 2**20
 _STALE_SECONDS = 86400.0

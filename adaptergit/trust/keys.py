@@ -156,7 +156,7 @@ def _load(blob: bytes) -> tuple[_Loaded, bytes | None]:
                     f"an RSA key of {modulus.bit_length()} bits is not accepted",
                     hint="use ed25519, or RSA of 3072 bits or more",
                 )
-            if exponent < 3 or exponent.bit_length() > 64:
+            if exponent < 3 or exponent.bit_length() > 33:
                 raise TrustError("the RSA key has an unusual exponent")
             key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
         else:

@@ -79,7 +79,9 @@ class Revocation:
         since = f" since {self.since:%Y-%m-%d}" if self.since else ""
         since += f" for {self.repository}" if self.repository else ""
         word = "revoked" if self.severity == "refuse" else "marked as revoked"
-        return f"{word}{since}{': ' + self.reason if self.reason else ''} ({self.source})"
+        # Of bundles and indexes, the reason is somebody else's text: it must not forge lines, nor drive a terminal.
+        reason = "".join(char if char.isprintable() else " " for char in self.reason)
+        return f"{word}{since}{': ' + reason if reason else ''} ({self.source})"
 
 
 def parse_revocations(data: bytes, *, source: str) -> list[Revocation]:

@@ -15,13 +15,13 @@ from typing import IO
 from urllib.parse import quote, urlsplit
 
 from adaptergit.errors import PackageError
+from adaptergit.package.archive import BoundedMember
 from adaptergit.package.folder import check_entry_name, check_sizes
 from adaptergit.reference import Source
 from adaptergit.settings import Limits
 from adaptergit.web.download import Download
 
 _OVERHEAD = 2**20
-_MAX_HEADER = 64 * 1024
 
 
 def archive_urls(source: Source, adapter: str, version: str) -> list[str]:
@@ -50,30 +50,14 @@ def fetch_archive(url: str, target: Path, limits: Limits, *, allow_http: Collect
     """
     with tempfile.TemporaryDirectory(prefix="archive-", dir=target.parent) as folder:
         path = Path(folder) / "archive"
-        Download(allow_http, limits.seconds_left).save(url, path, limits.package_bytes + _OVERHEAD)
+        Download(allow_http, limits.seconds_left, limits.deadline).save(url, path, limits.package_bytes + _OVERHEAD)
         try:
-            with path.open("rb") as packed, tarfile.open(fileobj=packed, mode="r|gz", tarinfo=_Bounded) as archive:
+            with path.open("rb") as packed, tarfile.open(fileobj=packed, mode="r|gz", tarinfo=BoundedMember) as archive:
                 _unpack(archive, target, limits, url)
         except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk, not the archive
             raise PackageError(f"not a readable archive: {error}", where=url) from error
-
-
-class _Bounded(tarfile.TarInfo):
-    """A member whose extended headers, which tarfile reads whole, are small."""
-
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        extended = (
-            tarfile.XHDTYPE,
-            tarfile.XGLTYPE,
-            tarfile.SOLARIS_XHDTYPE,
-            tarfile.GNUTYPE_LONGNAME,
-            tarfile.GNUTYPE_LONGLINK,
-        )
-        if self.type in extended and self.size > _MAX_HEADER:
-            raise tarfile.ReadError(f"an extended header of {self.size} bytes")
-        return super()._proc_member(archive)  # type: ignore[misc, no-any-return]  # not in typeshed
 
 
 def _unpack(archive: tarfile.TarFile, target: Path, limits: Limits, url: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import re
 import socket
 import threading
 import time
@@ -41,6 +42,8 @@ class Download:
     """Hosts besides loopback that plain http is spoken to."""
     seconds: float = 600.0
     """Until it is given up, retries and all."""
+    latest: float | None = None
+    """When all of several downloads must have ended, as ``time.monotonic`` tells it."""
 
     def read(self, url: str, limit: int) -> bytes:
         """Return a small document.
@@ -86,7 +89,7 @@ class Download:
             NotFoundError, TransportError: See :meth:`read`.
         """
         parts: list[bytes] = []
-        deadline = time.monotonic() + self.seconds
+        deadline = self._deadline()
         try:
             self._attempt(url, limit, parts.append, lambda: 0, deadline, TransportError, (question, headers))
         except _TransientError as error:
@@ -102,7 +105,7 @@ class Download:
         exceeded: type[AdaptergitError] = TransportError,
         tag: _Tag | None = None,
     ) -> None:
-        deadline = time.monotonic() + self.seconds
+        deadline = self._deadline()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return self._attempt(url, limit, write, written, deadline, exceeded, tag=tag)
@@ -113,6 +116,10 @@ class Download:
                     raise TransportError(again.what, where=url, hint="try again later") from again
                 time.sleep(pause)
         raise AssertionError("unreachable")
+
+    def _deadline(self) -> float:
+        own = time.monotonic() + self.seconds
+        return own if self.latest is None else min(own, self.latest)
 
     def _attempt(
         self,
@@ -155,7 +162,7 @@ class Download:
                 if response.status_code == 206 and not ranged.startswith(f"bytes {start}-"):
                     raise TransportError(f"the server answered another range: {ranged!r}", where=url)
                 length = response.headers.get("Content-Length") or ""
-                if length and not (length.isascii() and length.isdigit()):
+                if length and not re.fullmatch("[0-9]{1,18}", length):
                     raise TransportError(f"the server says a length of {length[:40]!r}", where=url)
                 expected = int(length) if length else -1
                 total = start - skip + expected if expected >= 0 else None
@@ -219,6 +226,10 @@ class Download:
             if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
                 raise TransportError(f"redirected to {urlsplit(target).scheme}", where=url)
             url = target
+            try:
+                self.check(url)
+            except UsageError as error:  # the server's mistake
+                raise TransportError(f"redirected to where nothing may be asked: {error.what}", where=url) from error
         raise TransportError(f"more than {_REDIRECTS} redirects", where=url)
 
     def check(self, url: str) -> None:

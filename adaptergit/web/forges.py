@@ -136,7 +136,7 @@ def ask(method: str, url: str, data: dict[str, Any] | None, headers: dict[str, s
         raise TransportError(f"the forge cannot be asked: {type(error).__name__}", where=url) from error
     try:
         answer = json.loads(body or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = {}
     if not 200 <= response.status_code < 300:
         said = answer.get("message") or answer.get("error") if isinstance(answer, dict) else ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -89,25 +91,52 @@ class StaticMirror:
             # One byte more than stated is enough to know that it is another file.
             self.download.save(self.url + quote(path), target / name, limit, exceeded=PackageError)
             return
-        try:
-            if local.stat().st_size > limit:
-                raise PackageError(f"more than the limit of {limit} bytes", where=str(local))
-            shutil.copyfile(local, target / name)
-        except OSError as error:
-            raise NotFoundError(f"cannot be read: {error.strerror}", where=str(local)) from error
+        with _opened(local, limit) as blocks, (target / name).open("xb") as file:
+            file.writelines(blocks)
 
     def _read(self, path: str, limit: int) -> bytes:
         if (local := self._local(path)) is None:
             return self.download.read(self.url + quote(path), limit)
-        try:
-            with local.open("rb") as file:
-                data = file.read(limit + 1)
-        except OSError as error:
-            raise NotFoundError(f"cannot be read: {error.strerror}", where=str(local)) from error
-        if len(data) > limit:
-            raise PackageError(f"more than the limit of {limit} bytes", where=str(local))
-        return data
+        with _opened(local, limit) as blocks:
+            return b"".join(blocks)
 
     def _local(self, path: str) -> Path | None:
         parts = urlsplit(self.url)
         return Path(unquote(parts.path)) / path if parts.scheme == "file" else None
+
+
+@contextmanager
+def _opened(local: Path, limit: int) -> Iterator[Iterator[bytes]]:
+    """Give the blocks of a plain file of a folder that somebody else filled.
+
+    Raises:
+        NotFoundError: It cannot be read.
+        PackageError: It is a pipe or a device, or has more bytes than it may.
+    """
+
+    def blocks() -> Iterator[bytes]:
+        left = limit
+        while block := _read(handle, min(1 << 20, left + 1), local):
+            left -= len(block)
+            if left < 0:
+                raise PackageError(f"more than the limit of {limit} bytes", where=str(local))
+            yield block
+
+    try:
+        # Whoever opens a pipe to read it would wait for somebody to write.
+        handle = os.open(local, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise NotFoundError(f"cannot be read: {error.strerror}", where=str(local)) from error
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise PackageError("this is no plain file", where=str(local))
+        yield blocks()
+    finally:
+        os.close(handle)
+
+
+def _read(handle: int, size: int, local: Path) -> bytes:
+    try:
+        return os.read(handle, size)
+    except OSError as error:
+        raise NotFoundError(f"cannot be read: {error.strerror}", where=str(local)) from error
