@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,7 +184,8 @@ def train(
         specs, plot = variations(spec, adapters=adapters, seeds=seeds, over=_swept(sweep)), output / PLOT
     if predictions is not None and len(specs) > 1:
         raise UsageError("--predictions is for one run")
-    with progress(quiet=not _first()) as bar, _going_on(specs):
+    # stdout is for the answer; DeepSpeed writes there, too.
+    with redirect_stdout(sys.stderr), progress(quiet=not _first()) as bar, _going_on(specs):
         several = len(specs) > 1
         result = train_all(
             specs,

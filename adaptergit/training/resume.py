@@ -25,10 +25,10 @@ _TOLD, _SHORT = 5, 40
 
 
 def last_checkpoint(spec: TrainSpec) -> Path | None:
-    """Return the last checkpoint that was written to its end; none of a sharded run holds all that is needed."""
+    """Return the last checkpoint that was written to its end; with FSDP or DeepSpeed, none holds all that is needed."""
     found = {path.name.removeprefix("checkpoint-"): path for path in spec.checkpoints.glob("checkpoint-*")}
     whole = [number for number, path in found.items() if number.isdecimal() and is_whole(path)]
-    return found[max(whole, key=int)] if whole and not spec.fsdp else None
+    return found[max(whole, key=int)] if whole and not spec.fsdp and spec.deepspeed is None else None
 
 
 def is_whole(checkpoint: Path) -> bool:

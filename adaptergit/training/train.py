@@ -157,7 +157,9 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
         metrics = measured(task.measures(answers, held_out), len(answers))
         _gather(panel, mine)
         if _first():
-            _write(panel, spec, _card_fields(ready, metrics, seconds, published=not fresh, history=history))
+            about = _card_fields(ready, metrics, seconds, published=not fresh, history=history)
+            # As it was before training: where the base is sharded, its fingerprint cannot be taken any more.
+            _write(panel, spec, {**about, "base_model": card.data["base_model"]})
             shutil.rmtree(spec.checkpoints, ignore_errors=True)
         _wait()
     note = "the base model has no output layer for this task: one was trained along, scored with, and left behind"
@@ -319,7 +321,8 @@ def _arguments(ready: _Ready, size: int) -> Any:
         save_strategy="epoch",
         eval_strategy="epoch" if stopping else "no",
         save_total_limit=1,
-        save_only_model=spec.fsdp,
+        # DeepSpeed would write the whole base model; with the best epoch to be loaded, transformers insists.
+        save_only_model=spec.fsdp or (spec.deepspeed is not None and not stopping),
         logging_steps=20 if size > 20 * spec.batch_size else 1,
         report_to=[],
         disable_tqdm=True,
@@ -354,6 +357,7 @@ def _card_fields(
     if spec.validation is not None and ready.validation is not None:
         stopping["validation_sha256"] = ready.validation.sha256
     deepspeed = {"deepspeed_sha256": sha256(spec.deepspeed.read_bytes()).hexdigest()} if spec.deepspeed else {}
+    theirs = json.loads(spec.deepspeed.read_text("utf-8")) if spec.deepspeed else {}
     scores = [
         {
             "dataset": held_out.path.name,
@@ -378,8 +382,8 @@ def _card_fields(
             "hyperparameters": {
                 "epochs": spec.epochs,
                 "learning_rate": spec.rate,
-                "lr_schedule": "linear",
-                "optimizer": "adamw",
+                "lr_schedule": theirs.get("scheduler", {}).get("type", "linear"),
+                "optimizer": theirs.get("optimizer", {}).get("type", "adamw").lower(),
                 "batch_size": spec.batch_size,
                 "max_length": spec.max_length,
                 "columns": dict(ready.task.columns),
@@ -419,12 +423,13 @@ def _write(panel: Panel, spec: TrainSpec, card: dict[str, Any]) -> None:
 
 def _gather(panel: Panel, name: str) -> None:
     """Put what was sharded together again, in every process, so that it can be written as always."""
+    from adaptergit.training.trainer import whole
+
     modules = [panel.module(name), *((panel.head_module(name),) if name in panel.heads else ())]
     for module in (inner for outer in modules for inner in outer.modules()):
         for key, parameter in list(module.named_parameters(recurse=False)):
-            if hasattr(parameter, "full_tensor"):
-                whole = nn.Parameter(parameter.full_tensor().detach(), requires_grad=parameter.requires_grad)
-                setattr(module, key, whole)
+            if (found := whole(parameter)) is not parameter:
+                setattr(module, key, nn.Parameter(found.detach(), requires_grad=parameter.requires_grad))
 
 
 def _first() -> bool:
@@ -446,13 +451,17 @@ def _hardware() -> str:
 
 
 def _check_sharing(spec: TrainSpec) -> None:
-    if spec.fsdp and "RANK" not in os.environ:
-        hint = "torchrun --nproc-per-node 2 -m adaptergit train … --fsdp"
-        raise UsageError("fsdp shards a model over the processes of a launcher, and there is none", hint=hint)
+    if spec.fsdp and spec.deepspeed is not None:
+        raise UsageError("fsdp and deepspeed both share a model out", hint="give one of them")
+    option = "fsdp" if spec.fsdp else "deepspeed" if spec.deepspeed is not None else None
+    if option is not None and "RANK" not in os.environ:
+        hint = f"torchrun --nproc-per-node 2 -m adaptergit train … --{option}"
+        raise UsageError(f"{option} shares a model out over the processes of a launcher, and there is none", hint=hint)
     if spec.deepspeed is None:
         return
     try:
-        json.loads(spec.deepspeed.read_text("utf-8"))
+        if not isinstance(json.loads(spec.deepspeed.read_text("utf-8")), dict):
+            raise ValueError("it is no object")
     except FileNotFoundError as error:
         raise NotFoundError("no such file", where=str(spec.deepspeed)) from error
     except (OSError, ValueError) as error:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +109,10 @@ def fusion_regularisation(panel: Panel) -> torch.Tensor | None:
 
 def save_adapters(model: Any, folder: Path) -> None:
     """Write all that is trained into a folder; of a sharded model, every process must call this."""
-    whole = {name: _whole(tensor.detach()).cpu().contiguous() for name, tensor in _kept(model).items()}
+    tensors = {name: whole(tensor).detach().cpu().contiguous() for name, tensor in _kept(model).items()}
     if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(whole, str(folder / _FILE))
+        save_file(tensors, str(folder / _FILE))
 
 
 def load_adapters(model: Any, folder: Path) -> None:
@@ -123,15 +124,26 @@ def load_adapters(model: Any, folder: Path) -> None:
     path = folder / _FILE
     parameters = _kept(model)
     stored = load_file(str(path)) if path.is_file() else {}
-    if stored.keys() != parameters.keys() or any(stored[n].shape != p.shape for n, p in parameters.items()):
-        raise DataError(
-            "the checkpoint to resume from is of another adapter",
-            where=str(path),
-            hint="resume with the same --adapter, or remove the folder",
-        )
-    for name, parameter in parameters.items():
-        with torch.no_grad():
+    with _together(parameters.values()), torch.no_grad():
+        if stored.keys() != parameters.keys() or any(stored[n].shape != p.shape for n, p in parameters.items()):
+            raise DataError(
+                "the checkpoint to resume from is of another adapter",
+                where=str(path),
+                hint="resume with the same --adapter, or remove the folder",
+            )
+        for name, parameter in parameters.items():
             parameter.copy_(_like(stored[name], parameter))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Put a sharded tensor together; all processes must ask."""
+    if hasattr(tensor, "full_tensor"):
+        found: torch.Tensor = tensor.full_tensor()
+        return found
+    if not hasattr(tensor, "ds_id"):
+        return tensor
+    with _together([tensor]):
+        return tensor.detach().clone()
 
 
 class Reporter(TrainerCallback):
@@ -172,13 +184,18 @@ def _kept(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _sharded(model: Any) -> bool:
-    return any(hasattr(parameter, "full_tensor") for _, parameter in _trained(model))
+    return any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for _, p in _trained(model))
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Put a sharded tensor together; all processes must ask."""
-    found: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return found
+def _together(tensors: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
+    """Within, what ZeRO-3 has sharded is whole, and may be written to; all processes must come here."""
+    sharded = [one for one in tensors if hasattr(one, "ds_id")]
+    if not sharded:
+        return nullcontext()
+    import deepspeed
+
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(sharded, modifier_rank=0)
+    return gathered
 
 
 def _like(tensor: torch.Tensor, parameter: Any) -> torch.Tensor:
