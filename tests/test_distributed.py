@@ -137,6 +137,15 @@ def test_deepspeed_without_a_launcher_is_refused(place: Path) -> None:
     assert not (place / "lonely").exists()
 
 
+def test_a_sharded_run_stops_early_as_one_process_does(place: Path) -> None:
+    options = ("--early-stopping", "1", "--validation", "eval.jsonl")
+    alone = launched(place, "stopped-one", sys.executable, options=options)
+    launcher = ("torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    found = launched(place, "stopped", sys.executable, "-m", *launcher, options=("--fsdp", *options))
+    assert found["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+    assert found["metrics"] == alone["metrics"]
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(place: Path) -> None:
     command = [
         sys.executable,

@@ -176,7 +176,7 @@ def _compare(
 def card_data(panel: Panel, setup: Setup, about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a card: what the panel knows, overlaid with ``about``."""
     model_config = getattr(panel.model, "config", None)
-    method, described = setup.method, as_card(setup)
+    method, described, told = setup.method, as_card(setup), about.get("base_model", {})
     origin = str(getattr(model_config, "_name_or_path", "") or "")
     data: dict[str, Any] = {
         "name": _default_name(setup),
@@ -187,7 +187,7 @@ def card_data(panel: Panel, setup: Setup, about: Mapping[str, Any]) -> dict[str,
             "id": Path(origin).name if Path(origin).is_dir() or not origin else origin,
             "revision": getattr(model_config, "_commit_hash", None),
             "model_type": str(getattr(model_config, "model_type", "")),
-            "fingerprint": str(fingerprint_of(panel.model, panel.anatomy)),
+            "fingerprint": told.get("fingerprint") or str(fingerprint_of(panel.model, panel.anatomy)),
         },
         "adapter": {
             "format": "adaptergit",

@@ -252,7 +252,7 @@ def _run_trainer(ready: _Ready, card: Card, resume_from: Path | None) -> _Histor
     from transformers import EarlyStoppingCallback, PrinterCallback
 
     from adaptergit.training.order import Order
-    from adaptergit.training.trainer import AdapterTrainer, Reporter
+    from adaptergit.training.trainer import AdapterTrainer, Reporter, reshard
 
     spec, task = ready.spec, ready.task
     features = task.features(ready.data, ready.tools)
@@ -270,6 +270,10 @@ def _run_trainer(ready: _Ready, card: Card, resume_from: Path | None) -> _Histor
             self.log({**metrics, _SCORE: found.first})
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
+
+        def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+            if not spec.fsdp:  # sharded, it cannot be put together; such a run starts over
+                super()._save_optimizer_and_scheduler(output_dir)
 
         def _get_train_sampler(self, *_: Any) -> Any:
             return Order(features, spec.batch_size, spec.seed, lambda: int(self.state.epoch or 0))
@@ -291,6 +295,8 @@ def _run_trainer(ready: _Ready, card: Card, resume_from: Path | None) -> _Histor
     if resume_from is None and _first():
         begin(spec, card.data)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from is not None else None)
+    if spec.fsdp and not reshard(ready.panel.model):
+        raise UsageError("accelerate did not shard the model", hint="update accelerate, or leave --fsdp out")
     logs = trainer.state.log_history
     return _History(
         tuple((int(log["step"]), float(log["loss"])) for log in logs if "loss" in log),
@@ -311,7 +317,12 @@ def _arguments(ready: _Ready, size: int) -> Any:
         "metric_for_best_model": "eval_score",
         "greater_is_better": True,
     }
-    sharding: dict[str, Any] = {"fsdp": True, "fsdp_config": {"version": 2}} if spec.fsdp else {}
+    sharding: dict[str, Any] = {}
+    if spec.fsdp:
+        sharding = {
+            "fsdp": True,
+            "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": _units(ready.panel.model)},
+        }
     return TrainingArguments(
         output_dir=str(spec.checkpoints),
         num_train_epochs=spec.epochs,
@@ -321,8 +332,8 @@ def _arguments(ready: _Ready, size: int) -> Any:
         save_strategy="epoch",
         eval_strategy="epoch" if stopping else "no",
         save_total_limit=1,
-        # DeepSpeed would write the whole base model; with the best epoch to be loaded, transformers insists.
-        save_only_model=spec.fsdp or (spec.deepspeed is not None and not stopping),
+        # Their checkpoints would hold the whole base model; with the best epoch to be loaded, transformers insists.
+        save_only_model=(spec.fsdp or spec.deepspeed is not None) and not stopping,
         logging_steps=20 if size > 20 * spec.batch_size else 1,
         report_to=[],
         disable_tqdm=True,
@@ -336,6 +347,13 @@ def _arguments(ready: _Ready, size: int) -> Any:
         **(best if stopping else {}),
         **sharding,
     )
+
+
+def _units(model: Any) -> list[str]:
+    """Return the classes of what is sharded apart: embeddings are no part of it, as accelerate shards them itself."""
+    embeddings, names = model.get_input_embeddings(), set(model._no_split_modules or ())
+    found = {type(module).__name__ for module in model.modules() if embeddings not in module.modules()}
+    return sorted(found & names)
 
 
 def _card_fields(
@@ -423,8 +441,9 @@ def _write(panel: Panel, spec: TrainSpec, card: dict[str, Any]) -> None:
 
 def _gather(panel: Panel, name: str) -> None:
     """Put what was sharded together again, in every process, so that it can be written as always."""
-    from adaptergit.training.trainer import whole
+    from adaptergit.training.trainer import reshard, whole
 
+    reshard(panel.model)
     modules = [panel.module(name), *((panel.head_module(name),) if name in panel.heads else ())]
     for module in (inner for outer in modules for inner in outer.modules()):
         for key, parameter in list(module.named_parameters(recurse=False)):

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
@@ -32,6 +34,7 @@ class _Adapters:
     model: Any
     args: Any
     state: Any
+    accelerator: Any
 
     def __init__(self, model: Any = None, args: Any = None, **options: Any) -> None:
         panel = _panel(model)
@@ -40,6 +43,15 @@ class _Adapters:
             kind = panel.head_config(panel.active_head).type
             args.label_names = _LABELS.get(kind, ["labels"])
         super().__init__(model, args, **options)  # type: ignore[call-arg]
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shard on CPUs too: accelerate gives a model out to GPUs and their like only, and says nothing."""
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        state = self.accelerator.state
+        if self.args.fsdp_plugin_args is not None and getattr(state, "fsdp_plugin", None) is None:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.is_fsdp_enabled = True
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Add the regulariser of a fusion that is trained (Pfeiffer et al. 2021, §3.2)."""
@@ -109,6 +121,7 @@ def fusion_regularisation(panel: Panel) -> torch.Tensor | None:
 
 def save_adapters(model: Any, folder: Path) -> None:
     """Write all that is trained into a folder; of a sharded model, every process must call this."""
+    reshard(model)
     tensors = {name: whole(tensor).detach().cpu().contiguous() for name, tensor in _kept(model).items()}
     if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,6 +135,7 @@ def load_adapters(model: Any, folder: Path) -> None:
         DataError: It is not there, or of another adapter.
     """
     path = folder / _FILE
+    reshard(model)
     parameters = _kept(model)
     stored = load_file(str(path)) if path.is_file() else {}
     with _together(parameters.values()), torch.no_grad():
@@ -135,10 +149,18 @@ def load_adapters(model: Any, folder: Path) -> None:
             parameter.copy_(_like(stored[name], parameter))
 
 
+def reshard(model: Any) -> bool:
+    """Let go of what FSDP keeps whole after a forward: what is written there is lost. Tell whether it shards anything."""
+    sharded = [module for module in model.modules() if hasattr(module, "unshard")]
+    for module in sharded:
+        module.reshard()
+    return bool(sharded)
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Put a sharded tensor together; all processes must ask."""
     if hasattr(tensor, "full_tensor"):
-        found: torch.Tensor = tensor.full_tensor()
+        found: torch.Tensor = tensor.full_tensor().detach().clone()  # what comes is perhaps not there yet
         return found
     if not hasattr(tensor, "ds_id"):
         return tensor
@@ -184,7 +206,7 @@ def _kept(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _sharded(model: Any) -> bool:
-    return any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for _, p in _trained(model))
+    return reshard(model) or any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for _, p in _trained(model))
 
 
 def _together(tensors: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
