@@ -27,6 +27,7 @@ from adaptergit.errors import (
     AdaptergitWarning,
     NotFoundError,
     PackageError,
+    StorageError,
     TransportError,
     TrustError,
     UsageError,
@@ -357,6 +358,21 @@ def test_a_damaged_database_is_said_and_mended_by_an_update(listed: Index, hub: 
 
 
 # --- what an index says counts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [0, 1, 20])  # blocks: for nothing, for a file, for a part of the database
+def test_where_the_disk_is_full_nothing_is_added(
+    listed: Index, small_disk: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", str(small_disk))
+    (small_disk / "locks").mkdir()
+    disk = os.statvfs(small_disk)
+    (small_disk / "full").write_bytes(b"x" * ((disk.f_bavail - room) * disk.f_bsize))
+    with pytest.raises(StorageError, match=r"cannot write to what indexes say: No space[^$]*ADAPTERGIT_CACHE_DIR"):
+        listed.user()
+    assert client(load_settings()).subscriptions() == []
+    (small_disk / "full").unlink()
+    assert [one.name for one in listed.user().subscriptions()] == ["community"]
 
 
 def test_yanked_by_its_publisher_and_by_the_index(listed: Index, hub: Hub, source: Callable[..., Path]) -> None:
