@@ -51,11 +51,12 @@ class Release:
     """What was, or with ``dry_run`` would be, published."""
 
     reference: str
-    """Pinned by version and digest; ready to be loaded."""
+    """Pinned by version and digest; ready to be loaded. In a dry run without the digest."""
     repository: str
     name: str
     version: str
     digest: str
+    """sha256 of the manifest; empty in a dry run: it depends on when the manifest is made."""
     tree: str | None
     """Git tree oid; None in a dry run."""
     tag: str
@@ -332,7 +333,7 @@ def _draft(
     manifest = packed(
         source, folder, card, repository=target.principal, previous=previous, address=address, report=report
     )
-    digest = canonical.sha256((folder / MANIFEST).read_bytes())
+    digest = "" if dry_run else canonical.sha256((folder / MANIFEST).read_bytes())
     plan = None
     if dry_run:
         check_place(here, card.name, folder, source)
@@ -344,7 +345,7 @@ def _draft(
         sign_package(folder, card, signers, model_signing_key, report)
         plan = plan_release(here, folder, card.name, card.version, source=source)
     release = Release(
-        reference=f"{address}@{card.name}=={card.version}#sha256:{digest}",
+        reference=f"{address}@{card.name}=={card.version}{f'#sha256:{digest}' if digest else ''}",
         repository=target.principal,
         name=card.name,
         version=card.version,
@@ -393,7 +394,8 @@ def _check_counts(rotations: Sequence[SignedRotation], principal: str, public: P
         if one.speaks_of(public.fingerprint, principal):
             gone = {other.key for other in refusing if other.holds_for(principal)}
             counting = {each.key.fingerprint for each in (*known, *change.added) if each.names(principal)} - gone
-            hint = f"sign with a key that counts (--key): {', '.join(sorted(counting)) or 'its successor'}"
+            named = ", ".join(sorted(counting)) or "its successor"
+            hint = f"name the file of a key that counts with --key: the one of {named}"
             if one in change.removed:
                 hint += f"\nif that rotation was taken back: git tag -d adapters-rotations/{change.path[-1].mark}"
             raise ReleaseError(f"the key {public.fingerprint} is {one}: users would refuse the release", hint=hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import shutil
 import struct
 import subprocess
@@ -274,6 +275,17 @@ def test_rsa_with_sha1_and_short_rsa_are_refused(tmp_path: Path, keys: dict[str,
     subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", str(tmp_path / "short")], check=True)
     with pytest.raises(TrustError, match="2048 bits"):
         SigningKey.open(tmp_path / "short")
+
+
+def test_what_cannot_sign_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setenv("SSH_ASKPASS_REQUIRE", "never")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(tmp_path / "k")], check=True)
+    shutil.copyfile(tmp_path / "k.pub", tmp_path / "only.pub")
+    for name, said in (("only.pub", r"ssh-add the private key"), ("k", r"it has a passphrase.*: ssh-add \S+/k$")):
+        with pytest.raises(TrustError) as caught:
+            sign(MESSAGE, SigningKey.open(tmp_path / name))
+        assert re.search(said, str(caught.value)), str(caught.value)
 
 
 def test_the_agent_signs_for_a_public_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

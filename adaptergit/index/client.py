@@ -187,6 +187,10 @@ class Client:
         """
         return Database.read(database_path(name))
 
+    def lost(self, name: str) -> bool:
+        """Tell whether what an index said was fetched, and is no longer here."""
+        return not database_path(name).is_file() and bool(self.state(name).sources)
+
     def speaks_for(self, principal: str) -> list[Subscription]:
         """Return the indexes that may be asked about a repository, in order."""
         return speakers(self.subscriptions(), principal)
