@@ -20,6 +20,7 @@ from adaptergit.package import (
     MANIFEST,
     Card,
     File,
+    Manifest,
     canonical,
 )
 from adaptergit.package.names import PRINCIPAL
@@ -328,6 +329,7 @@ def _draft(
     from adaptergit.git.release import check_place
 
     last.check_new(card.name, card.version)
+    _check_repository(last, card.name, target, report)
     previous = canonical.sha256(last.manifest) if last.manifest else None
     address = _address(target.where, target.principal)
     manifest = packed(
@@ -360,6 +362,25 @@ def _draft(
         dry_run=dry_run,
     )
     return _Draft(release, plan)
+
+
+def _check_repository(last: Last, name: str, target: _Target, report: Report) -> None:
+    """Refuse another public name than that of the release before: whoever trusts that would refuse this one.
+
+    Where it is the remote's own URL that says so, the repository has moved.
+
+    Raises:
+        ReleaseError: It is another one, and only ``repository`` says so.
+    """
+    before = Manifest.from_bytes(last.manifest).repository if last.manifest else target.principal
+    if before == target.principal:
+        return
+    if target.where is None or target.where.principal != target.principal:
+        raise ReleaseError(
+            f"{name} {last.newest} is of {before}, and this release would be of {target.principal}",
+            hint=f"--repository {before}; if the repository moved, let the remote's URL say so (git remote set-url)",
+        )
+    report(f"note: {name} was of {before} so far: whoever trusts that has to trust {target.principal} anew")
 
 
 def default_key() -> Path | None:
