@@ -266,14 +266,14 @@ def _of_index(one: Subscription, every: Sequence[Subscription], added: Client) -
 
 def _fingerprint(base_of: str | Path | nn.Module) -> Fingerprint:
     """Return the fingerprint of a model, or of a folder with one."""
+    if isinstance(base_of, str | Path) and not Path(base_of).is_dir():  # said before PyTorch starts
+        raise NotFoundError("no such model folder", where=str(base_of))
     from adaptergit.splice.fingerprint import fingerprint_of
 
     if not isinstance(base_of, str | Path):
         return fingerprint_of(base_of)
     from transformers import AutoModel
 
-    if not Path(base_of).is_dir():
-        raise NotFoundError("no such model folder", where=str(base_of))
     return fingerprint_of(AutoModel.from_pretrained(str(base_of), local_files_only=True))
 
 

@@ -94,6 +94,15 @@ def _validate(document: yamlfile.Document, where: str) -> None:
     raise PackageError(f"{field}: {message}{rest}", where=f"{where}:{line}" if document.lines else where)
 
 
+def wrong_license(text: str) -> str | None:
+    """Say why a licence is no SPDX expression, or None."""
+    try:
+        canonicalize_license_expression(text)
+    except InvalidLicenseExpression:
+        return f"{text!r} is not an SPDX expression; write for example Apache-2.0 or LicenseRef-My-Terms"
+    return None
+
+
 def _semantic_problems(data: Mapping[str, Any]) -> list[tuple[schemas.Path, str]]:
     found: list[tuple[schemas.Path, str]] = []
     try:
@@ -104,11 +113,8 @@ def _semantic_problems(data: Mapping[str, Any]) -> list[tuple[schemas.Path, str]
         check_adapter_name(data["name"])
     except UsageError as error:
         found.append((("name",), error.what))
-    try:
-        canonicalize_license_expression(data["license"])
-    except InvalidLicenseExpression:
-        message = f"{data['license']!r} is not an SPDX expression; write for example Apache-2.0 or LicenseRef-My-Terms"
-        found.append((("license",), message))
+    if (wrong := wrong_license(data["license"])) is not None:
+        found.append((("license",), wrong))
     if len(data.get("head", {}).get("labels", ())) != len(set(data.get("head", {}).get("labels", ()))):
         found.append((("head", "labels"), "two labels are equal"))
     return found
