@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adaptergit.durable import scratch
-from adaptergit.errors import ReleaseError, UsageError
+from adaptergit.errors import NotFoundError, ReleaseError, UsageError
 from adaptergit.package import (
     MANIFEST,
     Card,
@@ -108,6 +108,7 @@ def publish(
 
     Raises:
         UsageError: A flag, the clone or the key cannot be used.
+        NotFoundError: No such folder, or no such key file.
         PackageError: The folder or its card is not valid.
         TrustError: Signing failed.
         ReleaseError: The version exists or is too old, or the server refused the push.
@@ -487,10 +488,11 @@ def signing_keys(
     """Open every key to sign with, the publisher's own first; a dry run needs none.
 
     Raises:
-        UsageError: One is not there.
+        UsageError: There is none to sign with.
+        NotFoundError: One is not there.
     """
     if model_signing_key is not None and not expand(model_signing_key).is_file():
-        raise UsageError("no such key file", where=str(model_signing_key))
+        raise NotFoundError("no such key file", where=str(model_signing_key))
     signer = None if dry_run and key is None and default_key() is None else signing_key(key)
     return [*((signer,) if signer else ()), *(signing_key(path) for path in cosigners)]
 
@@ -500,6 +502,7 @@ def signing_key(key: str | Path | None) -> SigningKey:
 
     Raises:
         UsageError: There is none.
+        NotFoundError: No such file.
     """
     path = Path(key) if key is not None else default_key()
     if path is None:

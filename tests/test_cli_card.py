@@ -182,6 +182,11 @@ def test_a_text_that_is_no_card_is_kept_beside_and_not_written(out: Path, tmp_pa
     assert snapshot(out) == before
 
 
+def test_a_name_that_is_none_is_refused_with_what_one_is(out: Path) -> None:
+    said = run("card", "edit", out, "name=Not A Name", code=3).stderr
+    assert "name: 'Not A Name' is not an adapter name; use 1 to 64 of a-z 0-9 . _ -" in said
+
+
 @pytest.mark.parametrize(
     ("field", "meant"),
     [("task.typ=x", "'task.type'"), ("language=de", "'task.languages'"), ("licence=MIT", "'license'")],

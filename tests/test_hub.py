@@ -540,7 +540,7 @@ def test_a_file_dropped_from_a_release_is_dropped_from_the_branch(hub: Hub, sour
         ({"version": "1.0-rc.1"}, UsageError, "normal form"),
         ({"name": "SST2"}, UsageError, "not an adapter name"),
         ({"remote": "nowhere"}, UsageError, "no remote"),
-        ({"key": "/nowhere"}, UsageError, "no such key"),
+        ({"key": "/nowhere"}, NotFoundError, "no such key"),
         ({"clone": "/"}, UsageError, "clone"),
     ],
 )

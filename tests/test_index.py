@@ -162,6 +162,21 @@ def test_a_user_finds_and_loads_what_the_index_lists(listed: Index, hub: Hub) ->
     assert "accepted     enforce" in done.output, done.output
 
 
+def test_a_bare_name_is_looked_up_wherever_a_release_is_named(
+    listed: Index, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed.user()
+    monkeypatch.chdir(tmp_path)
+    for argv in (
+        ["lock", "sst2", "--lock", "l"],
+        ["sync", "--lock", "l"],
+        ["bundle", "export", "b.tar", "sst2"],
+        ["mirror", "sst2", "--to", "copy/"],
+    ):
+        done = CliRunner().invoke(main, argv)
+        assert (done.exit_code, "sst2" in done.stdout) == (0, True), done.stderr
+
+
 def test_publishing_is_pushing(listed: Index, hub: Hub, source: Callable[..., Path]) -> None:
     user = listed.user()
     publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=hub.key.path)

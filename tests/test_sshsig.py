@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptergit.errors import TrustError, UsageError
+from adaptergit.errors import NotFoundError, TrustError, UsageError
 from adaptergit.trust import (
     PublicKey,
     SigningKey,
@@ -328,5 +328,5 @@ def test_a_file_that_is_no_key_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "x").write_text(content)
     with pytest.raises(TrustError):
         SigningKey.open(tmp_path / "x")
-    with pytest.raises(UsageError, match="keygen"):
+    with pytest.raises(NotFoundError, match="keygen"):
         SigningKey.open(tmp_path / "nothing")

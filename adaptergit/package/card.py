@@ -83,7 +83,10 @@ class Card:
 
 
 def _validate(document: yamlfile.Document, where: str) -> None:
-    found = schemas.problems("card", document.data)
+    found = [
+        (path, wrong_name(document.data["name"]) or text if path == ("name",) else text)
+        for path, text in schemas.problems("card", document.data)
+    ]
     if not found:
         found = list(_semantic_problems(document.data))
     if not found:
@@ -92,6 +95,15 @@ def _validate(document: yamlfile.Document, where: str) -> None:
     rest = "".join(f"\n{where}:{line}: {field}: {message}" for line, field, message in lines[1:6])
     line, field, message = lines[0]
     raise PackageError(f"{field}: {message}{rest}", where=f"{where}:{line}" if document.lines else where)
+
+
+def wrong_name(name: object) -> str | None:
+    """Say why a text is no name of an adapter, or None."""
+    try:
+        check_adapter_name(str(name))
+    except UsageError as error:
+        return f"{error.what}; {error.hint}"
+    return None
 
 
 def wrong_license(text: str) -> str | None:
@@ -109,10 +121,8 @@ def _semantic_problems(data: Mapping[str, Any]) -> list[tuple[schemas.Path, str]
         check_version(data["version"])
     except PackageError as error:
         found.append((("version",), f"{error.what.removeprefix('version: ')}; {error.hint}"))
-    try:
-        check_adapter_name(data["name"])
-    except UsageError as error:
-        found.append((("name",), error.what))
+    if (wrong := wrong_name(data["name"])) is not None:
+        found.append((("name",), wrong))
     if (wrong := wrong_license(data["license"])) is not None:
         found.append((("license",), wrong))
     if len(data.get("head", {}).get("labels", ())) != len(set(data.get("head", {}).get("labels", ()))):

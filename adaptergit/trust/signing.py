@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptergit.durable import disk_errors
-from adaptergit.errors import TrustError, UsageError
+from adaptergit.errors import NotFoundError, TrustError, UsageError
 from adaptergit.reference import expand
 from adaptergit.trust.keys import PublicKey, parse_public_key
 from adaptergit.trust.sshsig import MANIFEST_NAMESPACE, parse_signature, verify_signature
@@ -51,13 +51,13 @@ class SigningKey:
         """Read the public half of a private key file, or a ``.pub`` file.
 
         Raises:
-            UsageError: No such file.
+            NotFoundError: No such file.
             TrustError: Not a key of an accepted type.
         """
         path = expand(path)
         public_path = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
         if not path.is_file():
-            raise UsageError("no such key file", where=str(path), hint="make one with: adaptergit keygen")
+            raise NotFoundError("no such key file", where=str(path), hint="make one with: adaptergit keygen")
         text = public_path.read_text("utf-8", errors="replace") if public_path.is_file() else _public_half(path)
         try:
             return cls(path, parse_public_key(text))
