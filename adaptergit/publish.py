@@ -28,7 +28,7 @@ from adaptergit.package.version import check_version
 from adaptergit.packing import Report, card_to_publish, check_weights, packed, sign_package
 from adaptergit.pins import known_revocations, known_signers
 from adaptergit.reference import Source, check_adapter_name, expand
-from adaptergit.settings import Limits, check_online, config_dir, load_settings
+from adaptergit.settings import Limits, Settings, check_online, load_settings
 from adaptergit.trust import (
     MANIFEST_NAMESPACE,
     AllowedSigner,
@@ -384,10 +384,11 @@ def _check_repository(last: Last, name: str, target: _Target, report: Report) ->
     report(f"note: {name} was of {before} so far: whoever trusts that has to trust {target.principal} anew")
 
 
-def default_key() -> Path | None:
-    """Return the key ``adaptergit keygen`` makes, if it exists."""
-    path = config_dir() / "signing_key"
-    return path if path.is_file() else None
+def default_key(settings: Settings | None = None) -> Path | None:
+    """Return the key that the settings name, or else the one that ``adaptergit keygen`` makes, if it exists."""
+    settings = settings or load_settings()
+    path = settings.signing_key_path
+    return path if settings.signing_key is not None or path.is_file() else None
 
 
 def _address(where: Source | None, principal: str) -> str:
