@@ -118,7 +118,7 @@ class Settings:
 
     @property
     def signing_key_path(self) -> Path:
-        """The key to publish with: the one that is named, or the one that ``adaptergit keygen`` makes; may not exist."""
+        """The key to publish with: the named one, or the one that ``adaptergit keygen`` makes; may not exist."""
         return config_dir() / expand(self.signing_key or "signing_key")
 
     @property

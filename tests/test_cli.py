@@ -147,7 +147,7 @@ def test_verify_says_how_far_it_came(hub: Hub, source: Source, tmp_path: Path) -
         (["predict", "a/b@c", "--text", "x", "--label-column", "y"], 2), (["train", "--base", "x"], 2),
         (["train", "--base", "x", "--train", "a.tsv", "--eval", "b.tsv", "--output", "out"], 5),
         (["train", "--base", "x", "--train", "a.tsv", "--eval", "b.tsv", "--output", "out", "--epochs", "many"], 2),
-        (["train", "--base", "x", "--train", "a.tsv", "--eval", "b.tsv", "--output", "out", "--adapter", "seq_bn["], 2),
+        (["train", "--base", "x", "--train", __file__, "--eval", __file__, "--output", "out", "--adapter", "seq_bn["], 2),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_error_and_leaves_nothing_behind(
