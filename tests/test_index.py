@@ -369,7 +369,8 @@ def test_a_damaged_database_is_said_and_mended_by_an_update(listed: Index, hub: 
     user.update("community")
     assert len(adaptergit.search("sentiment")) == 1
     database.unlink()
-    assert adaptergit.search("sentiment") == []
+    with pytest.warns(AdaptergitWarning, match="no longer here"):
+        assert adaptergit.search("sentiment") == []
 
 
 # --- what an index says counts ------------------------------------------------------------------------------------------
