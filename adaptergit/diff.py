@@ -61,6 +61,8 @@ class Diff:
     """Everything else that the cards say, but for scores."""
     scores: tuple[FieldDiff, ...]
     """Evaluation, named metric, data and split."""
+    formats: tuple[str, str]
+    """Whose files they are: tensors of two formats have other names."""
 
     @property
     def same(self) -> bool:
@@ -89,6 +91,7 @@ def diff(a: str | Path, b: str | Path, *, policy: str | None = "unsigned", **fet
         _fields(_config(left), _config(right)),
         _fields(_card(left), _card(right)),
         _fields(_scores(left), _scores(right)),
+        (left.format, right.format),
     )
 
 

@@ -123,25 +123,37 @@ def _keys(settings: Settings, _: datetime) -> Iterator[Finding]:
     from adaptergit.trust import SigningKey
     from adaptergit.trust.signing import unlocked
 
-    path = default_key()
+    path = default_key(settings)
     if path is None:
         yield Finding("key", NOTE, "none yet; it is needed to publish", "adaptergit keygen, or --key with any SSH key")
         return
-    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+    if os.name == "posix" and path.is_file() and stat.S_IMODE(path.stat().st_mode) & 0o077:
         text = f"{path} can be read by others, so that ssh-keygen refuses it"
         yield Finding("key", PROBLEM, text, f"chmod 600 {path}")
         return
     key, held = SigningKey.open(path), unlocked(path)
     gone = next((one for one in known_revocations(settings) if one.key == key.public.fingerprint), None)
+    after = _successor(settings, gone.repository) if gone is not None and gone.repository is not None else None
     if held is not None and held != key.public:
         hint = f"ssh-keygen -y -f {path} > {path}.pub"
         yield Finding("key", PROBLEM, f"{path}.pub is not the public half of {path}", hint)
+    elif after is not None:
+        hint = f'sign with {after}: signing_key = "{after}" in {config_dir() / "config.toml"}'
+        yield Finding("key", NOTE, f"{key.public.fingerprint} is {gone}", hint)
     elif gone is not None:
         yield Finding("key", PROBLEM, f"{key.public.fingerprint} is {gone}", "make another: adaptergit keygen PATH")
     else:
         yield Finding("key", OK, f"{key.public.fingerprint} in {path}")
     if held is None:
         yield Finding("key", NOTE, "a passphrase guards it; ssh-keygen asks for it each time", f"ssh-add {path}")
+
+
+def _successor(settings: Settings, repository: str) -> Path | None:
+    """Return a key of this machine that signs for a repository whose owner replaced another."""
+    from adaptergit.prepare import usable_keys
+
+    counting = {one.key for one in known_signers(settings) if one.names(repository)}
+    return next((key.path for key in usable_keys(principal=repository) if key.public in counting), None)
 
 
 def _signers(settings: Settings, _: datetime) -> Iterator[Finding]:

@@ -225,10 +225,13 @@ def did_you_mean(word: object, known: Iterable[str]) -> str | None:
     >>> did_you_mean("publsh", ["publish", "predict"])
     "did you mean 'publish'?"
     """
+    found = near(word, known)
+    return f"did you mean {' or '.join(repr(name) for name in found)}?" if found else None
+
+
+def near(word: object, known: Iterable[str]) -> list[str]:
+    """Return what a person may have meant, the nearest first."""
     from difflib import get_close_matches
 
     by_folded = {name.casefold(): name for name in known}
-    near = [by_folded[name] for name in get_close_matches(str(word).casefold(), by_folded, n=3, cutoff=0.6)]
-    if not near:
-        return None
-    return f"did you mean {' or '.join(repr(name) for name in near)}?"
+    return [by_folded[name] for name in get_close_matches(str(word).casefold(), by_folded, n=3, cutoff=0.6)]

@@ -221,11 +221,11 @@ def _tag(hub: Hub, place: HubReference, version: str, commit: str) -> None:
 def _release(hub: Hub, place: HubReference, manifest: Manifest, digest: str, *, signer: str, dry_run: bool) -> Release:
     tag = place.tag(manifest.version)
     return Release(
-        reference=str(place.at(tag, digest)),
+        reference=str(place.at(tag, None if dry_run else digest)),
         repository=place.principal,
         name=manifest.name,
         version=manifest.version,
-        digest=digest,
+        digest="" if dry_run else digest,
         tree=None,
         tag=f"refs/tags/{tag}",
         branch=f"refs/heads/{DEFAULT_REVISION}",

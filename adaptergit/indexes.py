@@ -139,6 +139,7 @@ def full_name(name: str, settings: Settings) -> str:
     indexes = client(settings)
     every = indexes.subscriptions()
     alike: list[str] = []
+    lost = [one.name for one in every if indexes.lost(one.name)]
     for one in every:
         database = indexes.database(one.name)
         try:
@@ -151,5 +152,6 @@ def full_name(name: str, settings: Settings) -> str:
         if found:
             listed = "\n".join(f"    {entry.id}" for entry in found[:20])
             raise UsageError(f"{bare!r} is the name of {len(found)} adapters in the index {one.name}:\n{listed}")
-    hint = did_you_mean(bare, sorted(alike)) or f"adaptergit search {bare}"
+    update = f"what {', '.join(lost)} said is no longer here: adaptergit index update" if lost else None
+    hint = update or did_you_mean(bare, sorted(alike)) or f"adaptergit search {bare}"
     raise NotFoundError(f"no index knows an adapter named {bare!r}", hint=hint)

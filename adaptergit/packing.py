@@ -16,7 +16,6 @@ from adaptergit.package import (
     WEIGHTS,
     Card,
     Manifest,
-    canonical,
     check_files,
     pack,
     read_package,
@@ -42,9 +41,7 @@ def card_to_publish(source: Path, name: str | None, version: str | None) -> Card
     if not source.is_dir():
         raise NotFoundError("no such folder", where=str(source), hint="name the folder that 'adaptergit train' wrote")
     if not (source / CARD).is_file():
-        raise NotFoundError(
-            f"there is no {CARD}", where=str(source), hint="'adaptergit train' writes one; see docs/formats.md"
-        )
+        raise NotFoundError(f"there is no {CARD}", where=str(source), hint=f"adaptergit card make {source}")
     card = Card.from_yaml(read_bounded(source / CARD, MAX_CARD_BYTES), where=str(source / CARD))
     changes: dict[str, str] = {}
     if name is not None and check_adapter_name(name) != card.name:
@@ -118,7 +115,7 @@ def packed(
     manifest = Manifest.from_bytes(data)
     check_files(read_package(folder), manifest)
     size = sum(file.size for file in manifest.files)
-    report(f"packed {len(manifest.files)} files, {size:,} bytes, manifest sha256 {canonical.sha256(data)}")
+    report(f"packed {len(manifest.files)} files, {size:,} bytes")
     return manifest
 
 

@@ -420,7 +420,7 @@ def _write(path: Path, text: str) -> None:
 def _prepared(path: Path, text: str) -> Iterator[Callable[[], None]]:
     """Write a file beside its place, and give what puts it there in one step, which needs no more room."""
     path = path.resolve()  # of a link that a person made, what it points to
-    hint = "make the folder writable, or choose another one with ADAPTERGIT_CONFIG_DIR"
+    hint = "free some space, or choose another folder with ADAPTERGIT_CONFIG_DIR"
     with disk_errors("your settings", path, hint):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with prepared_file(path, text.encode(), mode=0o600) as put:

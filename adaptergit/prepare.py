@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 from adaptergit.durable import replace_file
-from adaptergit.errors import TrustError, UsageError
+from adaptergit.errors import NotFoundError, TrustError, UsageError
+from adaptergit.pins import known_revocations
 from adaptergit.publish import default_key, push_source, signing_key
 from adaptergit.reference import expand
-from adaptergit.settings import config_dir
+from adaptergit.settings import config_dir, load_settings
 from adaptergit.trust import MANIFEST_NAMESPACE, AllowedSigner, SigningKey, format_signer, generate_key
 
 if TYPE_CHECKING:
@@ -145,26 +146,32 @@ def state_of(clone: Clone) -> State:
         remote = None
     announced = False
     if (key := default_key()) is not None and (clone.root / SIGNERS).is_file():
-        with contextlib.suppress(TrustError, UsageError):
+        with contextlib.suppress(TrustError, NotFoundError):
             blob = SigningKey.open(key).public.line.split()[1]
             announced = blob in (clone.root / SIGNERS).read_text("utf-8", "replace")
     return State(clone.root, remote, (clone.root / README).exists(), announced)
 
 
-def usable_keys(home: Path | None = None) -> list[SigningKey]:
-    """Return the keys there are to sign with: our own, then those in ``~/.ssh``, of which the public half is there.
+def usable_keys(home: Path | None = None, principal: str | None = None) -> list[SigningKey]:
+    """Return the keys there are to sign with: the one that signs by default, those beside the settings, and those in
+    ``~/.ssh``, of which the public half is there; none that was revoked or replaced.
 
     Args:
         home: Default: the person's.
+        principal: For which repository.
     """
     ours = default_key()
-    folder = (home or Path.home()) / ".ssh"
-    public = sorted(folder.glob("*.pub")) if folder.is_dir() else []
-    found = []
+    public = [
+        path for folder in (config_dir(), (home or Path.home()) / ".ssh") for path in sorted(folder.glob("*.pub"))
+    ]
+    gone = [one for one in known_revocations(load_settings()) if one.severity == "refuse"]
+    found: list[SigningKey] = []
     for path in ([ours] if ours is not None else []) + public:
         private = path.with_suffix("") if path.suffix == ".pub" and path.with_suffix("").is_file() else path
-        with contextlib.suppress(TrustError, UsageError, OSError):  # a certificate, a key of a kind that is not used
-            found.append(SigningKey.open(private))
+        with contextlib.suppress(TrustError, NotFoundError, OSError):  # a certificate, or of a kind that is not used
+            key = SigningKey.open(private)
+            if not any(one.speaks_of(key.public.fingerprint, principal or "") for one in gone) and key not in found:
+                found.append(key)
     return found
 
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adaptergit.durable import scratch
-from adaptergit.errors import ReleaseError, UsageError
+from adaptergit.errors import NotFoundError, ReleaseError, UsageError
 from adaptergit.package import (
     MANIFEST,
     Card,
     File,
+    Manifest,
     canonical,
 )
 from adaptergit.package.names import PRINCIPAL
@@ -27,7 +28,7 @@ from adaptergit.package.version import check_version
 from adaptergit.packing import Report, card_to_publish, check_weights, packed, sign_package
 from adaptergit.pins import known_revocations, known_signers
 from adaptergit.reference import Source, check_adapter_name, expand
-from adaptergit.settings import Limits, check_online, config_dir, load_settings
+from adaptergit.settings import Limits, Settings, check_online, load_settings
 from adaptergit.trust import (
     MANIFEST_NAMESPACE,
     AllowedSigner,
@@ -51,11 +52,12 @@ class Release:
     """What was, or with ``dry_run`` would be, published."""
 
     reference: str
-    """Pinned by version and digest; ready to be loaded."""
+    """Pinned by version and digest; ready to be loaded. In a dry run without the digest."""
     repository: str
     name: str
     version: str
     digest: str
+    """sha256 of the manifest; empty in a dry run: it depends on when the manifest is made."""
     tree: str | None
     """Git tree oid; None in a dry run."""
     tag: str
@@ -106,6 +108,7 @@ def publish(
 
     Raises:
         UsageError: A flag, the clone or the key cannot be used.
+        NotFoundError: No such folder, or no such key file.
         PackageError: The folder or its card is not valid.
         TrustError: Signing failed.
         ReleaseError: The version exists or is too old, or the server refused the push.
@@ -331,12 +334,13 @@ def _draft(
     from adaptergit.git.release import check_place
 
     last.check_new(card.name, card.version)
+    _check_repository(last, card.name, target, report)
     previous = canonical.sha256(last.manifest) if last.manifest else None
     address = _address(target.where, target.principal)
     manifest = packed(
         source, folder, card, repository=target.principal, previous=previous, address=address, report=report
     )
-    digest = canonical.sha256((folder / MANIFEST).read_bytes())
+    digest = "" if dry_run else canonical.sha256((folder / MANIFEST).read_bytes())
     plan = None
     if dry_run:
         check_place(here, card.name, folder, source)
@@ -348,7 +352,7 @@ def _draft(
         sign_package(folder, card, signers, model_signing_key, report)
         plan = plan_release(here, folder, card.name, card.version, source=source)
     release = Release(
-        reference=f"{address}@{card.name}=={card.version}#sha256:{digest}",
+        reference=f"{address}@{card.name}=={card.version}{f'#sha256:{digest}' if digest else ''}",
         repository=target.principal,
         name=card.name,
         version=card.version,
@@ -365,10 +369,30 @@ def _draft(
     return _Draft(release, plan)
 
 
-def default_key() -> Path | None:
-    """Return the key ``adaptergit keygen`` makes, if it exists."""
-    path = config_dir() / "signing_key"
-    return path if path.is_file() else None
+def _check_repository(last: Last, name: str, target: _Target, report: Report) -> None:
+    """Refuse another public name than that of the release before: whoever trusts that would refuse this one.
+
+    Where it is the remote's own URL that says so, the repository has moved.
+
+    Raises:
+        ReleaseError: It is another one, and only ``repository`` says so.
+    """
+    before = Manifest.from_bytes(last.manifest).repository if last.manifest else target.principal
+    if before == target.principal:
+        return
+    if target.where is None or target.where.principal != target.principal:
+        raise ReleaseError(
+            f"{name} {last.newest} is of {before}, and this release would be of {target.principal}",
+            hint=f"--repository {before}; if the repository moved, let the remote's URL say so (git remote set-url)",
+        )
+    report(f"note: {name} was of {before} so far: whoever trusts that has to trust {target.principal} anew")
+
+
+def default_key(settings: Settings | None = None) -> Path | None:
+    """Return the key that the settings name, or else the one that ``adaptergit keygen`` makes, if it exists."""
+    settings = settings or load_settings()
+    path = settings.signing_key_path
+    return path if settings.signing_key is not None or path.is_file() else None
 
 
 def _address(where: Source | None, principal: str) -> str:
@@ -397,7 +421,8 @@ def _check_counts(rotations: Sequence[SignedRotation], principal: str, public: P
         if one.speaks_of(public.fingerprint, principal):
             gone = {other.key for other in refusing if other.holds_for(principal)}
             counting = {each.key.fingerprint for each in (*known, *change.added) if each.names(principal)} - gone
-            hint = f"sign with a key that counts (--key): {', '.join(sorted(counting)) or 'its successor'}"
+            named = ", ".join(sorted(counting)) or "its successor"
+            hint = f"name the file of a key that counts with --key: the one of {named}"
             if one in change.removed:
                 hint += f"\nif that rotation was taken back: git tag -d adapters-rotations/{change.path[-1].mark}"
             raise ReleaseError(f"the key {public.fingerprint} is {one}: users would refuse the release", hint=hint)
@@ -468,10 +493,11 @@ def signing_keys(
     """Open every key to sign with, the publisher's own first; a dry run needs none.
 
     Raises:
-        UsageError: One is not there.
+        UsageError: There is none to sign with.
+        NotFoundError: One is not there.
     """
     if model_signing_key is not None and not expand(model_signing_key).is_file():
-        raise UsageError("no such key file", where=str(model_signing_key))
+        raise NotFoundError("no such key file", where=str(model_signing_key))
     signer = None if dry_run and key is None and default_key() is None else signing_key(key)
     return [*((signer,) if signer else ()), *(signing_key(path) for path in cosigners)]
 
@@ -481,6 +507,7 @@ def signing_key(key: str | Path | None) -> SigningKey:
 
     Raises:
         UsageError: There is none.
+        NotFoundError: No such file.
     """
     path = Path(key) if key is not None else default_key()
     if path is None:

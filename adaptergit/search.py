@@ -21,7 +21,7 @@ from adaptergit.index.subscription import Subscription, speakers
 from adaptergit.index.words import Query, ordered, words_of
 from adaptergit.indexes import any_index, client, revoked, word_on
 from adaptergit.pins import known_revocations
-from adaptergit.reference import Reference
+from adaptergit.reference import Reference, expand
 from adaptergit.resolve import fetch, parse_reference
 from adaptergit.settings import Settings, load_settings
 
@@ -231,6 +231,9 @@ def _searched(index: str | Path | None, settings: Settings) -> Iterable[_Searche
         if index is not None or settings.index_path is None:
             return
     path = index or settings.index_path
+    if added is not None and index is not None and not expand(index).exists():
+        hint = did_you_mean(index, [one.name for one in added.subscriptions()]) or "see adaptergit index ls"
+        raise NotFoundError(f"there is no index {str(index)!r}, nor a file of that name", hint=hint)
     if path is None:
         raise UsageError(
             "no index to search",
@@ -255,19 +258,22 @@ def _of_index(one: Subscription, every: Sequence[Subscription], added: Client) -
     def threshold(principal: str) -> int:
         return int(sources().get(principal, {}).get("threshold", 1))
 
+    if added.lost(one.name):
+        told = f"what the index {one.name} said is no longer here: adaptergit index update {one.name}"
+        warnings.warn(told, AdaptergitWarning, stacklevel=1)
     return _Searched(one.name, added.database(one.name), speaks, threshold)
 
 
 def _fingerprint(base_of: str | Path | nn.Module) -> Fingerprint:
     """Return the fingerprint of a model, or of a folder with one."""
+    if isinstance(base_of, str | Path) and not Path(base_of).is_dir():  # said before PyTorch starts
+        raise NotFoundError("no such model folder", where=str(base_of))
     from adaptergit.splice.fingerprint import fingerprint_of
 
     if not isinstance(base_of, str | Path):
         return fingerprint_of(base_of)
     from transformers import AutoModel
 
-    if not Path(base_of).is_dir():
-        raise NotFoundError("no such model folder", where=str(base_of))
     return fingerprint_of(AutoModel.from_pretrained(str(base_of), local_files_only=True))
 
 

@@ -4,6 +4,7 @@
 
     default_host = "github.com"            # for references without a host
     allowed_signers = "allowed_signers"    # OpenSSH allowed-signers file, relative to this folder
+    signing_key = "signing_key"            # private key to publish with, or its .pub file; relative to this folder
     index = "index.json"                   # local index file for 'adaptergit search'
     allow_http = ["mirror.lan"]            # hosts other than loopback that may be fetched from over plain http
     resolution_max_age = 86400             # seconds an unpinned "newest version" answer is reused without asking again
@@ -78,6 +79,7 @@ class Settings:
 
     default_host: str = DEFAULT_HOST
     allowed_signers: str = "allowed_signers"
+    signing_key: str | None = None
     index: str | None = None
     allow_http: tuple[str, ...] = ()
     resolution_max_age: int = 86400
@@ -113,6 +115,11 @@ class Settings:
     def allowed_signers_path(self) -> Path:
         """The user's own allowed-signers file; may not exist."""
         return config_dir() / expand(self.allowed_signers)
+
+    @property
+    def signing_key_path(self) -> Path:
+        """The key to publish with: the named one, or the one that ``adaptergit keygen`` makes; may not exist."""
+        return config_dir() / expand(self.signing_key or "signing_key")
 
     @property
     def pins_path(self) -> Path:
@@ -198,6 +205,7 @@ def check_online(where: str) -> None:
 _KINDS: dict[str, type] = {
     "default_host": str,
     "allowed_signers": str,
+    "signing_key": str,
     "index": str,
     "allow_http": list,
     "resolution_max_age": int,

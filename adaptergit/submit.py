@@ -112,7 +112,7 @@ def submit(
             raise ReleaseError(f"the index lists {principal} exactly so already", where=index)
         title = f"{'Add' if before is None else 'Change'} {principal}"
         commit = _commit(target, source, title, Path(folder), _signed(target, source, data, sign_with or keys))
-        report(f"wrote {source.path}")
+        report(f"{'would write' if dry_run else 'wrote'} {source.path}")
         checked = check_change(IndexRepository(target.root), settings, base=target.head or "HEAD", head=commit)
         if not checked.passed:
             said = "\n".join(f"  {rule}: {why}" for broken in checked.problems.values() for rule, why in broken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,7 +147,7 @@ def test_verify_says_how_far_it_came(hub: Hub, source: Source, tmp_path: Path) -
         (["predict", "a/b@c", "--text", "x", "--label-column", "y"], 2), (["train", "--base", "x"], 2),
         (["train", "--base", "x", "--train", "a.tsv", "--eval", "b.tsv", "--output", "out"], 5),
         (["train", "--base", "x", "--train", "a.tsv", "--eval", "b.tsv", "--output", "out", "--epochs", "many"], 2),
-        (["train", "--base", "x", "--train", "a.tsv", "--eval", "b.tsv", "--output", "out", "--adapter", "seq_bn["], 2),
+        (["train", "--base", "x", "--train", __file__, "--eval", __file__, "--output", "out", "--adapter", "seq_bn["], 2),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_error_and_leaves_nothing_behind(
@@ -307,6 +308,34 @@ def test_a_card_cannot_drive_the_terminal(tmp_path: Path) -> None:
 
 def test_an_operating_systems_error_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in run("verify", "x" * 400, code=6)
+
+
+def test_what_is_wrong_at_first_sight_is_said_before_torch_starts(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("text\tlabel\n")
+    train = "train --base x --train a.tsv --eval a.tsv --output out"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        cases = {
+            "eval x --data nix.tsv": "no such file",
+            "predict x --file nix.tsv": "no such file",
+            "search --base-of nix": "no such model folder",
+            "card make nix": "no such folder",
+            "convert nix out --to peft": "no such file or folder",
+            f"{train} --epochs 0": "--epochs",
+            f"{train} --license MITT": "not an SPDX expression",
+            f"{train} --early-stopping 1 --validation nix.tsv": "no such file",
+            f"serve x --port {taken.getsockname()[1]}": "in use",
+        }
+        script = (
+            "import json, sys; from click.testing import CliRunner; from adaptergit.cli import main\n"
+            "print(json.dumps([(CliRunner().invoke(main, line.split()).stderr, 'torch' in sys.modules) for line in sys.argv[1:]]))"
+        )
+        command = [sys.executable, "-c", script, *cases]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    for (line, said), (stderr, started) in zip(cases.items(), json.loads(done.stdout), strict=True):
+        assert said in stderr, line
+        assert not started, line
 
 
 def test_importing_and_help_start_no_torch(home: Path) -> None:

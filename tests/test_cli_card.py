@@ -182,6 +182,25 @@ def test_a_text_that_is_no_card_is_kept_beside_and_not_written(out: Path, tmp_pa
     assert snapshot(out) == before
 
 
+def test_a_name_that_is_none_is_refused_with_what_one_is(out: Path) -> None:
+    said = run("card", "edit", out, "name=Not A Name", code=3).stderr
+    assert "name: 'Not A Name' is not an adapter name; use 1 to 64 of a-z 0-9 . _ -" in said
+
+
+@pytest.mark.parametrize(
+    ("field", "meant"),
+    [("task.typ=x", "'task.type'"), ("language=de", "'task.languages'"), ("licence=MIT", "'license'")],
+)
+def test_a_misspelt_field_is_recognised_with_its_whole_name(out: Path, field: str, meant: str) -> None:
+    assert f"did you mean {meant}?" in run("card", "edit", out, field, code=2).stderr
+
+
+def test_without_fields_and_terminal_no_editor_is_started(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("VISUAL", "EDITOR"):
+        monkeypatch.delenv(name, raising=False)
+    assert "hint: name fields: FIELD=VALUE" in run("card", "edit", out, code=2).stderr
+
+
 def test_an_editor_that_fails_changes_nothing(out: Path, tmp_path: Path) -> None:
     before = snapshot(out)
     run("card", "edit", out, env=editor(tmp_path, "sys.exit(1)"), code=1)

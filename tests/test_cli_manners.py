@@ -23,7 +23,9 @@ from adaptergit.cli.output import Rate
 from adaptergit.durable import disk_errors
 from adaptergit.errors import NotFoundError, ReleaseError, StorageError, TransportError, UsageError
 from adaptergit.publish import publish, yank
+from adaptergit.rotate import rotate
 from adaptergit.splice import adapters
+from adaptergit.trust import SigningKey
 
 Source = Callable[..., Path]
 COMMAND = [sys.executable, "-m", "adaptergit"]
@@ -167,11 +169,49 @@ def test_where_nothing_can_be_stored_what_is_stored_is_pointed_at(
         (["load", "file:///tmp/missing.git"], "name an adapter in it: file:///tmp/missing.git@adapter"),
         (["load", "https://github.com/a/b"], "name an adapter in it: https://github.com/a/b@adapter"),
         (["load", "file:///tmp/missing.git@x"], "check the address"),
+        (
+            ["index", "add", "http://127.0.0.1:1/", "--root", "sha256:" + "0" * 64],
+            "check the address and the network",
+        ),
+        (["card", "make", "nofolder"], "nofolder: no such folder"),
+        (["convert", "nofolder", "out", "--to", "peft"], "nofolder: no such file or folder"),
     ],
 )
 def test_an_error_says_what_to_do(argv: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert hint in CliRunner().invoke(main, argv).stderr
+
+
+def test_what_an_error_says_of_a_clone_and_its_keys(hub: Hub, source: Source, other_key: SigningKey) -> None:
+    def error(*argv: object) -> str:
+        done = CliRunner().invoke(main, [*map(str, argv)])
+        assert done.exit_code != 0
+        return done.stderr
+
+    folder, clone = source(), ("--repo", hub.clone)
+    publish(folder, clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    released = hub.clone / "adapters" / "sst2"
+    (released / "card.yaml").write_text("x")
+    assert f"git restore {released}/card.yaml, or publish the folder as a new" in error("verify", released)
+    assert "hint: git remote add upstream URL" in error("publish", folder, *clone, "--remote", "upstream")
+    rotate(other_key.path, key=hub.key.path, clone=hub.clone)
+    named = f"name the file of a key that counts with --key: the one of {other_key.public.fingerprint}"
+    assert named in error("publish", folder, *clone, "--key", hub.key.path, "--version", "2.0.0")
+    (folder / "card.yaml").unlink()
+    assert f"hint: adaptergit card make {folder}" in error("publish", folder, *clone)
+    said = error("trust", "add", "a.example/b/c", other_key.path)
+    assert "this is a private key" in said
+    assert "BEGIN" not in said
+
+
+def test_a_dry_run_tells_no_digest_that_will_be_another(hub: Hub, source: Source) -> None:
+    argv = ["publish", str(source()), "--repo", str(hub.clone), "--key", str(hub.key.path), "--dry-run"]
+    text = CliRunner().invoke(main, argv)
+    assert text.stdout.splitlines()[-1] == f"would publish {hub.url}@sst2==1.0.0"
+    assert "sha256" not in text.stderr
+    told = json.loads(CliRunner().invoke(main, [*argv, "--json"]).stdout)
+    assert (told["digest"], told["reference"]) == ("", f"{hub.url}@sst2==1.0.0")
 
 
 def test_a_second_key_in_one_place_is_refused_with_what_to_do() -> None:

@@ -663,7 +663,9 @@ def pushed(index: IndexRepository, announced: Hub) -> str:
 
 
 def test_submitting_writes_checks_pushes_and_gives_the_page(pushed: str, announced: Hub) -> None:
-    dry = submit(pushed, clone=announced.clone, dry_run=True)
+    told: list[str] = []
+    dry = submit(pushed, clone=announced.clone, dry_run=True, report=told.append)
+    assert told[0].startswith("would write ")
     assert (dry.source.repository, dry.source.url) == (PRINCIPAL, announced.url)
     done = submit(pushed, clone=announced.clone)
     assert not done.opened

@@ -187,6 +187,8 @@ def test_checkpoints_of_others_are_compared_by_their_own_names(tmp_path: Path) -
     panel.add("l", "lora")
     adaptergit.export(model, "l", tmp_path / "l", to="peft")
     assert {one.field for one in adaptergit.diff(tmp_path / "a", tmp_path / "l").config} > {"peft_type", "model_name"}
+    told = CliRunner().invoke(main, ["diff", str(tmp_path / "a"), str(tmp_path / "l")]).stdout
+    assert "the formats differ, so no names are alike: convert adapterhub to peft first" in told
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

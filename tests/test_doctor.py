@@ -18,7 +18,8 @@ from test_index import Index, make_index
 import adaptergit
 from adaptergit.cli import main
 from adaptergit.doctor import NOTE, OK, PROBLEM, Finding
-from adaptergit.pins import revoke
+from adaptergit.pins import pin_key, revoke
+from adaptergit.prepare import usable_keys
 from adaptergit.publish import publish
 from adaptergit.resolve import fetch
 from adaptergit.trust import generate_key
@@ -130,6 +131,25 @@ def test_the_key_and_all_that_may_be_wrong_with_it(config: Path, tmp_path: Path)
     assert only("key", OK)
     revoke(key.public.fingerprint, reason="stolen")
     assert "stolen" in only("key", PROBLEM).text
+
+
+def test_after_a_rotation_the_new_key_is_named_and_the_settings_choose_it(
+    config: Path, hub: Hub, source: Source
+) -> None:
+    old, new = generate_key(config / "signing_key"), generate_key(config / "signing_key-2")
+    publish(source(), clone=hub.clone)
+    pin_key("127.0.0.1/acme/adapters", old.public.line)
+    said = CliRunner().invoke(main, ["rotate", str(new.path), "--repo", str(hub.clone)]).stdout
+    setting = f'signing_key = "{new.path}"'
+    assert f"or always: {setting} in {config / 'config.toml'}" in said
+    assert setting in str(only("key", NOTE).hint)
+    assert [one.path for one in usable_keys(principal="127.0.0.1/acme/adapters")] == [new.path]
+    assert [one.path for one in usable_keys(principal="127.0.0.1/acme/others")] == [old.path, new.path]
+    (config / "config.toml").write_text('signing_key = "signing_key-2"\n')
+    assert new.public.fingerprint in only("key", OK).text
+    assert publish(source(), clone=hub.clone, version="1.1.0").signer == new.public.fingerprint
+    (config / "config.toml").write_text('signing_key = "nowhere"\n')
+    assert "no such key file" in only("key", PROBLEM).text
 
 
 def test_a_key_with_a_passphrase_is_told_apart_from_a_damaged_one(config: Path) -> None:

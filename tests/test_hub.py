@@ -231,7 +231,9 @@ def test_offline_is_for_publishers_too(
             forbidden()
     assert hub.server.traffic.requests == []
     assert snapshot(hub.clone) == before
-    publish(source(), clone=hub.clone, key=hub.key.path, version="1.1.0", remote=None, repository="github.com/a/b")
+    publish(
+        source(), clone=hub.clone, key=hub.key.path, version="1.1.0", remote=None, repository="127.0.0.1/acme/adapters"
+    )
 
 
 def test_offline_that_says_neither_yes_nor_no_is_an_error(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,6 +263,21 @@ def test_publishing_to_a_local_path_needs_a_name(tmp_path: Path, source: Source,
     published = publish(source(), clone=clone, key=key.path, repository="git.example/acme/adapters")
     pin_key("git.example/acme/adapters", key.public.line)
     assert fetch(f"{bare}@sst2").verdict.digest == published.digest
+    with pytest.raises(
+        ReleaseError, match=r"sst2 1.0.0 is of git.example/acme/adapters[^$]*--repository git.example/acme"
+    ):
+        publish(source(), clone=clone, key=key.path, version="1.1.0", repository="git.example/acme/adaptres")
+    publish(source(), clone=clone, key=key.path, version="1.1.0", repository="git.example/acme/adapters")
+
+
+def test_a_repository_that_moved_is_what_its_url_says(hub: Hub, source: Source) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path, repository="git.example/acme/old")
+    told: list[str] = []
+    publish(source(), clone=hub.clone, key=hub.key.path, version="1.1.0", report=told.append)
+    assert (
+        "note: sst2 was of git.example/acme/old so far: whoever trusts that has to trust 127.0.0.1/acme/adapters anew"
+        in told
+    )
 
 
 def test_a_sha256_repository(tmp_path: Path, source: Source, key: SigningKey) -> None:
@@ -523,7 +540,7 @@ def test_a_file_dropped_from_a_release_is_dropped_from_the_branch(hub: Hub, sour
         ({"version": "1.0-rc.1"}, UsageError, "normal form"),
         ({"name": "SST2"}, UsageError, "not an adapter name"),
         ({"remote": "nowhere"}, UsageError, "no remote"),
-        ({"key": "/nowhere"}, UsageError, "no such key"),
+        ({"key": "/nowhere"}, NotFoundError, "no such key"),
         ({"clone": "/"}, UsageError, "clone"),
     ],
 )

@@ -27,6 +27,7 @@ from adaptergit.errors import (
     AdaptergitWarning,
     NotFoundError,
     PackageError,
+    StorageError,
     TransportError,
     TrustError,
     UsageError,
@@ -159,6 +160,21 @@ def test_a_user_finds_and_loads_what_the_index_lists(listed: Index, hub: Hub) ->
     assert full_name("sst2==1.0.0", load_settings()) == f"{hub.url}@sst2==1.0.0"
     done = CliRunner().invoke(main, ["load", "sst2"])
     assert "accepted     enforce" in done.output, done.output
+
+
+def test_a_bare_name_is_looked_up_wherever_a_release_is_named(
+    listed: Index, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed.user()
+    monkeypatch.chdir(tmp_path)
+    for argv in (
+        ["lock", "sst2", "--lock", "l"],
+        ["sync", "--lock", "l"],
+        ["bundle", "export", "b.tar", "sst2"],
+        ["mirror", "sst2", "--to", "copy/"],
+    ):
+        done = CliRunner().invoke(main, argv)
+        assert (done.exit_code, "sst2" in done.stdout) == (0, True), done.stderr
 
 
 def test_publishing_is_pushing(listed: Index, hub: Hub, source: Callable[..., Path]) -> None:
@@ -353,10 +369,26 @@ def test_a_damaged_database_is_said_and_mended_by_an_update(listed: Index, hub: 
     user.update("community")
     assert len(adaptergit.search("sentiment")) == 1
     database.unlink()
-    assert adaptergit.search("sentiment") == []
+    with pytest.warns(AdaptergitWarning, match="no longer here"):
+        assert adaptergit.search("sentiment") == []
 
 
 # --- what an index says counts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [0, 1, 20])  # blocks: for nothing, for a file, for a part of the database
+def test_where_the_disk_is_full_nothing_is_added(
+    listed: Index, small_disk: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", str(small_disk))
+    (small_disk / "locks").mkdir()
+    disk = os.statvfs(small_disk)
+    (small_disk / "full").write_bytes(b"x" * ((disk.f_bavail - room) * disk.f_bsize))
+    with pytest.raises(StorageError, match=r"cannot write to what indexes say: No space[^$]*ADAPTERGIT_CACHE_DIR"):
+        listed.user()
+    assert client(load_settings()).subscriptions() == []
+    (small_disk / "full").unlink()
+    assert [one.name for one in listed.user().subscriptions()] == ["community"]
 
 
 def test_yanked_by_its_publisher_and_by_the_index(listed: Index, hub: Hub, source: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -249,6 +250,19 @@ def test_a_name_that_another_index_speaks_for_is_not_found_elsewhere(make: Calla
     assert full_name("sst2", load_settings()) == f"{SECRET}@sst2"
     with pytest.raises(NotFoundError):
         full_name("sst23", load_settings())
+
+
+def test_a_misspelt_index_is_recognised_and_a_lost_one_is_said(
+    make: Callable[..., IndexRepository], home: Path
+) -> None:
+    make("community", release(PRINCIPAL, "sst2"))
+    with pytest.raises(NotFoundError, match="did you mean 'community'"):
+        adaptergit.search(index="comunity")
+    shutil.rmtree(home / "cache")
+    with pytest.warns(AdaptergitWarning, match="no longer here: adaptergit index update community"):
+        assert adaptergit.search("sst2") == []
+    with pytest.raises(NotFoundError, match="adaptergit index update"):
+        full_name("sst2", load_settings())
 
 
 def test_two_digests_of_one_release_are_said(make: Callable[..., IndexRepository]) -> None:

@@ -21,7 +21,7 @@ import torch
 import transformers
 import uvicorn
 from click.testing import CliRunner
-from conftest import Hub
+from conftest import GOLDEN, Hub
 from serving import KINDS, WORDS, Server, base_folder, model_of, save_adapters, serving, shake
 
 import adaptergit
@@ -180,6 +180,11 @@ def test_what_is_wrong_is_named_and_harms_nobody(
     assert response.headers["Content-Type"] == "application/problem+json"
     assert named in response.text
     assert server.predict(adapter="two", text="w1").status_code == 200
+
+
+def test_a_body_that_is_not_said_to_be_json_is_answered_with_what_to_send(server: Server) -> None:
+    response = requests.post(f"{server.url}/v1/predict", data=b'{"adapter": "two", "text": "w1"}')
+    assert (response.status_code, response.json()["hint"]) == (422, "send Content-Type: application/json")
 
 
 def test_a_body_without_a_length_is_limited_too(server: Server) -> None:
@@ -382,6 +387,7 @@ def test_what_cannot_be_served_is_refused_by_name(packages: list[Path], base: Pa
     cases: list[tuple[list[Any], dict[str, Any], type[AdaptergitError], str]] = [
         ([*packages[:1], *headless], {"base": base}, ModelError, "'headless' was published without a head"),
         (packages[:1] * 2, {"base": base}, UsageError, "called 'two'"),
+        (packages[:1], {"base": GOLDEN / "bases" / "roberta"}, ModelError, r"another base model[^$]*with --base"),
         ([packages[0], tmp_path / "nowhere"], {"base": base}, NotFoundError, "nowhere"),
         (packages[:1], {"base": tmp_path / "nowhere"}, NotFoundError, "no such folder"),
         (packages[:1], {"offline": True}, NotFoundError, "acme/tiny"),  # neither a base nor a mapping

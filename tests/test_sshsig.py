@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import shutil
 import struct
 import subprocess
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptergit.errors import TrustError, UsageError
+from adaptergit.errors import NotFoundError, TrustError, UsageError
 from adaptergit.trust import (
     PublicKey,
     SigningKey,
@@ -276,6 +277,17 @@ def test_rsa_with_sha1_and_short_rsa_are_refused(tmp_path: Path, keys: dict[str,
         SigningKey.open(tmp_path / "short")
 
 
+def test_what_cannot_sign_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setenv("SSH_ASKPASS_REQUIRE", "never")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(tmp_path / "k")], check=True)
+    shutil.copyfile(tmp_path / "k.pub", tmp_path / "only.pub")
+    for name, said in (("only.pub", r"ssh-add the private key"), ("k", r"it has a passphrase.*: ssh-add \S+/k$")):
+        with pytest.raises(TrustError) as caught:
+            sign(MESSAGE, SigningKey.open(tmp_path / name))
+        assert re.search(said, str(caught.value)), str(caught.value)
+
+
 def test_the_agent_signs_for_a_public_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("ssh-agent") is None:
         pytest.skip("this OpenSSH has no ssh-agent")
@@ -316,5 +328,5 @@ def test_a_file_that_is_no_key_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "x").write_text(content)
     with pytest.raises(TrustError):
         SigningKey.open(tmp_path / "x")
-    with pytest.raises(UsageError, match="keygen"):
+    with pytest.raises(NotFoundError, match="keygen"):
         SigningKey.open(tmp_path / "nothing")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,22 @@ def test_a_file_that_cannot_be_read_names_its_line(
     with pytest.raises(DataError, match=why) as caught:
         read(tmp_path, name, content)
     assert caught.value.where == str(tmp_path / name) + (f":{line}" if line else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "text;label\na;x\n", "separated by ';'"),
+        ("a.csv", "text\tlabel\na\tx\n", r"separated by '\\t'"),
+        ("a.tsv", "text,label\na,x\n", "separated by ','"),
+        ("a.csv", "words,label\na,x\n", "columns: words, label"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": }\n', "Expecting value: column 10$"),
+    ],
+)
+def test_a_file_of_another_kind_says_which(tmp_path: Path, name: str, content: str, said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, name, content)
+    assert re.search(said, str(caught.value))
 
 
 @pytest.mark.parametrize("encoding", ["latin1", "utf-16", "utf-32"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -11,11 +12,13 @@ import click
 
 from adaptergit.cli.groups import Group
 from adaptergit.cli.output import clean, json_option, print_json, quiet_transformers, show_error, step, waiting
-from adaptergit.errors import AdaptergitError, PackageError
+from adaptergit.errors import AdaptergitError, NotFoundError, PackageError, UsageError
+from adaptergit.reference import expand
 
 if TYPE_CHECKING:
     from adaptergit.package import Card
 
+_EDITORS = {"VISUAL", "EDITOR"}
 _path = click.argument("path", type=click.Path(path_type=Path))
 
 
@@ -49,6 +52,10 @@ def make(path: Path, fields: tuple[str, ...], base: str | None, name: str | None
     from adaptergit.package.fields import nested, parse_fields
 
     about = nested(parse_fields(fields))
+    if not expand(path).is_dir():
+        raise NotFoundError(
+            "no such folder", where=str(path), hint="name the folder of an AdapterHub or PEFT checkpoint"
+        )
     with waiting("starting PyTorch and transformers", quiet=as_json):
         quiet_transformers()
         from adaptergit.convert import describe
@@ -88,6 +95,8 @@ def edit(path: Path, fields: tuple[str, ...], unset: tuple[str, ...], as_json: b
     from adaptergit.package.editing import card_path, edit_card
 
     found = card_path(path)
+    if not fields and not unset and not sys.stdin.isatty() and not _EDITORS & os.environ.keys():
+        raise UsageError("there is no terminal for an editor", where=str(found), hint="name fields: FIELD=VALUE")
     before = found.read_bytes()
     changed = edit_card(found, fields, unset=unset) if fields or unset else _in_editor(found, before)
     if as_json:

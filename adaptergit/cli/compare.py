@@ -46,7 +46,7 @@ def diff(a: str, b: str, exit_code: bool, policy: str, offline: bool, as_json: b
     with waiting("comparing", quiet=as_json):
         found = run(named(a), named(b), policy=policy, offline=offline)
     if as_json:
-        fields = {name: getattr(found, name) for name in ("a", "b", "tensors", "config", "card", "scores")}
+        fields = {name: getattr(found, name) for name in ("a", "b", "formats", "tensors", "config", "card", "scores")}
         print_json({"same": found.same, **fields})
     else:
         _show(found)
@@ -90,6 +90,9 @@ def _show(found: Diff) -> None:
     words = {"equal": "equal", "changed": "changed", "dtype": "of another dtype", "shape": "of another shape",
              "only_a": "only in A", "only_b": "only in B"}  # fmt: skip
     click.echo(f"tensors: {', '.join(f'{counts[state]} {word}' for state, word in words.items() if state in counts)}")
+    if found.formats[0] != found.formats[1] and counts.keys() <= {"only_a", "only_b"}:
+        a, b = found.formats
+        click.echo(f"the formats differ, so no names are alike: convert {a} to {b} first (adaptergit convert --to {b})")
     shown = [one for one in found.tensors if one.state != "equal"]
     width = min(max((len(one.name) for one in shown), default=0), _WIDTH)
     for one in shown:

@@ -90,11 +90,13 @@ def _asked(clone: Path, wanted: _Wanted) -> _Wanted:
     """Ask for what is missing. Ctrl-C leaves everything as it was, since nothing has been done."""
     from adaptergit.git import Clone
     from adaptergit.prepare import Purpose, check_remote, state_of
+    from adaptergit.publish import push_source
 
     there = state_of(Clone.at(clone))
     click.echo(f"Preparing {clean(there.root)}. Enter takes what stands in brackets.", err=True)
     if wanted.key is None and not wanted.new_key and not there.announced:
-        wanted = _which_key(wanted)
+        url = wanted.remote_url or there.remote
+        wanted = _which_key(wanted, push_source(url, there.root).principal if url is not None else None)
     if wanted.remote_url is None and there.remote is None:
         url = _answer("Remote to push to, a URL", _NONE, lambda text: check_remote(text, there.root))
         wanted = replace(wanted, remote_url=url or None)
@@ -117,18 +119,23 @@ def _asked(clone: Path, wanted: _Wanted) -> _Wanted:
     return wanted
 
 
-def _which_key(wanted: _Wanted) -> _Wanted:
+def _which_key(wanted: _Wanted, principal: str | None) -> _Wanted:
     from adaptergit.prepare import usable_keys
     from adaptergit.publish import default_key
+    from adaptergit.settings import config_dir
 
-    keys = usable_keys()
+    keys = usable_keys(principal=principal)
     for number, one in enumerate(keys, 1):
         click.echo(f"  {number}  {clean(one.path)}   {one.public.type} {one.public.fingerprint}", err=True)
-    ours = default_key()
-    if ours is None:  # never overwritten, so there is one new key at most
+    ours, fresh = default_key(), not (config_dir() / "signing_key").exists()
+    if fresh:  # never overwritten, so there is one new key at most
         click.echo(f"  {len(keys) + 1}  a new key", err=True)
-    most = len(keys) + (ours is None)
-    chosen = click.prompt("Key to sign with", type=click.IntRange(1, most), default=1 if ours else most, err=True)
+    most = len(keys) + fresh
+    if most == 0:  # what there is was replaced, and is refused with what to do
+        return wanted
+    chosen = click.prompt(
+        "Key to sign with", type=click.IntRange(1, most), default=1 if ours and keys else most, err=True
+    )
     if chosen > len(keys):
         return replace(wanted, new_key=True)
     path = keys[chosen - 1].path

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from adaptergit.cli.load import offline_option, policy_option
+from adaptergit.cli.load import named, offline_option, policy_option
 from adaptergit.cli.output import json_option, print_json, step, waiting
 
 _file = click.option(
     "--file",
+    "--lock",
     "path",
     type=click.Path(path_type=Path),
     default="adaptergit.lock",
@@ -47,8 +48,9 @@ def lock(
     from adaptergit.lock import check_lock, not_compared
     from adaptergit.lock import lock as run
 
+    wanted = [named(reference) for reference in references]
     if check:
-        entries = check_lock(references, path=path)
+        entries = check_lock(wanted, path=path)
         absent = not_compared(entries)
         if as_json:
             print_json({"locked": [{"id": e.id, "version": e.version, "compared": e not in absent} for e in entries]})
@@ -58,7 +60,7 @@ def lock(
             step(f"{len(absent)} of them not compared with their releases, which are not stored: adaptergit sync")
         return
     with waiting("locking", quiet=as_json):
-        changes = run(references, path=path, upgrade=upgrade, policy=policy)
+        changes = run(wanted, path=path, upgrade=upgrade, policy=policy)
     if as_json:
         print_json({"file": path, "changes": changes})
         return

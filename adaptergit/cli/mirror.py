@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adaptergit.cli.groups import Group
-from adaptergit.cli.load import policy_option
+from adaptergit.cli.load import named, policy_option
 from adaptergit.cli.output import json_option, print_json, waiting
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def mirror(references: tuple[str, ...], to: str, lock: Path | None, policy: str 
     from adaptergit.mirror import mirror as run
 
     with waiting("copying", quiet=as_json):
-        copied = run(references, to=to, lock=lock, policy=policy)
+        copied = run([named(one) for one in references], to=to, lock=lock, policy=policy)
     _show(copied, as_json)
 
 
@@ -69,7 +69,7 @@ def export(file: Path, references: tuple[str, ...], lock: Path | None, policy: s
     from adaptergit.bundle import export_bundle
 
     with waiting("packing", quiet=as_json):
-        copied = export_bundle(file, references, lock=lock, policy=policy)
+        copied = export_bundle(file, [named(one) for one in references], lock=lock, policy=policy)
     _show(copied, as_json)
 
 

@@ -11,7 +11,7 @@ import click
 
 from adaptergit.cli.load import index_option, offline_option, policy_option
 from adaptergit.cli.output import clean, json_option, print_json, progress, quiet_transformers, waiting
-from adaptergit.cli.train import chosen_columns
+from adaptergit.cli.train import check_there, chosen_columns
 from adaptergit.errors import UsageError
 
 _SHOWN = 100
@@ -119,6 +119,7 @@ def _source(texts: Sequence[str], pairs: Sequence[str], file: Path | None, suffi
     if texts:
         return {"texts": list(zip(texts, pairs, strict=True)) if pairs else list(texts)}
     if file is not None and str(file) != "-":
+        check_there(file)
         return {"file": file}
     content = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
     if not content.strip():

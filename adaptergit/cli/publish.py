@@ -190,6 +190,7 @@ def rotate(
       adaptergit rotate ~/.config/adaptergit/signing_key-2027
     """
     from adaptergit.rotate import rotate as run
+    from adaptergit.settings import config_dir
 
     told: list[str] = []
     done = run(
@@ -208,3 +209,4 @@ def rotate(
     if done.remove:
         click.echo(f"no longer by {', '.join(done.remove)}")
     click.echo(f"publish with it: adaptergit publish … --key {new}")
+    click.echo(f'or always: signing_key = "{new.absolute()}" in {config_dir() / "config.toml"}')

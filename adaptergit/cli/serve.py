@@ -70,10 +70,12 @@ def serve(
       curl http://127.0.0.1:8080/v1/predict -H "Content-Type: application/json" \\
           -d '{"adapter": "sentiment", "text": "a moving, beautifully shot film"}'
     """
+    from adaptergit.serve import serve as run
+    from adaptergit.serve.server import bound
+
+    bound(host, port).close()  # a port that is taken is said before anything is loaded
     with waiting("starting PyTorch and transformers", quiet=as_json):
         quiet_transformers()
-        from adaptergit.serve import serve as run
-
     run(
         [_named(one) for one in references],
         base=base,

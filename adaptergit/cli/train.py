@@ -15,6 +15,7 @@ from adaptergit.base_place import place_of
 from adaptergit.cli.load import index_option, offline_option, policy_option
 from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step, waiting
 from adaptergit.errors import NotFoundError, StorageError, UsageError
+from adaptergit.package.card import wrong_license
 
 if TYPE_CHECKING:
     from adaptergit.training import TrainResult, TrainSpec
@@ -52,10 +53,22 @@ _columns = click.option(
 )
 @click.option("--output", type=_file, help="Package folder to write; of several runs, the folder of their folders.")
 @click.option("--name", help="Adapter name; default: the output folder's.")
-@click.option("--epochs", default=3.0, show_default=True)
+@click.option("--epochs", type=click.FloatRange(0, min_open=True), default=3.0, show_default=True)
 @click.option("--learning-rate", type=float, help="Default: that of the method's paper.")
-@click.option("--batch-size", default=32, show_default=True, help="Examples for one step, on all processes together.")
-@click.option("--max-length", default=128, show_default=True, help="Tokens; longer texts are cut, or come in pieces.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Examples for one step, on all processes together.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="Tokens; longer texts are cut, or come in pieces.",
+)
 @click.option("--seed", "seeds", type=int, multiple=True, help="May be repeated.  [default: 42]")
 @click.option("--sweep", multiple=True, help="FIELD=V1,V2: train with each value of a method's field; may be repeated.")
 @click.option("--early-stopping", "patience", type=int, help="Stop after so many epochs without a better score.")
@@ -132,11 +145,11 @@ def train(
     """
     if predictions is not None and not predictions.parent.is_dir():
         raise UsageError("no such folder", where=str(predictions.parent))
+    if (wrong := wrong_license(license)) is not None:
+        raise UsageError(f"--license {wrong}")
+    check_there(train_file, eval_file, validation, deepspeed, runs)
     given = {"--base": base, "--train": train_file, "--eval": eval_file, "--output": output}
     if runs is None and (missing := [option for option, value in given.items() if value is None]):
-        for path in (train_file, eval_file):
-            if path is not None and not path.exists():
-                raise NotFoundError("no such file", where=str(path))
         raise UsageError(f"{missing[0]} is missing", hint=f"{_MISSING[missing[0]]}, or a file of runs with --runs")
     with waiting("starting PyTorch and transformers"):
         quiet_transformers()
@@ -253,6 +266,7 @@ def evaluate(
     Example:
       adaptergit eval acme/adapters@sst2 --data dev.tsv
     """
+    check_there(data)
     with waiting("starting PyTorch and transformers"):
         quiet_transformers()
         from adaptergit.evaluation import evaluate as run
@@ -276,6 +290,17 @@ def evaluate(
         click.echo(found.verdict)
     if found.reproduced is False:
         raise SystemExit(8)
+
+
+def check_there(*paths: Path | None) -> None:
+    """Say that a file is missing before PyTorch starts.
+
+    Raises:
+        NotFoundError: One is.
+    """
+    for path in paths:
+        if path is not None and not path.exists():
+            raise NotFoundError("no such file", where=str(path))
 
 
 def chosen_columns(pairs: Sequence[str], **named: str | None) -> dict[str, str]:

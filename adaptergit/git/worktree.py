@@ -74,7 +74,7 @@ class Clone:
             rewritten = self.git.text("remote", "get-url", "--push", "--", remote)
         except TransportError as error:
             raise UsageError(
-                f"the clone has no remote {remote!r}", where=str(self.root), hint="git remote add origin URL"
+                f"the clone has no remote {remote!r}", where=str(self.root), hint=f"git remote add {remote} URL"
             ) from error
         for name in (f"remote.{remote}.pushurl", f"remote.{remote}.url"):
             with contextlib.suppress(TransportError, IndexError):

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from adaptergit.durable import disk_errors
 from adaptergit.errors import PackageError, TrustError, UsageError
 from adaptergit.index.build import shard_path
 from adaptergit.index.database import Database
@@ -108,7 +109,7 @@ class Client:
 
         Raises:
             UsageError: The digest is malformed, or the name is taken.
-            TrustError, PackageError, TransportError: It cannot be believed, or had.
+            TrustError, PackageError, TransportError: It cannot be believed, had, or kept.
         """
         digest = root.removeprefix("sha256:")
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
@@ -123,7 +124,7 @@ class Client:
         if any(other.name == one.name for other in self.subscriptions()):
             raise UsageError(f"there is an index {one.name!r} already", hint="give this one another --name")
         try:
-            update = updated(one, self.opened(one), found)
+            update = _updated(one, self.opened(one), found)
         except BaseException:
             self._forget(one.name)
             raise
@@ -151,7 +152,7 @@ class Client:
         """
         one = self.get(name)
         with exclusively(cache_dir() / "locks", f"index {name}"):
-            return updated(one, self.opened(one), self.root(name))
+            return _updated(one, self.opened(one), self.root(name))
 
     def take_news(self, name: str, place: Place, principals: Collection[str]) -> Update:
         """Take over what was carried here of an index: roots, revocations, and what it says of some sources.
@@ -164,7 +165,7 @@ class Client:
         """
         one = self.get(name)
         with exclusively(cache_dir() / "locks", f"index {name}"):
-            return updated(one, place, self.root(name), frozenset(principals))
+            return _updated(one, place, self.root(name), frozenset(principals))
 
     def root(self, name: str) -> Root:
         """Return the newest root of an index that is trusted."""
@@ -185,6 +186,10 @@ class Client:
             PackageError: It is damaged.
         """
         return Database.read(database_path(name))
+
+    def lost(self, name: str) -> bool:
+        """Tell whether what an index said was fetched, and is no longer here."""
+        return not database_path(name).is_file() and bool(self.state(name).sources)
 
     def speaks_for(self, principal: str) -> list[Subscription]:
         """Return the indexes that may be asked about a repository, in order."""
@@ -296,3 +301,9 @@ class Client:
     def _forget(name: str) -> None:
         for folder in (trusted_dir(name), fetched_dir(name)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _updated(one: Subscription, place: Place, root: Root, only: Collection[str] | None = None) -> Update:
+    hint = "free some space, or choose another folder with ADAPTERGIT_CACHE_DIR"
+    with disk_errors("what indexes say", fetched_dir(one.name), hint):
+        return updated(one, place, root, only)

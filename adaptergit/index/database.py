@@ -7,6 +7,7 @@ many hits. The database is only a cache of the shards and can be built again at 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -73,6 +74,7 @@ _STAGE = (
     "CREATE TABLE stage.gone(place INTEGER PRIMARY KEY)",
     "CREATE TABLE stage.new(rank INTEGER, principal, name, fingerprint, published, size, line, words)",
 )
+_OF_THE_DISK = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
 
 
 @dataclass(frozen=True)
@@ -102,15 +104,22 @@ class Database:
         """Numbers that were looked up."""
         if path is None or writable:
             self.connection = sqlite3.connect(":memory:" if path is None else path, isolation_level=None)
-            self.connection.execute("PRAGMA journal_mode=MEMORY")
-            self.connection.execute("PRAGMA synchronous=OFF")
-            self.connection.execute("PRAGMA cache_size=-131072")
-            self.connection.executescript(_SCHEMA)
-            self.connection.execute("ATTACH ? AS stage", (":memory:" if path is None else f"{path}.stage",))
-            self.connection.execute("PRAGMA stage.journal_mode=MEMORY")
-            self.connection.execute("PRAGMA stage.synchronous=OFF")
+            try:
+                self._make(":memory:" if path is None else f"{path}.stage")
+            except sqlite3.OperationalError:
+                self.connection.close()
+                raise
         else:
             self.connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+
+    def _make(self, stage: str) -> None:
+        self.connection.execute("PRAGMA journal_mode=MEMORY")
+        self.connection.execute("PRAGMA synchronous=OFF")
+        self.connection.execute("PRAGMA cache_size=-131072")
+        self.connection.executescript(_SCHEMA)
+        self.connection.execute("ATTACH ? AS stage", (stage,))
+        self.connection.execute("PRAGMA stage.journal_mode=MEMORY")
+        self.connection.execute("PRAGMA stage.synchronous=OFF")
 
     @classmethod
     def read(cls, path: Path) -> Database:
@@ -137,7 +146,11 @@ class Database:
     @classmethod
     @contextmanager
     def rewritten(cls, path: Path) -> Iterator[Database]:
-        """Change a copy of a database; it takes the place of the old one at the end, or never."""
+        """Change a copy of a database; it takes the place of the old one at the end, or never.
+
+        Raises:
+            OSError: The disk is full, say.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
@@ -159,6 +172,10 @@ class Database:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
+        except sqlite3.OperationalError as error:
+            if (number := _OF_THE_DISK.get(error.sqlite_errorcode & 0xFF)) is None:
+                raise
+            raise OSError(number, os.strerror(number), str(path)) from error
         finally:
             temporary.unlink(missing_ok=True)
             Path(f"{temporary}.stage").unlink(missing_ok=True)
@@ -174,7 +191,8 @@ class Database:
         try:
             yield
         except BaseException:
-            self.connection.execute("ROLLBACK")
+            if self.connection.in_transaction:  # a full disk has ended it already
+                self.connection.execute("ROLLBACK")
             raise
         self.connection.execute("COMMIT")
 

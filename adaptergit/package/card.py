@@ -83,7 +83,10 @@ class Card:
 
 
 def _validate(document: yamlfile.Document, where: str) -> None:
-    found = schemas.problems("card", document.data)
+    found = [
+        (path, wrong_name(document.data["name"]) or text if path == ("name",) else text)
+        for path, text in schemas.problems("card", document.data)
+    ]
     if not found:
         found = list(_semantic_problems(document.data))
     if not found:
@@ -94,21 +97,34 @@ def _validate(document: yamlfile.Document, where: str) -> None:
     raise PackageError(f"{field}: {message}{rest}", where=f"{where}:{line}" if document.lines else where)
 
 
+def wrong_name(name: object) -> str | None:
+    """Say why a text is no name of an adapter, or None."""
+    try:
+        check_adapter_name(str(name))
+    except UsageError as error:
+        return f"{error.what}; {error.hint}"
+    return None
+
+
+def wrong_license(text: str) -> str | None:
+    """Say why a licence is no SPDX expression, or None."""
+    try:
+        canonicalize_license_expression(text)
+    except InvalidLicenseExpression:
+        return f"{text!r} is not an SPDX expression; write for example Apache-2.0 or LicenseRef-My-Terms"
+    return None
+
+
 def _semantic_problems(data: Mapping[str, Any]) -> list[tuple[schemas.Path, str]]:
     found: list[tuple[schemas.Path, str]] = []
     try:
         check_version(data["version"])
     except PackageError as error:
         found.append((("version",), f"{error.what.removeprefix('version: ')}; {error.hint}"))
-    try:
-        check_adapter_name(data["name"])
-    except UsageError as error:
-        found.append((("name",), error.what))
-    try:
-        canonicalize_license_expression(data["license"])
-    except InvalidLicenseExpression:
-        message = f"{data['license']!r} is not an SPDX expression; write for example Apache-2.0 or LicenseRef-My-Terms"
-        found.append((("license",), message))
+    if (wrong := wrong_name(data["name"])) is not None:
+        found.append((("name",), wrong))
+    if (wrong := wrong_license(data["license"])) is not None:
+        found.append((("license",), wrong))
     if len(data.get("head", {}).get("labels", ())) != len(set(data.get("head", {}).get("labels", ()))):
         found.append((("head", "labels"), "two labels are equal"))
     return found

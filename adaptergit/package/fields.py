@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from adaptergit.errors import UsageError, did_you_mean
+from adaptergit.errors import UsageError, near
 from adaptergit.package import schemas
 
 Path = tuple[str | int, ...]
@@ -46,12 +46,22 @@ def parse_field(name: str) -> Path:
         raise UsageError(f"{name!r} is not a card field", hint="write for example task.type or evaluation[0].value")
     for length in range(1, len(path) + 1):
         if schemas.field("card", tuple(path[:length])) is None:
-            known = (schemas.field("card", tuple(path[: length - 1])) or {}).get("properties", {})
+            within = tuple(path[: length - 1])
+            known = {name: schemas.dotted((*within, name)) for name in _parts(within)}
+            meant = near(path[length - 1], known)
+            if not meant and not within:  # a part of one of them?
+                known |= {part: f"{name}.{part}" for name in known for part in _parts((name,)) if part not in known}
+                meant = near(path[0], known)
+            hint = f"did you mean {' or '.join(repr(known[name]) for name in meant)}?" if meant else None
+            listed = ", ".join(sorted(_parts(within))) or "none"
             raise UsageError(
-                f"a card has no field {schemas.dotted(tuple(path[:length]))!r}",
-                hint=did_you_mean(str(path[length - 1]), known) or f"known: {', '.join(sorted(known)) or 'none'}",
+                f"a card has no field {schemas.dotted(tuple(path[:length]))!r}", hint=hint or f"known: {listed}"
             )
     return tuple(path)
+
+
+def _parts(path: Path) -> list[str]:
+    return list((schemas.field("card", path) or {}).get("properties", {}))
 
 
 def nested(fields: Mapping[Path, Any]) -> dict[str, Any]:

@@ -185,12 +185,10 @@ def check_file(path: Path, file: File) -> None:
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size != file.size:
-            raise PackageError(_changed(path, f"{size} bytes, the manifest says {file.size}"), where=str(path))
+            raise _changed(path, f"{size} bytes, the manifest says {file.size}")
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != file.sha256:
-        raise PackageError(
-            _changed(path, f"sha256 {digest[:16]}…, the manifest says {file.sha256[:16]}…"), where=str(path)
-        )
+        raise _changed(path, f"sha256 {digest[:16]}…, the manifest says {file.sha256[:16]}…")
 
 
 def is_generated(path: Path) -> bool:
@@ -291,11 +289,14 @@ def _check_agreement(card: Card, manifest: Manifest, where: str) -> None:
             raise PackageError(f"{field}: the card says {in_card!r}, the manifest {in_manifest!r}", where=where)
 
 
-def _changed(path: Path, detail: str) -> str:
+def _changed(path: Path, detail: str) -> PackageError:
     with path.open("rb") as stream:
         if stream.read(len(_LFS)) == _LFS:
-            return "this is a git-lfs pointer, not the file: the publisher must commit the file itself"
-    return f"the file was changed: {detail}"
+            what = "this is a git-lfs pointer, not the file: the publisher must commit the file itself"
+            return PackageError(what, where=str(path))
+    in_clone = any((folder / ".git").exists() for folder in path.absolute().parents)
+    hint = f"git restore {path}, or publish the folder as a new version" if in_clone else None
+    return PackageError(f"the file was changed: {detail}", where=str(path), hint=hint)
 
 
 def _describe(path: Path) -> File:

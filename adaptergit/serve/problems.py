@@ -63,8 +63,11 @@ def install(app: FastAPI, told: Callable[[str], None]) -> None:
         wrong = getattr(error, "wrong", None) or None
         return _response(error.status_code, code, str(error.detail), getattr(error, "hint", None), wrong, error.headers)
 
-    def invalid(_request: Request, error: Exception) -> Response:
+    def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
+        if request.method == "POST" and "json" not in request.headers.get("content-type", ""):
+            hint = "send Content-Type: application/json"
+            return _response(422, "invalid-input", "the body is not said to be JSON", hint)
         wrong = [_wrong(one) for one in error.errors()[:_MOST]]
         detail = f"{wrong[0].where}: {wrong[0].what}" if wrong else "the request is not valid"
         return _response(422, "invalid-input", detail, "GET /openapi.json describes requests", wrong)

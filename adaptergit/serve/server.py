@@ -75,7 +75,7 @@ def serve(
     check_sizes(max_batch, max_wait_ms / 1000)
     if grace < 1:
         raise UsageError(f"grace must be positive, not {grace}")
-    with _bound(host, port) as sock:  # taken, so that nobody else has it when all is loaded; nobody is answered yet
+    with bound(host, port) as sock:  # taken, so that nobody else has it when all is loaded; nobody is answered yet
         service = open_service(
             references, base=base, policy=policy, offline=offline, lock=lock, device=device, report=report
         )
@@ -107,7 +107,13 @@ def _needs_extra() -> None:
         raise UsageError(f"serving needs {', '.join(missing)}", hint="pip install 'adaptergit[serve]'")
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
+    """Take an address; nobody is answered there yet.
+
+    Raises:
+        UsageError: No port.
+        TransportError: No such address, or somebody else has it.
+    """
     if not 0 <= port <= 65535:
         raise UsageError(f"{port} is no port", hint="0 to 65535; 0 takes any that is free")
     try:

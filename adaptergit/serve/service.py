@@ -145,6 +145,8 @@ def _loaded(model: nn.Module, tokenizer: Any, one: Found, options: Mapping[str, 
         load(one.exact, model, name=None if several else name, **options)
     except AdaptergitError as error:
         error.where = f"{name} ({error.where})" if error.where else name
+        if "another base model" in error.what:
+            error.hint = "name the folder of the base model that its card names with --base (base=)"
         raise
     composition, head = panel.active, panel.active_head
     if composition is None:

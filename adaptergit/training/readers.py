@@ -96,8 +96,8 @@ def _table(delimiter: str) -> Callable[[Path, str, Sequence[str]], Iterator[tupl
             header = next(reader, [])
             for column in columns:
                 if header and column not in header:
-                    known = ", ".join(header)
-                    raise DataError(f"there is no column {column!r}", where=f"{path}:1", hint=f"columns: {known}")
+                    known = _of_another_kind(header, delimiter) or f"columns: {', '.join(header)}"
+                    raise DataError(f"there is no column {column!r}", where=f"{path}:1", hint=known)
             if len(set(header)) != len(header):
                 raise DataError("two columns have the same name", where=f"{path}:1")
             for fields in reader:
@@ -116,6 +116,14 @@ def _table(delimiter: str) -> Callable[[Path, str, Sequence[str]], Iterator[tupl
     return read
 
 
+def _of_another_kind(header: Sequence[str], delimiter: str) -> str | None:
+    """Say what a table's columns are separated by, where it is not what its name says."""
+    other = next((mark for mark in ";\t|," if mark != delimiter and len(header) == 1 and mark in header[0]), None)
+    if other is None:
+        return None
+    return f"its columns are separated by {other!r}: .csv is for ',', .tsv for tabs"
+
+
 def _json_lines(path: Path, content: str, _columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
@@ -123,7 +131,8 @@ def _json_lines(path: Path, content: str, _columns: Sequence[str]) -> Iterator[t
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"not JSON: {error}", where=f"{path}:{number}") from error
+            said = f"{error.msg}: column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            raise DataError(f"not JSON: {said}", where=f"{path}:{number}") from error
         if not isinstance(row, dict):
             raise DataError("expected one JSON object a line", where=f"{path}:{number}")
         yield number, row

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptergit.errors import UsageError
+from adaptergit.package.card import wrong_license
 from adaptergit.reference import check_adapter_name
 from adaptergit.splice.config import parse_config
 from adaptergit.training.presets import learning_rate
@@ -77,6 +78,8 @@ class TrainSpec:
             raise UsageError(f"unknown precision {self.precision!r}", hint=f"one of {', '.join(PRECISIONS)}")
         if self.validation is not None and self.patience is None:
             raise UsageError("a validation file is read for early stopping only", hint="give patience too")
+        if (wrong := wrong_license(str(self.about.get("license", "MIT")))) is not None:
+            raise UsageError(f"license: {wrong}")
         check_adapter_name(self.adapter_name)
         parse_config(self.adapter)
         # With resume, it is compared when it is known what it should be.

@@ -150,7 +150,7 @@ def load_adapters(model: Any, folder: Path) -> None:
 
 
 def reshard(model: Any) -> bool:
-    """Let go of what FSDP keeps whole after a forward: what is written there is lost. Tell whether it shards anything."""
+    """Let go of what FSDP keeps whole after a forward: what is written there is lost. Tell if it shards anything."""
     sharded = [module for module in model.modules() if hasattr(module, "unshard")]
     for module in sharded:
         module.reshard()

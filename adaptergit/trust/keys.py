@@ -116,9 +116,13 @@ def parse_public_key(text: str) -> PublicKey:
         TrustError: Not a public key of an accepted type.
     """
     parts = text.split()
+    if "PRIVATE KEY" in text:  # of which nothing is printed
+        raise TrustError("this is a private key", hint="give the .pub file beside it; show this one to nobody")
     if len(parts) < 2 or parts[0] not in KEY_TYPES:
-        what = "a private key" if "PRIVATE KEY" in text else "not a public key of an accepted type"
-        raise TrustError(f"{text[:40]!r} is {what}", hint=f"expected one line of a .pub file: {', '.join(KEY_TYPES)}")
+        raise TrustError(
+            f"{text[:40]!r} is not a public key of an accepted type",
+            hint=f"expected one line of a .pub file: {', '.join(KEY_TYPES)}",
+        )
     if not _BASE64.fullmatch(parts[1]):
         raise TrustError("the key is not base64", hint="copy the whole line of the .pub file")
     try:

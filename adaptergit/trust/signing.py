@@ -7,11 +7,12 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from adaptergit.durable import disk_errors
-from adaptergit.errors import TrustError, UsageError
+from adaptergit.errors import NotFoundError, TrustError, UsageError
 from adaptergit.reference import expand
 from adaptergit.trust.keys import PublicKey, parse_public_key
 from adaptergit.trust.sshsig import MANIFEST_NAMESPACE, parse_signature, verify_signature
@@ -30,6 +31,12 @@ _REMEDIES = {
     "invalid format": "this is no OpenSSH private key; adaptergit keygen makes one",
 }
 """By what ``ssh-keygen`` says of a private key file."""
+_TO_SIGN = {
+    **_REMEDIES,
+    "incorrect passphrase": "it has a passphrase, and nobody typed it: ssh-add {path}",
+    "No private key found": "ssh-add the private key, or name its file instead of {path}",
+}
+"""The same, when it signs."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,13 @@ class SigningKey:
         """Read the public half of a private key file, or a ``.pub`` file.
 
         Raises:
-            UsageError: No such file.
+            NotFoundError: No such file.
             TrustError: Not a key of an accepted type.
         """
         path = expand(path)
         public_path = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
         if not path.is_file():
-            raise UsageError("no such key file", where=str(path), hint="make one with: adaptergit keygen")
+            raise NotFoundError("no such key file", where=str(path), hint="make one with: adaptergit keygen")
         text = public_path.read_text("utf-8", errors="replace") if public_path.is_file() else _public_half(path)
         try:
             return cls(path, parse_public_key(text))
@@ -128,7 +135,10 @@ def sign(message: bytes, key: SigningKey, *, namespace: str = MANIFEST_NAMESPACE
         document = Path(folder) / "document"
         document.write_bytes(message)
         argv = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key.path), "-n", namespace, str(document)]
-        _run(argv, f"cannot sign with {key.path}", interactive=True)
+        try:
+            _run(argv, f"cannot sign with {key.path}", interactive=True)
+        except TrustError as error:
+            raise _hinted(error, _TO_SIGN, key.path) from error
         armored = (Path(folder) / "document.sig").read_bytes()
     signature = parse_signature(armored)
     verify_signature(signature, message, namespace)
@@ -141,9 +151,12 @@ def _public_half(path: Path) -> str:
     try:
         return _run(["ssh-keygen", "-y", "-P", "", "-f", str(path)], f"cannot read the key {path}")
     except TrustError as error:
-        hints = (hint for said, hint in _REMEDIES.items() if said in error.what)
-        error.hint = error.hint or next(hints, "").format(path=path) or None
-        raise
+        raise _hinted(error, _REMEDIES, path) from error
+
+
+def _hinted(error: TrustError, remedies: Mapping[str, str], path: Path) -> TrustError:
+    hints = (hint for said, hint in remedies.items() if said in error.what)
+    return TrustError(error.what, where=error.where, hint=error.hint or next(hints, "").format(path=path) or None)
 
 
 def _run(argv: list[str], what: str, *, interactive: bool = False) -> str:

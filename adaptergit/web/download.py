@@ -113,7 +113,8 @@ class Download:
                 pause = max(again.wait, random.uniform(0.5, 1.0) * 2 ** (attempt - 1))  # noqa: S311 - politeness
                 last = attempt == (2 if again.unreachable else _ATTEMPTS)
                 if last or time.monotonic() + pause > deadline:
-                    raise TransportError(again.what, where=url, hint="try again later") from again
+                    hint = "check the address and the network" if again.unreachable else "try again later"
+                    raise TransportError(again.what, where=url, hint=hint) from again
                 time.sleep(pause)
         raise AssertionError("unreachable")
 
