@@ -21,8 +21,22 @@ from safetensors.torch import load_file, save_file
 
 import adaptergit
 from adaptergit.errors import NotFoundError, PackageError, UsageError
-from adaptergit.splice import ClassificationHead, adapters, parse_composition
+from adaptergit.splice import adapters, parse_composition
 from adaptergit.splice.config import parse_config
+from adaptergit.splice.heads import (
+    CausalLMHead,
+    ClassificationHead,
+    DependencyParsingHead,
+    HeadConfig,
+    ImageClassificationHead,
+    LanguageModelHead,
+    MaskedLMHead,
+    MultiLabelHead,
+    MultipleChoiceHead,
+    QuestionAnsweringHead,
+    Seq2SeqLMHead,
+    TaggingHead,
+)
 from adaptergit.splice.methods import TunedParameters, Union
 from adaptergit.splice.setup import fused
 from adaptergit.trust.oms import sign_bundle, verify_bundle
@@ -34,27 +48,25 @@ RUN = {
 import sys, torch, adapters
 from safetensors.torch import load_file, save_file
 base, folder, out = sys.argv[1:4]
-ids = load_file(out + ".in")["ids"]
 model = adapters.AutoAdapterModel.from_pretrained(base, attn_implementation="eager").eval()
 name = model.load_adapter(folder, use_safetensors=True)
 model.set_active_adapters(name)
 model.active_head = name if name in model.heads else None
-extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
 seen = []
 model.base_model.register_forward_hook(lambda m, a, output: seen.append(output[0].clone()))
 with torch.no_grad():
-    found = model(input_ids=ids, **extra)
-save_file({"out": (found["logits"] if "logits" in found else seen[0]).contiguous()}, out)
+    found = model(**load_file(out + ".in"))
+found = found.get("logits", next(iter(found.values()))) if model.active_head else seen[0]
+save_file({"out": found.contiguous()}, out)
 """,
     "peft": """
 import sys, torch, peft, transformers
 from safetensors.torch import load_file, save_file
 base, folder, out = sys.argv[1:4]
-ids = load_file(out + ".in")["ids"]
 model = transformers.AutoModel.from_pretrained(base, attn_implementation="eager")
 model = peft.PeftModel.from_pretrained(model, folder).eval()
 with torch.no_grad():
-    found = model(input_ids=ids)[0]
+    found = model(**load_file(out + ".in"))[0]
 save_file({"out": found.contiguous()}, out)
 """,
 }
@@ -123,17 +135,30 @@ def made(base: str, config: str) -> tuple[Any, Any]:
     return model, panel
 
 
+def inputs(model: Any) -> dict[str, torch.Tensor]:
+    if model.config.model_type == "vit":
+        size = model.config.image_size
+        return {"pixel_values": torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))}
+    head = adapters(model).active_head
+    kind = adapters(model).head_config(head).type if isinstance(head, str) else ""
+    extra = {"decoder_input_ids": IDS.clone()} if model.config.is_encoder_decoder else {}
+    if kind == "dependency_parsing":
+        extra["word_starts"] = torch.tensor([[0, 2, 3, 7]] * len(IDS))
+    return {"input_ids": IDS, **extra}
+
+
 def ours(model: Any) -> torch.Tensor:
-    extra = {"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
-        return model(input_ids=IDS, **extra)[0]
+        return model(**inputs(model))[0]
 
 
-def theirs(to: str, base: str, folder: Path, tmp_path: Path, script: str = "") -> torch.Tensor:
+def theirs(
+    to: str, base: str, folder: Path, tmp_path: Path, given: dict[str, torch.Tensor] | None = None, script: str = ""
+) -> torch.Tensor:
     if not PYTHONS[to]:
         pytest.skip(f"ADAPTERGIT_{'ADAPTERS' if to == 'adapterhub' else 'PEFT'}_PYTHON is not set")
     out = tmp_path / "out.safetensors"
-    save_file({"ids": IDS}, str(out) + ".in")
+    save_file(given or {"input_ids": IDS}, str(out) + ".in")
     command = [*str(PYTHONS[to]).split(), "-c", script or RUN[to], str(GOLDEN / "bases" / base), str(folder), str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -148,17 +173,50 @@ def test_adapters_computes_the_same(base: str, config: str, tmp_path: Path) -> N
     again = transformers.AutoModel.from_pretrained(GOLDEN / "bases" / base, attn_implementation="eager").eval()
     adaptergit.load(tmp_path / "a", again)
     assert torch.allclose(ours(again), expected, atol=2e-5), "our own reader"
-    assert torch.allclose(theirs("adapterhub", base, tmp_path / "a", tmp_path), expected, atol=5e-5)
+    assert torch.allclose(theirs("adapterhub", base, tmp_path / "a", tmp_path, inputs(model)), expected, atol=5e-5)
 
 
-def test_adapters_reads_a_head(tmp_path: Path) -> None:
-    model, panel = made("bert", "seq_bn[reduction_factor=4]")
-    panel.add_head("a", ClassificationHead(num_labels=3, labels=("x", "y", "z")))
+HEADS = [
+    ("bert", ClassificationHead(num_labels=3, labels=("x", "y", "z"))),
+    ("bert", MultiLabelHead(num_labels=3, layers=1, use_pooler=True, bias=False)),
+    ("bert", TaggingHead(num_labels=3, labels=("O", "B", "I"), activation_function="gelu")),
+    ("bert", QuestionAnsweringHead()),
+    ("bert", MultipleChoiceHead(num_choices=3)),
+    ("bert", MaskedLMHead()),
+    ("bert", DependencyParsingHead(num_labels=3)),
+    ("gpt2", CausalLMHead()),
+    ("t5", Seq2SeqLMHead()),
+    ("vit", ImageClassificationHead(num_labels=3)),
+]
+
+
+@pytest.mark.parametrize(("base", "head"), HEADS, ids=lambda value: getattr(value, "type", value))
+def test_adapters_reads_a_head(base: str, head: HeadConfig, tmp_path: Path) -> None:
+    model, panel = made(base, "seq_bn[reduction_factor=4]")
+    panel.add_head("a", head)
     panel.activate("a")
     with torch.no_grad():
-        expected = model(IDS).logits
+        for parameter in panel.head_module("a").parameters():
+            parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(2))
+        if isinstance(head, LanguageModelHead):
+            with pytest.raises(UsageError, match="adapters ties the output embedding"):
+                adaptergit.export(model, "a", tmp_path / "a", to="adapterhub")
+            panel.head_module("a").decoder.weight.copy_(model.get_input_embeddings().weight)
+        found = model(**inputs(model))
+    expected = found["logits"] if "logits" in found else next(iter(found.values()))
     adaptergit.export(model, "a", tmp_path / "a", to="adapterhub")
-    assert torch.allclose(theirs("adapterhub", "bert", tmp_path / "a", tmp_path), expected, atol=5e-5)
+    again = transformers.AutoModel.from_pretrained(GOLDEN / "bases" / base, attn_implementation="eager")
+    adaptergit.load(tmp_path / "a", again)
+    assert type(adapters(again).head_config("a")) is type(head)
+    assert torch.allclose(theirs("adapterhub", base, tmp_path / "a", tmp_path, inputs(model)), expected, atol=5e-5)
+
+
+@pytest.mark.parametrize("head", [TaggingHead(bias=False), Seq2SeqLMHead(embedding_size=8)], ids=lambda head: head.type)
+def test_a_head_that_adapters_has_no_option_for_is_not_written(head: HeadConfig, tmp_path: Path) -> None:
+    model, panel = made("bert", "seq_bn[reduction_factor=4]")
+    panel.add_head("a", head)
+    with pytest.raises(UsageError, match=r"adapters has no .* head with"):
+        adaptergit.export(model, "a", tmp_path / "a", to="adapterhub")
 
 
 @pytest.mark.parametrize(("base", "config"), PEFT)
@@ -359,14 +417,13 @@ SETUP = """
 import sys, torch, adapters
 from safetensors.torch import load_file, save_file
 base, folder, out = sys.argv[1:4]
-ids = load_file(out + ".in")["ids"]
 model = adapters.AutoAdapterModel.from_pretrained(base, attn_implementation="eager").eval()
 model.load_adapter_setup(folder, set_active=True, use_safetensors=True)
 model.active_head = None
 seen = []
 model.base_model.register_forward_hook(lambda m, a, output: seen.append(output[0].clone()))
 with torch.no_grad():
-    model(input_ids=ids)
+    model(**load_file(out + ".in"))
 save_file({"out": seen[0].contiguous()}, out)
 """
 
@@ -393,7 +450,9 @@ def test_adapters_reads_a_set_up(composition: str, tmp_path: Path) -> None:
     adapters(again).detach()
     adaptergit.load(tmp_path / "theirs", again)
     assert torch.allclose(ours(again), expected, atol=2e-5), "our own reader"
-    assert torch.allclose(theirs("adapterhub", "bert", tmp_path / "theirs", tmp_path, SETUP), expected, atol=5e-5)
+    assert torch.allclose(
+        theirs("adapterhub", "bert", tmp_path / "theirs", tmp_path, script=SETUP), expected, atol=5e-5
+    )
 
 
 @pytest.mark.parametrize(
