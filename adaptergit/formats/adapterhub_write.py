@@ -394,9 +394,9 @@ def _head(panel: Panel, name: str, envelope: Mapping[str, Any]) -> dict[str, Any
     for option in _NO_OPTION.get(head.type, ()):
         if fields.pop(option) != getattr(type(head), option):
             raise UsageError(f"adapters has no {head.type} head with {option}={getattr(head, option)!r}")
-    if isinstance(head, LanguageModelHead) and getattr(base.config, "tie_word_embeddings", True):
-        if not torch.equal(base.get_input_embeddings().weight, module.decoder.weight):
-            raise UsageError("adapters ties the output embedding of a language model head, and this one has its own")
+    tied = isinstance(head, LanguageModelHead) and getattr(base.config, "tie_word_embeddings", True)
+    if tied and not torch.equal(base.get_input_embeddings().weight, module.decoder.weight):
+        raise UsageError("adapters ties the output embedding of a language model head, and this one has its own")
     labels = {label: index for index, label in enumerate(head.labels)} or None
     tensors = {}
     for key, tensor in module.state_dict().items():
