@@ -79,8 +79,8 @@ class AdapterSeq2SeqTrainer(_Adapters, Seq2SeqTrainer):
 
 
 class AdapterCallback(TrainerCallback):
-    """Beside a Trainer of one's own: every checkpoint gets the adapter too, resuming goes on with it, and the best one is
-    taken at the end.
+    """Beside a Trainer of one's own: every checkpoint gets the adapter too, a resumed run goes on with it, and the best
+    one is taken at the end.
 
     ``Trainer(model, …, callbacks=[AdapterCallback()])``; :class:`AdapterTrainer` also leaves the base model out of
     checkpoints, resumes from other folders than ``output_dir``, and adds the regulariser of a fusion.
