@@ -20,7 +20,7 @@ from golden import GOLDEN, base_model, cases, own_labels, read
 from safetensors.torch import load_file, save_file
 
 import adaptergit
-from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.errors import ModelError, NotFoundError, PackageError, UsageError
 from adaptergit.splice import adapters, parse_composition
 from adaptergit.splice.config import parse_config
 from adaptergit.splice.heads import (
@@ -335,31 +335,144 @@ def test_patterns_match_the_paths_that_peft_matches(tmp_path: Path) -> None:
 SAVED = """
 import json, sys, torch, peft, transformers
 from safetensors.torch import save_file
-for base, folder, kind, options in json.load(sys.stdin):
+for auto, base, folder, kind, options, saving in json.load(sys.stdin):
     ids = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
-    torch.manual_seed(0)
-    auto = transformers.AutoModel
-    model = auto.from_pretrained(base, attn_implementation="eager")
-    model = peft.get_peft_model(model, getattr(peft, kind)(**options))
+    def fresh():
+        torch.manual_seed(0)
+        return getattr(transformers, auto).from_pretrained(base, attn_implementation="eager")
+    model = peft.get_peft_model(fresh(), getattr(peft, kind)(**options))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
-    model.save_pretrained(folder)
-    again = peft.PeftModel.from_pretrained(auto.from_pretrained(base, attn_implementation="eager"), folder).eval()
+    model.save_pretrained(folder, **saving)
+    again = peft.PeftModel.from_pretrained(fresh(), folder).eval()
+    extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    if model.config.model_type == "vit":
+        continue
     with torch.no_grad():
-        save_file({"out": again(input_ids=ids)[0].contiguous()}, folder + ".out")
+        save_file({"out": again(input_ids=ids, **extra)[0].contiguous()}, folder + ".out")
 """
+Case = tuple[str, str, str, dict[str, Any], dict[str, Any]]
+"""Class of transformers, base, PEFT's configuration and its options, options of save_pretrained."""
+
+
+def saved_all(cases: dict[str, Case], folder: Path) -> None:
+    """Let PEFT make and save checkpoints, and what the model says that it has loaded each into again."""
+    if not PYTHONS["peft"]:
+        pytest.skip("ADAPTERGIT_PEFT_PYTHON is not set")
+    asked = [
+        (auto, str(GOLDEN / "bases" / base), str(folder / name), *rest) for name, (auto, base, *rest) in cases.items()
+    ]
+    command = [*str(PYTHONS["peft"]).split(), "-c", SAVED]
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def saved(base: str, kind: str, options: dict[str, Any], folder: Path) -> torch.Tensor:
-    """Let PEFT make and save a checkpoint; return what the model says that it has loaded it into again."""
-    if not PYTHONS["peft"]:
-        pytest.skip("ADAPTERGIT_PEFT_PYTHON is not set")
-    asked = json.dumps([(str(GOLDEN / "bases" / base), str(folder), kind, options)])
-    done = subprocess.run([*str(PYTHONS["peft"]).split(), "-c", SAVED], input=asked, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    """One of them, of the bare model."""
+    saved_all({folder.name: ("AutoModel", base, kind, options, {})}, folder.parent)
     return load_file(f"{folder}.out")["out"]
+
+
+def base_for(auto: str, base: str) -> Any:
+    torch.manual_seed(0)  # for the head
+    return getattr(transformers, auto).from_pretrained(GOLDEN / "bases" / base, attn_implementation="eager").eval()
+
+
+CLASSES, TOKENS, CAUSAL, TEXTS = (
+    f"AutoModelFor{kind}" for kind in ("SequenceClassification", "TokenClassification", "CausalLM", "Seq2SeqLM")
+)
+QUERY = {"target_modules": ["query"]}
+OF_PEFT: dict[str, Case] = {
+    "rank-stabilised adalora": (
+        "AutoModel", "bert", "AdaLoraConfig", QUERY | {"init_r": 6, "target_r": 3, "total_step": 9, "use_rslora": True}, {},
+    ),
+    "oft of three terms": (
+        "AutoModel", "bert", "OFTConfig", QUERY | {"oft_block_size": 8, "num_cayley_neumann_terms": 3}, {},
+    ),
+    "loha with ranks": (
+        "AutoModel", "bert", "LoHaConfig", {"target_modules": ["query", "value"], "r": 4, "rank_pattern": {"query": 2}}, {},
+    ),
+    "lokr with alphas": (
+        "AutoModel", "bert", "LoKrConfig", {"target_modules": ["query", "value"], "r": 4, "alpha_pattern": {"query": 2}}, {},
+    ),
+    "prompt of classes": (CLASSES, "bert", "PromptTuningConfig", {"num_virtual_tokens": 3, "task_type": "SEQ_CLS"}, {}),
+    "prefix of tags": (TOKENS, "bert", "PrefixTuningConfig", {"num_virtual_tokens": 3, "task_type": "TOKEN_CLS"}, {}),
+    "p-tuning of classes": (
+        CLASSES, "bert", "PromptEncoderConfig",
+        {"num_virtual_tokens": 3, "task_type": "SEQ_CLS", "encoder_hidden_size": 16}, {},
+    ),
+    "prompt of an encoder": (
+        TEXTS, "t5", "PromptTuningConfig",
+        {"num_virtual_tokens": 3, "task_type": "SEQ_2_SEQ_LM", "num_transformer_submodules": 1}, {},
+    ),
+    "biases and a head": (CLASSES, "bert", "LoraConfig", QUERY | {"bias": "all", "task_type": "SEQ_CLS"}, {}),
+    "tokens and their table": (
+        CAUSAL, "llama", "LoraConfig", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 7]},
+        {"save_embedding_layers": True},
+    ),
+    "nested modules": ("AutoModel", "bert", "LoraConfig", QUERY | {"modules_to_save": ["layer.1.output"]}, {}),
+}  # fmt: skip
+
+
+def test_what_peft_made_computes_the_same_here_and_there_again(tmp_path: Path) -> None:
+    saved_all(OF_PEFT, tmp_path)
+    asked = []
+    for name, (auto, base, *_) in OF_PEFT.items():
+        model = base_for(auto, base)
+        adaptergit.load(tmp_path / name, model, name="p")
+        found, expected = ours(model), load_file(tmp_path / f"{name}.out")["out"]
+        assert torch.allclose(found, expected[:, -found.shape[1] :], atol=2e-5), name
+        adaptergit.export(model, "p", tmp_path / f"{name} again", to="peft")
+        folders = [str(tmp_path / f"{name}{end}") for end in ("", " again")]
+        asked.append((name, auto, {}, str(GOLDEN / "bases" / base), *folders))
+    command = [*str(PYTHONS["peft"]).split(), "-c", THERE_AND_BACK]
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(OF_PEFT, pytest.approx(0, abs=2e-5))
+
+
+REFUSED: dict[str, tuple[Case, str]] = {
+    "prompt of both stacks": (
+        (TEXTS, "t5", "PromptTuningConfig", {"num_virtual_tokens": 3, "task_type": "SEQ_2_SEQ_LM"}, {}),
+        "half of these prompts into the decoder",
+    ),
+    "prefix of a decoder that counts": (
+        (TEXTS, "bart", "PrefixTuningConfig", {"num_virtual_tokens": 3, "task_type": "SEQ_2_SEQ_LM"}, {}),
+        "counts those of its embed_positions by itself",
+    ),
+    "oft of blocks of two sizes": (
+        ("AutoModel", "bert", "OFTConfig", {"r": 4, "oft_block_size": 0, "target_modules": ["query", "output.dense"]}, {}),
+        "blocks of several sizes",
+    ),
+    "oft of an embedding": (
+        ("AutoModel", "bert", "OFTConfig", {"oft_block_size": 8, "target_modules": ["word_embeddings"]}, {}),
+        "of an embedding",
+    ),
+    "frequencies by layer": (
+        (
+            "AutoModel", "bert", "FourierFTConfig",
+            {"target_modules": ["query", "value"], "n_frequency": 30, "n_frequency_pattern": {"value": 20}}, {},
+        ),
+        "a number of frequencies for each layer",
+    ),
+    "convolutions": (
+        ("AutoModel", "vit", "LoraConfig", {"target_modules": ["projection"]}, {}),
+        "an adapter of a convolution",
+    ),
+    "layers again": (
+        (CAUSAL, "llama", "LoraConfig", {"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 2]]}, {}),
+        "layer_replication",
+    ),
+}  # fmt: skip
+
+
+def test_what_peft_computes_otherwise_is_refused_with_the_reason(tmp_path: Path) -> None:
+    saved_all({name: case for name, (case, _) in REFUSED.items()}, tmp_path)
+    for name, ((auto, base, *_), why) in REFUSED.items():
+        with pytest.raises((PackageError, ModelError), match=why):
+            adaptergit.load(tmp_path / name, base_for(auto, base))
 
 
 @pytest.mark.parametrize("start", ["gaussian", "orthogonal", "pissa", "pissa_niter_2", "olora"])
