@@ -218,6 +218,8 @@ def _config(config: MethodConfig, host: Host) -> dict[str, Any]:
         return fields
     if type(config) not in _ARCHITECTURES:
         raise UsageError(f"adapters has no {config.method}")
+    if isinstance(config, ReFT) and not config.subtract_projection:
+        raise UsageError("adapters does not store that a ReFT is DiReFT, and loads it as NoReFT")
     fields["architecture"] = _ARCHITECTURES[type(config)]
     for ours, wanted in (
         ("target_modules", None), ("rank_pattern", None), ("alpha_pattern", None), ("use_rslora", False),

@@ -96,7 +96,10 @@ def write_peft(panel: Panel, name: str, folder: Path, *, patterns: bool = True) 
     if not patterns and (fields.get("rank_pattern") or fields.get("alpha_pattern")):
         raise UsageError("some layers have a rank or an alpha of their own here, as they are fused")
     if name in panel.heads and not fields.get("modules_to_save"):
-        raise UsageError("a head beside the model has no equivalent in PEFT", hint="load it with head=False")
+        raise UsageError(
+            "a head beside the model has no equivalent in PEFT",
+            hint="leave it out: convert(…, head=False), or --no-head",
+        )
     fields = {
         "base_model_name_or_path": str(getattr(panel.model.config, "_name_or_path", "")),
         "task_type": None,
