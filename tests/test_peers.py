@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 from conftest import tiny_model
-from golden import GOLDEN, base_model, cases, own_labels, read
+from golden import GOLDEN, base_model, cases, own_labels, prepare, read
 from safetensors.torch import load_file, save_file
 
 import adaptergit
@@ -289,6 +289,62 @@ def test_peft_computes_the_same_with_what_came_back(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     answers = json.loads(done.stdout.splitlines()[-1])
     assert answers == {case: pytest.approx(0, abs=2e-5) for case, *_ in asked}
+
+
+ADAPTERS_THERE_AND_BACK = """
+import json, sys, torch, adapters, transformers
+from pathlib import Path
+from safetensors.torch import load_file
+answers = {}
+for case, base, io, options, *folders in json.load(sys.stdin):
+    given = {key[3:]: value for key, value in load_file(io).items() if key.startswith("in.")}
+    outs = []
+    for folder in folders:
+        torch.manual_seed(0)
+        model = transformers.AutoModel.from_pretrained(base, attn_implementation="eager").eval()
+        adapters.init(model)
+        safe = Path(folder, "adapter.safetensors").is_file()
+        model.set_active_adapters(model.load_adapter(folder, use_safetensors=safe, **(options if not outs else {})))
+        with torch.no_grad():
+            found = model(**given)
+        outs.append(found["last_hidden_state" if "last_hidden_state" in found else 0])
+    answers[case] = (outs[0] - outs[1]).abs().max().item()
+print(json.dumps(answers))
+"""
+FAILS_THERE = ("distilbert__prompt_tuning",)
+
+
+@pytest.mark.slow
+def test_adapters_computes_the_same_with_what_came_back(tmp_path: Path) -> None:
+    """Golden checkpoints of one adapter in a bare model are read, and become checkpoints of ``adapters`` again."""
+    asked, refused = [], set()
+    for case in map(read, cases("adapters")):
+        if len(case["adapters"]) > 1 or case["load_base_with"] != "AutoModel" or case["heads"]:
+            continue
+        if case["id"] in FAILS_THERE:
+            continue
+        folder, back = GOLDEN / "public" / case["id"], tmp_path / case["id"]
+        ((name, record),) = case["adapters"].items()
+        try:
+            adaptergit.export(prepare(case, folder).model, name, back, to="adapterhub")
+        except UsageError as error:
+            refused.add(error.what)
+            continue
+        paths = GOLDEN / "bases" / case["base"], folder / "io.safetensors", folder / record["checkpoint"]["path"], back
+        base, io, source, written = map(str, paths)
+        asked.append((case["id"], base, io, record["checkpoint"].get("load_kwargs") or {}, source, written))
+    assert refused <= {
+        "adapters does not store that a ReFT is DiReFT, and loads it as NoReFT",
+        "adapters does not know models of the type 'opt'",
+        "adapters does not know models of the type 'xmod'",
+    }
+    if not PYTHONS["adapterhub"]:
+        pytest.skip("ADAPTERGIT_ADAPTERS_PYTHON is not set")
+    command = [*str(PYTHONS["adapterhub"]).split(), "-c", ADAPTERS_THERE_AND_BACK]
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert answers == {case: pytest.approx(0, abs=5e-5) for case, *_ in asked}
 
 
 PATTERNS = """
