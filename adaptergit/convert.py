@@ -65,6 +65,7 @@ def convert(
     base: str | Path | nn.Module | None = None,
     model_class: str | None = None,
     name: str | None = None,
+    head: bool = True,
     allow_pickle: bool = False,
     about: Mapping[str, Any] | None = None,
     **fetching: Any,
@@ -80,6 +81,7 @@ def convert(
         model_class: Class of transformers that makes the base model. PEFT's names of tensors are those of the class it
             is used with; default: the causal language model for ``to="vllm"``, else what the source needs.
         name: Of the adapter; default: its own.
+        head: Take heads along; False: leave them out.
         allow_pickle: Read pickled weights, in a process of its own with limits and without secrets.
         about: Card fields, for ``to="adaptergit"``; default: what the front matter of the source's README says.
         fetching: ``policy``, ``offline``, ``index``, ``lock``: see :func:`~adaptergit.resolve.fetch`.
@@ -100,14 +102,14 @@ def convert(
     path, policy, named = _source(source, allow_pickle, fetching)
     with unpacked(path, allow_pickle=allow_pickle) as folder, _staged(target) as staged:
         held = _held(folder, path)
-        if to == held.format and not isinstance(base, nn.Module) and name is None:
+        if to == held.format and not isinstance(base, nn.Module) and name is None and head:
             _copy(held, staged)
             return Converted(target, to, (), (), (), _files(staged))
         offline = bool(fetching.get("offline"))
         model = (
             base if isinstance(base, nn.Module) else _base_model(held, base, model_class or _CLASSES.get(to), offline)
         )
-        panel, composition = _loaded(held, model, name or _own_name(named, held), policy)
+        panel, composition = _loaded(held, model, name or _own_name(named, held), policy, head)
         if to == "adaptergit":
             _save(panel, composition, staged, _merged(_inherited(held, name), about or {}), name)
         elif len(panel.names) == 1 and not panel.fusions and set(panel.heads) <= set(panel.names):
@@ -232,14 +234,17 @@ def describe(
     return card
 
 
-def _loaded(held: _Held, model: nn.Module, name: str | None, policy: str | None) -> tuple[Panel, Composition | None]:
+def _loaded(
+    held: _Held, model: nn.Module, name: str | None, policy: str | None, head: bool = True
+) -> tuple[Panel, Composition | None]:
     """Return a panel that holds what a folder holds, and the composition it means."""
     panel, folder = adapters(model), held.folder
     if held.card is None:
-        loaded = load_folder(panel, folder, name=None if (folder / SETUP).is_file() else name, dtype=_dtype(folder))
+        own = None if (folder / SETUP).is_file() else name
+        loaded = load_folder(panel, folder, name=own, head=head, dtype=_dtype(folder))
         return panel, loaded.composition
     # What it was trained on top of is another package, and stays one.
-    load(folder, model, name=name, dtype=_dtype(folder), policy=policy, dependencies=False)
+    load(folder, model, name=name, dtype=_dtype(folder), policy=policy, head=head, dependencies=False)
     return panel, panel.active
 
 

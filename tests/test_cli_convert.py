@@ -23,6 +23,7 @@ from adaptergit.errors import UsageError
 from adaptergit.package import CARD
 from adaptergit.publish import publish
 from adaptergit.splice import ClassificationHead, adapters
+from adaptergit.splice.methods import LoRA, TunedParameters, Union
 
 IDS = torch.randint(5, 60, (2, 7), generator=torch.Generator().manual_seed(3))
 CAUSAL = "AutoModelForCausalLM"
@@ -102,6 +103,29 @@ def test_a_checkpoint_becomes_a_package_with_the_card_fields_that_were_given(
     card = json.loads(run("info", out, "--json").stdout)["card"]
     assert (card["name"], card["license"], card["description"]) == ("film", "Apache-2.0", "Of a film.")
     assert torch.equal(answer(adaptergit.load(out, tiny_model("bert"))), wanted)
+
+
+def test_a_head_is_left_out_where_peft_has_none(tmp_path: Path) -> None:
+    model = made("bert", "lora[r=4]", labels=3)
+    adapters(model).save("a", tmp_path / "ours", license="MIT")
+    options = (tmp_path / "ours", tmp_path / "theirs", "--to", "peft", "--base", GOLDEN / "bases" / "bert")
+    refused = CliRunner().invoke(main, ["convert", *map(str, options)])
+    assert refused.exit_code != 0
+    assert "--no-head" in refused.output
+    run("convert", *options, "--no-head")
+    assert (tmp_path / "theirs" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("task", ["CAUSAL_LM", None])
+def test_tokens_of_peft_become_a_package_for_the_class_that_it_was_used_with(tmp_path: Path, task: str | None) -> None:
+    model = tiny_model("llama", CAUSAL)
+    adapters(model).add("a", Union((LoRA(), TunedParameters((), {"model.embed_tokens": (5, 7)}))))
+    adaptergit.export(model, "a", tmp_path / "theirs", to="peft")
+    config = tmp_path / "theirs" / "adapter_config.json"
+    more = {"task_type": task, "auto_mapping": {"base_model_class": "LlamaForCausalLM"}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | more))
+    run("convert", tmp_path / "theirs", tmp_path / "ours", "--to", "adaptergit", "--base", GOLDEN / "bases" / "llama")
+    assert adapters(adaptergit.load(tmp_path / "ours", tiny_model("llama", CAUSAL))).names == ["theirs"]
 
 
 def test_a_package_with_a_copy_of_the_class_own_head_finds_its_class(tmp_path: Path) -> None:

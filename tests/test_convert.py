@@ -222,7 +222,7 @@ def test_what_is_copied_is_looked_at_first(spoil: str, tmp_path: Path) -> None:
     assert not (tmp_path / "again").exists()
 
 
-def test_rows_of_tokens_alone_go_to_peft_and_come_back(tmp_path: Path) -> None:
+def test_rows_of_tokens_alone_go_to_peft_and_to_a_package_and_come_back(tmp_path: Path) -> None:
     model = tiny_model("bert")
     panel = adapters(model)
     panel.add("a", TunedParameters((), {"embeddings.word_embeddings": (3, 5)}))
@@ -235,7 +235,9 @@ def test_rows_of_tokens_alone_go_to_peft_and_come_back(tmp_path: Path) -> None:
     ids = torch.tensor([[2, 3, 5, 7]])
     panel.active = "a"
     expected = model(input_ids=ids)[0]
-    again = tiny_model("bert")
-    assert not torch.equal(again(input_ids=ids)[0], expected)
-    adaptergit.load(tmp_path / "theirs", again)
-    assert torch.equal(again(input_ids=ids)[0], expected)
+    panel.save("a", tmp_path / "ours")
+    for folder in ("theirs", "ours"):
+        again = tiny_model("bert")
+        assert not torch.equal(again(input_ids=ids)[0], expected)
+        adaptergit.load(tmp_path / folder, again)
+        assert torch.equal(again(input_ids=ids)[0], expected)

@@ -384,6 +384,8 @@ def test_eval_tells_when_a_card_exaggerates(tmp_path: Path, moods: tuple[Path, P
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("multi-label-classification", {"text": "x", "label": {"a": 1}}, "a list"),
+    ("text-regression", {"text": "x", "label": float("nan")}, "holds nan, expected a number"),
+    ("multi-label-classification", {"text": "x", "label": []}, "no row has a label"),
     ("multi-label-classification", {"text": "x", "label": [float("nan")]}, "something else than texts"),
     ("text-regression", {"text": "x", "label": "many"}, "a number"),
     ("text-regression", {"text": "x", "label": "nan"}, "a number"),

@@ -191,14 +191,15 @@ def test_a_label_only_in_the_held_out_file_is_refused(files: tuple[Path, Path], 
 
 
 @needs_model
-def test_a_trainer_of_ones_own_resumes_and_keeps_the_best(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_trainer_of_ones_own_resumes_and_keeps_the_best(plain: bool, tmp_path: Path) -> None:
     """What the README says of AdapterTrainer: checkpoints hold the adapter, and both uses of them work."""
     import transformers
     from conftest import tiny_model
 
-    from adaptergit.training import AdapterTrainer
+    from adaptergit.training import AdapterCallback, AdapterTrainer
 
-    def trainer() -> AdapterTrainer:
+    def trainer(folder: Path = tmp_path / "out") -> Any:
         transformers.set_seed(0)
         model = tiny_model("bert", "AutoModelForSequenceClassification")
         panel = adaptergit.adapters(model)
@@ -206,21 +207,33 @@ def test_a_trainer_of_ones_own_resumes_and_keeps_the_best(tmp_path: Path) -> Non
         panel.train("a")
         rows = [{"input_ids": [5 + i % 2, 7, 9 + i % 5], "labels": i % 2} for i in range(32)]
         options = transformers.TrainingArguments(
-            output_dir=str(tmp_path), num_train_epochs=4, learning_rate=0.02, per_device_train_batch_size=8, save_strategy="epoch",
+            output_dir=str(folder), num_train_epochs=4, learning_rate=0.02, per_device_train_batch_size=8, save_strategy="epoch",
             eval_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="eval_loss", report_to=[], disable_tqdm=True,
             label_names=["labels"], remove_unused_columns=False,
         )  # fmt: skip
-        return AdapterTrainer(model=model, args=options, train_dataset=rows, eval_dataset=rows)
+        kind, callbacks = (transformers.Trainer, [AdapterCallback()]) if plain else (AdapterTrainer, [])
+        return kind(model=model, args=options, train_dataset=rows, eval_dataset=rows, callbacks=callbacks)
+
+    def losses_of(one: Any) -> list[float]:
+        return [log["eval_loss"] for log in one.state.log_history if "eval_loss" in log]
 
     first = trainer()
     first.train()
-    losses = [log["eval_loss"] for log in first.state.log_history if "eval_loss" in log]
+    losses = losses_of(first)[:4]
     assert first.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-5)
     assert losses[-1] < losses[0]
     again = trainer()
-    again.train(resume_from_checkpoint=True)
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-8"))
+    assert losses_of(again) == pytest.approx(losses, abs=1e-5)
     assert again.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-5)
-    assert not list(tmp_path.rglob("model.safetensors"))
+    elsewhere = trainer(tmp_path / "elsewhere")
+    if plain:
+        with pytest.raises(DataError, match="not the one of its step in output_dir"):
+            elsewhere.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-8"))
+    else:
+        elsewhere.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-8"))
+        assert losses_of(elsewhere) == pytest.approx(losses, abs=1e-5)
+        assert not list(tmp_path.rglob("model.safetensors"))
 
 
 def test_an_adapter_in_the_output_folder_is_not_replaced_unasked(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ _model_class = click.option(
     "--model-class", help="Class of transformers that makes the base model: AutoModelForCausalLM …"
 )
 _name = click.option("--name", help="Name of the adapter; default: its own.")
+_no_head = click.option("--no-head", is_flag=True, help="Leave heads out: PEFT has none beside the model.")
 _pickle = click.option(
     "--allow-pickle", is_flag=True, help="Read pickled weights too, in a process of its own with limits."
 )
@@ -35,6 +36,7 @@ _lock = click.option("--lock", type=click.Path(path_type=Path), help="Lock file 
 @_base
 @_model_class
 @_name
+@_no_head
 @_pickle
 @click.option("--license", help="SPDX expression for the card.")
 @click.option("--description", help="For the card.")
@@ -50,6 +52,7 @@ def convert(
     base: str | None,
     model_class: str | None,
     name: str | None,
+    no_head: bool,
     allow_pickle: bool,
     license: str | None,
     description: str | None,
@@ -68,12 +71,18 @@ def convert(
     Example:
       adaptergit convert ./old-checkpoint out/sst2 --to adaptergit --base bert-base-uncased --license Apache-2.0
       adaptergit convert pfeiffer.zip out/sst2 --to adaptergit --allow-pickle
-      adaptergit convert out/sst2 for-peft --to peft
+      adaptergit convert out/sst2 for-peft --to peft --no-head
     """
     about = {key: value for key, value in (("license", license), ("description", description)) if value is not None}
     fetching = {"policy": policy, "offline": offline, "index": index, "lock": lock}
-    options = {"base": base, "model_class": model_class, "name": name, "allow_pickle": allow_pickle, "about": about}
-    _run(source, target, to, as_json, {**options, **fetching})
+    options = {
+        "base": base,
+        "model_class": model_class,
+        "name": name,
+        "head": not no_head,
+        "allow_pickle": allow_pickle,
+    }
+    _run(source, target, to, as_json, {**options, "about": about, **fetching})
 
 
 @click.command()
@@ -83,6 +92,7 @@ def convert(
 @_base
 @_model_class
 @_name
+@_no_head
 @policy_option
 @offline_option
 @index_option
@@ -95,6 +105,7 @@ def export(
     base: str | None,
     model_class: str | None,
     name: str | None,
+    no_head: bool,
     policy: str | None,
     offline: bool,
     index: Path | None,
@@ -111,7 +122,8 @@ def export(
       adaptergit export acme/adapters@sst2 --to adapterhub for-adapters
     """
     fetching = {"policy": policy, "offline": offline, "index": index, "lock": lock}
-    _run(source, target, to, as_json, {"base": base, "model_class": model_class, "name": name, **fetching})
+    options = {"base": base, "model_class": model_class, "name": name, "head": not no_head}
+    _run(source, target, to, as_json, {**options, **fetching})
 
 
 def _run(source: str, target: Path, to: str, as_json: bool, options: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ block, which place of it, which part of the adapter there.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from packaging.version import InvalidVersion, Version
 from torch import nn
 
-from adaptergit.errors import ModelError, PackageError, UsageError
+from adaptergit.errors import AdaptergitWarning, ModelError, PackageError, UsageError
 from adaptergit.formats.adapterhub_sites import (
     as_adapters_has_it,
     block_numbers,
@@ -229,6 +230,13 @@ def _one_config(
     if architecture == "reft":
         fields_.pop("output_reft", None)
         fields_.pop("dtype", None)
+        if not fields_.get("orthogonality", True) and "subtract_projection" not in fields_:
+            warnings.warn(
+                "a checkpoint of adapters does not say if it is NoReFT or DiReFT: it is read as NoReFT; for DiReFT, "
+                'add "subtract_projection": false to the config in its adapter_config.json',
+                AdaptergitWarning,
+                stacklevel=2,
+            )
     if architecture is None:
         fields_ = _bottleneck_fields(fields_, raw, host)
     known = {field.name for field in fields(kinds[architecture])}

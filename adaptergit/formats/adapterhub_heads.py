@@ -48,7 +48,9 @@ def translate_head(
     kind = config.get("head_type") if isinstance(config, dict) else config
     cls = HEADS.get(str(kind))
     if cls is None or not isinstance(config, dict):
-        raise PackageError(f"heads of the type {kind!r} are not known", where=at, hint="load with head=False")
+        raise PackageError(
+            f"heads of the type {kind!r} are not known", where=at, hint="leave it out: head=False, or --no-head"
+        )
     if getattr(host.base.config, "model_type", "") == "beit":
         config = {**config, "use_pooler": True}  # whatever the configuration says
     known = {f.name for f in fields(cls)} - {"labels"}

@@ -49,6 +49,14 @@ _ARCHITECTURES: Mapping[type[MethodConfig], str] = {
     PromptTuning: "prompt_tuning",
     ReFT: "reft",
 }
+_NO_OPTION = {
+    "tagging": ("bias", "use_pooler"),
+    "question_answering": ("bias", "use_pooler"),
+    "multiple_choice": ("bias", "num_labels"),
+    "seq2seq_lm": ("embedding_size",),
+    "dependency_parsing": ("dropout_prob",),
+}
+"""What its heads are all made with the default of, by their type."""
 
 
 def write_adapterhub(panel: Panel, name: str, folder: Path) -> None:
@@ -210,6 +218,8 @@ def _config(config: MethodConfig, host: Host) -> dict[str, Any]:
         return fields
     if type(config) not in _ARCHITECTURES:
         raise UsageError(f"adapters has no {config.method}")
+    if isinstance(config, ReFT) and not config.subtract_projection:
+        raise UsageError("adapters does not store that a ReFT is DiReFT, and loads it as NoReFT")
     fields["architecture"] = _ARCHITECTURES[type(config)]
     for ours, wanted in (
         ("target_modules", None), ("rank_pattern", None), ("alpha_pattern", None), ("use_rslora", False),
@@ -378,10 +388,17 @@ def _reft(
 
 def _head(panel: Panel, name: str, envelope: Mapping[str, Any]) -> dict[str, Any]:
     head: Any = panel.head_config(name)
-    module = panel.head_module(name)
+    module: Any = panel.head_module(name)
+    base: Any = panel.host.base
     if not isinstance(head, LayersHead | LanguageModelHead | DependencyParsingHead):
         raise UsageError(f"a head of the kind {head.type!r} cannot be written as one of adapters")
     fields = {key: value for key, value in head.to_dict().items() if key != "labels"}
+    for option in _NO_OPTION.get(head.type, ()):
+        if fields.pop(option) != getattr(type(head), option):
+            raise UsageError(f"adapters has no {head.type} head with {option}={getattr(head, option)!r}")
+    tied = isinstance(head, LanguageModelHead) and getattr(base.config, "tie_word_embeddings", True)
+    if tied and not torch.equal(base.get_input_embeddings().weight, module.decoder.weight):
+        raise UsageError("adapters ties the output embedding of a language model head, and this one has its own")
     labels = {label: index for index, label in enumerate(head.labels)} or None
     tensors = {}
     for key, tensor in module.state_dict().items():
@@ -392,7 +409,7 @@ def _head(panel: Panel, name: str, envelope: Mapping[str, Any]) -> dict[str, Any
         elif key.startswith("transform."):
             own = key.removeprefix("transform.")
         elif key.startswith("decoder."):
-            own = f"{len(module.transform)}.{key.removeprefix('decoder.')}"  # type: ignore[arg-type]
+            own = f"{len(module.transform)}.{key.removeprefix('decoder.')}"
         tensors[f"heads.{name}.{own}"] = tensor
     config = {**fields, "head_type": head.type, "label2id": labels}
     return {HEAD_CONFIG: {"config": config, "name": name, **envelope}, HEAD_WEIGHTS: tensors}

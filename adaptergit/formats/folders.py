@@ -38,6 +38,12 @@ _TASKS = {
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
 """PEFT's names of tasks."""
+_CLASSES = {
+    **{auto.removeprefix("AutoModel"): auto for auto in (*_TASKS.values(), "AutoModelForMaskedLM")},
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+}
+"""How names of classes end."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,16 @@ def is_single(folder: Folder) -> bool:
 
 
 def model_class(folder: Folder) -> tuple[str, dict[str, Any]]:
-    """Return the class of transformers that makes the model a checkpoint fits, and options: where PEFT saved modules of
-    a task's head, the model has one."""
+    """Return the class of transformers that makes the model a checkpoint fits, and options: where PEFT saved what is
+    the model's own, at paths of its class, it is the class that PEFT was used with."""
     raw = folder.json(CONFIG) if is_peft(folder) else {}
-    saved, kind = raw.get("modules_to_save"), _TASKS.get(str(raw.get("task_type")))
-    if kind is None or not saved:
+    own = any(raw.get(name) for name in ("modules_to_save", "trainable_token_indices", "token_indices"))
+    own = own or raw.get("bias", "none") != "none" or raw.get("peft_type") == "LN_TUNING"
+    mapping = raw.get("auto_mapping")
+    made_in = str(mapping.get("base_model_class")) if isinstance(mapping, Mapping) else ""
+    by_class = next((auto for end, auto in _CLASSES.items() if made_in.endswith(end)), None)
+    kind = _TASKS.get(str(raw.get("task_type")), by_class)
+    if kind is None or not own:
         return "AutoModel", {}
     tensors = folder.tensors(PEFT_WEIGHTS, "adapter_model.bin")
     ends = (".classifier.weight", ".score.weight", ".out_proj.weight")

@@ -125,7 +125,9 @@ class _Source:
     def __init__(self, raw: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], host: Host, where: str) -> None:
         self.raw, self.host, self.where = raw, host, where
         # A safetensors file has no order.
-        self.tensors = {key.removeprefix("base_model.model."): value for key, value in sorted(tensors.items())}
+        # No tuner wraps the model that gets a prompt.
+        stem = "base_model." if "prompt_embeddings" in tensors else "base_model.model."
+        self.tensors = {key.removeprefix(stem): value for key, value in sorted(tensors.items())}
         self.used: set[str] = set()
         self._wrapped: dict[str, str] = {}  # paths from the base, and from the model that PEFT wrapped
         self._base = dict(own_modules(host.base))
@@ -148,6 +150,8 @@ class _Source:
                     break
         if not found:
             raise PackageError(f"no tensors of {self.raw['peft_type']} are in it", where=self.where)
+        if convolved := [path for path in found if isinstance(self._base[path], torch.nn.modules.conv._ConvNd)]:
+            raise PackageError(f"an adapter of a convolution cannot be read: {convolved[0]}", where=self.where)
         self.check_complete()
         return {path: found[path] for path in self._base if path in found}
 
@@ -188,7 +192,12 @@ class _Source:
                 where=self.where,
                 hint="leave it out of target_modules; modules_to_save trains a module whole",
             )
-        raise ModelError(f"the model has no module {path!r}", where=self.where)
+        replicated = self.raw.get("layer_replication")
+        raise ModelError(
+            f"the model has no module {path!r}",
+            where=self.where,
+            hint=f"layer_replication={replicated}: replicate its layers first, as PEFT does" if replicated else None,
+        )
 
     def in_model(self, path: str) -> str:
         """Return a module's path from the whole model."""
@@ -208,6 +217,11 @@ class _Source:
         short = {path.removeprefix(self._prefix): wrapped for path, wrapped in modules.items()}
         self._wrapped |= {path: wrapped for path, wrapped in short.items() if path in self._base}
         self.check_complete()
+
+    def stacks(self) -> int:
+        """Return how many stacks of the model a prompt is for."""
+        named = self.raw.get("num_transformer_submodules")
+        return int(named or (2 if self.raw.get("task_type") == "SEQ_2_SEQ_LM" else 1))
 
     def parameters(self, modules: Iterable[str]) -> set[str]:
         """Return what parameters modules have, by path from the whole model."""
@@ -276,7 +290,8 @@ def _adalora(source: _Source) -> tuple[MethodConfig, Tensors]:
     initial = int(source.raw.get("init_r") or config.r)
     ranks = {path: int(parts["lora_A"].shape[0]) for path, parts in found.items()}
     alphas = {path: config.alpha * rank / (initial + 1e-5) for path, rank in ranks.items()}
-    return replace(config, r=initial, rank_pattern=ranks, alpha_pattern=alphas), source.rename(found)
+    # It looks at use_rslora no more than at the patterns.
+    return replace(config, r=initial, use_rslora=False, rank_pattern=ranks, alpha_pattern=alphas), source.rename(found)
 
 
 def _ia3(source: _Source) -> tuple[MethodConfig, Tensors]:
@@ -314,6 +329,8 @@ def _form(source: _Source) -> tuple[MethodConfig, Tensors]:
     kind = str(raw["peft_type"]).lower()
     prefix, suffix = FORM_PARTS[kind]
     names = {key.rpartition(f".{prefix}")[2].removesuffix(suffix) for key in source.tensors if f".{prefix}" in key}
+    if any("embedding_" in name for name in names):
+        raise PackageError(f"{kind.upper()} of an embedding cannot be read", where=source.where)
     found = source.take({f"{prefix}{name}{suffix}": name for name in names})
     if raw.get("coft"):
         eps = float(raw.get("eps", 6e-5))
@@ -324,12 +341,22 @@ def _form(source: _Source) -> tuple[MethodConfig, Tensors]:
         raise PackageError("BOFT with more than one butterfly factor cannot be read", where=source.where)
     if kind == "miss" and raw.get("init_weights") in ("bat", "mini"):
         raise PackageError(f"MiSS of the kind {raw['init_weights']!r} cannot be read", where=source.where)
-    if kind in ("loha", "lokr") and (raw.get("rank_pattern") or raw.get("alpha_pattern")):
-        raise PackageError(f"{kind} with patterns of ranks cannot be read", where=source.where)
+    if raw.get("n_frequency_pattern"):
+        raise PackageError("FourierFT with a number of frequencies for each layer cannot be read", where=source.where)
+    if len(sizes := {_block_size(kind, raw, parts) for parts in found.values()}) > 1:
+        raise PackageError(
+            f"{kind.upper()} with blocks of several sizes cannot be read: {sorted(sizes)}",
+            where=source.where,
+            hint="in PEFT, give the size of a block in place of their number",
+        )
+    alpha = float(raw.get("alpha") or 8)
+    ranks = {path: int(source.pattern("rank_pattern", path, r)) for path in found}
+    alphas = {path: float(source.pattern("alpha_pattern", path, alpha)) for path in found}
+    terms = int(raw["num_cayley_neumann_terms"]) if raw.get("use_cayley_neumann") else 0
     config = WeightForm(
         kind=kind,
         r=r or 8,
-        alpha=float(raw.get("alpha") or 8),
+        alpha=alpha,
         factor=int(raw.get("decompose_factor") or -1),
         decompose_both=bool(raw.get("decompose_both")),
         n_frequency=int(raw.get("n_frequency") or 1000),
@@ -337,9 +364,11 @@ def _form(source: _Source) -> tuple[MethodConfig, Tensors]:
         random_loc_seed=int(raw.get("random_loc_seed") or 777),
         block_size=_block_size(kind, raw, first),
         block_share=bool(raw.get("block_share")),
-        neumann_terms=int(raw["num_cayley_neumann_terms"]) if raw.get("use_cayley_neumann") else 0,
+        neumann_terms=4 if terms == 3 else terms,  # PEFT computes the same with both
         orthogonal=bool(raw.get("apply_GS")),
         target_modules=tuple(found),
+        rank_pattern={path: rank for path, rank in ranks.items() if rank != r} or None,
+        alpha_pattern={path: value for path, value in alphas.items() if value != alpha} or None,
     )
     return config, source.rename(found)
 
@@ -364,7 +393,7 @@ def _block_size(kind: str, raw: Mapping[str, Any], first: Mapping[str, torch.Ten
 def _prefix(source: _Source) -> tuple[MethodConfig, Tensors]:
     embeddings = source.tensors["prompt_embeddings"]
     source.used.add("prompt_embeddings")
-    if int(source.raw.get("num_transformer_submodules") or 1) == 2:
+    if source.stacks() == 2:
         # In encoder-decoder models PEFT deals every block four of the tensors in turn, of which the decoder uses two.
         layers = int(source.raw["num_layers"])
         whole = embeddings.view(embeddings.shape[0], 2 * layers, -1)
@@ -379,6 +408,12 @@ def _prefix(source: _Source) -> tuple[MethodConfig, Tensors]:
 def _prompt(source: _Source) -> tuple[MethodConfig, Tensors]:
     embeddings = source.tensors["prompt_embeddings"]
     source.used.add("prompt_embeddings")
+    if source.stacks() == 2:
+        raise PackageError(
+            "PEFT puts half of these prompts into the decoder, which has none here",
+            where=source.where,
+            hint="in PEFT, train it with num_transformer_submodules=1",
+        )
     return PromptTuning(prompt_length=embeddings.shape[0], before_positions=True), {
         "prompt.prompt_embedding": embeddings
     }
@@ -413,7 +448,9 @@ def _tuned(source: _Source) -> tuple[TunedParameters | None, Tensors]:
             tokens[path] = _tokens(source, wrapped)
             rows[f"tuned.{path}.rows"] = tensor
             continue
-        path = key.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+        if ".original_module." in key:
+            continue
+        path = re.sub(r"\.(token_adapter\.)?base_layer\.|\.modules_to_save(\.default)?\.", ".", key)
         module, _, name = path.rpartition(".")
         where = source.in_model(module)
         own = getattr(source._model.get(where), name, None)

@@ -86,6 +86,8 @@ def write_peft(panel: Panel, name: str, folder: Path, *, patterns: bool = True) 
         more, values = _beside(tuned, set(fields.get("target_modules", ())), panel)
         if "bias" in more and multiplies(config.configs[0]):
             raise UsageError(f"PEFT does not multiply tuned biases, and a {config.configs[0].method} here does")
+        if "prompt_embeddings" in tensors:  # no tuner wraps the model then
+            values = {key.replace(_STEM, "base_model.", 1): value for key, value in values.items()}
         fields, tensors = fields | more, tensors | values
     elif isinstance(config, TunedParameters):
         fields, tensors = _alone(tuned)
@@ -94,7 +96,10 @@ def write_peft(panel: Panel, name: str, folder: Path, *, patterns: bool = True) 
     if not patterns and (fields.get("rank_pattern") or fields.get("alpha_pattern")):
         raise UsageError("some layers have a rank or an alpha of their own here, as they are fused")
     if name in panel.heads and not fields.get("modules_to_save"):
-        raise UsageError("a head beside the model has no equivalent in PEFT", hint="load it with head=False")
+        raise UsageError(
+            "a head beside the model has no equivalent in PEFT",
+            hint="leave it out: convert(…, head=False), or --no-head",
+        )
     fields = {
         "base_model_name_or_path": str(getattr(panel.model.config, "_name_or_path", "")),
         "task_type": None,
@@ -148,6 +153,7 @@ def _beside(tuned: Mapping[Tuned, nn.Module], adapted: set[str], panel: Panel) -
     """Parameters of the model's own beside an adapter: biases, rows for tokens, and whole modules."""
     fields: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}
+    whole: dict[str, dict[str, torch.Tensor]] = {}
     for place, module in tuned.items():
         path = place.path
         if isinstance(module, TiedRows):  # PEFT ties them as well
@@ -157,17 +163,23 @@ def _beside(tuned: Mapping[Tuned, nn.Module], adapted: set[str], panel: Panel) -
             tensors[f"{_STEM}{path}.token_adapter.trainable_tokens_delta"] = module.rows
             continue
         assert isinstance(module, TunedSite)
-        values = dict(module.named_parameters())
+        values: dict[str, torch.Tensor] = dict(module.named_parameters())
         if set(values) == {"bias"}:
             fields["bias"] = "all"
             tensors[f"{_STEM}{path}.{'base_layer.' if path in adapted else ''}bias"] = values["bias"]
         elif path in adapted:
             raise UsageError(f"PEFT has no adapter of {path} and values of its own for it at once")
         else:
-            fields.setdefault("modules_to_save", []).append(path)
-            own = dict(panel.model.get_submodule(path).named_parameters(recurse=False))
-            tensors |= {f"{_STEM}{path}.{key}": value for key, value in (own | values).items()}
-    return fields, tensors
+            whole[path] = values
+            tensors |= {f"{_STEM}{path}.{key}": value for key, value in values.items()}
+    # PEFT saves a module with all that is in it: of nested ones, the outermost.
+    saved = [path for path in whole if not any(path.startswith(f"{other}.") for other in whole)]
+    for path in saved:
+        if inside := next((target for target in adapted if target.startswith(f"{path}.")), None):
+            raise UsageError(f"PEFT has no adapter of {inside} within a copy of {path}")
+        own = panel.model.get_submodule(path).state_dict()
+        tensors = {f"{_STEM}{path}.{key}": value for key, value in own.items()} | tensors
+    return fields | ({"modules_to_save": saved} if saved else {}), tensors
 
 
 def _lora(config: LoRA, source: _Source) -> Made:
@@ -262,17 +274,23 @@ def _vera(config: VeRA, source: _Source) -> Made:
 
 
 def _form(config: WeightForm, source: _Source) -> Made:
-    if config.rank_pattern or config.alpha_pattern:
-        raise UsageError(f"a {config.kind} with patterns of ranks is not written for PEFT")
     sites = source.sites()
+    ranks = {path: site.r for path, site in sites.items() if site.r != config.r}
+    alphas = {path: site.alpha for path, site in sites.items() if site.alpha != config.alpha}
+    if (ranks or alphas) and config.kind not in ("loha", "lokr"):
+        raise UsageError(f"PEFT has no {config.kind} with patterns of ranks")
+    if config.neumann_terms == 3:
+        raise UsageError("PEFT computes an OFT of 3 terms as one of 4", hint="make it with neumann_terms=4")
+    patterns = {"rank_pattern": ranks, "alpha_pattern": alphas}
     prefix, suffix = FORM_PARTS[config.kind]
     kinds: Mapping[str, dict[str, Any]] = {
-        "loha": {"r": config.r, "alpha": config.alpha},
+        "loha": {"r": config.r, "alpha": config.alpha, **patterns},
         "lokr": {
             "r": config.r,
             "alpha": config.alpha,
             "decompose_factor": config.factor,
             "decompose_both": config.decompose_both,
+            **patterns,
         },
         "fourierft": {
             "n_frequency": config.n_frequency,
@@ -337,6 +355,7 @@ def _prompt(config: PromptTuning, source: _Source) -> Made:
     assert isinstance(embedding, torch.Tensor)
     return {
         **_virtual_tokens(source.panel, config.prompt_length),
+        "num_transformer_submodules": 1,  # with 2, half of the rows would be the decoder's
         "peft_type": "PROMPT_TUNING",
         "token_dim": embedding.shape[1],
         "num_attention_heads": getattr(base, "num_attention_heads", None),

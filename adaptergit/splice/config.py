@@ -175,7 +175,7 @@ def _culprit(preset: MethodConfig, changes: Mapping[str, Any]) -> str:
 
 
 def config_from_dict(family: str, raw: Mapping[str, Any]) -> MethodConfig:
-    """Build a configuration from a card.
+    """Build a configuration from a card, which may name the family too.
 
     Raises:
         UsageError: An unknown method or field, or a value that is not allowed.
@@ -188,9 +188,15 @@ def config_from_dict(family: str, raw: Mapping[str, Any]) -> MethodConfig:
     cls = _FAMILIES[family]
     known = {f.name for f in fields(cls)}
     for key in raw:
-        if key not in known:
+        if key not in known | {"family"}:
             raise UsageError(f"{family} has no field {key!r}", hint=f"fields: {', '.join(sorted(known))}")
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+    return cls(**{key: _tuples(value) for key, value in raw.items() if key != "family"})
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def check_types(config: MethodConfig) -> None:

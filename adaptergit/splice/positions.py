@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from adaptergit.errors import UsageError
+from adaptergit.errors import ModelError, UsageError
+from adaptergit.splice.attention import own_way
 
 if TYPE_CHECKING:
     from adaptergit.splice.plan import Plan
@@ -35,6 +36,24 @@ def shift_positions(base: nn.Module, named: dict[str, Any], plan: Plan, seen: in
     listed = plan.positions(tokens.shape[0])
     taken: Any = listed[0] if len(set(listed)) == 1 else torch.tensor(listed, device=tokens.device)[:, None]
     named["position_ids"] = given + (taken if counted is None else taken * counted)
+
+
+def check_shift(base: nn.Module, attention: nn.Module, path: str) -> None:
+    """Refuse prefixes that take positions where tokens cannot be told theirs.
+
+    Raises:
+        ModelError: The model counts by itself.
+    """
+    if own_way(attention) and hasattr(attention, "compute_bias"):
+        raise ModelError("this prefix takes positions, which needs transformers 5 here", where=path)
+    names = (name.rpartition(".")[2] for name, _ in base.named_modules())
+    absolute = next((name for name in names if "position" in name and "relative" not in name), None)
+    if absolute and "position_ids" not in inspect.signature(base.forward).parameters:
+        raise ModelError(
+            f"this prefix takes positions, and a {type(base).__name__} counts those of its {absolute} by itself",
+            where=path,
+            hint="in adaptergit: positions='none'; PEFT has no such prefix",
+        )
 
 
 def own_positions(base: nn.Module, named: Mapping[str, Any], seen: int) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -287,8 +287,7 @@ def _head(record: Mapping[str, Any]) -> HeadConfig:
 
 
 def _method(method: str, config: Mapping[str, Any]) -> MethodConfig:
-    fields = dict(config)
-    parsed = config_from_dict(str(fields.pop("family", method)), fields)
+    parsed = config_from_dict(str(config.get("family", method)), config)
     if parsed.method != method:
         raise UsageError(f"adapter.method is {method!r}, but its config is of {parsed.method!r}")
     return parsed

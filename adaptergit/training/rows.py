@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,13 @@ class Row:
 
     def number(self, column: str) -> float:
         """Return a finite number."""
-        text = self.text(column)
+        value = self.value(column)
         try:
-            number = float(text)
+            number = float(value) if _is_text(value) else nan
         except ValueError:
-            number = float("nan")
-        if number != number or number in (float("inf"), float("-inf")):
-            raise DataError(f"column {column!r} holds {text!r}, expected a number", where=self.where)
+            number = nan
+        if not isfinite(number):
+            raise DataError(f"column {column!r} holds {value!r}, expected a number", where=self.where)
         return number
 
     def texts(self, column: str, separator: str | None = None) -> list[str]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,7 +16,8 @@ from accelerate.state import DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from adaptergit.errors import DataError
 from adaptergit.splice.fusion import regularisation
@@ -90,14 +92,31 @@ class AdapterSeq2SeqTrainer(_Adapters, Seq2SeqTrainer):
 
 
 class AdapterCallback(TrainerCallback):
-    """Beside a Trainer of one's own: every checkpoint gets the adapter too, and the best one is taken at the end.
+    """Beside a Trainer of one's own: every checkpoint gets the adapter too, a resumed run goes on with it, and the best
+    one is taken at the end.
 
     ``Trainer(model, …, callbacks=[AdapterCallback()])``; :class:`AdapterTrainer` also leaves the base model out of
-    checkpoints, resumes, and adds the regulariser of a fusion.
+    checkpoints, resumes from other folders than ``output_dir``, and adds the regulariser of a fusion.
     """
 
-    def __init__(self) -> None:
-        self._best: str | None = None
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Go on with the adapter of the checkpoint that the Trainer resumes from.
+
+        Raises:
+            DataError: It is not in ``output_dir``, or of another adapter.
+        """
+        if not state.global_step:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        written = folder / TRAINER_STATE_NAME
+        found = TrainerState.load_from_json(str(written)) if written.is_file() else TrainerState()
+        if json.dumps(found.log_history) != json.dumps(state.log_history):  # a callback is not told which folder it is
+            raise DataError(
+                "the checkpoint to resume from is not the one of its step in output_dir, where AdapterCallback looks",
+                where=str(folder),
+                hint="copy it there, or train with AdapterTrainer, which resumes from any folder",
+            )
+        load_adapters(model, folder)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Write the adapter into the checkpoint that was just written."""

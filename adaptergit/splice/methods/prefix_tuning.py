@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
 from adaptergit.errors import ModelError
-from adaptergit.splice.attention import own_way
 from adaptergit.splice.config import MethodConfig, register, register_preset
 from adaptergit.splice.layers import activation, require_counts, require_one_of, require_shares
 from adaptergit.splice.places import Attention, Parts
+from adaptergit.splice.positions import check_shift
 
 if TYPE_CHECKING:
     from adaptergit.splice.places import Host
@@ -71,10 +71,8 @@ class PrefixTuning(MethodConfig):
             group = self._group(attention, host)
             if group is not None and attention.block not in self.leave_out:
                 module = host.module(attention.path)
-                if self.positions == "before" and own_way(module) and hasattr(module, "compute_bias"):
-                    raise ModelError(
-                        "this prefix takes positions, which needs transformers 5 here", where=attention.path
-                    )
+                if self.positions == "before":
+                    check_shift(host.base, module, attention.path)
                 groups.setdefault(group, []).append(attention)
         if not groups:
             return parts

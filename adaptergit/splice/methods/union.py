@@ -31,12 +31,7 @@ class Union(MethodConfig):
 
     def __post_init__(self) -> None:
         # From a card, the parts are plain data.
-        parts = tuple(
-            config_from_dict(str(c.get("family")), {k: v for k, v in c.items() if k != "family"})
-            if isinstance(c, Mapping)
-            else c
-            for c in self.configs
-        )
+        parts = tuple(config_from_dict(str(c.get("family")), c) if isinstance(c, Mapping) else c for c in self.configs)
         if len(parts) < 2 or not all(isinstance(part, MethodConfig) for part in parts):
             raise UsageError("a union holds two configurations or more")
         object.__setattr__(self, "configs", parts)

@@ -225,9 +225,11 @@ def learnt_labels(labels: Sequence[str], data: Data) -> tuple[str, ...]:
     """Return the labels of a training file in their order.
 
     Raises:
-        DataError: One label, or nearly one for each row.
+        DataError: No label, one label, or nearly one for each row.
     """
     names = label_names(labels)
+    if not names:
+        raise DataError("no row has a label: there is nothing to learn", where=str(data.path))
     if len(names) < 2:
         raise DataError(f"all labels are {names[0]!r}: there is nothing to learn", where=str(data.path))
     if len(names) > max(20, len(labels) // 2):
