@@ -68,7 +68,7 @@ def lock(
         known = entries.get(lock_id(reference))
         return known is not None and not upgrade and _fits(reference, known)
 
-    ask_for_yanks([one for one in chosen if keeps(one)], settings)
+    ask_for_yanks(chosen, settings)
     changes: list[Change] = []
     made: dict[str, Locked] = {}
     for reference in chosen:  # grows by what its members depend on
@@ -89,7 +89,7 @@ def lock(
         asked = {lock_id(one) for one in chosen}
         below = dependencies_of(found.card, settings, of=reference.source.principal)
         new = [one for one in below if lock_id(one) not in asked]
-        ask_for_yanks([one for one in new if keeps(one)], settings)
+        ask_for_yanks(new, settings)
         chosen += new
     with exclusively(cache_dir() / "locks", str(path.resolve())):  # two at once would lose an entry
         now = read_lock(path) if path.exists() else {}  # others may have written while this one fetched

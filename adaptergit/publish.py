@@ -7,7 +7,7 @@ taken the push, nothing in the clone has changed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,8 @@ from adaptergit.package.version import check_version
 from adaptergit.packing import Report, card_to_publish, check_weights, packed, sign_package
 from adaptergit.pins import known_revocations, known_signers
 from adaptergit.reference import Source, check_adapter_name, expand
-from adaptergit.settings import Limits, Settings, check_online, load_settings
+from adaptergit.settings import Limits, Settings, cache_dir, check_online, load_settings
+from adaptergit.store import Store
 from adaptergit.trust import (
     MANIFEST_NAMESPACE,
     AllowedSigner,
@@ -241,6 +242,8 @@ def publish_all(
             )
             if proposal is not None and remote is not None:
                 page = _proposal_page(where, remote, here.branch, proposal, pushed)
+    if remote is not None and not dry_run:
+        _ask_anew(where, names)
     return [replace(draft.release, pull_request=page) for draft in drafts]
 
 
@@ -272,8 +275,18 @@ def yank(
 
     check_version(version)
     here = Clone.at(Path(clone))
-    where = here.reached(_destination(here, remote))
+    destination = _destination(here, remote)
+    where = here.reached(destination)
     yank_release(here, remote, where, check_adapter_name(name), version, reason, undo=undo)
+    _ask_anew(destination, [name])
+
+
+def _ask_anew(where: Source | None, names: Iterable[str]) -> None:
+    """Let the next load on this machine ask: what the repository answered before is no longer so."""
+    store = Store(cache_dir())
+    if where is not None:
+        for name in names:
+            store.remember(where.publisher, name, lambda known: replace(known, asked=0.0))
 
 
 @dataclass(frozen=True)

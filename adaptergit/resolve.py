@@ -274,9 +274,9 @@ def _remembered(
     if _exact(reference) is not None:
         version = _newest(reference, fetched)
     elif offline:
-        version = _newest(reference, [v for v in fetched if v not in known.yanked])
+        version = _newest(reference, _without(fetched, known.yanked))
     elif 0 <= time.time() - known.asked < settings.resolution_max_age:
-        version = _newest(reference, known.released)
+        version = _newest(reference, _without(known.released, known.yanked))
     else:
         return None
     seen = fetched.get(version) if version is not None else None
@@ -551,10 +551,14 @@ def _refuse_offline(reference: Reference, store: Store, offline: bool, refresh: 
             hint="leave one of the two: --refresh (of lock: --upgrade), or --offline (ADAPTERGIT_OFFLINE)",
         )
     if offline:
+        known = store.known(reference.source.publisher, reference.adapter)
+        stored = sorted((v for v, seen in known.fetched.items() if store.find(seen.digest) is not None), key=Version)
+        said = ", ".join(f"{version}{' (yanked)' if version in known.yanked else ''}" for version in stored)
+        named = f"; stored is {said}: name a version to have it, {reference.adapter}==…" if stored else ""
         raise NotFoundError(
             f"{reference} is not in the store, and offline was asked for",
             where=str(store.root),
-            hint="load it once with network",
+            hint=f"load it once with network{named}",
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Hub, git, snapshot
+from conftest import Hub, git, machine_of, snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -339,3 +339,42 @@ def test_what_a_plain_reference_means_is_not_pruned(hub: Hub, source: Source) ->
     assert sorted(gone) == ["0.9.0", "1.1.0", "2.0.0rc1"]
     assert fetch(f"{hub.url}@sst2", offline=True).version == "1.0.0"
     assert fetch(f"{hub.url}@sst2>=2.0.0rc1", offline=True).version == "2.0.0rc2"
+
+
+def test_who_publishes_or_yanks_is_given_what_is_there_now(hub: Hub, source: Source) -> None:
+    hub.trust()
+    reference = f"{hub.url}@sst2"
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    assert fetch(reference).version == "1.0.0"
+    publish(source(b"x" * 5000), version="1.1.0", clone=hub.clone, key=hub.key.path)
+    assert fetch(reference).version == "1.1.0"
+    yank("sst2", "1.1.0", reason="x", clone=hub.clone)
+    assert fetch(reference).version == "1.0.0"
+    yank("sst2", "1.1.0", reason="x", clone=hub.clone, undo=True)
+    assert fetch(reference).version == "1.1.0"
+
+
+def test_nothing_yanked_is_locked_anew(hub: Hub, source: Source, tmp_path: Path) -> None:
+    hub.trust()
+    reference = f"{hub.url}@sst2"
+    for number in range(2):
+        publish(source(b"x" * (5000 + number)), version=f"1.{number}.0", clone=hub.clone, key=hub.key.path)
+    assert fetch(reference).version == "1.1.0"
+    with machine_of("the publisher"):
+        yank("sst2", "1.1.0", reason="x", clone=hub.clone)
+    (change,) = lock([reference], path=tmp_path / "a.lock")
+    assert change.after == "1.0.0"
+
+
+def test_what_is_stored_and_not_given_is_named_offline(hub: Hub, source: Source) -> None:
+    hub.trust()
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    fetch(f"{hub.url}@sst2")
+    yank("sst2", "1.0.0", reason="x", clone=hub.clone)
+    with pytest.raises(NotFoundError):
+        fetch(f"{hub.url}@sst2", refresh=True)
+    with pytest.raises(NotFoundError) as refused:
+        fetch(f"{hub.url}@sst2", offline=True)
+    assert "stored is 1.0.0 (yanked): name a version to have it, sst2==…" in str(refused.value.hint)
+    with pytest.warns(AdaptergitWarning, match="yanked"):
+        assert fetch(f"{hub.url}@sst2==1.0.0", offline=True).from_store
