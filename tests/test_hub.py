@@ -382,10 +382,21 @@ def ssh_server(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> I
         server.wait()
 
 
-def test_over_ssh(tmp_path: Path, source: Source, key: SigningKey, ssh_server: int) -> None:
+@pytest.mark.parametrize("written", ["ssh://user@host:port/path", "user@host:path"])
+def test_over_ssh(
+    tmp_path: Path,
+    source: Source,
+    key: SigningKey,
+    ssh_server: int,
+    written: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bare, clone = tmp_path / "srv" / "adapters.git", tmp_path / "clone2"
     git(tmp_path, "init", "-q", "--bare", str(bare))
     url = f"ssh://{getpass.getuser()}@127.0.0.1:{ssh_server}{bare}"
+    if not written.startswith("ssh"):  # as forges show it; it has no place for a port
+        monkeypatch.setenv("GIT_SSH_COMMAND", f"{os.environ['GIT_SSH_COMMAND']} -p {ssh_server}")
+        url = f"{getpass.getuser()}@127.0.0.1:{bare}"
     git(tmp_path, "clone", "-q", url, str(clone))
     published = publish(source(), clone=clone, key=key.path)
     assert published.repository == f"127.0.0.1{bare.with_suffix('')}"

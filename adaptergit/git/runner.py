@@ -418,6 +418,8 @@ def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path
         hint = "connect once with ssh to see and accept the server's key"
     elif _UNREACHED.search(said):
         hint = "check the address and the network, and the proxy, if there is one (https_proxy, git config http.proxy)"
+    elif "dubious ownership" in said:
+        hint = "the folder belongs to somebody else: ask its owner to serve it (ssh, http), or clone it with git first"
     elif "hash algorithm" in said:
         hint = "one is a SHA-1 repository, the other a SHA-256 one: publish from a clone of the other"
     elif _MISSING.search(said):
