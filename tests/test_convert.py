@@ -55,6 +55,7 @@ CHECKPOINTS = sorted(
 )
 
 
+@pytest.mark.filterwarnings("ignore:a checkpoint of adapters does not say if it is NoReFT")
 @pytest.mark.parametrize(("case", "source"), CHECKPOINTS, ids=[f"{case}-{path.name}" for case, path in CHECKPOINTS])
 def test_there_and_back_not_a_bit_is_lost(case: str, source: Path, tmp_path: Path) -> None:
     """Golden checkpoints become packages that hold the same, and checkpoints again with the very same tensors."""

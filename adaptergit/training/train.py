@@ -472,19 +472,22 @@ def _hardware() -> str:
 def _check_sharing(spec: TrainSpec) -> None:
     if spec.fsdp and spec.deepspeed is not None:
         raise UsageError("fsdp and deepspeed both share a model out", hint="give one of them")
+    if spec.deepspeed is not None:
+        _check_deepspeed(spec.deepspeed)
     option = "fsdp" if spec.fsdp else "deepspeed" if spec.deepspeed is not None else None
     if option is not None and "RANK" not in os.environ:
         hint = f"torchrun --nproc-per-node 2 -m adaptergit train … --{option}"
         raise UsageError(f"{option} shares a model out over the processes of a launcher, and there is none", hint=hint)
-    if spec.deepspeed is None:
-        return
+
+
+def _check_deepspeed(path: Path) -> None:
     try:
-        if not isinstance(json.loads(spec.deepspeed.read_text("utf-8")), dict):
+        if not isinstance(json.loads(path.read_text("utf-8")), dict):
             raise ValueError("it is no object")
     except FileNotFoundError as error:
-        raise NotFoundError("no such file", where=str(spec.deepspeed)) from error
+        raise NotFoundError("no such file", where=str(path)) from error
     except (OSError, ValueError) as error:
-        raise UsageError(f"no configuration of DeepSpeed: {error}", where=str(spec.deepspeed)) from error
+        raise UsageError(f"no configuration of DeepSpeed: {error}", where=str(path)) from error
     _needs("deepspeed", "pip install deepspeed")
 
 
