@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from adaptergit.base_place import place_of
-from adaptergit.errors import DataError, NotFoundError, UsageError
+from adaptergit.errors import DataError, UsageError
 from adaptergit.package import CARD, Card
 from adaptergit.package.curve import FAR, thinned
 from adaptergit.splice.checkpoint import card_data, frameworks
@@ -35,6 +35,7 @@ from adaptergit.training.base import load_base, load_for, words_tokenizer
 from adaptergit.training.evaluate import answers_of
 from adaptergit.training.leftovers import leaving
 from adaptergit.training.measures import Metrics, measured
+from adaptergit.training.processes import check_sharing, gather, is_first, needs, sharded_apart, wait
 from adaptergit.training.readers import read_rows
 from adaptergit.training.resume import begin, finished, go_on, scores
 from adaptergit.training.rows import Data
@@ -123,8 +124,8 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     task = kind.learn(columns, data)
     task.check(held_out)
     data, validation = _validation(spec, task, data)
-    _needs("accelerate", "pip install 'adaptergit[train]'")
-    _check_sharing(spec)
+    needs("accelerate", "pip install 'adaptergit[train]'")
+    check_sharing(spec)
     report(Progress("loading the base model", 0, 1))
     model, inputs, fresh = load_for(spec.base, kind)
     report(Progress("loading the base model", 1, 1))
@@ -149,19 +150,19 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     resume_from = go_on(spec, card.data) if spec.resume else None
     _check_rows(ready)
     mine = spec.adapter_name
-    with leaving(spec.output, spec.checkpoints, mine=_first()):
+    with leaving(spec.output, spec.checkpoints, mine=is_first()):
         started = time.monotonic()
         history = _run_trainer(ready, card, resume_from)
         seconds = time.monotonic() - started
         answers = _answers(ready, held_out, "evaluating")
         metrics = measured(task.measures(answers, held_out), len(answers))
-        _gather(panel, mine)
-        if _first():
+        gather(panel, mine)
+        if is_first():
             about = _card_fields(ready, metrics, seconds, published=not fresh, history=history)
             # As it was before training: where the base is sharded, its fingerprint cannot be taken any more.
             _write(panel, spec, {**about, "base_model": card.data["base_model"]})
             shutil.rmtree(spec.checkpoints, ignore_errors=True)
-        _wait()
+        wait()
     note = "the base model has no output layer for this task: one was trained along, scored with, and left behind"
     return TrainResult(
         output=spec.output,
@@ -243,7 +244,7 @@ def _check_rows(ready: _Ready) -> None:
 
 
 def _answers(ready: _Ready, data: Data, stage: str) -> list[Any]:
-    report = (lambda done, total: ready.report(Progress(stage, done, total))) if _first() else (lambda *_: None)
+    report = (lambda done, total: ready.report(Progress(stage, done, total))) if is_first() else (lambda *_: None)
     size = ready.spec.batch_size
     return answers_of(ready.task, ready.panel.model, data, ready.tools, batch_size=size, report=report)
 
@@ -279,7 +280,7 @@ def _run_trainer(ready: _Ready, card: Card, resume_from: Path | None) -> _Histor
             return Order(features, spec.batch_size, spec.seed, lambda: int(self.state.epoch or 0))
 
     callbacks: list[Any] = []
-    if _first():
+    if is_first():
         callbacks.append(Reporter(lambda done, total, loss: ready.report(Progress("training", done, total, loss))))
     if spec.patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=spec.patience))
@@ -292,7 +293,7 @@ def _run_trainer(ready: _Ready, card: Card, resume_from: Path | None) -> _Histor
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
-    if resume_from is None and _first():
+    if resume_from is None and is_first():
         begin(spec, card.data)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from is not None else None)
     if spec.fsdp and not reshard(ready.panel.model):
@@ -321,7 +322,7 @@ def _arguments(ready: _Ready, size: int) -> Any:
     if spec.fsdp:
         sharding = {
             "fsdp": True,
-            "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": _units(ready.panel.model)},
+            "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": sharded_apart(ready.panel.model)},
         }
     return TrainingArguments(
         output_dir=str(spec.checkpoints),
@@ -347,13 +348,6 @@ def _arguments(ready: _Ready, size: int) -> Any:
         **(best if stopping else {}),
         **sharding,
     )
-
-
-def _units(model: Any) -> list[str]:
-    """Return the classes of what is sharded apart: embeddings are no part of it, as accelerate shards them itself."""
-    embeddings, names = model.get_input_embeddings(), set(model._no_split_modules or ())
-    found = {type(module).__name__ for module in model.modules() if embeddings not in module.modules()}
-    return sorted(found & names)
 
 
 def _card_fields(
@@ -439,63 +433,12 @@ def _write(panel: Panel, spec: TrainSpec, card: dict[str, Any]) -> None:
             path.replace(spec.output / path.name)
 
 
-def _gather(panel: Panel, name: str) -> None:
-    """Put what was sharded together again, in every process, so that it can be written as always."""
-    from adaptergit.training.trainer import reshard, whole
-
-    reshard(panel.model)
-    modules = [panel.module(name), *((panel.head_module(name),) if name in panel.heads else ())]
-    for module in (inner for outer in modules for inner in outer.modules()):
-        for key, parameter in list(module.named_parameters(recurse=False)):
-            if (found := whole(parameter)) is not parameter:
-                setattr(module, key, nn.Parameter(found.detach(), requires_grad=parameter.requires_grad))
-
-
-def _first() -> bool:
-    """Tell whether this process writes and reports."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def _wait() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
 def _hardware() -> str:
     several = int(os.environ.get("WORLD_SIZE", "1"))
     shared = f"{several} processes, " if several > 1 else ""
     if torch.cuda.is_available():
         return f"{shared}{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{shared}CPU, {torch.get_num_threads()} of {os.cpu_count()} cores, {platform.machine()}"
-
-
-def _check_sharing(spec: TrainSpec) -> None:
-    if spec.fsdp and spec.deepspeed is not None:
-        raise UsageError("fsdp and deepspeed both share a model out", hint="give one of them")
-    if spec.deepspeed is not None:
-        _check_deepspeed(spec.deepspeed)
-    option = "fsdp" if spec.fsdp else "deepspeed" if spec.deepspeed is not None else None
-    if option is not None and "RANK" not in os.environ:
-        hint = f"torchrun --nproc-per-node 2 -m adaptergit train … --{option}"
-        raise UsageError(f"{option} shares a model out over the processes of a launcher, and there is none", hint=hint)
-
-
-def _check_deepspeed(path: Path) -> None:
-    try:
-        if not isinstance(json.loads(path.read_text("utf-8")), dict):
-            raise ValueError("it is no object")
-    except FileNotFoundError as error:
-        raise NotFoundError("no such file", where=str(path)) from error
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no configuration of DeepSpeed: {error}", where=str(path)) from error
-    _needs("deepspeed", "pip install deepspeed")
-
-
-def _needs(package: str, hint: str) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec(package) is None:
-        raise UsageError(f"training needs {package}", hint=hint)
 
 
 __all__: Sequence[str] = ["Progress", "TrainResult", "load_base", "prepare", "train"]
