@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 from adaptergit._version import __version__
 from adaptergit.errors import AdaptergitError, did_you_mean
-from adaptergit.indexes import client
+from adaptergit.indexes import client, revoked
 from adaptergit.pins import known_revocations, known_signers
 from adaptergit.publish import default_key
 from adaptergit.reference import expand
@@ -127,12 +127,15 @@ def _keys(settings: Settings, _: datetime) -> Iterator[Finding]:
     if path is None:
         yield Finding("key", NOTE, "none yet; it is needed to publish", "adaptergit keygen, or --key with any SSH key")
         return
-    if os.name == "posix" and path.is_file() and stat.S_IMODE(path.stat().st_mode) & 0o077:
+    private = path.suffix != ".pub"
+    if private and os.name == "posix" and path.is_file() and stat.S_IMODE(path.stat().st_mode) & 0o077:
         text = f"{path} can be read by others, so that ssh-keygen refuses it"
         yield Finding("key", PROBLEM, text, f"chmod 600 {path}")
         return
-    key, held = SigningKey.open(path), unlocked(path)
-    gone = next((one for one in known_revocations(settings) if one.key == key.public.fingerprint), None)
+    key = SigningKey.open(path)
+    held = unlocked(path) if private else key.public
+    said = [*known_revocations(settings), *revoked(settings)]
+    gone = next((one for one in said if one.key == key.public.fingerprint), None)
     after = _successor(settings, gone.repository) if gone is not None and gone.repository is not None else None
     if held is not None and held != key.public:
         hint = f"ssh-keygen -y -f {path} > {path}.pub"
@@ -143,7 +146,8 @@ def _keys(settings: Settings, _: datetime) -> Iterator[Finding]:
     elif gone is not None:
         yield Finding("key", PROBLEM, f"{key.public.fingerprint} is {gone}", "make another: adaptergit keygen PATH")
     else:
-        yield Finding("key", OK, f"{key.public.fingerprint} in {path}")
+        where = path if private else f"the ssh agent, named by {path} (is it loaded? ssh-add -l)"
+        yield Finding("key", OK, f"{key.public.fingerprint} in {where}")
     if held is None:
         yield Finding("key", NOTE, "a passphrase guards it; ssh-keygen asks for it each time", f"ssh-add {path}")
 

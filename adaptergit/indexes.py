@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from adaptergit.errors import NotFoundError, TrustError, UsageError, did_you_mean
 from adaptergit.index.client import Client
@@ -13,6 +14,9 @@ from adaptergit.index.subscription import speakers
 from adaptergit.reference import Reference
 from adaptergit.settings import Settings, config_dir
 from adaptergit.trust import AllowedSigner, Revocation, SignedRotation
+
+_FILES = {".zip", ".safetensors", ".bin", ".pt", ".tar", ".json"}
+"""What ends like this is meant to be a file."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,8 @@ def full_name(name: str, settings: Settings) -> str:
     """
     bare = name.partition("#")[0]
     bare = bare[: next((at for at, char in enumerate(bare) if char in "=<>!~"), len(bare))]
+    if Path(bare).suffix in _FILES:
+        raise NotFoundError("no such file", where=bare, hint="an adapter is written org/repo@adapter")
     if not any_index():
         raise UsageError(
             f"{name!r} names no repository", hint="write org/repo@adapter, or add an index: adaptergit index add"

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from adaptergit.durable import scratch
 from adaptergit.errors import NotFoundError, ReleaseError, UsageError
+from adaptergit.indexes import revoked
 from adaptergit.package import (
     MANIFEST,
     Card,
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from adaptergit.git.pushing import Pushed
 
 _ANNOUNCED = ".adaptergit/allowed_signers"
+
+
+_ANOTHER = "make another key (adaptergit keygen PATH), announce it (adaptergit init), and sign with it: --key PATH"
 
 
 @dataclass(frozen=True)
@@ -420,13 +424,13 @@ def _address(where: Source | None, principal: str) -> str:
 
 
 def _check_counts(rotations: Sequence[SignedRotation], principal: str, public: PublicKey) -> None:
-    """Sign with no key that users refuse: one that was revoked here, or replaced by a rotation that the clone has.
+    """Sign with no key that users refuse: one that was revoked here or by an index, or replaced by a rotation.
 
     Raises:
         ReleaseError: It is one.
     """
     settings = load_settings()
-    known, revocations = known_signers(settings), known_revocations(settings)
+    known, revocations = known_signers(settings), [*known_revocations(settings), *revoked(settings)]
     itself = AllowedSigner((principal,), public, (MANIFEST_NAMESPACE,))
     change = follow(rotations, principal, [itself], (), datetime.now(UTC))
     refusing = [one for one in (*revocations, *change.removed) if one.severity == "refuse"]
@@ -434,8 +438,8 @@ def _check_counts(rotations: Sequence[SignedRotation], principal: str, public: P
         if one.speaks_of(public.fingerprint, principal):
             gone = {other.key for other in refusing if other.holds_for(principal)}
             counting = {each.key.fingerprint for each in (*known, *change.added) if each.names(principal)} - gone
-            named = ", ".join(sorted(counting)) or "its successor"
-            hint = f"name the file of a key that counts with --key: the one of {named}"
+            named = ", ".join(sorted(counting))
+            hint = f"name the file of a key that counts with --key: the one of {named}" if named else _ANOTHER
             if one in change.removed:
                 hint += f"\nif that rotation was taken back: git tag -d adapters-rotations/{change.path[-1].mark}"
             raise ReleaseError(f"the key {public.fingerprint} is {one}: users would refuse the release", hint=hint)

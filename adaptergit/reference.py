@@ -184,6 +184,9 @@ class Reference:
                     hint="copy the digest that 'adaptergit info' prints",
                 )
         source_text, _, tail = body.rpartition("@")
+        named = source_text.rpartition("@")
+        if named[1] and _ADAPTER.fullmatch(named[2]) and re.fullmatch(r"[0-9]+(\.[0-9]+)+[a-z0-9.]*", tail):
+            raise UsageError(f"{text!r}: {tail!r} is no adapter", hint=f"a version is written {source_text}=={tail}")
         match = _ADAPTER.match(tail)
         if match is None:
             raise UsageError(

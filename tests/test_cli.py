@@ -237,14 +237,32 @@ def test_what_is_wrong_with_a_key_file_is_said_with_what_mends_it(hub: Hub, sour
     key = tmp_path / "key"
     publishing = ("publish", str(source()), "--key", str(key))
     key.write_text("no key\n")
+    for mode in (0o644, 0o600):
+        key.chmod(mode)
+        assert "this is no OpenSSH private key" in run(*publishing, code=4, cwd=hub.clone)
+    key.unlink()
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
     key.chmod(0o644)
     assert f"chmod 600 {key}" in run(*publishing, code=4, cwd=hub.clone)
-    key.chmod(0o600)
-    assert "this is no OpenSSH private key" in run(*publishing, code=4, cwd=hub.clone)
-    key.unlink()
+    for half in (key, key.with_name("key.pub")):
+        half.unlink()
+    for name in ("", str(tmp_path)):
+        assert "this is a folder" in run("publish", str(source()), "--key", name, code=5, cwd=hub.clone)
+        assert "this is a folder" in run("keygen", name, code=2)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(key)], check=True)
     key.with_name("key.pub").unlink()
     assert f"ssh-keygen -y -f {key} > {key}.pub" in run(*publishing, code=4, cwd=hub.clone)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said", "code"),
+    [
+        (["convert", "old.zip", "out", "--to", "adaptergit"], "old.zip: no such file", 5),
+        (["load", "https://git.example/a/b@sst2@1.0.0"], "a version is written https://git.example/a/b@sst2==1.0.0", 2),
+    ],
+)
+def test_what_was_meant_is_said(home: Path, argv: list[str], said: str, code: int) -> None:
+    assert said in run(*argv, code=code)
 
 
 def test_a_damaged_entry_of_the_store_is_mended_by_what_the_error_says(hub: Hub, source: Source) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import GOLDEN, tiny_model
+from conftest import GOLDEN, Hub, git, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adaptergit
 from adaptergit.cli import main
-from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, UsageError
+from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, ReleaseError, UsageError
 from adaptergit.index.build import build
 from adaptergit.index.database import Database, News
 from adaptergit.index.entry import Entry, Metric
@@ -28,6 +28,7 @@ from adaptergit.index.repository import replace as write
 from adaptergit.index.sources import SourceFile, SourceKey
 from adaptergit.index.words import FILTERS, SORTS, Query, ordered, words_of
 from adaptergit.indexes import client, full_name
+from adaptergit.publish import publish
 from adaptergit.settings import load_settings
 from adaptergit.trust import Revocation, SigningKey, generate_key
 
@@ -340,7 +341,20 @@ def test_a_misspelt_name_is_recognised(make: Callable[..., IndexRepository], tmp
         asked = CliRunner().invoke(main, ["search", option, meant[:-3] + meant[-2:]])
         assert asked.stderr == f"nothing found: did you mean '{meant}'?\n"
     assert CliRunner().invoke(main, ["search", "xyzzy", "--base", "xyzzy"]).stderr == "nothing found\n"
+    said = CliRunner().invoke(main, ["search", "sentiment", "--method", "seqbn"]).stderr
+    assert said == "nothing found: without --method seqbn there is something\n"
     assert "adaptergit info" in CliRunner().invoke(main, ["show", f"{PRINCIPAL}@xyzzy"]).stderr
+
+
+def test_a_key_that_an_index_revoked_signs_nothing_more(
+    make: Callable[..., IndexRepository], hub: Hub, source: Callable[..., Path]
+) -> None:
+    stolen = Revocation(hub.key.public.fingerprint, None, None, "refuse", "stolen laptop", "")
+    make("community", release(PRINCIPAL, "a"), revoked=(stolen,))
+    before = git(hub.bare, "for-each-ref")
+    with pytest.raises(ReleaseError, match="stolen laptop"):
+        publish(source(), clone=hub.clone, key=hub.key.path)
+    assert git(hub.bare, "for-each-ref") == before
 
 
 # --- what fits a model -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -85,6 +86,13 @@ def search(
             click.echo(f"    {clean(entry.address)}=={entry.version}")
     if not found:
         hint = meant(" ".join(text), index=index, task=task, base_model=base_model)
+        filters: dict[str, Any] = {
+            "task": task, "base_model": base_model, "method": method, "language": language, "license": license,
+        }  # fmt: skip
+        for name in (name for name, value in filters.items() if value and hint is None):
+            others = {other: value for other, value in filters.items() if other != name}
+            if run(" ".join(text), index=index, base_of=base_of, limit=1, **others):
+                hint = f"without --{name.replace('_', '-')} {filters[name]} there is something"
         click.echo(f"nothing found{f': {clean(hint)}' if hint else ''}", err=True)
 
 

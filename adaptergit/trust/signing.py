@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -55,6 +57,8 @@ class SigningKey:
             TrustError: Not a key of an accepted type.
         """
         path = expand(path)
+        if path.is_dir():
+            raise NotFoundError("this is a folder, not a key file", where=str(path), hint="name a file in it")
         public_path = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
         if not path.is_file():
             raise NotFoundError("no such key file", where=str(path), hint="make one with: adaptergit keygen")
@@ -102,6 +106,8 @@ def generate_key(path: Path, *, comment: str = "", ask_passphrase: bool = False)
     path = expand(path)
     if path.suffix == ".pub":
         raise UsageError("name the private key; the public one gets .pub added", where=str(path))
+    if path.is_dir():
+        raise UsageError("this is a folder", where=str(path), hint="name a file for the key: adaptergit keygen PATH")
     pair = (path, path.with_name(path.name + ".pub"))
     for existing in pair:
         if existing.exists():
@@ -156,7 +162,18 @@ def _public_half(path: Path) -> str:
 
 def _hinted(error: TrustError, remedies: Mapping[str, str], path: Path) -> TrustError:
     hints = (hint for said, hint in remedies.items() if said in error.what)
-    return TrustError(error.what, where=error.where, hint=error.hint or next(hints, "").format(path=path) or None)
+    hint = error.hint or _of_file(path) or next(hints, "")
+    return TrustError(error.what, where=error.where, hint=hint.format(path=path) or None)
+
+
+def _of_file(path: Path) -> str | None:
+    """Tell what is wrong with a file itself, before what ``ssh-keygen`` says of it: that is often something else."""
+    with contextlib.suppress(OSError):
+        if path.suffix != ".pub" and b"PRIVATE KEY" not in path.read_bytes()[:100]:
+            return _REMEDIES["invalid format"]
+        if path.suffix != ".pub" and os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+            return _REMEDIES["bad permissions"]
+    return None
 
 
 def _run(argv: list[str], what: str, *, interactive: bool = False) -> str:
