@@ -49,9 +49,9 @@ class _Adapters:
     def create_accelerator_and_postprocess(self) -> None:
         """Shard on CPUs too: accelerate gives a model out to GPUs and their like only, and says nothing."""
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
-        state = self.accelerator.state
-        if self.args.fsdp_plugin_args is not None and getattr(state, "fsdp_plugin", None) is None:
-            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+        state, wanted = self.accelerator.state, getattr(self.args, "fsdp_plugin_args", None)  # from transformers 5 on
+        if wanted is not None and getattr(state, "fsdp_plugin", None) is None:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**wanted)
             state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.is_fsdp_enabled = True
 
