@@ -69,6 +69,9 @@ def not_loaded(what: str, base: str, error: Exception, hint: str | None = None) 
         hint = f"load it once with network, {ways}"
     elif "couldn't connect" in first:
         hint = f"look at the network and try again, {ways}"
+    meant = next((id for id in load_settings().base_models if id.rpartition("/")[2] == base), None)
+    if meant is not None:
+        hint = f"did you mean {meant!r}?"
     return NotFoundError(f"{what}: {first}", where=base, hint=hint or _other_hint())
 
 

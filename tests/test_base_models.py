@@ -164,3 +164,12 @@ def test_a_hub_that_does_not_answer_is_one_error(
     hint = said.stderr.splitlines()[-1]
     assert "hint: look at the network" in hint
     assert "[base_models]" in hint
+
+
+def test_an_id_without_its_organisation_is_recognised(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "config").mkdir(exist_ok=True)
+    (home / "config" / "config.toml").write_text('[base_models]\n"acme/tiny" = "/models/tiny"\n')
+    monkeypatch.setenv("ADAPTERGIT_OFFLINE", "1")
+    said = run("inspect", "tiny")
+    assert said.exit_code == 5
+    assert "did you mean 'acme/tiny'?" in said.stderr

@@ -125,6 +125,13 @@ def test_what_would_not_be_valid_is_not_written(out: Path, argv: list[str], code
     assert snapshot(out) == before
 
 
+@pytest.mark.parametrize("change", ["adapter.method=lora", "adapter.config.reduction_factor=8"])
+def test_what_the_weights_are_is_not_edited(out: Path, change: str) -> None:
+    before = (out / "card.yaml").read_bytes()
+    assert "was written with them" in run("card", "edit", out, change, code=2).stderr
+    assert (out / "card.yaml").read_bytes() == before
+
+
 def test_a_field_is_taken_out(out: Path) -> None:
     run("card", "edit", out / "card.yaml", "--unset", "keywords", "license=MIT")
     assert "keywords" not in card(out)

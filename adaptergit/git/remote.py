@@ -145,7 +145,8 @@ def fetch_objects(
             if not wide and _OTHER_FORMAT.search(error.what):
                 directory, wide = directory.with_name(f"{directory.name}-sha256"), True
             elif "couldn't find remote ref" in error.what:
-                raise NotFoundError(f"there is no {wants[0]} in {remote.url}") from error
+                hint = "is the repository empty? push a branch first" if wants[0] == "HEAD" else None
+                raise NotFoundError(f"there is no {wants[0]} in {remote.url}", hint=hint) from error
             elif only is not None and "filter" in error.what:
                 only = None
             else:

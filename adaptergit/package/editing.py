@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adaptergit.durable import replace_file
-from adaptergit.errors import NotFoundError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, UsageError
 from adaptergit.package import yamlfile
 from adaptergit.package.card import MAX_BYTES, Card
 from adaptergit.package.fields import parse_field, parse_fields
@@ -15,6 +15,8 @@ from adaptergit.package.readme import render_readme
 from adaptergit.package.schemas import dotted
 from adaptergit.reference import expand
 from adaptergit.settings import cache_dir
+
+_MADE = (*(("adapter", name) for name in ("format", "method", "config", "sites")), ("head", "type"), ("head", "config"))
 
 
 def card_path(path: str | Path) -> Path:
@@ -73,12 +75,14 @@ def write_card(path: Path, text: bytes, *, before: bytes) -> Card:
 
     Raises:
         PackageError: The text is no card; the old one stays.
-        UsageError: Somebody else changed it meanwhile, it is in the store, or it cannot be written.
+        UsageError: Somebody else changed it meanwhile, it is in the store, it cannot be written, or it says something
+            else of the weights.
     """
     path = path.resolve()
     if path.is_relative_to(cache_dir().resolve()):
         raise UsageError("what is in the store never changes", where=str(path), hint="copy the folder, and edit there")
     card = Card.from_yaml(text, where=str(path))
+    _check_made(before, card, path)
     if read_bounded(path, MAX_BYTES) != before:
         raise UsageError("the card was changed meanwhile", where=str(path))
     if text != before:
@@ -102,3 +106,18 @@ def render_card(path: str | Path, *, address: str = "org/repo") -> str:
     card, folder = read_card(path), card_path(path).parent
     weights = [file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file()]
     return render_readme(card, address, size=sum(weights) if weights else None)
+
+
+def _check_made(before: bytes, after: Card, path: Path) -> None:
+    """Refuse to change what describes the weights: whoever loads them would be told something else."""
+    try:
+        old = Card.from_yaml(before, where=str(path)).data
+    except PackageError:
+        return  # it is being mended
+    for part, name in _MADE:
+        if part in old and part in after.data and old[part].get(name) != after.data[part].get(name):
+            raise UsageError(
+                f"{part}.{name} says what the weights are, and was written with them",
+                where=str(path),
+                hint="train, convert or save the adapter once more",
+            )
