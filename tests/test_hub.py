@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Hub, card_data, git, snapshot, tensor_file
+from conftest import Hub, card_data, git, machine_of, snapshot, tensor_file
 
 from adaptergit.errors import (
     AdaptergitError,
@@ -184,7 +184,8 @@ def test_each_version_names_the_manifest_before_it(hub: Hub, source: Source) -> 
 def test_a_new_release_is_seen_when_asked_for(hub: Hub, source: Source) -> None:
     release(hub, source())
     assert fetch(f"{hub.url}@sst2").version == "1.0.0"
-    release(hub, source(), version="1.1.0")
+    with machine_of("the publisher"):
+        release(hub, source(), version="1.1.0")
     assert fetch(f"{hub.url}@sst2").version == "1.0.0"
     assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.1.0"
     assert fetch(f"{hub.url}@sst2", settings=Settings(resolution_max_age=0)).version == "1.1.0"
