@@ -254,8 +254,10 @@ print(json.dumps(answers))
 
 def test_peft_computes_the_same_with_what_came_back(tmp_path: Path) -> None:
     """Golden checkpoints of PEFT's become packages and checkpoints of PEFT's again."""
-    asked = []
-    for case in map(read, cases("peft")):
+    asked, known = [], cases("peft")
+    if not known:
+        pytest.skip("the golden checkpoints of PEFT are not here: ADAPTERGIT_GOLDEN")
+    for case in map(read, known):
         if len(case["adapters"]) > 1 or "layer_replication" in str(case):
             continue
         (record,) = case["adapters"].values()
