@@ -193,8 +193,7 @@ def _load_into(
 def _below(panel: Panel, about: About, wanted: _Wanted, above: tuple[str, ...]) -> list[str]:
     """Load what a package depends on; return the names of adapters, the lowest first."""
     chain = (*above, about.card.name)
-    unsigned = None if about.unsigned is None else ""
-    of = unsigned if about.verdict is None else about.verdict.manifest.repository
+    of = about.verdict.manifest.repository if about.verdict else None if about.unsigned is None else ""
     names = []
     for reference in dependencies_of(about.card, wanted.settings, of=of):
         if len(chain) > DEPTH:

@@ -63,9 +63,8 @@ def mirror(
         root = expand(to)
         with disk_errors("the mirror", root, "free some space, or choose another folder; then do it once more"):
             begin_mirror(root)
-            with exclusively(
-                root / LOCKS, MARK
-            ):  # two at once, also of two machines, would lose what one of them lists
+            # Two at once, also of two machines, would lose what one of them lists.
+            with exclusively(root / LOCKS, MARK):
                 return copy_to_folder(root, found, settings, answers)
     from adaptergit.git import Remote, push_copies
 

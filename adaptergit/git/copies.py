@@ -72,9 +72,7 @@ def _push(
         clone = Clone(folder, git, "", None)
         new, refspecs, gone = [], [], []
         for package, manifest in releases:
-            oids = clone.store_files({path.name: path for path in sorted(package.iterdir())})
-            tree = clone.make_tree(("100644", "blob", oid, name) for name, oid in oids.items())
-            commit = clone.commit(tree, f"publish {manifest.name} {manifest.version}", (), _identity(manifest.created))
+            commit = _commit(clone, package, f"publish {manifest.name} {manifest.version}", manifest.created)
             tag = f"{TAGS}/{manifest.name}/{manifest.version}"
             known = there.get(tag)
             if known is not None and not _same(git, remote, tag, known, commit):
@@ -95,7 +93,11 @@ def _push(
         for principal, (listed, _) in rotations.items():
             for files in listed:
                 ref = f"{ROTATIONS}/{rotation_mark(files[_ROTATION])}"
-                commit = _rotation_commit(clone, files, folder)
+                place = folder / rotation_mark(files[_ROTATION])
+                place.mkdir(exist_ok=True)
+                for name, data in files.items():
+                    (place / name).write_bytes(data)
+                commit = _commit(clone, place, "rotate the signing key", "2000-01-01T00:00:00Z")
                 wanted.add(ref)
                 if ref not in there:
                     refspecs.append(f"{commit}:{ref}")
@@ -110,14 +112,11 @@ def _push(
         return new
 
 
-def _rotation_commit(clone: Clone, files: Mapping[str, bytes], folder: Path) -> str:
-    place = folder / rotation_mark(files[_ROTATION])
-    place.mkdir(exist_ok=True)
-    for name, data in files.items():
-        (place / name).write_bytes(data)
-    oids = clone.store_files({name: place / name for name in sorted(files)})
+def _commit(clone: Clone, folder: Path, message: str, moment: str) -> str:
+    """Write the files of a flat folder as a commit that is the same whenever it is made."""
+    oids = clone.store_files({path.name: path for path in sorted(folder.iterdir())})
     tree = clone.make_tree(("100644", "blob", oid, name) for name, oid in oids.items())
-    return clone.commit(tree, "rotate the signing key", (), _identity("2000-01-01T00:00:00Z"))
+    return clone.commit(tree, message, (), _identity(moment))
 
 
 def _same(git: Git, remote: Remote, ref: str, known: str, commit: str) -> bool:

@@ -168,10 +168,12 @@ def _hinted(error: TrustError, remedies: Mapping[str, str], path: Path) -> Trust
 
 def _of_file(path: Path) -> str | None:
     """Tell what is wrong with a file itself, before what ``ssh-keygen`` says of it: that is often something else."""
+    if path.suffix == ".pub":
+        return None
     with contextlib.suppress(OSError):
-        if path.suffix != ".pub" and b"PRIVATE KEY" not in path.read_bytes()[:100]:
+        if b"PRIVATE KEY" not in path.read_bytes()[:100]:
             return _REMEDIES["invalid format"]
-        if path.suffix != ".pub" and os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
             return _REMEDIES["bad permissions"]
     return None
 
