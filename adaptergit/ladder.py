@@ -81,6 +81,7 @@ def ways(
     settings: Settings,
     *,
     tree: str | None = None,
+    tagged: str | None = None,
     mirrors: tuple[str, ...] = (),
     judges: tuple[Judge, Judge],
 ) -> Iterator[Way]:
@@ -91,12 +92,13 @@ def ways(
         version: Of the release, if it is known.
         settings: Limits, and the user's mirrors.
         tree: Git oid of its tree, if something pinned it.
+        tagged: Git oid of what its tag is of, if the repository itself just said so.
         mirrors: More addresses, for example from a lock file.
         judges: Decide on manifest and signatures before the weights are fetched, where that can be done: one on what
             the repository sends, one on what a mirror sends.
     """
     (judge, judge_copy), source, adapter = judges, reference.source, reference.adapter
-    yield from _in_git(source, adapter, version, tree, settings, judge)
+    yield from _in_git(source, adapter, version, tree, settings, judge, tagged)
     if version is not None:
         for url in archive_urls(source, adapter, version):
             yield Way(url, _archive(url, settings), "archive")
@@ -200,13 +202,17 @@ def _in_git(
     tree: str | None,
     settings: Settings,
     judge: Judge,
+    tagged: str | None = None,
 ) -> Iterator[Way]:
     remote = Remote.of(source, allow_http=settings.allow_http)
 
     def release(target: Path) -> Got:
         # A pinned release is fetched in one request: its digest says what it must be.
         phases = judge if tree is None else None
-        found = fetch_release(remote, adapter, target, version=version, tree=tree, limits=settings.limits, judge=phases)
+        found = fetch_release(
+            remote, adapter, target,
+            version=version, tree=tree, tagged=tagged, limits=settings.limits, judge=phases,
+        )  # fmt: skip
         return Got(found.tree, found.yanked)
 
     def branch(target: Path) -> Got:

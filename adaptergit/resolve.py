@@ -51,6 +51,8 @@ class Resolved:
     """sha256 of the manifest, where it is known before fetching."""
     tree: str | None
     """Git oid that fetches exactly this release, where it is known."""
+    tagged: str | None = None
+    """Git oid of what its tag is of, where the repository itself was just asked."""
 
 
 @dataclass(frozen=True)
@@ -379,7 +381,7 @@ def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> 
             f"{' from it' if own else ''}",
             hint=hint,
         )
-    return Resolved(reference, chosen, reference.digest, None)
+    return Resolved(reference, chosen, reference.digest, None, said.listing.versions.get(chosen) if own else None)
 
 
 def _without(versions: Iterable[str], yanked: Collection[str]) -> tuple[str, ...]:
@@ -438,7 +440,9 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None)
     # Who keeps a mirror does not say whose the repository is.
     judges = judge, functools.partial(judge, first_use=False)
     failed: list[tuple[Way, AdaptergitError]] = []
-    for way in ways(reference, version, settings, tree=wanted.tree, mirrors=mirrors, judges=judges):
+    for way in ways(
+        reference, version, settings, tree=wanted.tree, tagged=wanted.tagged, mirrors=mirrors, judges=judges
+    ):
         if not way.after(failed, pinned=wanted.digest is not None):
             continue
         if failed and settings.limits.seconds_left <= 0:

@@ -109,7 +109,7 @@ def test_the_newest_version_costs_the_same_however_many_other_tags_there_are(hub
         hub.server.reset()
         path = fetch(f"{hub.url}@sst2", refresh=True).path
         costs.append(hub.server.traffic.sent + hub.server.traffic.received)
-        assert len(hub.server.traffic.requests) == 4  # one for the list, three for the tag
+        assert len(hub.server.traffic.requests) == 3  # one for the list, two for what the tag is of
     package = sum(p.stat().st_size for p in path.iterdir())
     assert package <= costs[0] <= package + 12_000
     assert abs(costs[1] - costs[0]) < 1000
@@ -134,6 +134,24 @@ def test_a_pinned_tree_is_fetched_in_two_requests_or_by_its_tag(hub: Hub, source
     with pytest.raises(TransportError):
         fetch_release(remote, "sst2", empty, tree="1" * 40, limits=Limits())
     assert list(empty.iterdir()) == []
+
+
+def test_what_the_list_says_of_a_tag_is_fetched_or_else_the_tag(hub: Hub, source: Source, tmp_path: Path) -> None:
+    """The list may be a moment old, and a server of protocol v0 gives what has a name."""
+    from adaptergit.git import Remote, fetch_release
+    from adaptergit.reference import Source as Repository
+
+    published = release(hub, source())
+    remote = Remote.of(Repository.parse(hub.url))
+    commit = git(hub.bare, "rev-parse", "refs/tags/adapters/sst2/1.0.0")
+    for oid, requests, yanked in ((commit, 2, None), ("1" * 40, 5, False), ("1" * 64, None, False)):
+        hub.server.reset()
+        target = tmp_path / oid
+        target.mkdir()
+        found = fetch_release(remote, "sst2", target, version="1.0.0", tagged=oid, limits=Limits())
+        assert (found.tree, found.yanked) == (published.tree, yanked)
+        assert snapshot(target) == snapshot(hub.clone / "adapters" / "sst2")
+        assert requests is None or len(hub.server.traffic.requests) == requests
 
 
 def test_a_second_load_touches_no_network_and_starts_no_process(

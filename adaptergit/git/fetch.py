@@ -1,8 +1,8 @@
 """Fetching one release: exactly one adapter's bytes, into a fresh bare repository that is thrown away.
 
-A release is found by its subtree oid when something pinned it (two requests on any protocol-v2 server), else by its
-tag, else in the branch. Where nothing was pinned, the small files come first, if the server can filter, and the caller
-judges them before the weights move.
+A release is found by its subtree oid when something pinned it (two requests on any protocol-v2 server), else by what a
+list of tags just said of it, else by its tag, else in the branch. Where nothing was pinned, the small files come first,
+if the server can filter, and the caller judges them before the weights move.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def fetch_release(
     *,
     version: str | None = None,
     tree: str | None = None,
+    tagged: str | None = None,
     limits: Limits,
     judge: Judge | None = None,
 ) -> Fetched:
@@ -51,6 +52,7 @@ def fetch_release(
         target: Existing empty folder; what is written there is not yet verified.
         version: Which release; may be None if ``tree`` is given.
         tree: Oid of its tree, if something pinned it. Where the server does not serve it, the version's tag is used.
+        tagged: Oid of what the version's tag is of, where the repository itself just listed it with its yanks.
         limits: Bounds on files, bytes and time.
         judge: Called when the small files are there and the others are not yet, if the server can filter.
 
@@ -75,10 +77,8 @@ def fetch_release(
                 if version is None:
                     raise
         tag = f"{TAGS}/{adapter}/{version}"
-        # Everything that begins with the mark's name: a name of its own would have to be there.
-        mark, seen = f"{YANKED}/{adapter}/{version}", f"refs/yanked/{version}"
-        wants = [tag, f"{mark}*:{seen}*"]
-        git = fetch_objects(work / "tag", remote, wants, limits, only=SMALL if judge is not None else None)
+        only = SMALL if judge is not None else None
+        git, yanked = _tagged(work, remote, tag, tagged, limits, only)
         found = find_tree(git, "FETCH_HEAD")
         if found is None:
             raise PackageError("the tag is of something that has no files", where=f"{remote.url} {tag}")
@@ -93,8 +93,22 @@ def fetch_release(
                 return fetch_objects(work / "whole", remote, [tag], limits, size=sum(sizes.values()))
 
         missing = None if judge is None else Missing(judge, rest)
-        yanked = (git.directory / seen).is_file()
         return Fetched(extract(git, found, target, limits, missing), found[0], version, yanked)
+
+
+def _tagged(
+    work: Path, remote: Remote, tag: str, oid: str | None, limits: Limits, only: str | None
+) -> tuple[Git, bool | None]:
+    """Fetch what a tag is of; tell whether the version is marked as withdrawn, where that had to be asked."""
+    if oid is not None:
+        try:
+            return fetch_objects(work / "tagged", remote, [oid], limits, only=only, history=True), None
+        except (TransportError, NotFoundError):
+            pass  # it gives what has a name, or the tag was moved a moment ago
+    # Everything that begins with the mark's name: a name of its own would have to be there.
+    mark, seen = tag.replace(TAGS, YANKED, 1), f"refs/yanked/{tag.rpartition('/')[2]}"
+    git = fetch_objects(work / "tag", remote, [tag, f"{mark}*:{seen}*"], limits, only=only)
+    return git, (git.directory / seen).is_file()
 
 
 def fetch_from_branch(remote: Remote, adapter: str, target: Path, *, limits: Limits) -> Fetched:

@@ -114,6 +114,7 @@ def fetch_objects(
     *,
     only: str | None = None,
     size: int | None = None,
+    history: bool = False,
 ) -> Git:
     """Fetch refs or oids into a fresh repository of the server's object format.
 
@@ -124,6 +125,7 @@ def fetch_objects(
         limits: Bounds on bytes and time.
         only: A filter, for servers that can.
         size: How many bytes there will be, for those who watch.
+        history: The oids are of something that has a history, which stays where it is.
 
     Raises:
         NotFoundError: The server has no such ref.
@@ -136,7 +138,7 @@ def fetch_objects(
         git = init_bare(directory, object_format="sha256" if wide else "sha1")
         plain = (git.directory / "config").read_bytes()
         # Where filters are not supported they are ignored, or refused (Azure DevOps refuses some).
-        options = [*(() if by_oid else ("--depth=1",)), *((f"--filter={only}",) if only else ())]
+        options = [*(("--depth=1",) if history or not by_oid else ()), *((f"--filter={only}",) if only else ())]
         try:
             _fetch(git, remote, options, wants, limits, size)
         except StorageError:

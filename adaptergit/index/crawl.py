@@ -238,7 +238,8 @@ def _release(
             }
 
         try:
-            fetched = fetch_release(remote, name, target, version=version, limits=limits, judge=judge)
+            tagged = listing.versions[version]
+            fetched = fetch_release(remote, name, target, version=version, tagged=tagged, limits=limits, judge=judge)
             package = read_package(target, limits)
             verdict = evaluate(package.manifest_bytes, package.signatures, wanted, now)
             card = check_files(package, verdict.manifest, limits)
