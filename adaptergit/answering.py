@@ -12,7 +12,7 @@ from torch import nn
 from adaptergit.bases import base_model, trained_length, transformers
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.hf import Checkpoint, fetch_hub
-from adaptergit.load import About, about_of, base_for, load, obtain
+from adaptergit.load import About, about_of, base_for, load_found, obtain
 from adaptergit.package import CARD, Card
 from adaptergit.reference import is_hub
 from adaptergit.settings import Settings, load_settings
@@ -25,7 +25,6 @@ from adaptergit.training.tasks import TASKS, Task, Tools
 class Opened:
     """A package that may be used, with the task it is for."""
 
-    reference: str | Path
     about: About
     kind: type[Task]
     policy: str | None
@@ -69,7 +68,7 @@ class Opened:
             inputs = load_inputs(place, kind, model, offline=self.offline)
         model.eval()
         try:
-            load(self.reference, model, policy=self.policy, offline=self.offline, index=self.index)
+            load_found(self.about, model, policy=self.policy, offline=self.offline, index=self.index)
         except ModelError as error:
             if base is not None and "another base model" in error.what:
                 error.hint = f"name the folder of {self.card.base_model.id} with --base"
@@ -90,13 +89,19 @@ class Opened:
 
 
 def opened(
-    ref: str | Path, *, policy: str | None = None, offline: bool = False, index: str | Path | None = None
+    ref: str | Path,
+    *,
+    policy: str | None = None,
+    offline: bool = False,
+    refresh: bool = False,
+    index: str | Path | None = None,
 ) -> Opened:
     """Fetch a package and say which task its card, or its head, is for.
 
     Args:
         ref: A reference or a package folder.
         policy: See :func:`adaptergit.load`, as ``offline`` and ``index``.
+        refresh: Ask for a newer version even if a recent answer is known.
 
     Raises:
         UsageError: Nothing is known of its task.
@@ -105,13 +110,13 @@ def opened(
     settings = load_settings()
     offline = offline or settings.offline
     if is_hub(ref):
-        found = fetch_hub(str(ref), policy=policy, offline=offline, settings=settings)
+        found = fetch_hub(str(ref), policy=policy, offline=offline, refresh=refresh, settings=settings)
         if isinstance(found, Checkpoint) and CARD not in found.digests:
             raise UsageError("this checkpoint has no card: nothing says which task it is for", where=str(ref))
         about = about_of(found)
     else:
-        about = obtain(ref, settings, policy=policy, offline=offline, index=index)
-    return Opened(ref, about, _kind(about.card), policy, offline, index, settings)
+        about = obtain(ref, settings, policy=policy, offline=offline, refresh=refresh, index=index)
+    return Opened(about, _kind(about.card), policy, offline, index, settings)
 
 
 def _kind(card: Card) -> type[Task]:

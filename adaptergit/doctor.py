@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from adaptergit._version import __version__
 from adaptergit.errors import AdaptergitError, did_you_mean
+from adaptergit.housekeeping import prune
 from adaptergit.indexes import client, revoked
 from adaptergit.pins import known_revocations, known_signers
 from adaptergit.publish import default_key
@@ -212,7 +213,10 @@ def _store(settings: Settings, _: datetime) -> Iterator[Finding]:
     elif size > _READ_AT_MOST:
         yield Finding("store", NOTE, "its bytes were not all read", "adaptergit store verify reads them")
     if free < 1 << 30:
-        yield Finding("store", NOTE, f"only {free:,} bytes are free there", "adaptergit store prune")
+        freed = sum(one.size for one in prune(dry_run=True))
+        hint = "free some space, or move the store with ADAPTERGIT_CACHE_DIR"
+        hint = f"adaptergit store prune frees {freed:,}" if freed else hint
+        yield Finding("store", NOTE, f"only {free:,} bytes are free there", hint)
 
 
 def _is_damaged(one: Stored, store: Store, settings: Settings, size: int) -> bool:

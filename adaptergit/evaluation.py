@@ -50,6 +50,7 @@ def evaluate(
     batch_size: int = 32,
     policy: str | None = None,
     offline: bool = False,
+    refresh: bool = False,
     index: str | Path | None = None,
     report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Evaluation:
@@ -62,6 +63,7 @@ def evaluate(
         base: Folder of the base model; default: the settings' mapping of the card's id, or the id.
         batch_size: Examples at once.
         policy: See :func:`adaptergit.load`, as ``offline`` and ``index``.
+        refresh: Ask for a newer version even if a recent answer is known.
         report: Called with (done, total).
 
     Raises:
@@ -71,7 +73,7 @@ def evaluate(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size must be positive, not {batch_size}")
-    package = opened(ref, policy=policy, offline=offline, index=index)
+    package = opened(ref, policy=policy, offline=offline, refresh=refresh, index=index)
     named = package.columns(columns or {})
     rows = read_rows(data, list(named.values()))
     task, model, tools = package.answering(named, base)

@@ -165,6 +165,13 @@ def load(
     return model
 
 
+def load_found(about: About, model: nn.Module, *, policy: str | None, offline: bool, index: str | Path | None) -> None:
+    """Load a package that was obtained before; see :func:`load`. What it depends on is obtained now."""
+    wanted = _Wanted(load_settings(), True, None, None, policy, offline, index, None, True)
+    with _all_or_nothing(model) as panel:
+        _load_into(panel, about, None, True, wanted, ())
+
+
 def _load_into(
     panel: Panel, about: About, name: str | None, activate: bool, wanted: _Wanted, above: tuple[str, ...]
 ) -> str | None:
@@ -257,12 +264,14 @@ def obtain(
     *,
     policy: str | None = None,
     offline: bool = False,
+    refresh: bool = False,
     index: str | Path | None = None,
     lock: str | Path | None = None,
 ) -> About:
     """Return a package whose every byte is checked, and touch no model; see :func:`load`."""
     if not is_folder(ref):
-        return about_of(fetch(str(ref), policy=policy, offline=offline, index=index, lock=lock, settings=settings))
+        asked: Any = {"policy": policy, "offline": offline, "refresh": refresh, "index": index, "lock": lock}
+        return about_of(fetch(str(ref), settings=settings, **asked))
     folder = expand(ref)
     card = local_card(folder, settings.limits)
     if policy is None or (policy == "unsigned" and not (folder / MANIFEST).exists()):

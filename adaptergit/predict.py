@@ -52,6 +52,7 @@ def predict(
     batch_size: int = 32,
     policy: str | None = None,
     offline: bool = False,
+    refresh: bool = False,
     index: str | Path | None = None,
     report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Predictions:
@@ -73,6 +74,7 @@ def predict(
         base: Folder of the base model; default: the settings' mapping of the card's id, or the id.
         batch_size: Rows at once.
         policy: See :func:`adaptergit.load`, as ``offline`` and ``index``.
+        refresh: Ask for a newer version even if a recent answer is known.
         report: Called with (done, total).
 
     Raises:
@@ -87,7 +89,7 @@ def predict(
     wishes = Wishes(top_k, max_new_tokens)
     if file is not None and not file.exists():  # said before anything is fetched
         raise NotFoundError("no such file", where=str(file))
-    package = opened(ref, policy=policy, offline=offline, index=index)
+    package = opened(ref, policy=policy, offline=offline, refresh=refresh, index=index)
     kind = package.kind
     wishes.check(kind)
     named = package.columns(columns or {})

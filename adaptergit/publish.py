@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adaptergit.durable import scratch
-from adaptergit.errors import NotFoundError, ReleaseError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, ReleaseError, UsageError
 from adaptergit.indexes import revoked
 from adaptergit.package import (
     MANIFEST,
@@ -351,7 +351,7 @@ def _draft(
     from adaptergit.git.release import check_place
 
     last.check_new(card.name, card.version)
-    _check_repository(last, card.name, target, report)
+    _check_repository(here, last, card.name, target, report)
     previous = canonical.sha256(last.manifest) if last.manifest else None
     address = _address(target.where, target.principal)
     manifest = packed(
@@ -386,7 +386,7 @@ def _draft(
     return _Draft(release, plan)
 
 
-def _check_repository(last: Last, name: str, target: _Target, report: Report) -> None:
+def _check_repository(here: Clone, last: Last, name: str, target: _Target, report: Report) -> None:
     """Refuse another public name than that of the release before: whoever trusts that would refuse this one.
 
     Where it is the remote's own URL that says so, the repository has moved.
@@ -394,6 +394,8 @@ def _check_repository(last: Last, name: str, target: _Target, report: Report) ->
     Raises:
         ReleaseError: It is another one, and only ``repository`` says so.
     """
+    if last.manifest is None and (others := _repositories(here.root / "adapters") - {target.principal}):
+        report(f"note: other releases here are of {', '.join(sorted(others))}, this one is of {target.principal}")
     before = Manifest.from_bytes(last.manifest).repository if last.manifest else target.principal
     if before == target.principal:
         return
@@ -403,6 +405,15 @@ def _check_repository(last: Last, name: str, target: _Target, report: Report) ->
             hint=f"--repository {before}; if the repository moved, let the remote's URL say so (git remote set-url)",
         )
     report(f"note: {name} was of {before} so far: whoever trusts that has to trust {target.principal} anew")
+
+
+def _repositories(folder: Path) -> set[str]:
+    """Return whose the releases in a clone are, as far as its files say so."""
+    found = set()
+    for path in folder.glob(f"*/{MANIFEST}"):
+        with contextlib.suppress(PackageError, OSError):
+            found.add(Manifest.from_bytes(path.read_bytes()).repository)
+    return found
 
 
 def default_key(settings: Settings | None = None) -> Path | None:

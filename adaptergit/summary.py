@@ -99,6 +99,8 @@ class ModelSummary:
     base_parameters: int
     trainable: int
     """Parameters that are trained, whatever they belong to."""
+    parameters: int
+    """All there are, what is spliced in included."""
     adapters: tuple[AdapterSummary, ...]
     heads: Mapping[str, int]
     """Parameters by name, as of fusions and embeddings."""
@@ -113,7 +115,7 @@ class ModelSummary:
             ("model", f"{self.model}, {self.base_parameters:,} parameters"),
             ("active", self.active or "no adapter"),
             ("head", self.active_head or "the model's own"),
-            ("trainable", f"{self.trainable:,} ({100 * self.trainable / max(self.base_parameters, 1):.2f} %)"),
+            ("trainable", f"{self.trainable:,} ({100 * self.trainable / max(self.parameters, 1):.2f} % of all)"),
         ])]  # fmt: skip
         for one in self.adapters:
             state = [word for word in ("active", "merged", "training") if getattr(one, word)]
@@ -217,8 +219,9 @@ def _of_model(what: Any) -> ModelSummary:
     panel = panel_of(model)
     base = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(f"{ATTRIBUTE}."))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    every = sum(p.numel() for p in model.parameters())
     if panel is None:
-        return ModelSummary(type(model).__name__, base, trainable, (), {}, {}, {}, None, None)
+        return ModelSummary(type(model).__name__, base, trainable, every, (), {}, {}, {}, None, None)
     active = panel.active
     names = [active] if isinstance(active, str) else list(active.names()) if active is not None else []
 
@@ -229,6 +232,7 @@ def _of_model(what: Any) -> ModelSummary:
         type(model).__name__,
         base,
         trainable,
+        every,
         tuple(_adapter(panel, name, name in names) for name in panel.names),
         counted("heads", panel.head_module),
         counted("fusions", panel.fusion_module),

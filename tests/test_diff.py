@@ -352,7 +352,9 @@ def test_a_model_is_summed_up(model: Any, tmp_path: Path) -> None:
     assert found.active == "bn" == found.active_head
     assert found.base_parameters == sum(p.numel() for p in tiny_model("bert").parameters())
     assert found.trainable == panel.parameters_of("bn") + found.heads["bn"]
+    assert found.parameters == sum(p.numel() for p in model.parameters()) > found.base_parameters
     text = str(found)
+    assert f"({100 * found.trainable / found.parameters:.2f} % of all)" in text
     assert "bn: seq_bn, " in text
     assert "active training" in text
     assert "blocks 0-1: ffn" in text

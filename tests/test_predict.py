@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import transformers
 from click.testing import CliRunner
-from conftest import GOLDEN, card_data
+from conftest import GOLDEN, Hub, card_data
 
 import adaptergit
 from adaptergit.answering import opened
@@ -113,6 +114,29 @@ def test_a_label_for_each_text(mood: Trained) -> None:
     assert set(one.probabilities) == {"neg", "pos"}
     assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-5)
     assert one.probabilities[one.label] == one.probability == max(one.probabilities.values())
+
+
+def test_a_release_is_asked_for_once_and_anew_when_told(hub: Hub, mood: Trained) -> None:
+    options: dict[str, Any] = {"clone": hub.clone, "key": hub.key.path}
+    name = adaptergit.publish(mood.out, version="1.0.0", **options).name
+    hub.trust()
+    adaptergit.yank(name, "1.0.0", reason="a mistake", clone=hub.clone)
+    ref, text, base = f"{hub.url}@{name}", "the film was good", mood.base
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        first = predict(f"{ref}==1.0.0", texts=[text], base=base)
+    assert [str(one.message) for one in told if "yanked" in str(one.message)] == [
+        f"{name} 1.0.0 was yanked by its publisher"
+    ]
+    assert first.said == mood.predict(text).said
+    adaptergit.publish(mood.out, version="1.0.1", **options)
+    hub.server.reset()
+    assert predict(ref, texts=[text], base=base).said == first.said
+    adaptergit.publish(mood.out, version="1.0.2", clone=hub.clone, key=hub.key.path)
+    asked = len(hub.server.traffic.requests)
+    predict(ref, texts=[text], base=base, refresh=True)
+    assert len(hub.server.traffic.requests) > asked
+    assert adaptergit.fetch(ref, offline=True).version == "1.0.2"
 
 
 def test_two_texts_where_the_adapter_reads_pairs(bases: Mapping[str, Path], tmp_path: Path) -> None:
@@ -342,7 +366,7 @@ def test_what_cannot_be_answered_is_refused(mood: Trained, tmp_path: Path) -> No
         mood.predict(file=json_lines(tmp_path / "a.jsonl", [{"text": "x"}]))
     with pytest.raises(UsageError, match="what is right"):
         mood.predict("x", score=True)
-    with pytest.raises(DataError, match="not in the training"):
+    with pytest.raises(DataError, match="none of those that the training"):
         mood.predict(file=json_lines(tmp_path / "a.jsonl", [{"sentence": "x", "label": "?"}]), score=True)
 
 

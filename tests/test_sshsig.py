@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import Hub
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -19,6 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptergit.errors import NotFoundError, TrustError, UsageError
+from adaptergit.pins import pin_key
+from adaptergit.publish import publish
+from adaptergit.resolve import fetch
 from adaptergit.trust import (
     PublicKey,
     SigningKey,
@@ -30,6 +37,7 @@ from adaptergit.trust import (
 )
 from adaptergit.trust.wire import string
 
+Source = Callable[..., Path]
 NAMESPACE = "manifest.v1@adaptergit"
 MESSAGE = b'{"schema":"adaptergit.manifest/1"}\n'
 KINDS = [("ed25519", None), ("ecdsa", 256), ("ecdsa", 384), ("ecdsa", 521), ("rsa", 3072)]
@@ -288,24 +296,32 @@ def test_what_cannot_sign_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
         assert re.search(said, str(caught.value)), str(caught.value)
 
 
-def test_the_agent_signs_for_a_public_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def agent(folder: Path, *options: str) -> Iterator[str]:
+    """An ssh-agent of our own; gives its socket."""
     if shutil.which("ssh-agent") is None:
         pytest.skip("this OpenSSH has no ssh-agent")
-    key = generate_key(tmp_path / "k")
-    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(tmp_path / "agent")], stdout=subprocess.DEVNULL)
+    socket = folder / "agent"
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket), *options], stdout=subprocess.DEVNULL)
     try:
         for _ in range(100):
-            if (tmp_path / "agent").exists():
+            if socket.exists():
                 break
-            agent.poll()
-            subprocess.run(["sleep", "0.05"], check=True)
-        monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+            process.poll()
+            time.sleep(0.05)
+        yield str(socket)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_the_agent_signs_for_a_public_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = generate_key(tmp_path / "k")
+    with agent(tmp_path) as socket:
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket)
         subprocess.run(["ssh-add", "-q", str(tmp_path / "k")], check=True, capture_output=True)
         (tmp_path / "k").unlink()
         check(sign(MESSAGE, SigningKey.open(tmp_path / "k.pub")))
-    finally:
-        agent.terminate()
-        agent.wait()
     assert key.public == SigningKey.open(tmp_path / "k.pub").public
 
 
@@ -330,3 +346,58 @@ def test_a_file_that_is_no_key_is_refused(tmp_path: Path, content: str) -> None:
         SigningKey.open(tmp_path / "x")
     with pytest.raises(NotFoundError, match="keygen"):
         SigningKey.open(tmp_path / "nothing")
+
+
+# --- FIDO keys, made and used by OpenSSH with the authenticator in software that its own tests have --------------------
+
+AUTHENTICATOR = Path(os.environ.get("ADAPTERGIT_SK_PROVIDER", "/usr/lib/openssh/regress/misc/sk-dummy/sk-dummy.so"))
+security_keys = pytest.mark.skipif(not AUTHENTICATOR.is_file(), reason="no sk-dummy.so (Debian: openssh-tests)")
+
+
+def security_key(folder: Path, kind: str, *options: str) -> SigningKey:
+    argv = ["ssh-keygen", "-q", "-t", kind, *options, "-N", "", "-C", "", "-f", str(folder / kind)]
+    subprocess.run(argv, check=True, env={**os.environ, "SSH_SK_PROVIDER": str(AUTHENTICATOR)})
+    return SigningKey.open(folder / kind)
+
+
+@security_keys
+@pytest.mark.parametrize("kind", ["ed25519-sk", "ecdsa-sk"])
+def test_a_security_key_publishes_and_is_trusted(
+    kind: str, hub: Hub, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = security_key(tmp_path, kind)
+    monkeypatch.setenv("SSH_SK_PROVIDER", str(AUTHENTICATOR))
+    publish(source(), clone=hub.clone, key=key.path)
+    with pytest.raises(TrustError, match="nobody you know"):
+        fetch(f"{hub.url}@sst2")
+    pin_key("127.0.0.1/acme/adapters", key.public.line)
+    found = fetch(f"{hub.url}@sst2")
+    assert found.verdict.signers == (key.public.fingerprint,)
+    manifest, armored = ((found.path / name).read_bytes() for name in ("manifest.json", "manifest.json.sig"))
+    assert openssh_accepts(tmp_path, key.public.line, armored, manifest)
+    again = sign(manifest, key)  # counted by the authenticator: never the same twice
+    check(again, manifest)
+    with pytest.raises(TrustError):
+        check(again, manifest + b" ")
+
+
+@security_keys
+@pytest.mark.parametrize("kind", ["ed25519-sk", "ecdsa-sk"])
+def test_a_security_key_that_nobody_has_to_touch_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = security_key(tmp_path, kind, "-O", "no-touch-required")
+    monkeypatch.setenv("SSH_SK_PROVIDER", str(AUTHENTICATOR))
+    with pytest.raises(TrustError, match="without anybody touching it"):
+        sign(MESSAGE, key)
+
+
+@security_keys
+def test_a_security_key_signs_through_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = security_key(tmp_path, "ed25519-sk")
+    with agent(tmp_path, "-P", str(AUTHENTICATOR)) as socket:
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket)
+        monkeypatch.setenv("SSH_ASKPASS", "/bin/true")  # who shows that a touch is waited for
+        subprocess.run(["ssh-add", "-q", "-S", str(AUTHENTICATOR), str(key.path)], check=True)
+        key.path.unlink()
+        check(sign(MESSAGE, SigningKey.open(key.path.with_name("ed25519-sk.pub"))))

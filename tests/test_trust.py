@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from packaging.specifiers import SpecifierSet
 
 from adaptergit.errors import PackageError, TrustError
 from adaptergit.package import BaseModel, File, Manifest, canonical
+from adaptergit.pins import known_signers
+from adaptergit.settings import load_settings
 from adaptergit.trust import (
     AllowedSigner,
     Policy,
@@ -268,3 +272,25 @@ def test_what_is_no_manifest_is_refused_whoever_signed_it(key: SigningKey) -> No
     data = b"{}"
     with pytest.raises(PackageError):
         evaluate(data, {"manifest.json.sig": sign(data, key)}, Policy(signers=(allowed(key.public, "*"),)), NOW)
+
+
+_PINNING = """
+import errno, fcntl, sys
+def refuse(*_):
+    raise OSError(getattr(errno, sys.argv[2]), "no locks here")
+fcntl.flock = refuse
+from adaptergit.pins import pin_key
+number = int(sys.argv[1])
+for one in range(5):
+    pin_key(f"example.org/p{number}/r{one}", sys.argv[3])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="flock is POSIX")
+@pytest.mark.parametrize("fault", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+def test_no_pin_is_lost_where_a_file_system_cannot_lock(home: Path, key: SigningKey, fault: str) -> None:
+    argv = [sys.executable, "-c", _PINNING]
+    running = [subprocess.Popen([*argv, str(number), fault, key.public.line]) for number in range(6)]
+    assert [one.wait() for one in running] == [0] * 6
+    pinned = {principal for signer in known_signers(load_settings()) for principal in signer.principals}
+    assert pinned == {f"example.org/p{number}/r{one}" for number in range(6) for one in range(5)}

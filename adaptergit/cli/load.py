@@ -23,7 +23,7 @@ policy_option = click.option(
 )
 offline_option = click.option("--offline", is_flag=True, help="Touch no network.")
 index_option = click.option("--index", type=click.Path(path_type=Path), help="Index file that pins the release.")
-_refresh = click.option("--refresh", is_flag=True, help="Ask the repository for new versions now.")
+refresh_option = click.option("--refresh", is_flag=True, help="Ask the repository for new versions now.")
 
 
 @click.command()
@@ -31,7 +31,7 @@ _refresh = click.option("--refresh", is_flag=True, help="Ask the repository for 
 @policy_option
 @offline_option
 @index_option
-@_refresh
+@refresh_option
 @json_option
 def load(reference: str, policy: str | None, offline: bool, index: Path | None, refresh: bool, as_json: bool) -> None:
     """Fetch the adapter REFERENCE, verify it, and say what it is and where it lies.
@@ -64,13 +64,14 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
 @click.command()
 @click.argument("path")
 @policy_option
+@refresh_option
 @click.option(
     "--model-signing-key",
     type=click.Path(path_type=Path),
     help="PEM file of a public key: verify the OpenSSF bundle (model.sig) too.",
 )
 @json_option
-def verify(path: str, policy: str | None, model_signing_key: Path | None, as_json: bool) -> None:
+def verify(path: str, policy: str | None, refresh: bool, model_signing_key: Path | None, as_json: bool) -> None:
     """Verify a package folder, or the release a reference means, step by step.
 
     Exit code 4 if the signature or the policy refuses it, 3 if a byte was changed.
@@ -91,7 +92,7 @@ def verify(path: str, policy: str | None, model_signing_key: Path | None, as_jso
         if is_folder(path):
             folder, verdict = expand(path), check(expand(path), policy=policy)
         else:
-            found = _fetched(path, policy=policy, as_json=as_json)
+            found = _fetched(path, policy=policy, refresh=refresh, as_json=as_json)
             if found is None:
                 return
             folder, verdict = found.path, found.verdict
@@ -115,7 +116,7 @@ def verify(path: str, policy: str | None, model_signing_key: Path | None, as_jso
 @click.command()
 @click.argument("reference")
 @offline_option
-@_refresh
+@refresh_option
 @json_option
 def info(reference: str, offline: bool, refresh: bool, as_json: bool) -> None:
     """Show the card of REFERENCE, or of a local package folder, whoever signed it.

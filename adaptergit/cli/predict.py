@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from adaptergit.cli.load import index_option, offline_option, policy_option
+from adaptergit.cli.load import index_option, offline_option, policy_option, refresh_option
 from adaptergit.cli.output import clean, json_option, print_json, progress, quiet_transformers, waiting
 from adaptergit.cli.train import check_there, chosen_columns
 from adaptergit.errors import UsageError
@@ -36,6 +36,7 @@ _SHOWN = 100
 @click.option("--batch-size", default=32, show_default=True)
 @policy_option
 @offline_option
+@refresh_option
 @index_option
 @json_option
 @click.option("--json-lines", is_flag=True, help="Print one JSON object a line, one for each row.")
@@ -57,6 +58,7 @@ def predict(
     batch_size: int,
     policy: str | None,
     offline: bool,
+    refresh: bool,
     index: Path | None,
     as_json: bool,
     json_lines: bool,
@@ -94,6 +96,7 @@ def predict(
             batch_size=batch_size,
             policy=policy,
             offline=offline,
+            refresh=refresh,
             index=index,
             report=lambda done, total: bar("predicting", done, total, ""),
         )

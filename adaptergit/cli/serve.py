@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adaptergit.cli.load import named, offline_option, policy_option
+from adaptergit.cli.load import named, offline_option, policy_option, refresh_option
 from adaptergit.cli.output import clean, json_option, print_json, quiet_transformers, step, waiting
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--device", help="Where the model goes: cpu, cuda, cuda:1 …")
 @policy_option
 @offline_option
+@refresh_option
 @json_option
 def serve(
     references: tuple[str, ...],
@@ -57,6 +58,7 @@ def serve(
     device: str | None,
     policy: str | None,
     offline: bool,
+    refresh: bool,
     as_json: bool,
 ) -> None:
     """Serve the adapters REFERENCES, all of one base model, over HTTP; every request names its adapter.
@@ -86,6 +88,7 @@ def serve(
         grace=grace,
         policy=policy,
         offline=offline,
+        refresh=refresh,
         lock=lock,
         device=device,
         report=(lambda _: None) if as_json else step,

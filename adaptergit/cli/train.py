@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptergit.base_place import place_of
-from adaptergit.cli.load import index_option, offline_option, policy_option
+from adaptergit.cli.load import index_option, offline_option, policy_option, refresh_option
 from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step, waiting
 from adaptergit.errors import NotFoundError, StorageError, UsageError
 from adaptergit.package.card import wrong_license
@@ -241,6 +241,7 @@ def train(
 @click.option("--batch-size", default=32, show_default=True)
 @policy_option
 @offline_option
+@refresh_option
 @index_option
 @json_option
 def evaluate(
@@ -254,6 +255,7 @@ def evaluate(
     batch_size: int,
     policy: str | None,
     offline: bool,
+    refresh: bool,
     index: Path | None,
     as_json: bool,
 ) -> None:
@@ -280,6 +282,7 @@ def evaluate(
             batch_size=batch_size,
             policy=policy,
             offline=offline,
+            refresh=refresh,
             index=index,
             report=lambda done, total: bar("evaluating", done, total, ""),
         )

@@ -59,7 +59,9 @@ def check_header_size(start: bytes, *, where: str) -> int:
     size = int.from_bytes(start[:8], "little")
     if size > MAX_HEADER_BYTES:
         raise PackageError(
-            f"not a valid safetensors file: a header of {size} bytes, the limit is {MAX_HEADER_BYTES}", where=where
+            f"not a valid safetensors file: a header of {size} bytes, the limit is {MAX_HEADER_BYTES}",
+            where=where,
+            hint=DAMAGED_WEIGHTS,
         )
     return size
 

@@ -40,7 +40,9 @@ class Found:
     """sha256 of the manifest, or of the list of an unsigned checkpoint's files; None for a folder without either."""
 
 
-def find(text: str, settings: Settings, policy: str | None, offline: bool, lock: str | Path | None) -> Found:
+def find(
+    text: str, settings: Settings, policy: str | None, offline: bool, refresh: bool, lock: str | Path | None
+) -> Found:
     """Resolve and verify what ``REF`` or ``name=REF`` means.
 
     Raises:
@@ -48,7 +50,7 @@ def find(text: str, settings: Settings, policy: str | None, offline: bool, lock:
     """
     name, reference = split_name(text)
     if is_hub(reference):
-        fetched = fetch_hub(reference, policy=policy, offline=offline, settings=settings)
+        fetched = fetch_hub(reference, policy=policy, offline=offline, refresh=refresh, settings=settings)
         if not isinstance(fetched, Checkpoint):
             place = HubReference.parse(reference)
             exact = str(place.at(place.revision, fetched.digest))
@@ -62,7 +64,7 @@ def find(text: str, settings: Settings, policy: str | None, offline: bool, lock:
     folder = expand(reference)
     if is_folder(reference) and not (folder / CARD).exists() and is_foreign(folder):
         return Found(name or folder.resolve().name, reference, folder, None, Folder(folder))
-    about = obtain(reference, settings, policy=policy, offline=offline, lock=lock)
+    about = obtain(reference, settings, policy=policy, offline=offline, refresh=refresh, lock=lock)
     if is_folder(reference) or about.verdict is None:
         return Found(name or about.card.name, reference, folder, about, None, _digest(about))
     pinned = parse_reference(reference, settings).pinned(about.verdict.digest)

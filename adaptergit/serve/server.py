@@ -40,6 +40,7 @@ def serve(
     grace: int = 60,
     policy: str | None = None,
     offline: bool = False,
+    refresh: bool = False,
     lock: str | Path | None = None,
     device: str | None = None,
     report: Callable[[str], None] = lambda _: None,
@@ -52,8 +53,8 @@ def serve(
     For the main thread, which signals come to.
 
     Args:
-        references: See :func:`~adaptergit.serve.service.open_service`, as ``base``, ``policy``, ``offline``, ``lock``,
-            ``device`` and ``report``.
+        references: See :func:`~adaptergit.serve.service.open_service`, as ``base``, ``policy``, ``offline``,
+            ``refresh``, ``lock``, ``device`` and ``report``.
         host: Address to listen on. There is no authentication: others than loopback belong behind a proxy that has.
         port: 0 for any that is free.
         max_batch: See :func:`~adaptergit.serve.app.create_app`, as ``max_wait_ms`` and ``mixed``.
@@ -77,7 +78,14 @@ def serve(
         raise UsageError(f"grace must be positive, not {grace}")
     with bound(host, port) as sock:  # taken, so that nobody else has it when all is loaded; nobody is answered yet
         service = open_service(
-            references, base=base, policy=policy, offline=offline, lock=lock, device=device, report=report
+            references,
+            base=base,
+            policy=policy,
+            offline=offline,
+            refresh=refresh,
+            lock=lock,
+            device=device,
+            report=report,
         )
         app = create_app(service, max_batch=max_batch, max_wait_ms=max_wait_ms, mixed=mixed)
         options: dict[str, Any] = {"backlog": _BACKLOG, "timeout_graceful_shutdown": grace}

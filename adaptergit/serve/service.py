@@ -75,6 +75,7 @@ def open_service(
     base: str | Path | None = None,
     policy: str | None = None,
     offline: bool = False,
+    refresh: bool = False,
     lock: str | Path | None = None,
     device: str | torch.device | None = None,
     report: Callable[[str], None] = lambda _: None,
@@ -85,6 +86,7 @@ def open_service(
         references: References or package folders; ``name=REF`` gives one another name.
         base: Folder of the base model; default: the settings' mapping of the cards' id, or the id.
         policy: See :func:`adaptergit.load`, as ``offline`` and ``lock``.
+        refresh: Ask for newer versions even if recent answers are known.
         device: Where the model goes.
         report: Told what is going on.
 
@@ -102,7 +104,7 @@ def open_service(
     found = []
     for text in references:
         report(f"verifying {split_name(text)[1]}")
-        found.append(find(text, settings, policy, offline, lock))
+        found.append(find(text, settings, policy, offline, refresh, lock))
     check_names([one.name for one in found])
     check_bases([(one.name, one.about) for one in found if one.about is not None])
     report("loading the base model")

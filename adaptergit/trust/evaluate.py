@@ -294,7 +294,11 @@ def _check_signers(
         return Verdict(policy.level, digest, manifest, unique, tuple(dict.fromkeys(vouched)), None, tuple(steps))
     found = ", ".join(s.key.fingerprint for s in valid.values())
     if refusals:
-        restricted = TrustError(f"signed by {found}, but {'; '.join(refusals)}")
+        hint = (
+            "ask the publisher for a release signed with a key that is valid now; what is known of their keys: "
+            f"adaptergit trust explain {manifest.repository}"
+        )
+        restricted = TrustError(f"signed by {found}, but {'; '.join(refusals)}", hint=hint)
         restricted.unknown_key = strangers
         raise restricted
     if known:

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -141,6 +142,9 @@ def sign(message: bytes, key: SigningKey, *, namespace: str = MANIFEST_NAMESPACE
         document = Path(folder) / "document"
         document.write_bytes(message)
         argv = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key.path), "-n", namespace, str(document)]
+        if key.public.type.startswith("sk-") and sys.stderr is not None and sys.stderr.isatty():
+            # Where ssh-keygen would say it: it asks for passphrases at the terminal, and is heard for its errors only.
+            print(f"touch the security key {key.public.fingerprint}", file=sys.stderr)
         try:
             _run(argv, f"cannot sign with {key.path}", interactive=True)
         except TrustError as error:

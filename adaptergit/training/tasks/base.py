@@ -214,7 +214,7 @@ def known_label(label: str, labels: Sequence[str], row: Row) -> int:
     """
     if label not in labels:
         raise DataError(
-            f"the label {label!r} is not in the training file",
+            f"the label {label!r} is none of those that the training file has",
             where=row.where,
             hint=f"known labels: {', '.join(labels[:20])}",
         )
