@@ -578,7 +578,7 @@ def raw_answer(data: bytes) -> Answer:
         "two-lengths": (r"length|no answer|cannot be asked|arrived", with_headers(("Content-Length", "1"), ("Content-Length", "2"))),
         "retry-after-an-odd-digit": (r"the server answered 503", with_headers(("Retry-After", "\u00b2"), ("Content-Length", "0"), code=503, content=b"")),
         "retry-after-a-year": (r"the server answered 503", with_headers(("Retry-After", "31536000"), ("Content-Length", "0"), code=503, content=b"")),
-        "ten-thousand-headers": (r"no answer", with_headers(*((f"X-{i}", "x") for i in range(10_000)))),
+        "ten-thousand-headers": (r"no answer|no end", with_headers(*((f"X-{i}", "x") for i in range(10_000)))),
         "header-of-a-megabyte": (r"no answer", with_headers(("X", "x" * (1 << 20)))),
         "answer-that-is-no-http": (r"no answer|no end", raw_answer(b"\0\1\2\3 hello\r\n\r\n")),
         "chunks-of-negative-length": (r"no answer|arrived", with_headers(("Transfer-Encoding", "chunked"), content=b"-5\r\nx\r\n0\r\n\r\n")),

@@ -8,9 +8,7 @@ before the model is touched.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
-import json
 import os
 import re
 import tempfile
@@ -19,22 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import nn
 
-from adaptergit.errors import DAMAGED_WEIGHTS, ModelError, PackageError, UsageError
+from adaptergit.errors import ModelError, PackageError, UsageError
 from adaptergit.package import CARD, WEIGHTS, Card
 from adaptergit.splice.anatomy import Site, as_records
 from adaptergit.splice.fingerprint import fingerprint_of
 from adaptergit.splice.setup import Setup, as_card, tensors_of
+from adaptergit.splice.tensorfile import DTYPES, is_finite, read_tensors
 
 if TYPE_CHECKING:
     from adaptergit.splice.panel import Panel
 
 TOKENIZER = "tokenizer_config.json"
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def save(panel: Panel, setup: Setup, folder: str | Path, about: Mapping[str, Any]) -> Card:
@@ -61,7 +57,7 @@ def save(panel: Panel, setup: Setup, folder: str | Path, about: Mapping[str, Any
     tensors = tensors_of(panel, setup)
     contiguous = {key: tensors[key].detach().cpu().contiguous().clone() for key in sorted(tensors)}
     for key, tensor in contiguous.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise PackageError(f"the tensor {key} holds values that are not finite", hint="training has diverged")
     folder.mkdir(parents=True, exist_ok=True)
     for tokenizer in tokenizers:
@@ -112,42 +108,22 @@ def read_into(
     """
     if not path.is_file():
         raise PackageError("the weights are missing", where=str(path))
-    data = path.read_bytes()
-    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
-        raise PackageError("the weights were changed while they were loaded", where=str(path))
-    try:
-        # Copies: the views of the buffer are not aligned for fast kernels.
-        tensors = {k: v.clone() for k, v in load_tensors(data).items() if not k.startswith(ignore)}
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise PackageError(f"not a valid safetensors file: {error}", where=str(path), hint=DAMAGED_WEIGHTS) from error
-    _refuse_twins(data, str(path))
+    tensors = read_tensors(path, digest=digest)
+    if ignore and any(key.startswith(ignore) for key in tensors):
+        # Copies: a view keeps all that was read.
+        tensors = {key: tensor.clone() for key, tensor in tensors.items() if not key.startswith(ignore)}
     fill(modules, tensors, where=str(path))
-
-
-def _refuse_twins(data: bytes, where: str) -> None:
-    """Refuse a name that appears twice: readers differ in which of the two they take."""
-    size = int.from_bytes(data[:8], "little")
-
-    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in items}) != len(items):
-            raise PackageError("a tensor, or a field of its header, appears twice", where=where)
-        return dict(items)
-
-    try:
-        json.loads(data[8 : 8 + size], object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise PackageError(f"not a valid safetensors file: {error}", where=where, hint=DAMAGED_WEIGHTS) from error
 
 
 def fill(modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
     """Fill modules from tensors in memory, strictly; see :func:`read_into`."""
-    names = {dtype: name for name, dtype in _DTYPES.items()}
+    names = {dtype: name for name, dtype in DTYPES.items()}
     found = {key: (tuple(t.shape), names.get(t.dtype, str(t.dtype))) for key, t in tensors.items()}
     states = {prefix: module.state_dict() for prefix, module in modules.items()}
     expected = {f"{prefix}{key}": value for prefix, state in states.items() for key, value in state.items()}
     _compare(where, expected, found)
     for key, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise PackageError(f"the tensor {key} holds values that are not finite", where=where)
     for prefix, module in modules.items():
         own = {key: tensors[prefix + key] for key in states[prefix]}
@@ -169,8 +145,8 @@ def _compare(
         shape, dtype = found[key]
         if shape != tuple(tensor.shape):
             raise ModelError(f"the tensor {key} has shape {shape}, the model needs {tuple(tensor.shape)}", where=where)
-        if dtype not in _DTYPES:
-            raise PackageError(f"the tensor {key} has dtype {dtype}, expected one of {', '.join(_DTYPES)}", where=where)
+        if dtype not in DTYPES:
+            raise PackageError(f"the tensor {key} has dtype {dtype}, expected one of {', '.join(DTYPES)}", where=where)
 
 
 def card_data(panel: Panel, setup: Setup, about: Mapping[str, Any]) -> dict[str, Any]:
