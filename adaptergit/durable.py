@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -94,11 +95,25 @@ def prepared_file(path: Path, data: bytes, *, mode: int = 0o666) -> Iterator[Cal
 
 
 def sync(path: Path) -> None:
-    """Make a file or a folder durable."""
-    if path.is_dir() and os.name != "posix":
+    """Make a file or a folder durable, as far as the file system can."""
+    folder = path.is_dir()
+    if folder and os.name != "posix":
         return
-    handle = os.open(path, os.O_RDONLY)
+    # Windows makes only that durable which could be written to.
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
     finally:
         os.close(handle)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder, as far as that can be done now: Windows keeps what is read-only, NFS what somebody has open."""
+    if os.name != "posix":
+        for inside in path.rglob("*"):
+            with suppress(OSError):
+                inside.chmod(0o700)
+    shutil.rmtree(path, ignore_errors=True)

@@ -71,6 +71,15 @@ class AdaptergitError(Exception):
         return f"{text}\n  hint: {self.hint}" if self.hint else text
 
 
+def printable(text: str) -> str:
+    """Return somebody else's text as one line that cannot drive a terminal: what does not print becomes a blank.
+
+    >>> printable("a\\x1b[2J\\nb")
+    'a [2J b'
+    """
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def without_secrets(text: str) -> str:
     """Return a text without what addresses in it say before the host, or in a query: tokens and passwords.
 

@@ -76,7 +76,10 @@ def _wanted(store: Store, manifests: Iterable[Manifest]) -> dict[tuple[str, str]
         versions.setdefault(_who(manifest), set()).add(manifest.version)
     wanted = {}
     for who, here in versions.items():
-        yanked = store.known(*who).yanked
+        known = store.known(*who)
+        # What was only looked at, whoever signed it, takes nobody's place.
+        here = {v for v in here if v not in known.fetched or known.fetched[v].vouched} or here
+        yanked = known.yanked
         final = [version for version in here if version not in yanked and not Version(version).is_prerelease]
         wanted[who] = {max(some, key=Version) for some in (here, final) if some}
     return wanted

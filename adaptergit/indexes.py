@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,8 +75,12 @@ class Word:
                     found[entry.version] = (entry, one.index)  # a warning counts, whoever gives it
         return found
 
-    def chosen(self, reference: Reference) -> tuple[Entry, str] | None:
+    def chosen(self, reference: Reference, yanked: Collection[str] = ()) -> tuple[Entry, str] | None:
         """Return the release that a reference means among those that are listed, or None if the list does not help.
+
+        Args:
+            reference: What is wanted.
+            yanked: Versions that were withdrawn, whether or not the index has heard of it.
 
         Raises:
             TrustError: Two indexes list one version with different digests.
@@ -87,7 +91,7 @@ class Word:
             version: item
             for version, item in listed.items()
             if version in first
-            and (item[0].yanked is None or str(reference.specifier) == f"=={version}")
+            and ((item[0].yanked is None and version not in yanked) or str(reference.specifier) == f"=={version}")
             and reference.digest in (None, item[0].manifest_sha256)
             and not item[0].legacy
         }

@@ -22,12 +22,13 @@ from adaptergit.errors import AdaptergitError, PackageError, UsageError
 from adaptergit.formats import Folder, foreign_format, is_foreign, is_single, load_folder, model_class
 from adaptergit.formats.unpack import unpacked
 from adaptergit.hf import Checkpoint, fetch_hub
+from adaptergit.judge import Asked, take_over, verified
 from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
 from adaptergit.package.foreign import check_header_of
 from adaptergit.package.local import local_card
 from adaptergit.reference import expand, is_folder, is_hub
-from adaptergit.resolve import Fetched, fetch, verify
+from adaptergit.resolve import Fetched, check_policy, fetch
 from adaptergit.settings import Settings, load_settings
 from adaptergit.splice.anatomy import Site
 from adaptergit.splice.checkpoint import read_into, read_tokenizer
@@ -165,11 +166,20 @@ def load(
     return model
 
 
-def load_found(about: About, model: nn.Module, *, policy: str | None, offline: bool, index: str | Path | None) -> None:
+def load_found(
+    about: About,
+    model: nn.Module,
+    *,
+    name: str | None = None,
+    policy: str | None = None,
+    offline: bool = False,
+    index: str | Path | None = None,
+    lock: str | Path | None = None,
+) -> None:
     """Load a package that was obtained before; see :func:`load`. What it depends on is obtained now."""
-    wanted = _Wanted(load_settings(), True, None, None, policy, offline, index, None, True)
+    wanted = _Wanted(load_settings(), True, None, None, policy, offline, index, lock, True)
     with _all_or_nothing(model) as panel:
-        _load_into(panel, about, None, True, wanted, ())
+        _load_into(panel, about, name, True, wanted, ())
 
 
 def _load_into(
@@ -273,10 +283,12 @@ def obtain(
         asked: Any = {"policy": policy, "offline": offline, "refresh": refresh, "index": index, "lock": lock}
         return about_of(fetch(str(ref), settings=settings, **asked))
     folder = expand(ref)
-    card = local_card(folder, settings.limits)
     if policy is None or (policy == "unsigned" and not (folder / MANIFEST).exists()):
-        return About(card, folder, None, True)
-    return About(card, folder, verify(folder, policy=policy, settings=settings), True)
+        return About(local_card(folder, settings.limits), folder, None, True)
+    check_policy(policy)
+    verdict, card = verified(folder, Asked(settings, policy))
+    take_over(verdict, settings)
+    return About(card, folder, verdict, True)
 
 
 def base_for(
@@ -389,6 +401,6 @@ def _splice(panel: Panel, whole: Setup, wanted: _Wanted, about: About) -> Setup:
     digest = None if about.digests is None else about.digests.get(WEIGHTS, "")
     check_header_of(about.path / WEIGHTS)
     read_into(about.path / WEIGHTS, holder, digest=digest, ignore=skipped)
-    tokenizer = read_tokenizer(about.path) if setup.embeddings else None
+    tokenizer = read_tokenizer(about.path, about.digests) if setup.embeddings else None
     inserted(panel, setup, modules, tokenizer=tokenizer, dtype=wanted.dtype, device=wanted.device, about=about)
     return setup

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adaptergit.dependencies import dependencies_of
+from adaptergit.dependencies import DEPTH, dependencies_of
 from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError
 from adaptergit.locks import exclusively
-from adaptergit.package import Manifest, Package
+from adaptergit.package import CARD, Card, Manifest, Package
 from adaptergit.reference import Reference
 from adaptergit.resolve import Fetched, fetch, parse_reference
 from adaptergit.settings import Settings, cache_dir, load_settings
@@ -48,7 +48,7 @@ def lock(
         settings: Default: the user's.
 
     Raises:
-        UsageError: Nothing to lock, or an adapter asked for twice.
+        UsageError: Nothing to lock, an adapter asked for twice, or two that need different releases of a third.
         NotFoundError, TransportError, TrustError, PackageError: A release cannot be had or was refused; the file is
             as it was.
         StorageError: The file cannot be written, and is as it was.
@@ -71,6 +71,8 @@ def lock(
     ask_for_yanks(chosen, settings)
     changes: list[Change] = []
     made: dict[str, Locked] = {}
+    needs: list[tuple[str, Reference]] = []
+    depths = dict.fromkeys(ids, 1)
     for reference in chosen:  # grows by what its members depend on
         known = entries.get(lock_id(reference))
         keep = keeps(reference)
@@ -86,11 +88,22 @@ def lock(
             entry = replace(entry, tree=entry.tree or known.tree)
         changes.append(Change(entry.id, known.version if known else None, entry.version))
         entries[entry.id] = made[entry.id] = entry
-        asked = {lock_id(one) for one in chosen}
         below = dependencies_of(found.card, settings, of=reference.source.principal)
-        new = [one for one in below if lock_id(one) not in asked]
+        needs += [(f"{found.card.name} {found.version}", one) for one in below]
+        new = [one for one in below if lock_id(one) not in depths]
+        depths |= {lock_id(one): depths[entry.id] + 1 for one in new}
+        if max(depths.values()) > DEPTH:
+            raise PackageError(f"more than {DEPTH} adapters on top of each other", where=f"{found.card.name}/{CARD}")
         ask_for_yanks(new, settings)
         chosen += new
+    for asker, reference in needs:
+        if not _fits(reference, entries[lock_id(reference)]):
+            other = f"{reference.adapter} {entries[lock_id(reference)].version}"
+            raise UsageError(
+                f"{asker} was trained on {reference}, and {other} is to be locked",
+                where=str(path),
+                hint=f"name the version that fits all, or lock {asker} in a file of its own (--lock)",
+            )
     with exclusively(cache_dir() / "locks", str(path.resolve())):  # two at once would lose an entry
         now = read_lock(path) if path.exists() else {}  # others may have written while this one fetched
         write_lock(path, (now | made).values())
@@ -132,7 +145,26 @@ def check_lock(
                 where=str(path),
                 hint=f"somebody edited it: adaptergit lock --upgrade '{one.reference}' writes it anew",
             )
+        for below in _below(one, settings, store):
+            there = entries.get(lock_id(below))
+            if there is None or not _fits(below, there):
+                what = "is not locked" if there is None else f"is locked to {there.version}"
+                raise PackageError(
+                    f"{one.id} was trained on {below}, which {what}",
+                    where=str(path),
+                    hint=f"adaptergit lock --upgrade '{one.reference}'",
+                )
     return list(entries.values())
+
+
+def _below(one: Locked, settings: Settings, store: Store) -> list[Reference]:
+    """Return what a release depends on, if it is stored."""
+    try:
+        card = Card.from_yaml((store.open(one.manifest_sha256).path / CARD).read_bytes(), where=one.id)
+        of = parse_reference(one.reference, settings).source.principal
+        return dependencies_of(card, settings, of=of)
+    except (NotFoundError, PackageError, UsageError, OSError):
+        return []  # not here, or damaged: it is judged when it is needed
 
 
 def not_compared(entries: Iterable[Locked]) -> list[Locked]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,10 +13,10 @@ from pathlib import Path
 from filelock import FileLock, SoftFileLock, Timeout
 
 _SECONDS = 600.0
-_SOFT_SECONDS = 30.0
-"""Whoever was killed left its file behind, and not every filelock sees that."""
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
-"""What file systems say whose server cannot lock. Where there are no locks at all, filelock itself takes a file."""
+_SOFT_SECONDS = 60.0
+"""Whoever was killed left its file behind: after so long, it is taken away."""
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
+"""What file systems say that cannot lock, or whose server cannot."""
 
 
 @contextmanager
@@ -26,9 +28,9 @@ def exclusively(folder: Path, key: str) -> Iterator[None]:
     """
     path = folder / hashlib.sha256(key.encode()).hexdigest()
     lock: FileLock | SoftFileLock | None = None
-    with suppress(OSError, Timeout):
+    with suppress(OSError, NotImplementedError, Timeout):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _acquired(path)
+        lock = _acquired(path) if _can_lock(folder) else _acquired_softly(path.with_suffix(".soft"))
     try:
         yield
     finally:
@@ -36,14 +38,31 @@ def exclusively(folder: Path, key: str) -> Iterator[None]:
             lock.release()
 
 
-def _acquired(path: Path) -> FileLock | SoftFileLock:
+def _acquired(path: Path) -> FileLock:
     lock = FileLock(path, timeout=_SECONDS, is_singleton=True)
+    lock.acquire()
+    return lock
+
+
+def _acquired_softly(path: Path) -> SoftFileLock:
+    lock = SoftFileLock(path, timeout=_SOFT_SECONDS, is_singleton=True)
     try:
         lock.acquire()
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        soft = SoftFileLock(path.with_suffix(".soft"), timeout=_SOFT_SECONDS, is_singleton=True)
-        soft.acquire()
-        return soft
+    except Timeout:
+        path.unlink(missing_ok=True)  # else all who come later would wait as long
+        raise
     return lock
+
+
+@functools.cache
+def _can_lock(folder: Path) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows has locks of another kind, everywhere
+        return True
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _NO_LOCKS
+    return True

@@ -7,6 +7,7 @@ taken the push, nothing in the clone has changed.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adaptergit.durable import scratch
-from adaptergit.errors import NotFoundError, PackageError, ReleaseError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, ReleaseError, TransportError, UsageError
 from adaptergit.indexes import revoked
 from adaptergit.package import (
     MANIFEST,
@@ -43,9 +44,11 @@ from adaptergit.trust import (
 from adaptergit.trust.rotation import MAX_ROTATIONS
 
 if TYPE_CHECKING:
-    from adaptergit.git import Clone, Last, Plan
+    from adaptergit.git import Clone, Last, Plan, Remote
+    from adaptergit.git.previous import Asked as Before
     from adaptergit.git.pushing import Pushed
 
+_LOOKED_AT = 20
 _ANNOUNCED = ".adaptergit/allowed_signers"
 
 
@@ -245,10 +248,35 @@ def publish_all(
                 "the server has them" if remote else f"tagged {', '.join(plan.tag for plan in plans)}, nothing pushed"
             )
             if proposal is not None and remote is not None:
+                _check_alone(here, remote, asked, said, drafts, proposal)
                 page = _proposal_page(where, remote, here.branch, proposal, pushed)
     if remote is not None and not dry_run:
         _ask_anew(where, names)
     return [replace(draft.release, pull_request=page) for draft in drafts]
+
+
+def _check_alone(
+    here: Clone, remote: str, asked: Remote | None, said: Before, drafts: Sequence[_Draft], proposal: str
+) -> None:
+    """Find out whether somebody else released meanwhile: no branch that both push stands in the way of a proposal.
+
+    Raises:
+        ReleaseError: Somebody did. Two releases that follow the same one are a fork, and whoever has one refuses the
+            other.
+    """
+    from adaptergit.git import last_releases
+
+    names = [draft.release.name for draft in drafts]
+    with contextlib.suppress(TransportError):  # it was pushed all the same
+        now = last_releases(here, names, asked, Limits())
+        for draft in drafts:
+            name, version = draft.release.name, draft.release.version
+            if others := now.last[name].versions - said.last[name].versions - {version}:
+                raise ReleaseError(
+                    f"{name} {', '.join(sorted(others))} was released meanwhile, and follows the same release as "
+                    f"{version}: whoever has one of the two will refuse the other",
+                    hint=f"take yours back, and publish anew: git push {remote} :{draft.release.tag} :{proposal}",
+                )
 
 
 def yank(
@@ -408,9 +436,9 @@ def _check_repository(here: Clone, last: Last, name: str, target: _Target, repor
 
 
 def _repositories(folder: Path) -> set[str]:
-    """Return whose the releases in a clone are, as far as its files say so."""
+    """Return whose the releases in a clone are, as far as some of its files say so: there may be very many."""
     found = set()
-    for path in folder.glob(f"*/{MANIFEST}"):
+    for path in itertools.islice(folder.glob(f"*/{MANIFEST}"), _LOOKED_AT):
         with contextlib.suppress(PackageError, OSError):
             found.add(Manifest.from_bytes(path.read_bytes()).repository)
     return found

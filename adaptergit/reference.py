@@ -263,6 +263,11 @@ def expand(path: str | Path) -> Path:
         raise UsageError(f"{str(path)!r}: {error}", hint="write the whole path") from error
 
 
+def is_adapter_name(name: str) -> bool:
+    """Tell whether ``name`` can name an adapter, a folder and a git tag."""
+    return _ADAPTER.fullmatch(name) is not None and ".." not in name and not name.endswith((".", ".lock"))
+
+
 def check_adapter_name(name: str) -> str:
     """Return ``name`` if it can name an adapter, a folder and a git tag.
 

@@ -116,11 +116,12 @@ def resolve(
     reference = parse_reference(ref, settings)
     store = Store(cache_dir())
     word = word_on(reference.source.principal, settings, offline=offline) if lock is None else Word()
-    pin = _pin(reference, index, lock, word, refresh)
-    stored = _remembered(reference, pin, store, settings, offline or settings.offline, refresh)
+    offline = offline or settings.offline
+    pin = _pin(reference, index, lock, word, store, offline=offline, refresh=refresh)
+    stored = _remembered(reference, pin, store, settings, offline, refresh, _passed_by(reference, word))
     if stored is not None:
         return stored
-    _refuse_offline(reference, store, offline or settings.offline, refresh)
+    _refuse_offline(reference, store, offline, refresh)
     return _ask(reference, store, settings, word)
 
 
@@ -156,7 +157,7 @@ def fetch(
     offline = offline or settings.offline
     word = word_on(reference.source.principal, settings, offline=offline)
     _refuse_legacy(reference, word)
-    pin = _pin(reference, index, lock, word, refresh)
+    pin = _pin(reference, index, lock, word, store, offline=offline, refresh=refresh)
     if pin is not None and not pin.vouched:
         reference = reference.pinned(pin.digest)
     asked = Asked(
@@ -227,7 +228,14 @@ def check_policy(policy: str | None) -> None:
 
 
 def _pin(
-    reference: Reference, index: str | Path | None, lock: str | Path | None, word: Word, refresh: bool
+    reference: Reference,
+    index: str | Path | None,
+    lock: str | Path | None,
+    word: Word,
+    store: Store,
+    *,
+    offline: bool,
+    refresh: bool,
 ) -> Pin | None:
     """Return what a lock file, or else an index file, or else the indexes say of a reference."""
     if lock is not None:
@@ -245,13 +253,23 @@ def _pin(
     if index is not None:
         entry = find_release(index, reference)
         return None if entry is None else Pin(entry.version, entry.manifest_sha256, entry.tree)
-    chosen = word.chosen(reference)
+    yanked = {*store.known(reference.source.publisher, reference.adapter).yanked}
+    chosen = word.chosen(reference, yanked)
     if chosen is None or (refresh and _exact(reference) is None):
         return None
+    if offline and _exact(reference) is None and store.find(chosen[0].manifest_sha256) is None:
+        return None  # what is here is better than nothing
     had = _newest(reference, [past.version for past in history_of(reference) if past.chained])
-    if had is not None and had not in word.yanked(reference.adapter) and Version(had) > Version(chosen[0].version):
+    yanked |= word.yanked(reference.adapter)
+    if had is not None and had not in yanked and Version(had) > Version(chosen[0].version):
         return None  # newer than what is listed: the repository is asked
     return Pin(chosen[0].version, chosen[0].manifest_sha256, chosen[0].tree, word.mirrors, vouched=True)
+
+
+def _passed_by(reference: Reference, word: Word) -> set[str]:
+    """Return the versions that an index calls withdrawn, unless one is named: who names it gets it."""
+    named = reference.digest is not None or _exact(reference) is not None
+    return set() if named else word.yanked(reference.adapter)
 
 
 def _remembered(
@@ -304,7 +322,8 @@ def _from_store(
     """Return what is stored, or why that cannot be used, or None if nothing is."""
     settings = asked.settings
     refused: dict[str, AdaptergitError] = {}
-    while found := _remembered(reference, pin, store, settings, offline, False, refused):
+    passed_by = _passed_by(reference, asked.word)
+    while found := _remembered(reference, pin, store, settings, offline, False, {*refused, *passed_by}):
         path = store.find(found.digest) if found.digest is not None else None
         if found.digest is None or path is None or found.version in refused:
             break
@@ -476,16 +495,16 @@ def _climb(wanted: Resolved, store: Store, asked: Asked, pin: Pin | None = None)
                 raise PackageError(error.what, where=way.source) from error
             new = store.find(verdict.digest) is None
             package = store.add(inner, settings.limits)
+        found, who = verdict.manifest.version, (reference.source.publisher, reference.adapter)
+        change = functools.partial(_having, verdict=verdict, tree=got.tree, yanked=got.yanked, own=way.kind == "git")
         try:
+            warn_if_yanked(reference, found, change(store.known(*who)), asked.word)
             take_over(verdict, settings)
         except BaseException:  # also a warning that somebody made an error
             if new:
                 store.remove(package.digest)
             raise
-        found = verdict.manifest.version
-        change = functools.partial(_having, verdict=verdict, tree=got.tree, yanked=got.yanked, own=way.kind == "git")
-        known = store.remember(reference.source.publisher, reference.adapter, change)
-        warn_if_yanked(reference, found, known, asked.word)
+        store.remember(*who, change)
         return Fetched(reference, found, package.digest, package.path, got.tree, card, verdict, False, way.source)
     (_, first), *others = failed
     for _, later in others:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from adaptergit.errors import AdaptergitWarning, NotFoundError, TransportError, UsageError
+from adaptergit.errors import AdaptergitWarning, NotFoundError, TransportError, UsageError, printable
 from adaptergit.indexes import Word
 from adaptergit.reference import Reference, Source
 from adaptergit.settings import Settings, cache_dir
@@ -39,7 +39,7 @@ def warn_if_yanked(reference: Reference, version: str, known: Known, word: Word)
     if version not in known.yanked and version not in word.yanked(reference.adapter):
         return
     listed = word.releases(reference.adapter).get(version)
-    why = f": {listed[0].yanked}" if listed and listed[0].yanked else " by its publisher"
+    why = f": {printable(listed[0].yanked)}" if listed and listed[0].yanked else " by its publisher"
     # A registry of its own: told on every load, not once per process, and still under the caller's filters.
     told = f"{reference.adapter} {version} was yanked{why}"
     warnings.warn_explicit(told, AdaptergitWarning, __file__, 1, registry={})

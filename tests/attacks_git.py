@@ -174,7 +174,7 @@ def tree(scene: Scene, entries: list[tuple[bytes, str, bytes]]) -> Strike:
 
 @attacks(
     TREE,
-    TransportError,  # git's own checks come first: such a tree never arrives
+    PackageError,  # git's own checks come first: such a tree never arrives
     {
         "tree-with-a-git-folder": (r"hasDotgit|contains '\.git'", [(b".git", "40000", b"x")]),
         "tree-with-a-disguised-git-folder": (r"hasDotgit|contains '\.git'", [(b"GIT~1", "40000", b"x")]),
@@ -199,7 +199,7 @@ def pickle_in_a_tree(scene: Scene, name: str) -> Strike:
     return tree(scene, [(name.encode(), PLAIN, b"\x80\x04cos\nsystem\n.")])
 
 
-@attack("tree-with-an-entry-twice", TREE, TransportError, r"duplicateEntries|duplicate file entries")
+@attack("tree-with-an-entry-twice", TREE, PackageError, r"duplicateEntries|duplicate file entries")
 def entry_twice(scene: Scene) -> Strike:
     hub = scene.hub()
     listed = [(name, mode, oid) for name, (mode, oid) in entries_of(hub.bare).items()]

@@ -17,6 +17,11 @@ from urllib.parse import unquote, urlsplit
 Answer = Callable[["Request"], None]
 
 
+def tag_of(body: bytes) -> str:
+    """What tells one document from another."""
+    return f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+
+
 class Request(BaseHTTPRequestHandler):
     """One request; faults answer in its place."""
 
@@ -34,10 +39,10 @@ class Request(BaseHTTPRequestHandler):
             self.answer(404, b"no")
             return
         start = int(self.headers.get("Range", "bytes=0-")[6:-1])
-        tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+        tag = tag_of(body)
         if self.headers.get("If-None-Match") == tag:
             self.answer(304, b"", {"ETag": tag})
-        elif start and self.forge.ranges:
+        elif start and self.forge.ranges and self.headers.get("If-Range") == tag:
             self.answer(206, body[start:], {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"})
         else:
             self.answer(200, body, {"ETag": tag})
@@ -107,12 +112,12 @@ def status(code: int, **headers: str) -> Answer:
     return lambda request: request.answer(code, b"", {k.replace("_", "-"): v for k, v in headers.items()})
 
 
-def cut_after(number: int) -> Answer:
-    """Send the first bytes of the file, promise all, and hang up."""
+def cut_after(number: int, instead: bytes | None = None) -> Answer:
+    """Send the first bytes of the file, or of another one, promise all, and hang up."""
 
     def answer(request: Request) -> None:
-        body = request.forge.find(unquote(urlsplit(request.path).path)) or b""
-        request.answer(200, body[:number], length=len(body))
+        body = instead or request.forge.find(unquote(urlsplit(request.path).path)) or b""
+        request.answer(200, body[:number], {"ETag": tag_of(body)}, length=len(body))
         request.close_connection = True
         request.wfile.flush()
         request.connection.close()

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import click
 
-from adaptergit.errors import AdaptergitError, AdaptergitWarning, TransportError, TrustError, without_secrets
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, TransportError, TrustError, printable, without_secrets
 from adaptergit.progress import watching
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ def _as_json(value: Any, indent: int | None = None) -> str:
 
 def clean(text: object) -> str:
     """Return somebody else's text without control characters: a card must not drive the terminal or forge lines."""
-    return "".join(char if char.isprintable() else " " for char in str(text))
+    return printable(str(text))
 
 
 def step(text: str) -> None:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from adaptergit.durable import scratch
-from adaptergit.errors import AdaptergitWarning, ReleaseError, StorageError, TransportError, without_secrets
+from adaptergit.errors import (
+    AdaptergitWarning,
+    PackageError,
+    ReleaseError,
+    StorageError,
+    TransportError,
+    without_secrets,
+)
 from adaptergit.git.files import rotation_mark, rotations_by_repository
 from adaptergit.git.listing import list_refs
+from adaptergit.git.objects import read_blobs
 from adaptergit.git.pushing import push
-from adaptergit.git.remote import ROTATIONS, TAGS, YANKED, Remote
+from adaptergit.git.remote import ROTATIONS, SMALL, TAGS, YANKED, Remote, fetch_objects
 from adaptergit.git.runner import Git, init_bare
 from adaptergit.git.worktree import Clone
-from adaptergit.package import Manifest
+from adaptergit.package import MANIFEST, Manifest
+from adaptergit.package.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
 from adaptergit.settings import Limits
 
 _WHO = {"NAME": "adaptergit", "EMAIL": "mirror@adaptergit.invalid"}
@@ -43,12 +53,14 @@ def push_copies(
         rotations: What is to be there of the rotations of their keys.
 
     Raises:
-        ReleaseError: A tag is there and holds something else: releases never change.
+        ReleaseError: A tag is there and holds something else: releases never change. Or the name is that of another
+            repository's adapter there.
         TransportError: The server cannot be reached, or refuses.
     """
     names = sorted({manifest.name for _, manifest in releases})
     prefixes = [f"{kind}/{name}/" for kind in (TAGS, YANKED) for name in names]
     there = list_refs(remote, (*prefixes, f"{ROTATIONS}/"), Limits())
+    _check_owners(remote, releases, there)
     known = next(iter(there.values()), "")
     withdrawn, rotations = withdrawn or {}, rotations or {}
     try:
@@ -112,6 +124,35 @@ def _push(
         return new
 
 
+def _check_owners(remote: Remote, releases: Sequence[tuple[Path, Manifest]], there: Mapping[str, str]) -> None:
+    """Refuse an adapter whose name is another repository's in the mirror: tags and marks would be of both.
+
+    Raises:
+        ReleaseError: It is.
+    """
+    owners: dict[str, str] = {}
+    oids: dict[str, str] = {}
+    for _, manifest in releases:
+        prefix = f"{TAGS}/{manifest.name}/"
+        if held := next((oid for ref, oid in there.items() if ref.startswith(prefix)), None):
+            oids[manifest.name] = held
+    if oids:
+        with scratch() as folder:
+            git = fetch_objects(folder / "git", remote, list(oids.values()), Limits(), only=SMALL, history=True)
+            files = {name: f"{oid}:{MANIFEST}" for name, oid in oids.items()}
+            for name, data in read_blobs(git, files, MAX_MANIFEST_BYTES):
+                with suppress(PackageError):  # junk is nobody's
+                    owners[name] = Manifest.from_bytes(data, where=remote.url).repository
+    for _, manifest in releases:
+        owner = owners.setdefault(manifest.name, manifest.repository)
+        if owner != manifest.repository:
+            raise ReleaseError(
+                f"the mirror has {manifest.name} of {owner}, and cannot have that of {manifest.repository} too",
+                where=remote.url,
+                hint="mirror it to another repository, or to a folder, which holds any number",
+            )
+
+
 def _commit(clone: Clone, folder: Path, message: str, moment: str) -> str:
     """Write the files of a flat folder as a commit that is the same whenever it is made."""
     oids = clone.store_files({path.name: path for path in sorted(folder.iterdir())})
@@ -123,7 +164,8 @@ def _same(git: Git, remote: Remote, ref: str, known: str, commit: str) -> bool:
     """Tell whether a tag, as it is there, holds the same tree as a commit of ours."""
     if known == commit:
         return True
-    git.text("fetch", "--quiet", "--depth=1", "--", remote.url, ref, protocols=remote.protocols)
+    most = Limits().package_bytes + 2**20
+    git.text("fetch", "--quiet", "--depth=1", "--", remote.url, ref, protocols=remote.protocols, max_file_bytes=most)
     try:
         theirs = git.text("rev-parse", "FETCH_HEAD^{tree}")
     except TransportError:  # of a blob, or the like

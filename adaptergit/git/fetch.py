@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptergit.errors import NotFoundError, PackageError, TransportError, UsageError
+from adaptergit.git.listing import list_refs
 from adaptergit.git.objects import Judge, Missing, extract, find_tree
 from adaptergit.git.remote import OID, SMALL, TAGS, YANKED, Remote, fetch_objects
 from adaptergit.git.runner import Git
@@ -67,7 +68,7 @@ def fetch_release(
         raise UsageError(f"{tree!r} is not an object id")
     limits = limits.started()
     # Beside the target: the store sweeps away what a killed process leaves there.
-    with tempfile.TemporaryDirectory(prefix="git-", dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="git-", dir=target.parent, ignore_cleanup_errors=True) as folder:
         work = Path(folder)
         if tree is not None:
             try:
@@ -100,13 +101,21 @@ def _tagged(
     work: Path, remote: Remote, tag: str, oid: str | None, limits: Limits, only: str | None
 ) -> tuple[Git, bool | None]:
     """Fetch what a tag is of; tell whether the version is marked as withdrawn, where that had to be asked."""
+    mark, yanked = tag.replace(TAGS, YANKED, 1), None
+    if oid is None and remote.speaks_http:
+        # Asked for by its beginning, a mark brings every other one that begins so, each of them a file.
+        said = list_refs(remote, (tag, mark), limits)
+        if tag not in said:
+            raise NotFoundError(f"there is no {tag} in {remote.url}")
+        oid, yanked = said[tag], mark in said
     if oid is not None:
         try:
-            return fetch_objects(work / "tagged", remote, [oid], limits, only=only, history=True), None
+            return fetch_objects(work / "tagged", remote, [oid], limits, only=only, history=True), yanked
         except (TransportError, NotFoundError):
-            pass  # it gives what has a name, or the tag was moved a moment ago
-    # Everything that begins with the mark's name: a name of its own would have to be there.
-    mark, seen = tag.replace(TAGS, YANKED, 1), f"refs/yanked/{tag.rpartition('/')[2]}"
+            if yanked is not None:
+                return fetch_objects(work / "tag", remote, [tag], limits, only=only), yanked
+    # It gives what has a name, or the tag was moved a moment ago. A name of its own would have to be there.
+    seen = f"refs/yanked/{tag.rpartition('/')[2]}"
     git = fetch_objects(work / "tag", remote, [tag, f"{mark}*:{seen}*"], limits, only=only)
     return git, (git.directory / seen).is_file()
 
@@ -126,7 +135,7 @@ def fetch_from_branch(remote: Remote, adapter: str, target: Path, *, limits: Lim
         PackageError: The tree holds what a package may not hold.
     """
     limits = limits.started()
-    with tempfile.TemporaryDirectory(prefix="git-", dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="git-", dir=target.parent, ignore_cleanup_errors=True) as folder:
         work = Path(folder)
         tree = _tree_in_branch(work / "branch", remote, adapter, limits)
         try:

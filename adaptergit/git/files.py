@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adaptergit.durable import scratch
-from adaptergit.errors import NotFoundError, PackageError, TransportError
+from adaptergit.errors import NotFoundError, PackageError, TransportError, printable
 from adaptergit.git.listing import list_refs
 from adaptergit.git.objects import extract, find_tree, read_blobs, sizes_of, write_blobs
 from adaptergit.git.remote import ROTATIONS, YANKED, Remote, fetch_objects
@@ -51,7 +51,7 @@ def fetch_rotations(
         PackageError: There are more.
     """
     limits = limits.started()
-    with tempfile.TemporaryDirectory(prefix="git-", dir=beside) as folder:
+    with tempfile.TemporaryDirectory(prefix="git-", dir=beside, ignore_cleanup_errors=True) as folder:
         refs = _named(list_refs(remote, (f"{ROTATIONS}/",), limits))
         _check_number(refs, most if of is None else _MOST_MIRRORED, remote)
         if not refs:
@@ -136,7 +136,7 @@ def yank_reason(remote: Remote, adapter: str, version: str, limits: Limits) -> s
             said = git.text("log", "-1", "--format=%b", "FETCH_HEAD", max_output=2**16)
         except (TransportError, NotFoundError):
             return ""
-    return " ".join("".join(char if char.isprintable() else " " for char in said).split())[:500]
+    return " ".join(printable(said).split())[:500]
 
 
 def fetch_file(remote: Remote, path: str, limits: Limits, *, most: int) -> bytes | None:
@@ -173,7 +173,7 @@ def fetch_files(remote: Remote, beside: Path, limits: Limits) -> Path:
     """
     target = beside / hashlib.sha256(remote.url.encode()).hexdigest()[:16]
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="git-", dir=beside) as folder:
+    with tempfile.TemporaryDirectory(prefix="git-", dir=beside, ignore_cleanup_errors=True) as folder:
         try:
             git = fetch_objects(Path(folder) / "dist", remote, ["refs/heads/dist"], limits)
             top = "FETCH_HEAD"

@@ -12,6 +12,7 @@ from adaptergit.errors import NotFoundError, TransportError
 from adaptergit.git.remote import OID, ROTATIONS, TAGS, YANKED, Remote, patiently
 from adaptergit.git.runner import Git, init_bare
 from adaptergit.package.version import is_version
+from adaptergit.reference import is_adapter_name
 from adaptergit.settings import Limits
 
 _PATIENCE = 20.0
@@ -105,7 +106,7 @@ def _by_adapter(refs: Mapping[str, str]) -> dict[str, Listing]:
     for ref, oid in refs.items():
         for prefix in (TAGS, YANKED):
             adapter, _, version = ref.removeprefix(f"{prefix}/").partition("/")
-            if not ref.startswith(f"{prefix}/") or not is_version(version):
+            if not ref.startswith(f"{prefix}/") or not is_version(version) or not is_adapter_name(adapter):
                 continue
             if prefix == TAGS:
                 versions.setdefault(adapter, {})[version] = oid

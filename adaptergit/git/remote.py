@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from adaptergit.errors import NotFoundError, StorageError, TransportError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, StorageError, TransportError, UsageError
 from adaptergit.git.runner import Git, init_bare, transport_settings
 from adaptergit.progress import watcher
 from adaptergit.reference import Source
@@ -33,6 +33,8 @@ _TRANSIENT = re.compile(
     r"|returned error: (429|50[0234])|Empty reply|Couldn't connect|Could not connect|Connection closed",
     re.IGNORECASE,
 )
+_UNSOUND = re.compile("fsck error in pack|error in packed object")
+"""Git itself refuses what was sent: a tree with ``.git`` in it, and the like."""
 _OTHER_FORMAT = re.compile(r"mismatched algorithms|object format")
 """The server has a repository of the other object format: it says the same however often it is asked."""
 
@@ -130,6 +132,7 @@ def fetch_objects(
     Raises:
         NotFoundError: The server has no such ref.
         TransportError: The server cannot be reached or failed.
+        PackageError: It sent what git does not take.
     """
     limits = limits.started()
     by_oid = bool(OID.fullmatch(wants[0]))
@@ -144,6 +147,8 @@ def fetch_objects(
         except StorageError:
             raise
         except TransportError as error:
+            if _UNSOUND.search(error.what):
+                raise PackageError(f"git refuses what was sent: {error.what}", where=remote.url) from error
             if not wide and _OTHER_FORMAT.search(error.what):
                 directory, wide = directory.with_name(f"{directory.name}-sha256"), True
             elif "couldn't find remote ref" in error.what:

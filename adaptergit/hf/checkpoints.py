@@ -10,13 +10,13 @@ The identity is the sha256 of ``files.json``: the same bytes have it wherever th
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from adaptergit.durable import remove_tree
 from adaptergit.errors import PackageError, TrustError
 from adaptergit.hf.reference import HubReference
 from adaptergit.package import CARD, README, WEIGHTS, File, canonical
@@ -212,7 +212,7 @@ class Kept:
         with suppress(FileNotFoundError):
             doomed = Path(tempfile.mkdtemp(dir=self.root)) / identity
             self._path(identity).rename(doomed)
-            shutil.rmtree(doomed.parent)
+            remove_tree(doomed.parent)
 
     def _path(self, identity: str) -> Path:
         return self.root / identity[:2] / identity

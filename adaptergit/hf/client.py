@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptergit._version import __version__
-from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, ReleaseError, TransportError
+from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, ReleaseError, TransportError, printable
 from adaptergit.hf.reference import DEFAULT_REVISION
 from adaptergit.progress import watcher
 from adaptergit.settings import Settings
@@ -265,10 +265,8 @@ class Hub:
             raise _refused(getattr(error.response, "status_code", None), where) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if str(error).startswith("Invalid metadata in README.md"):
-                told = "".join(char if char.isprintable() else " " for char in str(error)[:500])
-                raise PackageError(
-                    told, where=where, hint="correct the card, or the front matter of the README"
-                ) from error
+                hint = "correct the card, or the front matter of the README"
+                raise PackageError(printable(str(error)[:500]), where=where, hint=hint) from error
             told = f"the Hub's answer cannot be understood: {type(error).__name__}"
             raise TransportError(told, where=where, hint="check HF_ENDPOINT") from error
         except RuntimeError as error:  # what is raised around the errors of uploads, and by Xet

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from adaptergit.errors import printable
 from adaptergit.index.entry_rules import ENTRY_RULES, Listing
 from adaptergit.index.release_rules import RELEASE_RULES, Release
 from adaptergit.index.rule import Rule
@@ -59,5 +60,4 @@ def documentation() -> str:
 
 def _cell(text: str) -> str:
     """Somebody else's text in a table of ours: no new cells, lines, links, mentions or HTML."""
-    plain = "".join(char if char.isprintable() else " " for char in text)
-    return re.sub(r"([|\\`*_\[\]<>@#!])", r"\\\1", plain)
+    return re.sub(r"([|\\`*_\[\]<>@#!])", r"\\\1", printable(text))

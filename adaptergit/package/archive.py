@@ -7,6 +7,10 @@ import tarfile
 _MAX_HEADER = 64 * 1024
 
 
+class OverlongHeaderError(tarfile.ReadError):
+    """Made to exhaust whoever reads it."""
+
+
 class BoundedMember(tarfile.TarInfo):
     """A member whose extended headers, which tarfile reads whole, are small."""
 
@@ -19,5 +23,5 @@ class BoundedMember(tarfile.TarInfo):
             tarfile.GNUTYPE_LONGLINK,
         )
         if self.type in extended and self.size > _MAX_HEADER:
-            raise tarfile.ReadError(f"an extended header of {self.size} bytes")
+            raise OverlongHeaderError(f"an extended header of {self.size} bytes")
         return super()._proc_member(archive)  # type: ignore[misc, no-any-return]  # not in typeshed

@@ -12,7 +12,7 @@ from torch import nn
 
 from adaptergit.bases import trained_length
 from adaptergit.errors import AdaptergitError, ModelError, NotFoundError, UsageError
-from adaptergit.load import About, load
+from adaptergit.load import About, load, load_found
 from adaptergit.reference import expand, is_hub
 from adaptergit.serve.answers import Phrasing, label_names, phrasing_of
 from adaptergit.serve.encoding import most_tokens
@@ -144,7 +144,11 @@ def _loaded(model: nn.Module, tokenizer: Any, one: Found, options: Mapping[str, 
     before = set(panel.heads)
     several = one.about is not None and one.about.card.method in KINDS
     try:
-        load(one.exact, model, name=None if several else name, **options)
+        given = None if several else name
+        if one.about is None:
+            load(one.exact, model, name=given, **options)
+        else:  # what was looked at is what is loaded
+            load_found(one.about, model, name=given, **options)
     except AdaptergitError as error:
         error.where = f"{name} ({error.where})" if error.where else name
         if "another base model" in error.what:

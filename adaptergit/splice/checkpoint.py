@@ -8,6 +8,7 @@ before the model is touched.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -75,20 +76,33 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
                 path.replace(folder / path.name)
 
 
-def read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path, digests: Mapping[str, str] | None = None) -> Any:
     """Return the tokenizer that a package's embeddings came with, or None.
 
+    Args:
+        folder: The package's.
+        digests: sha256 by name, of what is verified: only these very bytes are read.
+
     Raises:
-        PackageError: It cannot be read.
+        PackageError: It cannot be read, or was changed.
     """
     if not (folder / TOKENIZER).is_file():
         return None
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raise what they like
-        raise PackageError(f"the tokenizer cannot be read: {error}", where=str(folder / TOKENIZER)) from error
+    with tempfile.TemporaryDirectory(prefix="adaptergit-tokenizer-") as copied:
+        for name in (one for one in digests or () if not one.endswith(".safetensors")):
+            data = (folder / name).read_bytes()
+            if hashlib.sha256(data).hexdigest() != (digests or {})[name]:
+                raise PackageError("the file was changed while it was loaded", where=str(folder / name))
+            (Path(copied) / name).write_bytes(data)
+        place = folder if digests is None else copied
+        try:
+            found = AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # tokenizers raise what they like
+            raise PackageError(f"the tokenizer cannot be read: {error}", where=str(folder / TOKENIZER)) from error
+    found.name_or_path = str(folder)
+    return found
 
 
 def read_into(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -378,9 +379,12 @@ class Inventory:
     def _place(
         self, module: nn.Module, host: torch.Tensor, dtype: torch.dtype | None, device: torch.device | None
     ) -> None:
-        module.to(device=device or host.device, dtype=dtype or host.dtype)
+        device, dtype = device or host.device, dtype or host.dtype
+        tensors = chain(module.parameters(), module.buffers())
+        if any(one.device != device or one.dtype != dtype for one in tensors):  # to look takes less time than to move
+            module.to(device=device, dtype=dtype)
         module.train(self._model.training)
-        if (dtype or host.dtype) == torch.float16:  # the only dtype with a smaller range
+        if dtype == torch.float16:  # the only dtype with a smaller range
             for key, tensor in module.state_dict().items():
                 if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
                     raise ModelError(

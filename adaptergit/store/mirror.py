@@ -30,7 +30,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from adaptergit.durable import replace_file, sync
+from adaptergit.durable import remove_tree, replace_file, sync
 from adaptergit.errors import PackageError, UsageError
 from adaptergit.package import canonical
 from adaptergit.package.names import is_allowed
@@ -254,7 +254,7 @@ def _copy(package: Path, target: Path) -> None:
         temporary.rename(target)
         sync(target.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_tree(temporary)
 
 
 def _sweep(root: Path) -> None:
@@ -262,7 +262,7 @@ def _sweep(root: Path) -> None:
     for path in (root / package_path("")).glob(f"{_NEW}*"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+                remove_tree(path)
 
 
 def _write(path: Path, data: Any) -> None:

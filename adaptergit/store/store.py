@@ -18,7 +18,6 @@ import filecmp
 import hashlib
 import json
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adaptergit.durable import disk_errors, replace_file, sync
+from adaptergit.durable import disk_errors, remove_tree, replace_file, sync
 from adaptergit.errors import NotFoundError, PackageError
 from adaptergit.locks import exclusively
 from adaptergit.package import Manifest, Package, check_files, read_package
@@ -155,7 +154,7 @@ class Store:
         with suppress(FileNotFoundError), self._disk_errors():
             doomed = Path(tempfile.mkdtemp(dir=self._make("tmp"))) / digest
             path.rename(doomed)
-            shutil.rmtree(doomed.parent)
+            remove_tree(doomed.parent)
 
     def contents(self) -> Iterator[Stored]:
         """Yield every package that is here, damaged ones without a manifest."""
@@ -190,7 +189,7 @@ class Store:
             with self._disk_errors():
                 yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
 
     @contextmanager
     def once(self, key: str) -> Iterator[None]:
@@ -239,7 +238,7 @@ class Store:
         for path in self._make("tmp").iterdir():
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove_tree(path)
 
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from adaptergit.errors import TrustError
+from adaptergit.errors import TrustError, printable
 from adaptergit.package import canonical
 from adaptergit.package.names import PRINCIPALS
 from adaptergit.trust.allowed_signers import matches
@@ -80,7 +80,7 @@ class Revocation:
         since += f" for {self.repository}" if self.repository else ""
         word = "revoked" if self.severity == "refuse" else "marked as revoked"
         # Of bundles and indexes, the reason is somebody else's text: it must not forge lines, nor drive a terminal.
-        reason = "".join(char if char.isprintable() else " " for char in self.reason)
+        reason = printable(self.reason)
         return f"{word}{since}{': ' + reason if reason else ''} ({self.source})"
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote, urlsplit
 
-from adaptergit.errors import PackageError
-from adaptergit.package.archive import BoundedMember
+from adaptergit.errors import PackageError, TransportError
+from adaptergit.package.archive import BoundedMember, OverlongHeaderError
 from adaptergit.package.folder import check_entry_name, check_sizes
 from adaptergit.reference import Source
 from adaptergit.settings import Limits
@@ -45,10 +45,10 @@ def fetch_archive(url: str, target: Path, limits: Limits, *, allow_http: Collect
 
     Raises:
         NotFoundError: There is none.
-        TransportError: It cannot be had.
+        TransportError: It cannot be had, or is something else, for example a page to log in.
         PackageError: It holds what a package may not hold.
     """
-    with tempfile.TemporaryDirectory(prefix="archive-", dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="archive-", dir=target.parent, ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "archive"
         Download(allow_http, limits.seconds_left, limits.deadline).save(url, path, limits.package_bytes + _OVERHEAD)
         try:
@@ -57,7 +57,9 @@ def fetch_archive(url: str, target: Path, limits: Limits, *, allow_http: Collect
         except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk, not the archive
-            raise PackageError(f"not a readable archive: {error}", where=url) from error
+            # A page to log in, or half an archive, is nobody's lie: others are asked.
+            kind = PackageError if isinstance(error, OverlongHeaderError) else TransportError
+            raise kind(f"not a readable archive: {error}", where=url) from error
 
 
 def _unpack(archive: tarfile.TarFile, target: Path, limits: Limits, url: str) -> None:
@@ -90,6 +92,6 @@ def _copy(source: IO[bytes], target: IO[bytes], size: int, where: str) -> None:
     while size:
         block = source.read(min(size, 1 << 20))
         if not block:
-            raise PackageError(f"the archive ends {size} bytes early", where=where)
+            raise TransportError(f"the archive ends {size} bytes early", where=where)
         target.write(block)
         size -= len(block)

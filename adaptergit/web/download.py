@@ -6,6 +6,7 @@ carry them along), and no URL with credentials in it is ever asked for.
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import random
 import re
@@ -16,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -52,9 +53,7 @@ class Download:
             NotFoundError: The server says that there is none.
             TransportError: It cannot be had, or is larger than ``limit``.
         """
-        parts: list[bytes] = []
-        self._run(url, limit, parts.append, lambda: sum(map(len, parts)))
-        return b"".join(parts)
+        return self.read_changed(url, limit, "")[0] or b""
 
     def read_changed(self, url: str, limit: int, etag: str) -> tuple[bytes | None, str]:
         """Return a small document, or None if it still is the one with this ETag; and its ETag, if it has one.
@@ -62,10 +61,9 @@ class Download:
         Raises:
             NotFoundError, TransportError: See :meth:`read`.
         """
-        parts: list[bytes] = []
-        tag = _Tag(etag)
-        self._run(url, limit, parts.append, lambda: sum(map(len, parts)), tag=tag)
-        return None if tag.same else b"".join(parts), tag.value
+        content, tag = io.BytesIO(), _Tag(etag)
+        self._run(url, limit, content, tag=tag)
+        return None if tag.same else content.getvalue(), tag.value
 
     def save(self, url: str, path: Path, limit: int, *, exceeded: type[AdaptergitError] = TransportError) -> None:
         """Write a document to a new file.
@@ -80,7 +78,7 @@ class Download:
             NotFoundError, TransportError: See :meth:`read`.
         """
         with path.open("xb") as file:
-            self._run(url, limit, file.write, file.tell, exceeded)
+            self._run(url, limit, file, exceeded)
 
     def post(self, url: str, question: bytes, limit: int, headers: Mapping[str, str]) -> bytes:
         """Send a question, once, and return the answer; redirects are not followed.
@@ -88,27 +86,25 @@ class Download:
         Raises:
             NotFoundError, TransportError: See :meth:`read`.
         """
-        parts: list[bytes] = []
-        deadline = self._deadline()
+        content = io.BytesIO()
         try:
-            self._attempt(url, limit, parts.append, lambda: 0, deadline, TransportError, (question, headers))
+            self._attempt(url, limit, content, self._deadline(), TransportError, _Tag(), (question, headers))
         except _TransientError as error:
             raise TransportError(error.what, where=url, hint="try again later") from error
-        return b"".join(parts)
+        return content.getvalue()
 
     def _run(
         self,
         url: str,
         limit: int,
-        write: Any,
-        written: Any,
+        into: IO[bytes],
         exceeded: type[AdaptergitError] = TransportError,
         tag: _Tag | None = None,
     ) -> None:
-        deadline = self._deadline()
+        deadline, tag = self._deadline(), tag or _Tag()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return self._attempt(url, limit, write, written, deadline, exceeded, tag=tag)
+                return self._attempt(url, limit, into, deadline, exceeded, tag)
             except _TransientError as again:
                 pause = max(again.wait, random.uniform(0.5, 1.0) * 2 ** (attempt - 1))  # noqa: S311 - politeness
                 last = attempt == (2 if again.unreachable else _ATTEMPTS)
@@ -126,19 +122,18 @@ class Download:
         self,
         url: str,
         limit: int,
-        write: Any,
-        written: Any,
+        into: IO[bytes],
         deadline: float,
         exceeded: type[AdaptergitError],
+        tag: _Tag,
         question: tuple[bytes, Mapping[str, str]] | None = None,
-        tag: _Tag | None = None,
     ) -> None:
-        tag = tag or _Tag()
-        start = written()
+        start = into.tell()
         headers = {"User-Agent": f"adaptergit/{__version__}", "Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
-        elif tag.value:
+        if start and tag.begun:
+            # Two halves of different documents make none.
+            headers |= {"Range": f"bytes={start}-", "If-Range": tag.begun}
+        elif tag.value and not start:
             headers["If-None-Match"] = tag.value
         try:
             with (
@@ -158,27 +153,29 @@ class Download:
                 if response.status_code not in (200, 206):
                     raise TransportError(f"the server answered {response.status_code}", where=url)
                 tag.value = response.headers.get("ETag", "")[:200]
-                skip = start if start and response.status_code == 200 else 0  # it knows no ranges: all of it again
+                tag.begun = tag.value if tag.value.startswith('"') else response.headers.get("Last-Modified", "")[:200]
                 ranged = response.headers.get("Content-Range", "")
-                if response.status_code == 206 and not ranged.startswith(f"bytes {start}-"):
+                if response.status_code == 206 and not ranged.startswith(f"bytes {into.tell()}-"):
                     raise TransportError(f"the server answered another range: {ranged!r}", where=url)
+                if response.status_code == 200:  # all of it again
+                    into.seek(0)
+                    into.truncate()
                 length = response.headers.get("Content-Length") or ""
                 if length and not re.fullmatch("[0-9]{1,18}", length):
                     raise TransportError(f"the server says a length of {length[:40]!r}", where=url)
                 expected = int(length) if length else -1
-                total = start - skip + expected if expected >= 0 else None
+                total = into.tell() + expected if expected >= 0 else None
                 got, report = 0, watcher()
                 # What has arrived, not whole blocks: a byte now and then must not outlive the deadline.
                 while block := response.raw.read1(_BLOCK):
                     got += len(block)
-                    if start - skip + got > limit:
+                    if into.tell() + len(block) > limit:
                         raise exceeded(f"more than the limit of {limit} bytes", where=url)
                     if time.monotonic() > deadline:
                         raise TransportError(f"no end within {self.seconds:.0f} s", where=url)
-                    write(block[skip:] if skip < len(block) else b"")
-                    skip = max(0, skip - len(block))
+                    into.write(block)
                     if report is not None:
-                        report(url, written(), total)
+                        report(url, into.tell(), total)
                 if time.monotonic() > deadline:  # the connection was cut, perhaps before there was a length
                     raise TransportError(f"no end within {self.seconds:.0f} s", where=url)
                 if 0 <= expected != got:
@@ -188,7 +185,7 @@ class Download:
                 raise
             if time.monotonic() > deadline:
                 raise TransportError(f"no end within {self.seconds:.0f} s", where=url) from error
-            raise _TransientError(f"no answer: {type(error).__name__}", unreachable=written() == start) from error
+            raise _TransientError(f"no answer: {type(error).__name__}", unreachable=into.tell() == start) from error
         except requests.RequestException as error:
             raise TransportError(f"cannot be asked for: {type(error).__name__}", where=url) from error
 
@@ -255,6 +252,8 @@ class _Tag:
 
     value: str = ""
     same: bool = False
+    begun: str = ""
+    """What tells that the rest is of the same document as its beginning: an ETag that is exact, or its date."""
 
 
 class _TransientError(Exception):

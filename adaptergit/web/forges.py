@@ -15,7 +15,7 @@ import requests
 import urllib3
 
 from adaptergit._version import __version__
-from adaptergit.errors import ReleaseError, TransportError, UsageError
+from adaptergit.errors import ReleaseError, TransportError, UsageError, printable
 from adaptergit.settings import check_online
 from adaptergit.web.download import Download
 
@@ -141,7 +141,7 @@ def ask(method: str, url: str, data: dict[str, Any] | None, headers: dict[str, s
     if not 200 <= response.status_code < 300:
         said = answer.get("message") or answer.get("error") if isinstance(answer, dict) else ""
         details = answer.get("errors") if isinstance(answer, dict) else None
-        plain = "".join(c if c.isprintable() else " " for c in f"{said or ''} {details or ''}")[:300].strip()
+        plain = printable(f"{said or ''} {details or ''}")[:300].strip()
         hint = "check the token and what it may do" if response.status_code in (401, 403, 404) else None
         raise ReleaseError(f"the forge answered {response.status_code}: {plain}", where=url, hint=hint)
     return answer

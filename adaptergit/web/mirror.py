@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from adaptergit.errors import NotFoundError, PackageError
+from adaptergit.errors import NotFoundError, PackageError, TransportError
 from adaptergit.package import CARD, MANIFEST, unlisted_names
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.folder import check_entry_name, check_sizes
@@ -42,11 +42,14 @@ class StaticMirror:
 
         Raises:
             NotFoundError: The mirror has none.
-            TransportError: It cannot be reached.
+            TransportError: It cannot be reached, or is no mirror.
             PackageError: Its listing is malformed.
         """
         path = listing_path(principal, adapter)
-        return parse_listing(self._read(path, MAX_LISTING_BYTES), f"{self.url}{path}")
+        data, where = self._read(path, MAX_LISTING_BYTES), f"{self.url}{path}"
+        if not data.lstrip().startswith(b"{"):  # some servers answer whatever is asked with a page
+            raise TransportError("this is no listing of a mirror", where=where, hint="is the mirror's address right?")
+        return parse_listing(data, where)
 
     def rotations(self, principal: str, limit: int) -> bytes:
         """Return the lines that say which keys of a repository came after which; they are verified by who reads them.
