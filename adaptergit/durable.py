@@ -16,6 +16,9 @@ from adaptergit.errors import StorageError
 
 _FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ENOTDIR)
 
+WRITABLE_TO_SYNC = os.name != "posix"
+"""Windows makes only that durable which could be written to."""
+
 
 @contextmanager
 def disk_errors(what: str, where: Path, hint: str) -> Iterator[None]:
@@ -99,8 +102,7 @@ def sync(path: Path) -> None:
     folder = path.is_dir()
     if folder and os.name != "posix":
         return
-    # Windows makes only that durable which could be written to.
-    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    handle = os.open(path, os.O_RDWR if WRITABLE_TO_SYNC else os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:

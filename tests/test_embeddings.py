@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 import adaptergit
-from adaptergit.errors import ModelError, UsageError
+from adaptergit.errors import ModelError, PackageError, UsageError
 from adaptergit.splice import BatchSplit, Parallel, adapters
 
 AUTO = {
@@ -251,3 +252,16 @@ def test_copies_of_a_model_have_embeddings_of_their_own() -> None:
         adapters(twin).embeddings_module("gu").input.weight.zero_()
     assert torch.equal(model(ids).logits, wanted)
     assert not torch.equal(twin(ids).logits, wanted)
+
+
+def test_the_tokenizer_that_was_verified_is_the_one_that_is_read(tmp_path: Path) -> None:
+    from adaptergit.splice.checkpoint import read_tokenizer
+
+    tmp_path = tmp_path / "package"
+    tokenizer_of(WORDS).save_pretrained(tmp_path)
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
+    found = read_tokenizer(tmp_path, digests)
+    assert found.get_vocab() == tokenizer_of(WORDS).get_vocab()
+    tokenizer_of([*WORDS[::-1]]).save_pretrained(tmp_path)
+    with pytest.raises(PackageError, match="changed while"):
+        read_tokenizer(tmp_path, digests)

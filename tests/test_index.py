@@ -58,6 +58,7 @@ from adaptergit.index.repository import replace as write
 from adaptergit.index.site import build_site
 from adaptergit.index.sources import SourceFile, SourceKey
 from adaptergit.indexes import client, full_name
+from adaptergit.lock import lock
 from adaptergit.package import canonical
 from adaptergit.pins import pin_key
 from adaptergit.publish import publish, yank
@@ -1261,3 +1262,32 @@ def test_every_card_of_the_archive_is_taken_over(index: Index) -> None:
     }  # fmt: skip
     assert done.unknown == {}
     assert build_site(index.repository, index.dist, root=index.root) > done.cards
+
+
+def test_a_yank_that_the_index_has_not_heard_of_counts(
+    listed: Index, hub: Hub, source: Callable[..., Path], tmp_path: Path
+) -> None:
+    publish(source(b"2" * 900, version="2.0.0"), clone=hub.clone, key=hub.key.path)
+    listed.release()
+    listed.user()
+    reference = f"{hub.url}@sst2"
+    assert fetch(reference).version == "2.0.0"
+    with machine_of("the publisher"):
+        yank("sst2", "2.0.0", reason="poisoned", clone=hub.clone)
+    (change,) = lock([reference], path=tmp_path / "l")
+    assert change.after == "1.0.0"
+    assert fetch(reference).version == "1.0.0"
+    assert fetch(reference, offline=True).version == "1.0.0"
+
+
+def test_offline_what_is_stored_is_given_though_the_index_lists_more(
+    listed: Index, hub: Hub, source: Callable[..., Path]
+) -> None:
+    user = listed.user()
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+    with machine_of("the publisher"):
+        publish(source(b"2" * 900, version="2.0.0"), clone=hub.clone, key=hub.key.path)
+    listed.release()
+    user.update("community")
+    assert fetch(f"{hub.url}@sst2", offline=True).version == "1.0.0"
+    assert fetch(f"{hub.url}@sst2").version == "2.0.0"

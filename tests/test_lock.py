@@ -25,8 +25,10 @@ from adaptergit.publish import publish, publish_all, yank
 from adaptergit.resolve import fetch
 from adaptergit.settings import Settings, cache_dir
 from adaptergit.store.lockfile import read_lock
+from adaptergit.trust import generate_key
 
 Source = Callable[..., Path]
+PRINCIPAL = "127.0.0.1/acme/adapters"
 
 
 def release(hub: Hub, folder: Path, **options: object) -> Any:
@@ -378,3 +380,55 @@ def test_what_is_stored_and_not_given_is_named_offline(hub: Hub, source: Source)
     assert "stored is 1.0.0 (yanked): name a version to have it, sst2==…" in str(refused.value.hint)
     with pytest.warns(AdaptergitWarning, match="yanked"):
         assert fetch(f"{hub.url}@sst2==1.0.0", offline=True).from_store
+
+
+def test_releases_that_need_different_ones_of_a_third_are_not_locked_together(
+    hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    first = release(hub, source(name="a"))
+    release(hub, source(b"2" * 3000, name="a", version="2.0.0"))
+    for name, version in (("b", "1.0.0"), ("c", "2.0.0")):
+        needs = [{"reference": f"{hub.url}@a=={version}"}]
+        release(hub, source(name.encode() * 3000, name=name, dependencies=needs))
+    one, two, third = (f"{hub.url}@{name}" for name in "abc")
+    for wanted in ((one, two), (two, third), (third, two)):
+        with pytest.raises(UsageError, match=r"was trained on .*@a==[12].0.0, and a [12].0.0 is to be locked"):
+            lock(wanted, path=tmp_path / "l")
+        assert not (tmp_path / "l").exists()
+    lock([f"{one}==1.0.0", two], path=tmp_path / "l")
+    assert read_lock(tmp_path / "l")[f"{PRINCIPAL}@a"].manifest_sha256 == first.digest
+    assert len(check_lock(path=tmp_path / "l")) == 2
+    other = tmp_path / "other"
+    lock([one], path=other)
+    text = json.loads((tmp_path / "l").read_text())
+    text["adapters"] = [one for one in text["adapters"] if "@b" in one["id"]] + json.loads(other.read_text())[
+        "adapters"
+    ]
+    (tmp_path / "l").write_text(json.dumps(text))
+    with pytest.raises(PackageError, match=r"@b was trained on .*, which is locked to 2\.0\.0"):
+        check_lock(path=tmp_path / "l")
+
+
+def test_more_on_top_of_each_other_than_is_loaded_is_not_locked(hub: Hub, source: Source, tmp_path: Path) -> None:
+    below: list[dict[str, str]] = []
+    for number in range(10):
+        release(hub, source(bytes([number]) * 900, name=f"a{number}", dependencies=below))
+        below = [{"reference": f"{hub.url}@a{number}"}]
+    assert len(lock([f"{hub.url}@a7"], path=tmp_path / "l")) == 8
+    with pytest.raises(PackageError, match="more than 8 adapters"):
+        lock([f"{hub.url}@a9"], path=tmp_path / "m")
+
+
+def test_what_was_only_looked_at_takes_nobody_s_place(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    fetch(f"{hub.url}@sst2")
+    git(tmp_path, "clone", "-q", hub.url, "taken-over")
+    stranger = generate_key(tmp_path / "stranger")
+    with machine_of("somebody who has the server"):
+        publish(source(b"e" * 3000, version="99.0.0"), clone=tmp_path / "taken-over", key=stranger.path)
+    with pytest.raises(TrustError):
+        fetch(f"{hub.url}@sst2", refresh=True)
+    with pytest.warns(AdaptergitWarning, match="unsigned"):
+        fetch(f"{hub.url}@sst2", refresh=True, policy="unsigned")
+    assert [one.manifest.version for one in prune() if one.manifest] == ["99.0.0"]
+    assert fetch(f"{hub.url}@sst2==1.0.0", offline=True).from_store

@@ -19,11 +19,11 @@ from conftest import Hub, git, machine_of, snapshot
 from test_ladder import forget, release
 
 from adaptergit.bundle import export_bundle, import_bundle
-from adaptergit.errors import AdaptergitWarning, PackageError, StorageError, TrustError, UsageError
+from adaptergit.errors import AdaptergitWarning, PackageError, ReleaseError, StorageError, TrustError, UsageError
 from adaptergit.lock import lock, sync
 from adaptergit.mirror import mirror
 from adaptergit.pins import known_signers, pin_key
-from adaptergit.publish import publish
+from adaptergit.publish import publish, yank
 from adaptergit.resolve import fetch
 from adaptergit.settings import Settings, load_settings
 from adaptergit.trust import SigningKey, sign
@@ -345,3 +345,24 @@ def test_a_locked_release_is_found_in_a_mirror_with_other_object_ids(
         pin_key(principal, hub.key.public.line)
         (got,) = sync(path=locked, settings=replace(load_settings(), mirrors=((principal, (copies[there],)),)))
         assert got.version == "1.0.0"
+
+
+def test_a_git_mirror_has_one_repository_s_adapter_of_a_name(hub: Hub, source: Source) -> None:
+    """Tags and marks have the adapter's name only: two repositories' would be mixed."""
+    release(hub, source())
+    release(hub, source(b"y" * 900), version="1.5.0")
+    yank("sst2", "1.5.0", reason="x", clone=hub.clone)
+    copies = hub.server.create("mirror/all")
+    with pytest.warns(AdaptergitWarning, match="yanked"):
+        mirror([f"{hub.url}@sst2", f"{hub.url}@sst2==1.5.0"], to=copies)
+    other, clone = hub.server.create("zeta/adapters"), hub.clone.with_name("zeta")
+    git(hub.clone.parent, "clone", "-q", other, str(clone))
+    publish(source(b"z" * 900, version="3.0.0"), clone=clone, key=hub.key.path)
+    pin_key("127.0.0.1/zeta/adapters", hub.key.public.line)
+    before = git(hub.clone, "ls-remote", copies)
+    with pytest.raises(ReleaseError, match=r"has sst2 of 127.0.0.1/acme/adapters, and cannot have that of .*zeta"):
+        mirror([f"{other}@sst2"], to=copies)
+    assert git(hub.clone, "ls-remote", copies) == before
+    empty = hub.server.create("mirror/empty")
+    with pytest.raises(ReleaseError, match="cannot have"):
+        mirror([f"{hub.url}@sst2", f"{other}@sst2"], to=empty)

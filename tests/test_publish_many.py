@@ -19,6 +19,7 @@ from adaptergit.cli import main
 from adaptergit.errors import AdaptergitWarning, NotFoundError, ReleaseError, UsageError
 from adaptergit.lock import lock, sync
 from adaptergit.mirror import mirror
+from adaptergit.package import Manifest
 from adaptergit.publish import publish, publish_all, yank
 from adaptergit.resolve import fetch
 from adaptergit.rotate import rotate
@@ -360,3 +361,43 @@ def test_a_server_that_is_no_forge_gets_no_link(hub: Hub, source: Source) -> Non
     hook(hub, "post-receive", "echo see https://evil.example/x")
     made = publish(source(), clone=hub.clone, key=hub.key.path, pull_request=True)
     assert str(made.pull_request).startswith("git fetch origin and git merge origin/publish/sst2-1.0.0")
+
+
+def test_two_proposals_at_once_are_a_fork_and_said_to_be(
+    hub: Hub, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adaptergit import git as ours
+
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    second = tmp_path / "second"
+    git(tmp_path, "clone", "-q", hub.url, str(second))
+    push = ours.publish_releases
+
+    def meanwhile(*plans: Any, **options: Any) -> Any:
+        monkeypatch.setattr(ours, "publish_releases", push)
+        publish(source(b"b" * 900, version="2.0.0"), clone=second, key=hub.key.path, pull_request=True)
+        return push(*plans, **options)
+
+    monkeypatch.setattr(ours, "publish_releases", meanwhile)
+    with pytest.raises(ReleaseError, match=r"2\.0\.0 was released meanwhile") as caught:
+        publish(source(b"c" * 900, version="3.0.0"), clone=hub.clone, key=hub.key.path, pull_request=True)
+    assert caught.value.hint is not None
+    subprocess.run(caught.value.hint.partition("anew: ")[2].split(), cwd=hub.clone, check=True)
+    hub.trust()
+    assert fetch(f"{hub.url}@sst2").version == "2.0.0"
+
+
+def test_a_new_adapter_beside_very_many_looks_at_few(hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(40):
+        publish(
+            source(bytes([number]), name=f"a{number}"),
+            clone=hub.clone,
+            key=hub.key.path,
+            remote=None,
+            repository="a/b/c",
+        )
+    read = Manifest.from_bytes
+    asked = []
+    monkeypatch.setattr(Manifest, "from_bytes", lambda *args, **named: asked.append(1) or read(*args, **named))
+    publish(source(name="new"), clone=hub.clone, key=hub.key.path)
+    assert len(asked) <= 30

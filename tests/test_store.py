@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -242,3 +244,37 @@ def test_what_two_see_at_once_of_an_adapter_is_remembered_both(store: Store) -> 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(see, range(40)))
     assert len(store.known("https://h/a", "x").fetched) == 40
+
+
+def test_a_file_system_that_can_make_only_files_durable_is_good_enough(
+    hub: Hub, source: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders of some network file systems refuse, and Windows whatever cannot be written to."""
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    real = os.fsync
+
+    def refusing(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+
+
+def test_windows_makes_durable_only_what_could_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    from adaptergit import durable
+
+    def as_there(handle: int) -> None:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    (tmp_path / "x").write_bytes(b"x")
+    monkeypatch.setattr(os, "fsync", as_there)
+    with pytest.raises(OSError, match="Bad file"):
+        durable.sync(tmp_path / "x")
+    monkeypatch.setattr(durable, "WRITABLE_TO_SYNC", True)
+    durable.sync(tmp_path / "x")
