@@ -130,4 +130,6 @@ def _kind(card: Card) -> type[Task]:
             return TASKS["text-regression"] if number else task
     if name in TASKS:
         return TASKS[name]
+    if not head and card.data["adapter"]["format"] == "adaptergit":
+        raise ModelError("this adapter was published without a head", hint="load it in Python and add your own")
     raise UsageError(f"nothing is known of the task {name!r}", hint=f"known: {', '.join(TASKS)}")

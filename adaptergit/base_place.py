@@ -62,7 +62,7 @@ def not_loaded(what: str, base: str, error: Exception, hint: str | None = None) 
         hint: Where it was neither the network nor that nobody may be asked.
     """
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    named = "name its folder (--base; in Python model= or base=)"
+    named = "name its folder (--base; in Python base=, and to load model=AutoModel.from_pretrained(FOLDER))"
     ways = f"{named}, or map it under [base_models] in {config_dir() / 'config.toml'}"
     if any("outgoing traffic has been disabled" in said for said in _chain(error)):
         first = "it is not on this machine, and offline was asked for"

@@ -215,7 +215,7 @@ def describe(
     """
     folder = expand(folder)
     if (folder / CARD).exists():
-        raise UsageError("there is a card already", where=str(folder / CARD))
+        raise UsageError("there is a card already", where=str(folder / CARD), hint=f"adaptergit card edit {folder}")
     if not is_single(Folder(folder)):
         raise UsageError(
             "this is no checkpoint of one adapter", where=str(folder), hint="a set-up is converted: adaptergit convert"

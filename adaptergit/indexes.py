@@ -54,23 +54,13 @@ class Word:
         return {entry.version for one in self.known for entry in one.entries(adapter) if entry.yanked is not None}
 
     def releases(self, adapter: str) -> dict[str, tuple[Entry, str]]:
-        """Return the releases of an adapter by version, each with the index that lists it.
-
-        Raises:
-            TrustError: Two indexes list one version with different digests.
-        """
+        """Return the releases of an adapter by version, each with the first index that lists it."""
         found: dict[str, tuple[Entry, str]] = {}
         for one in self.known:
             for entry in one.entries(adapter):
                 other = found.get(entry.version)
                 if other is None:
                     found[entry.version] = (entry, one.index)
-                elif other[0].manifest_sha256 != entry.manifest_sha256:
-                    raise TrustError(
-                        f"{entry.id}=={entry.version} is {other[0].manifest_sha256[:16]}… in the index {other[1]}, and "
-                        f"{entry.manifest_sha256[:16]}… in the index {one.index}",
-                        hint="one of them was deceived: tell the maintainers of both; #sha256:… chooses one",
-                    )
                 elif entry.yanked is not None and other[0].yanked is None:
                     found[entry.version] = (entry, one.index)  # a warning counts, whoever gives it
         return found
@@ -83,7 +73,7 @@ class Word:
             yanked: Versions that were withdrawn, whether or not the index has heard of it.
 
         Raises:
-            TrustError: Two indexes list one version with different digests.
+            TrustError: Two indexes list that version with different digests, and none is pinned.
         """
         listed = self.releases(reference.adapter)
         first = {entry.version for one in self.known[:1] for entry in one.entries(reference.adapter)}
@@ -96,7 +86,22 @@ class Word:
             and not item[0].legacy
         }
         version = reference.newest(named)
-        return None if version is None else named[version]
+        if version is None:
+            return None
+        if reference.digest is None:
+            self._check_agreed(*named[version])
+        return named[version]
+
+    def _check_agreed(self, entry: Entry, index: str) -> None:
+        for one in self.known:
+            for other in one.entries(entry.name):
+                if other.version == entry.version and other.manifest_sha256 != entry.manifest_sha256:
+                    raise TrustError(
+                        f"{entry.id}=={entry.version} is sha256:{entry.manifest_sha256} in the index {index}, and "
+                        f"sha256:{other.manifest_sha256} in the index {one.index}: one of them was deceived",
+                        hint="tell the maintainers of both; with # and the right one of the two behind it, it is loaded, "
+                        f"and so does adaptergit index remove {one.index}, or {index}, for good",
+                    )
 
 
 def client(settings: Settings) -> Client:

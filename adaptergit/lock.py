@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from adaptergit.dependencies import DEPTH, dependencies_of
 from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError
@@ -76,13 +77,14 @@ def lock(
     for reference in chosen:  # grows by what its members depend on
         known = entries.get(lock_id(reference))
         keep = keeps(reference)
-        found = fetch(
-            reference,
-            policy=policy,
-            refresh=upgrade,
-            lock=path if keep else None,
-            settings=settings,
-        )
+        options: dict[str, Any] = {"policy": policy, "refresh": upgrade, "settings": settings}
+        try:
+            found = fetch(reference, lock=path if keep else None, **options)
+        except TrustError as error:
+            if known is not None and keep:
+                more = f"{path} holds {known.version}: adaptergit lock --upgrade {reference}"
+                error.hint = f"{error.hint}; {more}" if error.hint else more
+            raise
         entry = _locked(reference, found)
         if keep and known is not None:
             entry = replace(entry, tree=entry.tree or known.tree)

@@ -22,6 +22,7 @@ from adaptergit.package import (
 )
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.folder import MODEL_SIGNATURE, read_bounded
+from adaptergit.package.local import inside
 from adaptergit.package.version import check_version
 from adaptergit.package.weights import opened
 from adaptergit.reference import check_adapter_name, expand
@@ -41,7 +42,9 @@ def card_to_publish(source: Path, name: str | None, version: str | None) -> Card
     if not source.is_dir():
         raise NotFoundError("no such folder", where=str(source), hint="name the folder that 'adaptergit train' wrote")
     if not (source / CARD).is_file():
-        raise NotFoundError(f"there is no {CARD}", where=str(source), hint=f"adaptergit card make {source}")
+        raise NotFoundError(
+            f"there is no {CARD}", where=str(source), hint=inside(source) or f"adaptergit card make {source}"
+        )
     card = Card.from_yaml(read_bounded(source / CARD, MAX_CARD_BYTES), where=str(source / CARD))
     changes: dict[str, str] = {}
     if name is not None and check_adapter_name(name) != card.name:

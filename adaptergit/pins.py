@@ -64,7 +64,7 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
     if not PRINCIPALS.fullmatch(repository):
         raise UsageError(
             f"{repository!r} is not the name of a repository",
-            hint="write host/org/repo, without https:// and .git, or a pattern such as github.com/acme/*",
+            hint=_meant(repository) or "write host/org/repo, or a pattern such as github.com/acme/*",
         )
     signer = AllowedSigner((repository,), public_key(key), (MANIFEST_NAMESPACE,))
     before = known_signers(settings)
@@ -86,6 +86,14 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
             )
     warn_of_revocations(signer, known_revocations(settings))
     return signer
+
+
+def _meant(repository: str) -> str | None:
+    """Say what an address is called, or one with a port: pins go by host and path."""
+    with contextlib.suppress(UsageError):
+        address = repository if "://" in repository else f"https://{repository}"
+        return f"did you mean {Source.parse(address).principal}?"
+    return None
 
 
 def warn_of_revocations(signer: AllowedSigner, revocations: Iterable[Revocation]) -> None:
@@ -129,8 +137,30 @@ def public_key(key: str) -> PublicKey:
     return parse_public_key(key if is_line else path.read_text("utf-8", errors="replace"))
 
 
-def unpin_key(fingerprint: str) -> int:
-    """Remove every pin of a key; return how many there were.
+def unpin_repository(repository: str) -> int:
+    """Remove the pin of a repository, or a glob, as ``adaptergit trust ls`` shows it.
+
+    Raises:
+        UsageError: Several keys are pinned for it.
+        NotFoundError: There is no such pin.
+    """
+    settings = load_settings()
+    path, name = settings.pins_path, principal_of(repository, settings)
+    pinned = (
+        [one for line in _read(path).split("\n") for one in parse_allowed_signers(line, source=str(path))]
+        if path.is_file()
+        else []
+    )
+    keys = sorted({one.key.fingerprint for one in pinned if one.principals == (name,)})
+    if len(keys) > 1:
+        raise UsageError(f"{name} has {len(keys)} keys", hint=f"adaptergit trust remove {' or '.join(keys)}")
+    if not keys:
+        raise NotFoundError(f"no pin of {name}", where=str(path), hint="adaptergit trust ls names what is pinned")
+    return unpin_key(keys[0], only=name)
+
+
+def unpin_key(fingerprint: str, *, only: str | None = None) -> int:
+    """Remove every pin of a key, or the one of ``only`` this repository; return how many there were.
 
     For repositories with other keys, or rotations that were followed, it counts no longer until it is added by hand: a
     rotation could bring it back. Added for one of those that a glob matches, it may count for the others again, too.
@@ -141,14 +171,19 @@ def unpin_key(fingerprint: str) -> int:
     settings = load_settings()
     path = settings.pins_path
     lines = _read(path).split("\n") if path.is_file() else []
-    pinned = [parse_allowed_signers(line, source=str(path))[0] for line in lines if _is_of(line, fingerprint)]
+
+    def doomed(line: str) -> bool:
+        signers = parse_allowed_signers(line, source=str(path))
+        return bool(signers) and signers[0].key.fingerprint == fingerprint and only in (None, *signers[0].principals)
+
+    pinned = [parse_allowed_signers(line, source=str(path))[0] for line in lines if doomed(line)]
     others = [one for one in known_signers(settings) if one.key.fingerprint != fingerprint]
     followed = {name for name in _known_rotations(settings) if any(one.names(name) for one in pinned)}
     shared = {name for one in pinned for name in one.principals if any(_overlap(other, name) for other in others)}
     names = sorted(name for name in shared | followed if PRINCIPALS.fullmatch(name))
     removals = [Revocation(fingerprint, reason=_REMOVED, repository=name) for name in names]
     remember(settings, (), removals)
-    return _remove(path, lambda line: _is_of(line, fingerprint), fingerprint)
+    return _remove(path, doomed, fingerprint)
 
 
 def _withdraw_removal(settings: Settings, signer: AllowedSigner) -> None:
@@ -213,13 +248,16 @@ def unpin(what: str) -> int:
     """Remove every pin of a key, or of an unsigned checkpoint; return how many there were.
 
     Args:
-        what: A key's fingerprint, or ``host/org/repo[/folder]@revision`` as ``adaptergit trust ls`` shows it.
+        what: A key's fingerprint, a repository, or ``host/org/repo[/folder]@revision``, as ``adaptergit trust ls``
+            shows it.
 
     Raises:
         NotFoundError: There was none.
     """
-    if "@" not in what:
+    if what.startswith("SHA256:"):
         return unpin_key(what)
+    if "@" not in what:
+        return unpin_repository(what)
     return _remove(load_settings().checkpoints_path, lambda line: line.split()[:1] == [what], what)
 
 
@@ -384,11 +422,6 @@ def _remove(path: Path, doomed: Callable[[str], bool], what: str) -> int:
             raise NotFoundError(f"no pin of {what}", where=str(path), hint="see: adaptergit trust ls")
         _write(path, "\n".join(kept))
     return len(lines) - len(kept)
-
-
-def _is_of(line: str, fingerprint: str) -> bool:
-    signers = parse_allowed_signers(line, source="pins")
-    return bool(signers) and signers[0].key.fingerprint == fingerprint
 
 
 def _read(path: Path) -> str:

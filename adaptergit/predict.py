@@ -84,6 +84,8 @@ def predict(
     """
     if sum(one is not None for one in (texts, file, content)) != 1:
         raise UsageError("give texts, a file or its content, and one of them only")
+    if texts is not None and (isinstance(texts, str) or not all(_is_asked(one) for one in texts)):
+        raise UsageError("texts are a list of strings, or of lists of strings", hint='write texts=["…"]')
     if batch_size < 1:
         raise UsageError(f"batch_size must be positive, not {batch_size}")
     wishes = Wishes(top_k, max_new_tokens)
@@ -116,6 +118,10 @@ def predict(
     said = tuple(task.worded(reply, row) for reply, row in zip(replies, data, strict=True))
     metrics = measured(task.measures(replies, data), len(replies)) if scored else None
     return Predictions(kind.name, tuple(task.shown(row) for row in data), said, metrics)
+
+
+def _is_asked(one: object) -> bool:
+    return isinstance(one, str) or (isinstance(one, Sequence) and all(isinstance(part, str) for part in one))
 
 
 def _asked(kind: type[Task], columns: Mapping[str, str], texts: Sequence[str | Sequence[str]]) -> Data:

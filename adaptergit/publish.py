@@ -243,7 +243,13 @@ def publish_all(
             if remote is not None:
                 report(f"pushing {proposal or here.branch} and {', '.join(plan.tag for plan in plans)} to {remote}")
             # Every plan is made for the branch as it was here.
-            pushed = publish_releases([replace(plan, clone=here) for plan in plans], remote, branch=proposal)
+            try:
+                pushed = publish_releases([replace(plan, clone=here) for plan in plans], remote, branch=proposal)
+            except KeyboardInterrupt as stopped:
+                if remote is not None:
+                    tags = " ".join(plan.tag for plan in plans)
+                    stopped.add_note(f"the server may have taken it all the same: git ls-remote {remote} {tags}")
+                raise
             report(
                 "the server has them" if remote else f"tagged {', '.join(plan.tag for plan in plans)}, nothing pushed"
             )
@@ -497,7 +503,8 @@ def check_announced(clone: Clone, signer: SigningKey) -> None:
         raise ReleaseError(
             f"the key {signer.public.fingerprint} is not among those the repository announces",
             where=str(clone.root / _ANNOUNCED),
-            hint="sign with an announced key (--key), or add this one: adaptergit init --key",
+            hint="sign with an announced key (--key); with one of those, this one is added by: "
+            f"adaptergit rotate --keep {signer.path}; before the first release: adaptergit init --key {signer.path}",
         )
 
 

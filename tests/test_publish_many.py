@@ -397,7 +397,12 @@ def test_a_new_adapter_beside_very_many_looks_at_few(hub: Hub, source: Source, m
             repository="a/b/c",
         )
     read = Manifest.from_bytes
-    asked = []
-    monkeypatch.setattr(Manifest, "from_bytes", lambda *args, **named: asked.append(1) or read(*args, **named))
+    asked: list[bytes] = []
+
+    def counted(data: bytes, **where: str) -> Manifest:
+        asked.append(data)
+        return read(data, **where)
+
+    monkeypatch.setattr(Manifest, "from_bytes", staticmethod(counted))
     publish(source(name="new"), clone=hub.clone, key=hub.key.path)
     assert len(asked) <= 30

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -50,9 +51,11 @@ def run_safely(action: Callable[[], T]) -> T:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        hint = _HINTS.get(error.errno or 0)
-        where = str(error.filename) if error.filename else None
-        what = TransportError(error.strerror or str(error), where=where, hint=hint)
+        said, where = error.strerror or str(error), str(error.filename) if error.filename else None
+        if isinstance(error, shutil.Error) and error.args and error.args[0]:  # of every file that was not copied
+            _, where, said = error.args[0][0]
+        hint = _HINTS.get(error.errno or 0) or ("free some space" if "space" in said else None)
+        what = TransportError(said, where=where, hint=hint)
         _report(what)
         sys.exit(what.exit_code)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from adaptergit.cli.load import index_option, offline_option, policy_option, refresh_option
+from adaptergit.cli.load import index_option, named, offline_option, policy_option, refresh_option
 from adaptergit.cli.output import clean, json_option, print_json, progress, quiet_transformers, waiting
 from adaptergit.cli.train import check_there, chosen_columns
 from adaptergit.errors import UsageError
@@ -86,7 +86,7 @@ def predict(
     # A few texts show that something is going on, a file how far it is.
     with waiting(f"loading {reference}", quiet=file is not None), progress(quiet=file is None) as bar:
         result = run(
-            reference,
+            named(reference),
             **source,
             columns=chosen,
             score=score,

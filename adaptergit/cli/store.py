@@ -89,7 +89,8 @@ def verify(remove: bool, as_json: bool) -> None:
     else:
         for digest, why in found.items():
             click.echo(f"sha256:{digest}\t{why}")
-        step("nothing is damaged" if not found else f"{len(found)} packages {'removed' if remove else 'are damaged'}")
+        todo = "removed: they are fetched again when they are needed" if remove else "damaged: --remove takes them away"
+        step("nothing is damaged" if not found else f"{len(found)} packages are {todo}")
     if found:
         sys.exit(3)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptergit.base_place import place_of
-from adaptergit.cli.load import index_option, offline_option, policy_option, refresh_option
+from adaptergit.cli.load import index_option, named, offline_option, policy_option, refresh_option
 from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step, waiting
 from adaptergit.errors import NotFoundError, StorageError, UsageError
 from adaptergit.package.card import wrong_license
@@ -275,7 +275,7 @@ def evaluate(
 
     with progress(quiet=as_json) as bar:
         found = run(
-            reference,
+            named(reference),
             data,
             columns=chosen_columns(columns, text=text_column, pair=pair_column, label=label_column),
             base=base,

@@ -88,11 +88,12 @@ def ls(as_json: bool) -> None:
 @click.argument("what")
 @json_option
 def remove(what: str, as_json: bool) -> None:
-    """Remove every pin of WHAT, a key or an unsigned checkpoint, from your pins.
+    """Remove every pin of WHAT, a key, or that of a repository or an unsigned checkpoint, from your pins.
 
     \b
     Example:
       adaptergit trust remove SHA256:qzN…
+      adaptergit trust remove github.com/acme/adapters
       adaptergit trust remove huggingface.co/acme/bert-sst2@main
     """
     from adaptergit.pins import unpin

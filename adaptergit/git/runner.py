@@ -412,6 +412,8 @@ def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path
     hint = None
     if "could not read Username" in said or "Authentication failed" in said:
         hint = "store credentials with git's credential helper; adaptergit never asks for passwords"
+    elif "returned error: 403" in said:
+        hint = "you may not do that there: look at your credentials, or push to a fork of your own"
     elif "Permission denied" in said:
         hint = "check that your ssh key is loaded (ssh-add -l) and known to the server"
     elif "Host key verification failed" in said:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from adaptergit.durable import disk_errors
-from adaptergit.errors import PackageError, TrustError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, TransportError, TrustError, UsageError
 from adaptergit.index.build import shard_path
 from adaptergit.index.database import Database
 from adaptergit.index.documents import (
@@ -152,7 +152,12 @@ class Client:
         """
         one = self.get(name)
         with exclusively(cache_dir() / "locks", f"index {name}"):
-            return _updated(one, self.opened(one), self.root(name))
+            try:
+                return _updated(one, self.opened(one), self.root(name))
+            except (TrustError, PackageError, NotFoundError, TransportError) as error:
+                if error.where is None or name not in error.where:
+                    error.where = f"index {name}" if error.where is None else f"index {name}: {error.where}"
+                raise
 
     def take_news(self, name: str, place: Place, principals: Collection[str]) -> Update:
         """Take over what was carried here of an index: roots, revocations, and what it says of some sources.

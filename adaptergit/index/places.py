@@ -71,7 +71,9 @@ class FolderPlace:
             with file.open("rb") as stream:
                 data = stream.read(limit + 1)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise NotFoundError("there is no such file", where=str(file)) from error
+            built = self.folder / "dist"
+            hint = f"did you mean {built}?" if (built / path).is_file() else None
+            raise NotFoundError("there is no such file", where=str(file), hint=hint) from error
         if len(data) > limit:
             raise PackageError(f"more than the limit of {limit} bytes", where=str(file))
         return data

@@ -31,5 +31,11 @@ def local_card(folder: Path, limits: Limits = Limits()) -> Card:  # noqa: B008 -
         return check_files(package, Manifest.from_bytes(package.manifest_bytes, where=str(folder / MANIFEST)), limits)
     if not (folder / CARD).is_file():
         hint = "this is neither a package folder nor an AdapterHub checkpoint"
-        raise NotFoundError(f"there is no {CARD}", where=str(folder), hint=hint)
+        raise NotFoundError(f"there is no {CARD}", where=str(folder), hint=inside(folder) or hint)
     return Card.from_yaml(read_bounded(folder / CARD, MAX_BYTES), where=str(folder / CARD))
+
+
+def inside(folder: Path) -> str | None:
+    """Name the folders in a folder that have a card: it was one of those that was meant."""
+    found = sorted(str(path.parent) for path in folder.glob(f"*/{CARD}"))
+    return f"did you mean {' or '.join(found[:3])}?" if found else None

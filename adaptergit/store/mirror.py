@@ -133,7 +133,9 @@ def begin_mirror(root: Path) -> None:
         _sweep(root)
         return
     if root.is_dir() and any(not path.name.startswith(f".{MARK}.") for path in root.iterdir()):
-        raise UsageError("the folder holds something else than a mirror", where=str(root), hint="choose an empty one")
+        git = (root / "objects").is_dir() or (root / ".git").exists()
+        hint = f"a git repository is named {root.resolve().as_uri()}" if git else "choose an empty one"
+        raise UsageError("the folder holds something else than a mirror", where=str(root), hint=hint)
     _write(mark, {"schema": SCHEMA})
 
 

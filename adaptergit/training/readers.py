@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptergit.errors import DataError, NotFoundError
-from adaptergit.training.rows import Data, Row
+from adaptergit.training.rows import NAME_IT, Data, Row
 
 _CONLLU_REMARK = re.compile("#")
 _CONLL_REMARK = re.compile(r"# (id\s|\w+ = )")
@@ -96,7 +96,7 @@ def _table(delimiter: str) -> Callable[[Path, str, Sequence[str]], Iterator[tupl
             header = next(reader, [])
             for column in columns:
                 if header and column not in header:
-                    known = _of_another_kind(header, delimiter) or f"columns: {', '.join(header)}"
+                    known = _of_another_kind(header, delimiter) or f"columns: {', '.join(header)}{NAME_IT}"
                     raise DataError(f"there is no column {column!r}", where=f"{path}:1", hint=known)
             if len(set(header)) != len(header):
                 raise DataError("two columns have the same name", where=f"{path}:1")

@@ -11,6 +11,7 @@ from typing import Any
 
 from adaptergit.errors import DataError
 
+NAME_IT = "; name another with --text-column, --label-column …, in Python columns={'text': …}"
 _WHOLE = re.compile("-?[0-9]{1,18}")
 
 
@@ -33,7 +34,7 @@ class Row:
         """
         if column not in self.values:
             known = ", ".join(map(str, self.values)) or "none"
-            raise DataError(f"there is no column {column!r}", where=self.where, hint=f"columns: {known}")
+            raise DataError(f"there is no column {column!r}", where=self.where, hint=f"columns: {known}{NAME_IT}")
         return self.values[column]
 
     def text(self, column: str) -> str:

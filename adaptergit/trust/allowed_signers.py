@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from adaptergit.errors import TrustError
+from adaptergit.errors import TrustError, did_you_mean
 from adaptergit.trust.keys import KEY_TYPES, PublicKey, parse_public_key
 
 
@@ -123,6 +123,7 @@ def _principals(line: str) -> tuple[str, str]:
 _MAX_PATTERN = 1023
 """Characters; OpenSSH refuses longer patterns."""
 _BLANK = re.compile(r"[ \t]+")
+_OPTIONS = ("namespaces", "valid-after", "valid-before")
 _OPTION = re.compile(r'(?P<name>[a-z-]+)(?:="(?P<value>[^"]*)")?(?P<next>,|[ \t]+|$)', re.IGNORECASE)
 
 
@@ -132,8 +133,11 @@ def _options(text: str) -> tuple[dict[str, str], str]:
         name, value = match["name"].lower(), match["value"]
         if name == "cert-authority":
             raise TrustError("certificate authorities are not supported", hint="list the signing keys themselves")
-        if name not in ("namespaces", "valid-after", "valid-before") or not value:
-            raise TrustError(f"unknown or empty option {match[0].strip()!r}")
+        if name not in _OPTIONS or not value:
+            hint = did_you_mean(name, _OPTIONS) if name not in _OPTIONS else f'write {name}="…"'
+            raise TrustError(
+                f"unknown or empty option {match[0].strip()!r}", hint=hint or f"known: {', '.join(_OPTIONS)}"
+            )
         if name in options:
             raise TrustError(f"the option {name} appears twice")
         options[name] = value

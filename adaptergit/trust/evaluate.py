@@ -295,8 +295,8 @@ def _check_signers(
     found = ", ".join(s.key.fingerprint for s in valid.values())
     if refusals:
         hint = (
-            "ask the publisher for a release signed with a key that is valid now; what is known of their keys: "
-            f"adaptergit trust explain {manifest.repository}"
+            "ask the publisher for a release signed with a key that counts now, or, if the line is yours, correct it: "
+            f"namespaces are to hold {MANIFEST_NAMESPACE}; see adaptergit trust explain {manifest.repository}"
         )
         restricted = TrustError(f"signed by {found}, but {'; '.join(refusals)}", hint=hint)
         restricted.unknown_key = strangers

@@ -36,7 +36,8 @@ _REMEDIES = {
 """By what ``ssh-keygen`` says of a private key file."""
 _TO_SIGN = {
     **_REMEDIES,
-    "incorrect passphrase": "it has a passphrase, and nobody typed it: ssh-add {path}",
+    "incorrect passphrase": "the passphrase was not typed, or another: try again at a terminal, or ssh-add {path} once "
+    '(eval "$(ssh-agent)" starts the agent)',
     "No private key found": "ssh-add the private key, or name its file instead of {path}",
 }
 """The same, when it signs."""
@@ -62,7 +63,9 @@ class SigningKey:
             raise NotFoundError("this is a folder, not a key file", where=str(path), hint="name a file in it")
         public_path = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
         if not path.is_file():
-            raise NotFoundError("no such key file", where=str(path), hint="make one with: adaptergit keygen")
+            raise NotFoundError(
+                "no such key file", where=str(path), hint=f"make one with: adaptergit keygen {path}, or name another"
+            )
         text = public_path.read_text("utf-8", errors="replace") if public_path.is_file() else _public_half(path)
         try:
             return cls(path, parse_public_key(text))
