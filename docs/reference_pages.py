@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,12 +157,17 @@ def _cell(text: str) -> str:
 def schema_page(name: str, *, level: int = 1) -> str:
     """Return every field of one kind of document, from ``schema/NAME.schema.json``."""
     schema = json.loads((_ROOT / "schema" / f"{name}.schema.json").read_text("utf-8"))
-    about = f"{schema.get('description', '')} Schema: `schema/{name}.schema.json`.".strip()
-    lines = [f"{'#' * level} The {name}", "", about, "", "| field | | |", "|---|---|---|"]
+    about = f"{_prose(schema.get('description', ''))} Schema: `schema/{name}.schema.json`.".strip()
+    lines = [f"{'#' * level} The {name}", "", about, "", "| field | kind | meaning |", "|---|---|---|"]
     for path, field, required in fields(schema, schema):
         kind = _kind(field) + (", required" if required else "")
-        lines.append(f"| `{_cell(path)}` | {_cell(kind)} | {_cell(field.get('description', ''))} |")
+        lines.append(f"| `{_cell(path)}` | {_cell(kind)} | {_cell(_prose(field.get('description', '')))} |")
     return "\n".join(lines) + "\n"
+
+
+def _prose(text: str) -> str:
+    """Return a description as Markdown: `<repo>` in it is no tag, and stays as it is between backticks."""
+    return re.sub(r"(`[^`]*`)|<", lambda found: found[1] or "&lt;", text)
 
 
 def fields(

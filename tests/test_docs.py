@@ -6,6 +6,7 @@ import ast
 import html
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 import pytest
@@ -109,6 +111,34 @@ def test_every_field_of_a_card_is_on_its_page() -> None:
         assert f"| `{field}` |" in text
     assert "| `name` | string, required |" in text
     assert "| `adapter.format` | `adaptergit` or `adapterhub` or `peft`, required |" in text
+
+
+def undescribed(node: Any, path: str = "") -> Iterator[str]:
+    """The properties, at any depth of a schema, that say nothing of themselves."""
+    for name, field in node.get("properties", {}).items():
+        if not str(field.get("description", "")).strip():
+            yield f"{path}.{name}"
+    for keyword, value in node.items():
+        if keyword in ("properties", "patternProperties", "$defs"):
+            parts = [(f"{path}.{name}", one) for name, one in value.items()]
+        else:
+            parts = [(path, one) for one in (value if isinstance(value, list) else [value])]
+        for where, one in parts:
+            if isinstance(one, dict):
+                yield from undescribed(one, where)
+
+
+def test_every_property_of_every_schema_is_described() -> None:
+    found = sorted((ROOT / "schema").glob("*.schema.json"))
+    assert len(found) >= 10
+    said = {path.name: list(undescribed(json.loads(path.read_text("utf-8")))) for path in found}
+    assert not {name: missing for name, missing in said.items() if missing}
+
+
+def test_what_a_schema_says_is_text_on_its_page() -> None:
+    text = pages()["reference/documents.md"]
+    assert "sources/&lt;host>/&lt;org>/&lt;repo>.yaml" in text
+    assert "| field | kind | meaning |" in text
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
