@@ -1,5 +1,10 @@
 """``python -m adaptergit``."""
 
-from adaptergit.cli import main
+import sys
 
-main(prog_name="adaptergit")
+try:
+    from adaptergit.cli import main
+
+    main(prog_name="adaptergit")
+except KeyboardInterrupt:  # before the command has begun
+    sys.exit(130)

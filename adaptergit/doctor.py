@@ -142,7 +142,7 @@ def _keys(settings: Settings, _: datetime) -> Iterator[Finding]:
         hint = f"ssh-keygen -y -f {path} > {path}.pub"
         yield Finding("key", PROBLEM, f"{path}.pub is not the public half of {path}", hint)
     elif after is not None:
-        hint = f'sign with {after}: signing_key = "{after}" in {config_dir() / "config.toml"}'
+        hint = f'sign with {after}: signing_key = "{Path(after).as_posix()}" in {config_dir() / "config.toml"}'
         yield Finding("key", NOTE, f"{key.public.fingerprint} is {gone}", hint)
     elif gone is not None:
         yield Finding("key", PROBLEM, f"{key.public.fingerprint} is {gone}", "make another: adaptergit keygen PATH")
@@ -241,12 +241,12 @@ def _libraries(_: Settings, __: datetime) -> Iterator[Finding]:
         if version is None or not one.specifier.contains(version, prereleases=True):
             wrong += 1
             what = "is not installed" if version is None else f"{version} does not fit {one.specifier}"
-            yield Finding("libraries", PROBLEM, f"{one.name} {what}", f"pip install '{one.name}{one.specifier}'")
+            yield Finding("libraries", PROBLEM, f"{one.name} {what}", f'pip install "{one.name}{one.specifier}"')
     if not wrong:
         shown = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
         yield Finding("libraries", OK, shown)
     if importlib.util.find_spec("accelerate") is None:
-        yield Finding("libraries", NOTE, "training needs accelerate", "pip install 'adaptergit[train]'")
+        yield Finding("libraries", NOTE, "training needs accelerate", 'pip install "adaptergit[train]"')
 
 
 def _devices(_: Settings, __: datetime) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ code  class                      meaning
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 
@@ -78,6 +79,15 @@ def printable(text: str) -> str:
     'a [2J b'
     """
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def quoted(text: object) -> str:
+    """Return a text as one word of a command that people paste into a shell of this machine.
+
+    >>> quoted("acme/adapters@ner<2")
+    "'acme/adapters@ner<2'"
+    """
+    return f'"{text}"' if os.name == "nt" else "'" + str(text).replace("'", "'\\''") + "'"
 
 
 def without_secrets(text: str) -> str:

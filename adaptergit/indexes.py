@@ -99,7 +99,7 @@ class Word:
                     raise TrustError(
                         f"{entry.id}=={entry.version} is sha256:{entry.manifest_sha256} in the index {index}, and "
                         f"sha256:{other.manifest_sha256} in the index {one.index}: one of them was deceived",
-                        hint="tell the maintainers of both; with # and the right one of the two behind it, it is loaded, "
+                        hint="tell the maintainers of both; with # and the right one behind it, it is loaded, "
                         f"and so does adaptergit index remove {one.index}, or {index}, for good",
                     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, TrustError
+from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, TrustError, quoted
 from adaptergit.indexes import Word, revoked
 from adaptergit.package import Card, Manifest, canonical, check_files, read_package
 from adaptergit.pins import known_revocations, known_rotation, known_signers, remember
@@ -151,7 +151,7 @@ def judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, a
     if verdict.pin is not None and principal is None:
         raise TrustError(
             "a local path names nobody, so there is no first use to remember",
-            hint=f"adaptergit trust add {verdict.manifest.repository} '{verdict.pin.key.line}'",
+            hint=f"adaptergit trust add {verdict.manifest.repository} {quoted(verdict.pin.key.line)}",
         )
     return verdict
 

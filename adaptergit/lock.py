@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptergit.dependencies import DEPTH, dependencies_of
-from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError, quoted
 from adaptergit.locks import exclusively
 from adaptergit.package import CARD, Card, Manifest, Package
 from adaptergit.reference import Reference
@@ -135,7 +135,7 @@ def check_lock(
         known = entries.get(lock_id(reference))
         if known is None or not _fits(reference, known):
             what = "is not locked" if known is None else f"is locked to {known.version}, which does not fit"
-            raise NotFoundError(f"{reference} {what}", where=str(path), hint=f"adaptergit lock '{reference}'")
+            raise NotFoundError(f"{reference} {what}", where=str(path), hint=f"adaptergit lock {quoted(reference)}")
     for one in entries.values():
         if lock_id(parse_reference(one.reference, settings)) != one.id:
             raise PackageError(f"{one.id} is not what {one.reference} asks for", where=str(path))
@@ -145,7 +145,7 @@ def check_lock(
             raise PackageError(
                 f"{one.id}: {difference}",
                 where=str(path),
-                hint=f"somebody edited it: adaptergit lock --upgrade '{one.reference}' writes it anew",
+                hint=f"somebody edited it: adaptergit lock --upgrade {quoted(one.reference)} writes it anew",
             )
         for below in _below(one, settings, store):
             there = entries.get(lock_id(below))
@@ -154,7 +154,7 @@ def check_lock(
                 raise PackageError(
                     f"{one.id} was trained on {below}, which {what}",
                     where=str(path),
-                    hint=f"adaptergit lock --upgrade '{one.reference}'",
+                    hint=f"adaptergit lock --upgrade {quoted(one.reference)}",
                 )
     return list(entries.values())
 

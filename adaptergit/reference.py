@@ -13,6 +13,7 @@ decided later, by the digest and the signature of the manifest found there.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
 _SCP = re.compile(r"(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*):(?P<path>[^:].*)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PATHS = ("./", "../", "/", "~/")
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|(~|\.{1,2})?\\")
+"""How paths begin there: with a drive, or with backslashes."""
 _SCHEMES = ("https", "http", "ssh", "file")
 _EXAMPLE = "write it like acme/adapters@sst2, acme/adapters@sst2==1.2.0 or https://host/acme/adapters.git@sst2"
 
@@ -70,7 +73,7 @@ class Source:
         >>> Source.parse("git@Codeberg.org:acme/adapters.git").principal
         'codeberg.org/acme/adapters'
         """
-        local = text.startswith(_PATHS)
+        local = _is_local(text)
         first = 0x20 if local else 0x21  # folders have blanks in their names
         odd = any(ord(c) < first or ord(c) == 0x7F or 0xD800 <= ord(c) < 0xE000 or not c.isprintable() for c in text)
         if not text or text.startswith("-") or odd or "::" in text:
@@ -243,12 +246,12 @@ def is_folder(text: str | Path) -> bool:
         return False
     if isinstance(text, Path) or "@" not in text:
         return True
-    return text.startswith(_PATHS) and expand(text).is_dir()
+    return _is_local(text) and expand(text).is_dir()
 
 
 def is_path(text: str | Path) -> bool:
     """Tell whether a person means a folder or a file and not a reference; see :func:`is_folder`."""
-    return is_folder(text) or (str(text).startswith(_PATHS) and expand(text).exists())
+    return is_folder(text) or (_is_local(str(text)) and expand(text).exists())
 
 
 def expand(path: str | Path) -> Path:
@@ -261,6 +264,11 @@ def expand(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UsageError(f"{str(path)!r}: {error}", hint="write the whole path") from error
+
+
+def _is_local(text: str) -> bool:
+    """Tell whether somebody means a place of this machine."""
+    return text.startswith(_PATHS) or (os.name == "nt" and _WINDOWS.match(text) is not None)
 
 
 def is_adapter_name(name: str) -> bool:

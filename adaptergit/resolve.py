@@ -24,6 +24,7 @@ from adaptergit.errors import (
     TrustError,
     UsageError,
     did_you_mean,
+    quoted,
 )
 from adaptergit.index.local import find_release
 from adaptergit.indexes import Word, word_on
@@ -241,13 +242,15 @@ def _pin(
     if lock is not None:
         locked = read_lock(lock).get(lock_id(reference))
         if locked is None:
-            raise NotFoundError(f"{reference} is not locked", where=str(lock), hint=f"adaptergit lock '{reference}'")
+            raise NotFoundError(
+                f"{reference} is not locked", where=str(lock), hint=f"adaptergit lock {quoted(reference)}"
+            )
         fits = reference.specifier.contains(locked.version, prereleases=True)
         if not fits or reference.digest not in (None, locked.manifest_sha256):
             raise NotFoundError(
                 f"{reference} is locked to {locked.version}, which does not fit",
                 where=str(lock),
-                hint=f"adaptergit lock --upgrade '{reference}'",
+                hint=f"adaptergit lock --upgrade {quoted(reference)}",
             )
         return Pin(locked.version, locked.manifest_sha256, locked.tree, locked.urls, lock=str(lock))
     if index is not None:
@@ -543,7 +546,8 @@ def _check_lock(pin: Pin | None, reference: Reference, folder: Path) -> None:
             if not other_tree
             else f"the lock file says {pin.digest}, and the tree beside it holds {package.digest}",
             where=pin.lock,
-            hint=f"somebody edited it: adaptergit lock --upgrade '{replace(reference, digest=None)}' writes it anew",
+            hint="somebody edited it, and this writes it anew: "
+            f"adaptergit lock --upgrade {quoted(replace(reference, digest=None))}",
         )
 
 

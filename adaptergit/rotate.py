@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptergit.durable import scratch
-from adaptergit.errors import AdaptergitWarning, ReleaseError, StorageError, TransportError, TrustError, UsageError
+from adaptergit.errors import (
+    AdaptergitWarning,
+    ReleaseError,
+    StorageError,
+    TransportError,
+    TrustError,
+    UsageError,
+    quoted,
+)
 from adaptergit.pins import known_revocations, known_rotation, known_signers, remember
 from adaptergit.publish import check_announced, principal_of, push_source, signing_key
 from adaptergit.settings import Settings, load_settings
@@ -256,7 +264,7 @@ def _rotations(
         signed_by = sorted(strange.signers(), key=lambda key: key.fingerprint)
         signers = ", ".join(key.fingerprint for key in signed_by) or "nobody"
         unknown = dict.fromkeys(key for key in (*signed_by, *Rotation.from_bytes(strange.data).add) if key not in own)
-        trust = "\n".join(f"adaptergit trust add {principal} '{key.line}'" for key in unknown)
+        trust = "\n".join(f"adaptergit trust add {principal} {quoted(key.line)}" for key in unknown)
         raise UsageError(
             f"a rotation signed by {signers} comes first, and this machine knows fewer than {len(keys)} of its signers",
             where=f"refs/tags/adapters-rotations/{strange.mark}",

@@ -21,6 +21,7 @@ TRAINERS = {
     "plain_trainer": (),
     "seq2seq": (),
     "plain_loop": (),
+    "lora_to_vllm": (),
     "lightning_module": ("lightning",),
     "trl_sft": ("trl", "datasets"),
 }
@@ -126,6 +127,7 @@ def test_everybodys_trainer(name: str, tmp_path: Path) -> None:
         "seq2seq": "checkpoint: ['adapter_state.safetensors']\n",
         "plain_loop": "trained: 3,266 of 38,562",
         "lightning_module": "checkpoint: ",
+        "lora_to_vllm": "serve it: vllm serve BASE --enable-lora --max-lora-rank 8",
         "trl_sft": "the adapter in the checkpoint: True",
     }
     assert expected[name] in said

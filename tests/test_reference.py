@@ -136,3 +136,14 @@ def test_a_local_path_may_have_blanks(tmp_path: Path) -> None:
 
 def test_the_default_host_is_a_setting() -> None:
     assert Reference.parse("a/b@c", default_host="codeberg.org").source.url == "https://codeberg.org/a/b.git"
+
+
+@pytest.mark.parametrize("text", ["C:\\work\\repo", "D:/work/repo", ".\\repo", "..\\repo", "~\\repo", "\\\\server\\share"])
+def test_paths_as_they_are_on_windows(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adaptergit import reference
+
+    monkeypatch.setattr(reference, "_is_local", lambda one: reference._WINDOWS.match(one) is not None)
+    found = Source.parse(text)
+    assert (found.kind, found.principal) == ("path", None)
+    assert reference._WINDOWS.match("git@host:acme/adapters") is None
+    assert reference._WINDOWS.match("acme/adapters") is None

@@ -185,6 +185,7 @@ def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], Non
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
@@ -193,8 +194,10 @@ def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], Non
 
         def draw(stage: str, done: int, total: int, note: str) -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, note="")
+                tasks[stage] = bar.add_task(stage, total=total, note="", rate="")
             bar.update(tasks[stage], completed=done, total=total)
+            speed = bar.tasks[tasks[stage]].speed
+            bar.update(tasks[stage], rate=f"{speed:.3g}/s" if speed else "")
             if note:
                 bar.update(tasks[stage], note=note)
 

@@ -209,4 +209,4 @@ def rotate(
     if done.remove:
         click.echo(f"no longer by {', '.join(done.remove)}")
     click.echo(f"publish with it: adaptergit publish … --key {new}")
-    click.echo(f'or always: signing_key = "{new.absolute()}" in {config_dir() / "config.toml"}')
+    click.echo(f'or always: signing_key = "{new.absolute().as_posix()}" in {config_dir() / "config.toml"}')

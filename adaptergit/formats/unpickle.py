@@ -55,7 +55,8 @@ def _main(source: str, target: str) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY + 4 * size, _MEMORY + 4 * size))
+        if sys.platform == "linux":  # macOS knows the limit, and refuses to set it
+            resource.setrlimit(resource.RLIMIT_AS, (_MEMORY + 4 * size, _MEMORY + 4 * size))
         resource.setrlimit(resource.RLIMIT_FSIZE, (4 * size + (1 << 20), 4 * size + (1 << 20)))
     import pickle
 

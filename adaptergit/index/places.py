@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from adaptergit.errors import NotFoundError, PackageError, UsageError
 from adaptergit.git import Remote, fetch_files
@@ -36,7 +38,7 @@ def place_of(one: Subscription, settings: Settings) -> Place:
         remote = Remote.of(Source.parse(url), allow_http=settings.allow_http)
         return FolderPlace(fetch_files(remote, cache_dir() / "index-clones", settings.limits))
     if url.startswith("file://"):
-        return FolderPlace(Path(url.removeprefix("file://")))
+        return FolderPlace(Path(url2pathname(urlsplit(url).path)))
     download = Download(settings.allow_http, settings.limits.fetch_seconds)
     download.check(url)
     return StaticPlace(url.rstrip("/"), download)

@@ -27,7 +27,7 @@ from datetime import datetime
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from adaptergit.errors import PackageError, TrustError
+from adaptergit.errors import PackageError, TrustError, quoted
 from adaptergit.package import canonical
 from adaptergit.package.manifest import MAX_BYTES, Manifest
 from adaptergit.trust.allowed_signers import AllowedSigner
@@ -314,9 +314,8 @@ def _check_signers(
         pin = AllowedSigner((manifest.repository,), first.key, (MANIFEST_NAMESPACE,), source="pinned on first use")
         note = f"first use of {manifest.repository}: pinned the key {first.key.fingerprint}"
         return Verdict("tofu", digest, manifest, (first.key.fingerprint,), (pin.source,), pin, (*steps, note), (note,))
-    hint = (
-        f"check the fingerprint with the publisher, then: adaptergit trust add {manifest.repository} '{first.key.line}'"
-    )
+    add = f"adaptergit trust add {manifest.repository} {quoted(first.key.line)}"
+    hint = f"check the fingerprint with the publisher, then: {add}"
     if policy.level == "tofu" and policy.threshold == 1:
         hint = (
             f"on first use, only what the repository itself sends pins a key: try again once it can be asked, or {hint}"
