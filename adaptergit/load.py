@@ -130,7 +130,7 @@ def load(
         ModelError: It does not fit the model. The model is as it was, whatever was raised.
     """
     settings = load_settings()
-    _check_arguments(ref, model, dtype)
+    _check_arguments(ref, model, dtype, index, lock)
     target = _device(device)
     offline = offline or settings.offline
     wanted = _Wanted(settings, head, target, dtype, policy, offline, index, lock, dependencies)
@@ -249,7 +249,7 @@ def _all_or_nothing(model: nn.Module) -> Iterator[Panel]:
         raise
 
 
-def _check_arguments(ref: object, model: object, dtype: torch.dtype | None) -> None:
+def _check_arguments(ref: object, model: object, dtype: torch.dtype | None, index: object, lock: object) -> None:
     if not isinstance(ref, str | Path):
         raise UsageError(f"expected a reference or a folder, not {type(ref).__name__}", hint='write "org/repo@adapter"')
     if model is not None and not isinstance(model, nn.Module):
@@ -257,6 +257,9 @@ def _check_arguments(ref: object, model: object, dtype: torch.dtype | None) -> N
             f"model must be a transformers model, not {type(model).__name__}",
             hint="AutoModel.from_pretrained(…) makes one",
         )
+    for name, given in {"index": index, "lock": lock}.items():
+        if given is not None and not isinstance(given, str | Path):
+            raise UsageError(f"{name} must be a path, not {type(given).__name__}")
     if dtype is not None and dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         raise UsageError(f"adapters compute in float64, float32, float16 or bfloat16, not in {dtype}")
 

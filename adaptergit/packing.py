@@ -50,6 +50,8 @@ def card_to_publish(source: Path, name: str | None, version: str | None) -> Card
     if name is not None and check_adapter_name(name) != card.name:
         changes["name"] = name
     if version is not None:
+        if not isinstance(version, str):
+            raise UsageError(f"a version is text, not {version!r}", hint='version="1.0.0"')
         try:
             check_version(version)
         except PackageError as error:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 from adaptergit.durable import replace_file
-from adaptergit.errors import NotFoundError, TrustError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError
 from adaptergit.pins import known_revocations
 from adaptergit.publish import default_key, push_source, signing_key
 from adaptergit.reference import expand
 from adaptergit.settings import config_dir, load_settings
-from adaptergit.trust import MANIFEST_NAMESPACE, AllowedSigner, SigningKey, format_signer, generate_key
+from adaptergit.trust import MANIFEST_NAMESPACE, AllowedSigner, SignedRotation, SigningKey, format_signer, generate_key
+from adaptergit.trust.rotation import MAX_ROTATIONS, Rotation
 
 if TYPE_CHECKING:
     from adaptergit.git import Clone
@@ -109,6 +110,7 @@ def initialise(
             written.append(signer.path)
         else:
             signer = signing_key(key)
+            _check_not_replaced(here, signer)
         if remote_url is not None and remote is None:
             undo.callback(_forget_remote, here)
             here.add_remote(REMOTE, remote_url)
@@ -125,6 +127,23 @@ def initialise(
             written.append(path)
         undo.pop_all()
     return written
+
+
+def _check_not_replaced(clone: Clone, signer: SigningKey) -> None:
+    """Refuse to announce a key that a rotation has replaced: nobody would accept it.
+
+    Raises:
+        UsageError: One has.
+    """
+    from adaptergit.git import rotations_in
+
+    for files in rotations_in(clone, MAX_ROTATIONS):
+        with contextlib.suppress(PackageError, TrustError):
+            if signer.public.fingerprint in Rotation.from_bytes(SignedRotation.of(files).data).remove:
+                raise UsageError(
+                    f"{signer.public.fingerprint} was replaced by a rotation: nobody would accept it",
+                    hint="name the key that came after it with --key",
+                )
 
 
 def check_remote(url: str, root: Path) -> None:

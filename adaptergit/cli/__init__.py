@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import Any
 
 import click
 
 from adaptergit._version import __version__
 from adaptergit.cli.groups import Group
-from adaptergit.cli.output import run_safely
+from adaptergit.cli.output import report, run_safely
+from adaptergit.errors import UsageError
 
 # name: (module, one line for --help). The order is the order of a first hour with adaptergit.
 _COMMANDS: dict[str, tuple[str, str]] = {
@@ -86,6 +88,20 @@ class _Lazy(Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Answer a wrong call in JSON too, where that was asked for."""
+        if "--json" not in sys.argv:
+            return super().main(*args, **options)
+        try:
+            done = super().main(*args, **{**options, "standalone_mode": False})
+        except click.ClickException as error:
+            command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "adaptergit"
+            report(UsageError(error.format_message(), hint=f"{command} --help"))
+            sys.exit(error.exit_code)
+        except click.Abort:
+            sys.exit(1)
+        sys.exit(done if isinstance(done, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         return run_safely(lambda: self._invoke(ctx))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptergit.cli.checkpoint import show_checkpoint
-from adaptergit.cli.output import asked_for, clean, json_option, print_json, step, waiting
+from adaptergit.cli.output import clean, json_option, print_json, step, waiting
 from adaptergit.reference import expand, is_folder, is_hub
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def _explain(verdict: Verdict) -> None:
-    for line in () if asked_for("quiet") else verdict.steps:
+    for line in verdict.steps:
         click.echo(f"  ok  {clean(line)}")
     click.echo(f"accepted     {verdict.level}: {', '.join(verdict.signers) or 'nobody vouches for it'}")
 

@@ -42,7 +42,7 @@ def run_safely(action: Callable[[], T]) -> T:
     try:
         return action()
     except AdaptergitError as error:
-        _report(error)
+        report(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt as stopped:
         click.echo("; ".join(["interrupted", *getattr(stopped, "__notes__", ())]), err=True)
@@ -56,7 +56,7 @@ def run_safely(action: Callable[[], T]) -> T:
             _, where, said = error.args[0][0]
         hint = _HINTS.get(error.errno or 0) or ("free some space" if "space" in said else None)
         what = TransportError(said, where=where, hint=hint)
-        _report(what)
+        report(what)
         sys.exit(what.exit_code)
 
 
@@ -66,7 +66,8 @@ def asked_for(flag: str) -> bool:
     return context is not None and bool(context.find_root().params.get(flag))
 
 
-def _report(error: AdaptergitError) -> None:
+def report(error: AdaptergitError) -> None:
+    """Print an error as it was asked for: for people, or as JSON."""
     if asked_for("verbose"):
         for line in "".join(traceback.format_exception(error)).splitlines():
             click.echo(clean(without_secrets(line)), err=True)

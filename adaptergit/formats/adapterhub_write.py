@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from adaptergit.errors import AdaptergitWarning, UsageError
@@ -32,6 +31,7 @@ from adaptergit.splice.methods import IA3, Bottleneck, LoRA, MTLLoRA, PrefixTuni
 from adaptergit.splice.panel import Panel
 from adaptergit.splice.places import Attention, BlockOutput, Embedding, Host, Place
 from adaptergit.splice.setup import fused
+from adaptergit.splice.tensorfile import write_tensors
 
 VERSION = "adapters.1.3.0"
 _LIKE_BERT = ("bert", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2", "bert-generation", "camembert")
@@ -125,7 +125,7 @@ def _write(folder: Path, files: Mapping[str, Any]) -> None:
         if file.endswith(".json"):
             (folder / file).write_text(json.dumps(content, indent=2, sort_keys=True))
         else:
-            save_file({key: t.detach().cpu().contiguous().clone() for key, t in content.items()}, str(folder / file))
+            write_tensors(folder / file, content)
 
 
 def _envelope(panel: Panel) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from adaptergit.errors import UsageError
@@ -36,6 +35,7 @@ from adaptergit.splice.methods.projections import spread
 from adaptergit.splice.methods.tuned import TiedRows, TokenRows, TunedSite
 from adaptergit.splice.panel import Panel
 from adaptergit.splice.places import Linear, Parts, Place, Tuned
+from adaptergit.splice.tensorfile import write_tensors
 
 Made = tuple[dict[str, Any], dict[str, torch.Tensor]]
 _STEM = "base_model.model."
@@ -108,8 +108,7 @@ def write_peft(panel: Panel, name: str, folder: Path, *, patterns: bool = True) 
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True))
-    contiguous = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    save_file(contiguous, str(folder / WEIGHTS), metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, tensors)
 
 
 def _adapter(config: MethodConfig, source: _Source) -> Made:

@@ -1,7 +1,7 @@
 """The ``README.md`` of a package, rendered from its card so that every forge shows it.
 
 It is signed with the rest, so it is a function of the card, the address and the size alone; and it asks no third party
-for anything: no badges that somebody's server draws, no remote pictures.
+for anything: its badges are words that forges draw in boxes, not pictures of somebody's server.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def split_front_matter(text: str) -> tuple[str, str]:
 
 def _sections(data: Mapping[str, Any], release: str, size: int | None) -> Iterator[str]:
     yield f"# {data['name']} {data['version']}"
+    yield " ".join(_code(one) for one in _badges(data, size) if one)
     yield str(data["description"]).strip()
     yield _table(("", ""), _facts(data, release, size))
     yield _loading(data, release)
@@ -79,6 +80,14 @@ def _sections(data: Mapping[str, Any], release: str, size: int | None) -> Iterat
     if text := str(data.get("citation", "")).strip():
         yield "## Citation"
         yield _fenced(text, "bibtex")
+
+
+def _badges(data: Mapping[str, Any], size: int | None) -> Iterator[str]:
+    yield "signed"
+    yield str(data["license"])
+    yield str(data["base_model"]["id"])
+    yield str(data["adapter"]["method"])
+    yield "" if size is None else _bytes(size)
 
 
 def _facts(data: Mapping[str, Any], release: str, size: int | None) -> Iterator[tuple[str, str]]:
@@ -109,7 +118,14 @@ def _loading(data: Mapping[str, Any], release: str) -> str:
 
 
 def _scores(rows: Sequence[Mapping[str, Any]]) -> str:
-    titles = {"dataset": "data", "split": "split", "metric": "metric", "value": "value", "samples": "samples"}
+    titles = {
+        "dataset": "data",
+        "split": "split",
+        "metric": "metric",
+        "value": "value",
+        "interval": "95 %",
+        "samples": "samples",
+    }
     columns = [key for key in titles if any(row.get(key) is not None for row in rows)]
     shown = ([_number(row.get(key, "")) for key in columns] for row in rows)
     return _table([titles[key] for key in columns], shown, right={columns.index("value")})
@@ -146,6 +162,8 @@ def _cell(text: object) -> str:
 
 
 def _number(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " – ".join(map(_number, value))
     return f"{value:.6g}" if isinstance(value, float) else _cell(value)
 
 

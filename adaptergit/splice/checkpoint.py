@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from adaptergit.errors import ModelError, PackageError, UsageError
@@ -26,7 +25,7 @@ from adaptergit.package import CARD, WEIGHTS, Card
 from adaptergit.splice.anatomy import Site, as_records
 from adaptergit.splice.fingerprint import fingerprint_of
 from adaptergit.splice.setup import Setup, as_card, tensors_of
-from adaptergit.splice.tensorfile import DTYPES, is_finite, read_tensors
+from adaptergit.splice.tensorfile import DTYPES, is_finite, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from adaptergit.splice.panel import Panel
@@ -56,14 +55,13 @@ def save(panel: Panel, setup: Setup, folder: str | Path, about: Mapping[str, Any
         raise UsageError("a package holds one tokenizer", hint="save the adapters one by one")
     card = Card(card_data(panel, setup, about))
     tensors = tensors_of(panel, setup)
-    contiguous = {key: tensors[key].detach().cpu().contiguous().clone() for key in sorted(tensors)}
-    for key, tensor in contiguous.items():
-        if not is_finite(tensor):
+    for key in sorted(tensors):
+        if not is_finite(tensors[key].detach()):
             raise PackageError(f"the tensor {key} holds values that are not finite", hint="training has diverged")
     folder.mkdir(parents=True, exist_ok=True)
     for tokenizer in tokenizers:
         _save_tokenizer(tokenizer, folder)
-    _replace(folder / WEIGHTS, lambda path: save_file(contiguous, str(path), metadata={"format": "pt"}))
+    _replace(folder / WEIGHTS, lambda path: write_tensors(path, {key: tensors[key] for key in sorted(tensors)}))
     _replace(folder / CARD, lambda path: path.write_bytes(card.to_yaml()))
     return card
 

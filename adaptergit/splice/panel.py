@@ -71,6 +71,9 @@ def adapters(
         UsageError: The model has a panel, with other sites.
         ModelError: The model's architecture is not understood.
     """
+    if not isinstance(model, nn.Module):
+        hint = "AutoModel.from_pretrained(…) makes one"
+        raise UsageError(f"model must be a transformers model, not {type(model).__name__}", hint=hint)
     found: Panel | None = panel_of(model)
     if found is None:
         return Panel(model, sites, inputs)

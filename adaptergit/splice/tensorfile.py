@@ -1,4 +1,4 @@
-"""Reading a safetensors file into one piece of memory that its tensors share.
+"""Safetensors files: reading one into one piece of memory that its tensors share, and writing one.
 
 The very bytes that are hashed are used: nothing is mapped (a mapped file could be another one a moment later), and
 nothing is copied. Only what an adapter may be is read, floating-point tensors that fill the file without gaps.
@@ -11,11 +11,15 @@ import hashlib
 import json
 import math
 import os
+import re
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from adaptergit.errors import DAMAGED_WEIGHTS, PackageError
 from adaptergit.package.canonical import TwiceError, refuse_surrogates, unique
@@ -105,6 +109,21 @@ def _view(data: memoryview, dtype: torch.dtype, shape: list[int], begin: int, en
     # Not slices of one tensor: a change of one would count as a change of all, and each would be saved with all.
     piece = torch.frombuffer(data, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=begin)
     return (piece if begin % _ALIGNED == 0 else piece.clone()).reshape(shape)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file of tensors on any device, shared or not.
+
+    Raises:
+        OSError: The disk is full, or may not be written to.
+    """
+    whole = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    try:
+        save_file(whole, str(path), metadata={"format": "pt"})
+    except SafetensorError as error:
+        if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate.state import DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -22,6 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from adaptergit.errors import DataError
 from adaptergit.splice.fusion import regularisation
 from adaptergit.splice.panel import Panel, adapters
+from adaptergit.splice.tensorfile import write_tensors
 
 _FILE = "adapter_state.safetensors"
 _LABELS = {
@@ -141,10 +142,10 @@ def fusion_regularisation(panel: Panel) -> torch.Tensor | None:
 def save_adapters(model: Any, folder: Path) -> None:
     """Write all that is trained into a folder; of a sharded model, every process must call this."""
     reshard(model)
-    tensors = {name: whole(tensor).detach().cpu().contiguous() for name, tensor in _kept(model).items()}
+    tensors = {name: whole(tensor).detach().cpu() for name, tensor in _kept(model).items()}
     if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, str(folder / _FILE))
+        write_tensors(folder / _FILE, tensors)
 
 
 def load_adapters(model: Any, folder: Path) -> None:
