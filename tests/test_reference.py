@@ -138,9 +138,7 @@ def test_the_default_host_is_a_setting() -> None:
     assert Reference.parse("a/b@c", default_host="codeberg.org").source.url == "https://codeberg.org/a/b.git"
 
 
-@pytest.mark.parametrize(
-    "text", ["C:\\work\\repo", "D:/work/repo", ".\\repo", "..\\repo", "\\\\server\\share"]
-)
+@pytest.mark.parametrize("text", ["C:\\work\\repo", "D:/work/repo", ".\\repo", "..\\repo", "\\\\server\\share"])
 def test_paths_as_they_are_on_windows(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from adaptergit import reference
 

@@ -290,7 +290,10 @@ def test_what_cannot_sign_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SSH_ASKPASS_REQUIRE", "never")
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(tmp_path / "k")], check=True)
     shutil.copyfile(tmp_path / "k.pub", tmp_path / "only.pub")
-    for name, said in (("only.pub", r"ssh-add the private key"), ("k", r"the passphrase was not typed, or another: .* ssh-add \S+/k once")):
+    for name, said in (
+        ("only.pub", r"ssh-add the private key"),
+        ("k", r"the passphrase was not typed, or another: .* ssh-add \S+/k once"),
+    ):
         with pytest.raises(TrustError) as caught:
             sign(MESSAGE, SigningKey.open(tmp_path / name))
         assert re.search(said, str(caught.value)), str(caught.value)
