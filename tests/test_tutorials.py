@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from conftest import GOLDEN, Hub
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from adaptergit.export import export
+from adaptergit.publish import publish
 from adaptergit.splice import adapters
 
 PAGES = Path(__file__).parent.parent / "docs" / "tutorials"
 PLAYER = Path(__file__).parent / "tutorial_player.py"
+GOOD, BAD = ("lovely", "superb", "great", "good"), ("awful", "dull", "boring", "bad")
 WORDS = "a an the film play book is was der das ein lovely superb great good awful dull boring bad"
 
 
@@ -83,7 +86,10 @@ class Reader:
 
     def play(self, name: str) -> str:
         """Return what the whole page printed."""
-        text = (PAGES / name).read_text("utf-8")
+        return self.play_text((PAGES / name).read_text("utf-8"), name)
+
+    def play_text(self, text: str, name: str) -> str:
+        """Return what some text of a page printed."""
         here = text.replace("https://git.example", self.hub.server.url).replace("git.example", "127.0.0.1")
         here = here.replace("add-git-example", "add-127-0-0-1")
         page = self.home / name
@@ -142,6 +148,40 @@ def test_come_from_peft(reader: Reader) -> None:
 def test_carry_a_task_to_another_language(reader: Reader) -> None:
     reader.play("cross-lingual.md")
     assert (reader.work / "out" / "mood" / "card.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme(reader: Reader, source: Callable[..., Path]) -> None:
+    """From who is trusted to publishing; what needs a public server, or a program of others, is left out."""
+    for name, version in (("ner", "1.2.0"), ("sst2", "1.0.0"), ("sst2", "1.1.0")):
+        content = f"{name} {version}".encode() * 90
+        publish(source(content, name=name, version=version), clone=reader.hub.clone, key=reader.hub.key.path)
+    (reader.work / "acme.pub").write_text(f"{reader.hub.key.public.line}\n")
+    mine = reader.hub.server.create("me/adapters")
+    reader.hub.git("clone", "-q", mine, str(reader.work / "my-clone"))
+    rows = "".join(f"a {word} film\t{word in GOOD}\n" for word in (*GOOD, *BAD) for _ in range(3))
+    for name in ("train.tsv", "dev.tsv"):
+        (reader.work / name).write_text(f"sentence\tlabel\n{rows}")
+    text = (PAGES.parent.parent / "README.md").read_text("utf-8")
+    blocks = [block for block in re.findall(r"^```console\n.*?^```$", text, re.M | re.S) if "adaptergit" in block]
+    played = {
+        "adaptergit trust add": 0, "adaptergit lock": 1, "adaptergit index list": 2, "adaptergit train": 3,
+    }  # fmt: skip
+    chosen = sorted(
+        (rank, block)
+        for block in blocks
+        for start, rank in played.items()
+        if block.startswith(f"```console\n$ {start}")
+    )
+    assert [rank for rank, _ in chosen] == [0, 1, 2, 3]
+    page = "\n\n".join(block for _, block in chosen)
+    page = page.replace("acme/adapters@", f"{reader.hub.url}@").replace("github.com/acme", "127.0.0.1/acme")
+    page = page.replace("/srv/www", str(reader.work / "www"))
+    said = reader.play_text(page, "commands.md")
+    assert (reader.work / "www" / "adapters" / "mirror.json").is_file()
+    assert "1.1.0" in (reader.work / "adaptergit.lock").read_text("utf-8")
+    assert "sst2" in said
+    assert "adapters/sst2/1.0.0" in reader.hub.git("ls-remote", mine)
 
 
 def test_every_tutorial_is_played() -> None:
