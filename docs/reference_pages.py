@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -250,30 +250,61 @@ def error_page() -> str:
 
 
 def messages() -> dict[str, list[tuple[str, str]]]:
-    """Return, by class, every pair of message and hint that is written out in the code."""
+    """Return, by class, every pair of message and hint that is written out in the code, also of warnings."""
     found: dict[str, set[tuple[str, str]]] = {one.__name__: set() for one in error_classes()}
     for _, tree in _sources():
-        for node in ast.walk(tree):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
-                continue
-            what = _text(node.args[0])
-            hint = next((_text(word.value) for word in node.keywords if word.arg == "hint"), "")
-            if what and node.func.id in found:
-                found[node.func.id].add((what, hint))
+        shared = _assigned(node for node in tree.body if isinstance(node, ast.Assign))
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        for scope in functions:
+            names = {**shared, **_assigned(ast.walk(scope))}
+            for node in ast.walk(scope):
+                if isinstance(node, ast.Call) and node.args:
+                    kind = _kind_of(node)
+                    what = _text(node.args[0], names)
+                    hint = next((_text(word.value, names) for word in node.keywords if word.arg == "hint"), "")
+                    if what and kind in found:
+                        found[kind].add((what, hint))
     return {name: sorted(pairs) for name, pairs in found.items()}
 
 
-def _text(node: ast.expr) -> str:
+def _kind_of(call: ast.Call) -> str:
+    """Return the class of an error that is made, or of a warning that is given."""
+    if isinstance(call.func, ast.Attribute) and call.func.attr in ("warn", "warn_explicit") and len(call.args) > 1:
+        return ast.unparse(call.args[1])
+    return call.func.id if isinstance(call.func, ast.Name) else ""
+
+
+def _assigned(nodes: Iterable[ast.AST]) -> dict[str, list[ast.expr]]:
+    """Return what names stand for, as far as it is written out."""
+    found: dict[str, list[ast.expr]] = {}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            found.setdefault(node.targets[0].id, []).append(node.value)
+    return found
+
+
+def _text(node: ast.expr, names: Mapping[str, list[ast.expr]]) -> str:
     """Return a string of the code with its placeholders in braces; empty for what is computed."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if isinstance(node, ast.JoinedStr):
-        return "".join(
-            str(part.value) if isinstance(part, ast.Constant) else f"{{{ast.unparse(part.value)}}}"
-            for part in node.values
-            if isinstance(part, ast.Constant | ast.FormattedValue)
-        )
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=parts):
+            return "".join(
+                str(part.value) if isinstance(part, ast.Constant) else f"{{{ast.unparse(part.value)}}}"
+                for part in parts
+                if isinstance(part, ast.Constant | ast.FormattedValue)
+            )
+        case ast.IfExp(body=one, orelse=other):
+            return _either([one, other], names)
+        case ast.BoolOp(values=several):
+            return _either(several, names)
+        case ast.Name(id=name):
+            return _either(names.get(name, []), {})
     return ""
+
+
+def _either(nodes: Iterable[ast.expr], names: Mapping[str, list[ast.expr]]) -> str:
+    return " — or: ".join(dict.fromkeys(text for node in nodes if (text := _text(node, names))))
 
 
 def _literal(text: str) -> str:
