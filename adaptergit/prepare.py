@@ -135,15 +135,22 @@ def _check_not_replaced(clone: Clone, signer: SigningKey) -> None:
     Raises:
         UsageError: One has.
     """
+    if signer.public.fingerprint in replaced_keys(clone):
+        raise UsageError(
+            f"{signer.public.fingerprint} was replaced by a rotation: nobody would accept it",
+            hint="name the key that came after it with --key",
+        )
+
+
+def replaced_keys(clone: Clone) -> set[str]:
+    """Return the keys that the rotations in a clone say were replaced."""
     from adaptergit.git import rotations_in
 
+    found: set[str] = set()
     for files in rotations_in(clone, MAX_ROTATIONS):
         with contextlib.suppress(PackageError, TrustError):
-            if signer.public.fingerprint in Rotation.from_bytes(SignedRotation.of(files).data).remove:
-                raise UsageError(
-                    f"{signer.public.fingerprint} was replaced by a rotation: nobody would accept it",
-                    hint="name the key that came after it with --key",
-                )
+            found |= set(Rotation.from_bytes(SignedRotation.of(files).data).remove)
+    return found
 
 
 def check_remote(url: str, root: Path) -> None:

@@ -21,6 +21,7 @@ from adaptergit.index.changes import CHANGE_NAMESPACE, change_statement
 from adaptergit.index.propose import check_change
 from adaptergit.index.repository import IndexRepository
 from adaptergit.index.sources import SourceFile, SourceKey, retired
+from adaptergit.prepare import replaced_keys
 from adaptergit.publish import principal_of, signing_key
 from adaptergit.reference import Source
 from adaptergit.settings import load_settings
@@ -107,6 +108,8 @@ def submit(
         )
         if before is not None:
             source = _continued(source, before)
+        elif gone := sorted(replaced_keys(here)):
+            report(f"note: releases signed by {', '.join(gone)}, which a rotation replaced, will not be listed")
         SourceFile.from_yaml(source.to_yaml(), where=source.path)  # as strictly as the index will read it
         if source == before:
             raise ReleaseError(f"the index lists {principal} exactly so already", where=index)
