@@ -76,7 +76,7 @@ class Opened:
         panel = adapters(model)
         head = panel.head_config(panel.active_head) if panel.active_head is not None else None
         if head is None and kind.model_class == "AutoModel":
-            raise ModelError("this adapter was published without a head", hint="load it in Python and add your own")
+            raise _headless()
         if kind.by_word:
             inputs = words_tokenizer(inputs, place, offline=self.offline)
         return kind.of(columns, head), model, Tools(inputs, trained_length(self.card.data))
@@ -131,5 +131,9 @@ def _kind(card: Card) -> type[Task]:
     if name in TASKS:
         return TASKS[name]
     if not head and card.data["adapter"]["format"] == "adaptergit":
-        raise ModelError("this adapter was published without a head", hint="load it in Python and add your own")
+        raise _headless()
     raise UsageError(f"nothing is known of the task {name!r}", hint=f"known: {', '.join(TASKS)}")
+
+
+def _headless() -> ModelError:
+    return ModelError("this adapter was published without a head", hint="load it in Python and add your own")

@@ -62,6 +62,13 @@ def verified(path: Path, asked: Asked) -> tuple[Verdict, Card]:
     return replace(verdict, steps=(*verdict.steps, step)), card
 
 
+def accepted(path: Path, asked: Asked) -> tuple[Verdict, Card]:
+    """Judge a folder, and remember what that brought; see :func:`verified` and :func:`take_over`."""
+    verdict, card = verified(path, asked)
+    take_over(verdict, asked.settings)
+    return verdict, card
+
+
 def take_over(verdict: Verdict, settings: Settings) -> None:
     """Remember the keys that a verdict brought, and say what a person should know."""
     change = verdict.change

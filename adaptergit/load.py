@@ -22,10 +22,9 @@ from adaptergit.errors import AdaptergitError, PackageError, UsageError
 from adaptergit.formats import Folder, foreign_format, is_foreign, is_single, load_folder, model_class
 from adaptergit.formats.unpack import unpacked
 from adaptergit.hf import Checkpoint, fetch_hub
-from adaptergit.judge import Asked, take_over, verified
+from adaptergit.judge import Asked, accepted
 from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
-from adaptergit.package.foreign import check_header_of
 from adaptergit.package.local import local_card
 from adaptergit.reference import expand, is_folder, is_hub
 from adaptergit.resolve import Fetched, check_policy, fetch
@@ -34,7 +33,7 @@ from adaptergit.splice.anatomy import Site
 from adaptergit.splice.checkpoint import read_into, read_tokenizer
 from adaptergit.splice.composition import Stack
 from adaptergit.splice.fingerprint import Fingerprint, compare
-from adaptergit.splice.panel import Panel, adapters
+from adaptergit.splice.panel import Panel, adapters, check_model
 from adaptergit.splice.setup import Setup, built, from_card, inserted, without_output
 from adaptergit.trust import Verdict
 
@@ -252,11 +251,8 @@ def _all_or_nothing(model: nn.Module) -> Iterator[Panel]:
 def _check_arguments(ref: object, model: object, dtype: torch.dtype | None, index: object, lock: object) -> None:
     if not isinstance(ref, str | Path):
         raise UsageError(f"expected a reference or a folder, not {type(ref).__name__}", hint='write "org/repo@adapter"')
-    if model is not None and not isinstance(model, nn.Module):
-        raise UsageError(
-            f"model must be a transformers model, not {type(model).__name__}",
-            hint="AutoModel.from_pretrained(…) makes one",
-        )
+    if model is not None:
+        check_model(model)
     for name, given in {"index": index, "lock": lock}.items():
         if given is not None and not isinstance(given, str | Path):
             raise UsageError(f"{name} must be a path, not {type(given).__name__}")
@@ -289,8 +285,7 @@ def obtain(
     if policy is None or (policy == "unsigned" and not (folder / MANIFEST).exists()):
         return About(local_card(folder, settings.limits), folder, None, True)
     check_policy(policy)
-    verdict, card = verified(folder, Asked(settings, policy))
-    take_over(verdict, settings)
+    verdict, card = accepted(folder, Asked(settings, policy))
     return About(card, folder, verdict, True)
 
 
@@ -402,7 +397,6 @@ def _splice(panel: Panel, whole: Setup, wanted: _Wanted, about: About) -> Setup:
         raise PackageError(f"adapter.config or head: {error}", where=str(about.path / CARD)) from error
     holder = {prefix: modules[kind, member] for kind, member, prefix in setup.prefixes()}
     digest = None if about.digests is None else about.digests.get(WEIGHTS, "")
-    check_header_of(about.path / WEIGHTS)
     read_into(about.path / WEIGHTS, holder, digest=digest, ignore=skipped)
     tokenizer = read_tokenizer(about.path, about.digests) if setup.embeddings else None
     inserted(panel, setup, modules, tokenizer=tokenizer, dtype=wanted.dtype, device=wanted.device, about=about)

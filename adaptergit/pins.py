@@ -146,11 +146,7 @@ def unpin_repository(repository: str) -> int:
     """
     settings = load_settings()
     path, name = settings.pins_path, principal_of(repository, settings)
-    pinned = (
-        [one for line in _read(path).split("\n") for one in parse_allowed_signers(line, source=str(path))]
-        if path.is_file()
-        else []
-    )
+    pinned = parse_allowed_signers(_read(path), source=str(path)) if path.is_file() else []
     keys = sorted({one.key.fingerprint for one in pinned if one.principals == (name,)})
     if len(keys) > 1:
         raise UsageError(f"{name} has {len(keys)} keys", hint=f"adaptergit trust remove {' or '.join(keys)}")

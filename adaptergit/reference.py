@@ -287,6 +287,6 @@ def check_adapter_name(name: str) -> str:
             f"{name!r} is not an adapter name", hint="use 1 to 64 of a-z 0-9 . _ - and start with a letter or digit"
         )
     # git check-ref-format refuses these inside refs/tags/adapters/<name>/<version>.
-    if ".." in name or name.endswith((".", ".lock")):
+    if not is_adapter_name(name):
         raise UsageError(f"{name!r} cannot be part of a git tag", hint="no '..', no '.' or '.lock' at the end")
     return name

@@ -28,7 +28,7 @@ from adaptergit.errors import (
 )
 from adaptergit.index.local import find_release
 from adaptergit.indexes import Word, word_on
-from adaptergit.judge import Asked, history_of, judged, take_over, verified
+from adaptergit.judge import Asked, accepted, history_of, judged, take_over, verified
 from adaptergit.legacy import refusal
 from adaptergit.package import Card, Manifest, read_package
 from adaptergit.package.version import is_version
@@ -208,9 +208,7 @@ def verify(
     """
     check_policy(policy)
     asked = Asked(settings or load_settings(), policy, reference, version, allowed_signers)
-    verdict, _ = verified(Path(path), asked)
-    take_over(verdict, asked.settings)
-    return verdict
+    return accepted(Path(path), asked)[0]
 
 
 def parse_reference(ref: str | Reference, settings: Settings) -> Reference:

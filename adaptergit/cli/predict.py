@@ -79,6 +79,7 @@ def predict(
     if label_column is not None and (more or texts):
         raise UsageError("--label-column needs --file, or standard input with columns")
     source = _source((*more, *texts), pairs, file, suffix)
+    reference = named(reference)
     with waiting("starting PyTorch and transformers"):
         quiet_transformers()
         from adaptergit.predict import predict as run
@@ -86,7 +87,7 @@ def predict(
     # A few texts show that something is going on, a file how far it is.
     with waiting(f"loading {reference}", quiet=file is not None), progress(quiet=file is None) as bar:
         result = run(
-            named(reference),
+            reference,
             **source,
             columns=chosen,
             score=score,

@@ -269,13 +269,14 @@ def evaluate(
       adaptergit eval acme/adapters@sst2 --data dev.tsv
     """
     check_there(data)
+    reference = named(reference)
     with waiting("starting PyTorch and transformers"):
         quiet_transformers()
         from adaptergit.evaluation import evaluate as run
 
     with progress(quiet=as_json) as bar:
         found = run(
-            named(reference),
+            reference,
             data,
             columns=chosen_columns(columns, text=text_column, pair=pair_column, label=label_column),
             base=base,

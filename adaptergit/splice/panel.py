@@ -54,6 +54,17 @@ from adaptergit.splice.trace import evaluating
 T = TypeVar("T")
 
 
+def check_model(model: object) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not isinstance(model, nn.Module):
+        hint = "AutoModel.from_pretrained(…) makes one"
+        raise UsageError(f"model must be a transformers model, not {type(model).__name__}", hint=hint)
+
+
 def adapters(
     model: nn.Module,
     *,
@@ -71,9 +82,7 @@ def adapters(
         UsageError: The model has a panel, with other sites.
         ModelError: The model's architecture is not understood.
     """
-    if not isinstance(model, nn.Module):
-        hint = "AutoModel.from_pretrained(…) makes one"
-        raise UsageError(f"model must be a transformers model, not {type(model).__name__}", hint=hint)
+    check_model(model)
     found: Panel | None = panel_of(model)
     if found is None:
         return Panel(model, sites, inputs)
