@@ -43,8 +43,13 @@ class Asked:
     """Whether a key may be pinned on first use: what the repository itself sends may."""
 
 
-def verified(path: Path, asked: Asked) -> tuple[Verdict, Card]:
+def verified(path: Path, asked: Asked, held: dict[str, memoryview] | None = None) -> tuple[Verdict, Card]:
     """Judge manifest and signatures, then every byte; remember nothing.
+
+    Args:
+        path: The package's folder.
+        asked: What it must answer to.
+        held: See :func:`check_files`.
 
     Raises:
         TrustError: Refused.
@@ -54,7 +59,7 @@ def verified(path: Path, asked: Asked) -> tuple[Verdict, Card]:
     package = read_package(path, asked.settings.limits)
     verdict = judged(package.manifest_bytes, package.signatures, str(path), asked)
     try:
-        card = check_files(package, verdict.manifest, asked.settings.limits)
+        card = check_files(package, verdict.manifest, asked.settings.limits, held)
     except PackageError as error:
         error.steps = verdict.steps
         raise

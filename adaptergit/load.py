@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class About:
     """True when no network was touched."""
     unsigned: Mapping[str, str] | None = None
     """Digests of the files of a checkpoint that has no manifest, but an identity."""
+    weights: memoryview | None = field(default=None, repr=False, compare=False)
+    """The very bytes that were checked, if they could be held; the panel keeps none."""
 
     @cached_property
     def digests(self) -> Mapping[str, str] | None:
@@ -314,7 +316,7 @@ def base_for(
 def about_of(found: Fetched | Checkpoint) -> About:
     """Return where something with a card came from."""
     if isinstance(found, Fetched):
-        return About(found.card, found.path, found.verdict, found.from_store)
+        return About(found.card, found.path, found.verdict, found.from_store, weights=found.weights)
     return About(local_card(found.path), found.path, None, found.from_store, found.digests)
 
 
@@ -397,7 +399,15 @@ def _splice(panel: Panel, whole: Setup, wanted: _Wanted, about: About) -> Setup:
         raise PackageError(f"adapter.config or head: {error}", where=str(about.path / CARD)) from error
     holder = {prefix: modules[kind, member] for kind, member, prefix in setup.prefixes()}
     digest = None if about.digests is None else about.digests.get(WEIGHTS, "")
-    read_into(about.path / WEIGHTS, holder, digest=digest, ignore=skipped)
+    read_into(about.path / WEIGHTS, holder, digest=digest, held=about.weights, ignore=skipped)
     tokenizer = read_tokenizer(about.path, about.digests) if setup.embeddings else None
-    inserted(panel, setup, modules, tokenizer=tokenizer, dtype=wanted.dtype, device=wanted.device, about=about)
+    inserted(
+        panel,
+        setup,
+        modules,
+        tokenizer=tokenizer,
+        dtype=wanted.dtype,
+        device=wanted.device,
+        about=replace(about, weights=None),
+    )
     return setup

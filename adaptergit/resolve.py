@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from packaging.version import Version
@@ -30,7 +30,7 @@ from adaptergit.index.local import find_release
 from adaptergit.indexes import Word, word_on
 from adaptergit.judge import Asked, accepted, history_of, judged, take_over, verified
 from adaptergit.legacy import refusal
-from adaptergit.package import Card, Manifest, read_package
+from adaptergit.package import WEIGHTS, Card, Manifest, read_package
 from adaptergit.package.version import is_version
 from adaptergit.reference import Reference
 from adaptergit.settings import POLICY_LEVELS, Settings, cache_dir, load_settings
@@ -73,6 +73,8 @@ class Fetched:
     """True when no network was touched."""
     served_by: str = ""
     """The address that sent it; empty if it came from the store."""
+    weights: memoryview | None = field(default=None, repr=False, compare=False)
+    """The very bytes that were checked, if they could be held."""
 
 
 @dataclass(frozen=True)
@@ -329,9 +331,10 @@ def _from_store(
         if found.digest is None or path is None or found.version in refused:
             break
         _check_lock(pin, reference, path)
+        held: dict[str, memoryview] = {}
         try:
             # Nobody knows who sent it: on first use, the repository is asked once more.
-            verdict, card = verified(path, replace(asked, version=found.version, first_use=False))
+            verdict, card = verified(path, replace(asked, version=found.version, first_use=False), held)
             if verdict.digest != found.digest:
                 raise PackageError(f"the manifest was changed: its sha256 is {verdict.digest}", where=str(path))
         except OSError as error:
@@ -349,7 +352,9 @@ def _from_store(
                 )
                 store.remember(reference.source.publisher, reference.adapter, change)
             warn_if_yanked(reference, found.version, known, asked.word)
-            return Fetched(reference, found.version, found.digest, path, tree, card, verdict, True)
+            return Fetched(
+                reference, found.version, found.digest, path, tree, card, verdict, True, weights=held.get(WEIGHTS)
+            )
         if not offline:
             break  # damaged, or stored with other signatures: the repository is asked
     why = next(iter(refused.values()), None)

@@ -8,13 +8,16 @@ Nothing else is a package: no subfolder, link, executable, unlisted or missing f
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from adaptergit.errors import NotFoundError, PackageError
 from adaptergit.package import canonical
@@ -144,8 +147,19 @@ def read_package(path: Path, limits: Limits = Limits()) -> Package:  # noqa: B00
     return Package(path, read_bounded(path / MANIFEST, MAX_MANIFEST_BYTES), signatures)
 
 
-def check_files(package: Package, manifest: Manifest, limits: Limits = Limits()) -> Card:  # noqa: B008 - frozen
+def check_files(
+    package: Package,
+    manifest: Manifest,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    held: dict[str, memoryview] | None = None,
+) -> Card:
     """Check that the folder holds exactly what the manifest names, byte for byte, in constant memory.
+
+    Args:
+        package: The folder.
+        manifest: What it must hold.
+        limits: Bounds on its size.
+        held: Gets the weights whose bytes were checked, by name, where they can be :func:`mapped`.
 
     Returns:
         The card, parsed from the very bytes that were checked.
@@ -163,7 +177,7 @@ def check_files(package: Package, manifest: Manifest, limits: Limits = Limits())
     for name in sorted(present - listed):
         raise PackageError("the manifest does not list this file", where=f"{package.path}/{name}")
     for file in manifest.files:
-        check_file(package.path / file.path, file)
+        check_file(package.path / file.path, file, held if file.path == WEIGHTS else None)
     where = str(package.path / CARD)
     listing = next((f for f in manifest.files if f.path == CARD), None)
     if listing is None:
@@ -176,8 +190,8 @@ def check_files(package: Package, manifest: Manifest, limits: Limits = Limits())
     return card
 
 
-def check_file(path: Path, file: File) -> None:
-    """Check size and digest of one file.
+def check_file(path: Path, file: File, held: dict[str, memoryview] | None = None) -> None:
+    """Check size and digest of one file; see :func:`check_files`.
 
     Raises:
         PackageError: They differ from the manifest's.
@@ -186,9 +200,27 @@ def check_file(path: Path, file: File) -> None:
         size = os.fstat(stream.fileno()).st_size
         if size != file.size:
             raise _changed(path, f"{size} bytes, the manifest says {file.size}")
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != file.sha256:
+        data = mapped(stream) if held is not None else None
+        found = hashlib.file_digest(stream, "sha256") if data is None else hashlib.sha256(data)
+    if (digest := found.hexdigest()) != file.sha256:
         raise _changed(path, f"sha256 {digest[:16]}…, the manifest says {file.sha256[:16]}…")
+    if held is not None and data is not None:
+        held[file.path] = data
+
+
+def mapped(stream: BinaryIO) -> memoryview | None:
+    """Return the content of a file that is ours and that nobody may write to, as those of the store; else None.
+
+    Processes that map the same file share its memory; who changes what is mapped has a copy. Any other file could be
+    another one a moment after it was checked, and what is mapped would be with it.
+    """
+    about = os.fstat(stream.fileno())
+    if sys.platform == "win32" or about.st_uid != os.geteuid() or about.st_mode & 0o222 or not about.st_size:
+        return None
+    try:
+        return memoryview(mmap.mmap(stream.fileno(), about.st_size, access=mmap.ACCESS_COPY))
+    except OSError:  # not every file system can
+        return None
 
 
 def is_generated(path: Path) -> bool:

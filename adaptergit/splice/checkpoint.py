@@ -104,7 +104,12 @@ def read_tokenizer(folder: Path, digests: Mapping[str, str] | None = None) -> An
 
 
 def read_into(
-    path: Path, modules: Mapping[str, nn.Module], *, digest: str | None = None, ignore: tuple[str, ...] = ()
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    *,
+    digest: str | None = None,
+    held: memoryview | None = None,
+    ignore: tuple[str, ...] = (),
 ) -> None:
     """Fill modules without storage from a safetensors file, strictly.
 
@@ -112,6 +117,7 @@ def read_into(
         path: The file.
         modules: Modules on the meta device by the prefix of their tensors' names.
         digest: sha256 the file must have; the very bytes that are hashed are parsed.
+        held: The file's content, if that was checked already.
         ignore: Prefixes of tensors that are not wanted.
 
     Raises:
@@ -120,7 +126,7 @@ def read_into(
     """
     if not path.is_file():
         raise PackageError("the weights are missing", where=str(path))
-    tensors = read_tensors(path, digest=digest)
+    tensors = read_tensors(path, digest=digest, held=held)
     if ignore and any(key.startswith(ignore) for key in tensors):
         # Copies: a view keeps all that was read.
         tensors = {key: tensor.clone() for key, tensor in tensors.items() if not key.startswith(ignore)}

@@ -374,7 +374,10 @@ class Inventory:
     def _settle(self, place: Place, module: nn.Module, dtype: torch.dtype | None, device: torch.device | None) -> None:
         root = self._model if isinstance(place, Tuned) else self._base
         path = place.output if isinstance(place, Site) else place.path
-        self._place(module, parameter_of(root, path), dtype, device or _offloaded_to(root, path))
+        host = parameter_of(root, path)
+        if host.is_meta and device is None:
+            device = _offloaded_to(root, path)
+        self._place(module, host, dtype, device)
 
     def _place(
         self, module: nn.Module, host: torch.Tensor, dtype: torch.dtype | None, device: torch.device | None
@@ -392,11 +395,9 @@ class Inventory:
                     )
 
 
-def _offloaded_to(root: nn.Module, path: str) -> torch.device | None:
+def _offloaded_to(root: nn.Module, path: str) -> torch.device:
     """Return the device that a module runs on whose weights accelerate keeps elsewhere."""
     parent = root.get_submodule(path.rpartition(".")[0]) if path else root
-    if not any(parameter.is_meta for parameter in parent.parameters()):
-        return None
     for module in (*parent.modules(), *root.modules()):
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if device is not None:

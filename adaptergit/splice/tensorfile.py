@@ -1,7 +1,9 @@
 """Safetensors files: reading one into one piece of memory that its tensors share, and writing one.
 
-The very bytes that are hashed are used: nothing is mapped (a mapped file could be another one a moment later), and
-nothing is copied. Only what an adapter may be is read, floating-point tensors that fill the file without gaps.
+The very bytes that are hashed are used, and nothing is copied. A file that nobody may write to, like those of the
+store, is mapped: processes that load the same adapter share its memory, until they train it. Any other file could be
+another one a moment later, and is read. Only what an adapter may be is read, floating-point tensors that fill the file
+without gaps.
 Format: https://github.com/huggingface/safetensors (eight bytes that say how long the header is, the header, the data).
 """
 
@@ -10,19 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
-import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from adaptergit.errors import DAMAGED_WEIGHTS, PackageError
 from adaptergit.package.canonical import TwiceError, refuse_surrogates, unique
+from adaptergit.package.folder import mapped
 from adaptergit.package.foreign import check_header_size
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -32,39 +34,49 @@ _DIMENSIONS = 64
 """PyTorch has no more, and the product of a million numbers takes minutes."""
 
 
-def read_tensors(path: Path, *, digest: str | None = None) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, *, digest: str | None = None, held: memoryview | None = None) -> dict[str, torch.Tensor]:
     """Return the tensors of a file by name, in the order of the file.
 
     Args:
         path: The file.
         digest: sha256 it must have.
+        held: Its content, if that was checked already.
 
     Raises:
         PackageError: It is another file, not a safetensors file, or holds what no adapter holds.
     """
     where = str(path)
-    with path.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        start = stream.read(8)
-        header = check_header_size(start, where=where)
-        if size < 8 + header:
-            raise _damaged("it ends within the header", where)
-        first = -(8 + header) % _ALIGNED
-        data: memoryview = torch.empty(first + size, dtype=torch.uint8).numpy().data[first:]
-        data[:8] = start
-        if stream.readinto(data[8:]) != size - 8 or stream.read(1):
-            raise PackageError("the weights were changed while they were loaded", where=where)
-    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
-        raise PackageError("the weights were changed while they were loaded", where=where)
-    described = bytes(data[8 : 8 + header])
+    data = _content(path, digest) if held is None else held
+    header = check_header_size(bytes(data[:8]), where=where)
+    if len(data) < 8 + header:
+        raise _damaged("it ends within the header", where)
+    described, values = bytes(data[8 : 8 + header]), data[8 + header :]
     refuse_surrogates(described, where)
+    if isinstance(data.obj, mmap.mmap) and (8 + header) % _ALIGNED:  # written by others
+        values = torch.empty(len(values), dtype=torch.uint8).numpy().data
+        values[:] = data[8 + header :]
     try:
-        entries = json.loads(described.decode("utf-8"), object_pairs_hook=unique)
-        return _views(data[8 + header :], entries, where)
+        return _views(values, json.loads(described.decode("utf-8"), object_pairs_hook=unique), where)
     except TwiceError as error:
         raise PackageError(f"in the header, {error}", where=where) from error
     except (ValueError, RecursionError, RuntimeError, TypeError) as error:  # torch: a shape that it cannot count
         raise _damaged(f"in the header, {error}", where) from error
+
+
+def _content(path: Path, digest: str | None) -> memoryview:
+    """Return what is in a file; where it is read, what comes after the header lies at a multiple of ``_ALIGNED``."""
+    with path.open("rb") as stream:
+        data = mapped(stream)
+        if data is None:
+            size, start = os.fstat(stream.fileno()).st_size, stream.read(8)
+            first = -(8 + int.from_bytes(start, "little")) % _ALIGNED
+            data = torch.empty(first + size, dtype=torch.uint8).numpy().data[first:]
+            data[: len(start)] = start
+            if stream.readinto(data[8:]) != max(size - 8, 0) or stream.read(1):
+                raise PackageError("the weights were changed while they were loaded", where=str(path))
+    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+        raise PackageError("the weights were changed while they were loaded", where=str(path))
+    return data
 
 
 def _views(data: memoryview, entries: Any, where: str) -> dict[str, torch.Tensor]:
@@ -118,12 +130,12 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         OSError: The disk is full, or may not be written to.
     """
     whole = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    try:
-        save_file(whole, str(path), metadata={"format": "pt"})
-    except SafetensorError as error:
-        if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
-            raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+    data = memoryview(save(whole, metadata={"format": "pt"}))
+    header = int.from_bytes(data[:8], "little")
+    blanks = -(8 + header) % _ALIGNED  # the format lets a header end in them
+    with path.open("wb") as stream:
+        stream.writelines([(header + blanks).to_bytes(8, "little"), data[8 : 8 + header], b" " * blanks])
+        stream.write(data[8 + header :])
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

@@ -157,7 +157,8 @@ class Bottleneck(MethodConfig):
 
     def build(self, host: Host) -> Parts:
         """Make the adapter of every site that the configuration names, and the invertible one at the embedding."""
-        parts = Parts()
+        parts, shared = Parts(), activation(self.non_linearity)
+        learned = any(True for _ in shared.parameters())
         for site in host.sites:
             if host.named is not None and site.key not in host.named:
                 continue
@@ -167,7 +168,9 @@ class Bottleneck(MethodConfig):
                         "this adapter needs the residual stream, which cannot be had here", where=site.output
                     )
                 width = host.width(site)
-                parts.put(site, BottleneckSite(self, width, self.bottleneck_size(width, site.block), parts))
+                size = self.bottleneck_size(width, site.block)
+                function = activation(self.non_linearity) if learned else shared
+                parts.put(site, BottleneckSite(self, width, size, parts, function))
         if self.inv_adapter is not None:
             place, width = embedding_of(host)
             parts.put(place, Coupling(self, width))
@@ -213,10 +216,10 @@ class Bottleneck(MethodConfig):
 class BottleneckSite(nn.Module):
     """The weights of a bottleneck adapter at one site."""
 
-    def __init__(self, config: Bottleneck, hidden_size: int, size: int, parts: Parts) -> None:
+    def __init__(self, config: Bottleneck, hidden_size: int, size: int, parts: Parts, activation: nn.Module) -> None:
         super().__init__()
         self.config = config
-        self.activation = activation(config.non_linearity)
+        self.activation = activation
         self.norm_before = nn.LayerNorm(hidden_size) if config.ln_before else None
         self.down: nn.Linear | PHMLinear
         self.up: nn.Linear | PHMLinear
@@ -228,7 +231,6 @@ class BottleneckSite(nn.Module):
             self.up = Unfilled(size, hidden_size)
         self.norm_after = nn.LayerNorm(hidden_size) if config.ln_after else None
         self.gate = Unfilled(hidden_size, 1) if config.use_gating else None
-        self.dropout = nn.Dropout(config.dropout)
         lengths = {"learned": 1, "channel": hidden_size}
         self.scaling = (
             nn.Parameter(torch.ones(lengths[str(config.scaling)])) if isinstance(config.scaling, str) else None
@@ -299,7 +301,7 @@ class BottleneckSite(nn.Module):
 
     def _regularise(self, out: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         if self.training:
-            out = self.dropout(out)
+            out = nn.functional.dropout(out, self.config.dropout)
         if self.training and self.config.stochastic_depth:
             keep = 1.0 - self.config.stochastic_depth
             out = out * torch.empty(
