@@ -181,6 +181,8 @@ class _Reader:
 
     def __init__(self, text: str, where: str, lines: dict[Path, int]) -> None:
         self.events, self.where, self.lines, self.depth = _EVENTS(text), where, lines, 0
+        self.keys: dict[str, str] = {}
+        """One text for a key that stands in many mappings."""
 
     def document(self) -> Any:
         """Return the data of the only document."""
@@ -232,6 +234,7 @@ class _Reader:
             _check_text(key, at)
             if key in found:
                 raise PackageError(f"the key {key!r} appears twice", where=at)
+            key = self.keys.setdefault(key, key)
             self.lines[(*path, key)] = event.start_mark.line + 1
             found[key] = self._value((*path, key), self._next())
         return found

@@ -152,7 +152,8 @@ class Host:
         modules = dict(own_modules(self.base))
         for site in sites:
             paths = [site.output, *(site.residual or "").split("+"), site.norm]
-            if site.key in own and all(path in modules for path in paths if path):
+            there = own.get(site.key)
+            if there is not None and there != site and all(path in modules for path in paths if path):
                 own[site.key] = site
         named = frozenset(site.key for site in sites) if sites else None
         return Host(self.model, replace(self.anatomy, sites=tuple(own.values())), named)

@@ -168,10 +168,11 @@ def publish(count: int, method: str, size: str) -> list[str]:
 _held: dict[str, Any] = {}
 
 
-def hold(size: str) -> None:
-    """Have a model that runs, before adapters come."""
+def hold(size: str, folder: str) -> None:
+    """Have a model that runs and has loaded an adapter, before others come."""
     _held["model"] = made(["seq_bn"], size=size)
     _use("a0")
+    _held["model"].load_adapter(folder, load_as="first", use_safetensors=True)
 
 
 def load_all(folders: list[str], use: bool) -> dict[str, int]:

@@ -236,10 +236,11 @@ def publish(count: int, method: str, size: str) -> list[str]:
 _held: dict[str, Any] = {}
 
 
-def hold(size: str) -> None:
-    """Have a model that runs, before adapters come."""
+def hold(size: str, folder: str) -> None:
+    """Have a model that runs and has loaded an adapter, before others come."""
     _held["panel"] = made(["seq_bn"], size=size)
     _use("a0")
+    adaptergit.load(folder, _held["panel"].model, name="first", activate=False)
 
 
 def load_all(folders: list[str], use: bool) -> dict[str, int]:
