@@ -80,14 +80,15 @@ class _Wanted:
     dtype: torch.dtype | None
     policy: str | None
     offline: bool
+    refresh: bool
     index: str | Path | None
     lock: str | Path | None
     dependencies: bool
 
     def obtain(self, ref: str | Path) -> About:
         """Return a package whose every byte is checked."""
-        asked: Any = {"policy": self.policy, "offline": self.offline, "index": self.index, "lock": self.lock}
-        return obtain(ref, self.settings, **asked)
+        names = ("policy", "offline", "refresh", "index", "lock")
+        return obtain(ref, self.settings, **{name: getattr(self, name) for name in names})
 
 
 def load(
@@ -102,6 +103,7 @@ def load(
     dtype: torch.dtype | None = None,
     policy: str | None = None,
     offline: bool = False,
+    refresh: bool = False,
     index: str | Path | None = None,
     lock: str | Path | None = None,
 ) -> Any:
@@ -121,6 +123,7 @@ def load(
         policy: ``enforce``, ``tofu``, ``digest`` or ``unsigned``; default: what the settings say. Files of an archive
             that nobody signed, which an index lists, are loaded under ``digest`` only.
         offline: Touch no network.
+        refresh: Ask for new versions of it now, also if that was done within ``resolution_max_age``.
         index: Index file that pins the release.
         lock: Lock file that names the release; with ``offline``, nothing is asked for and no process is started.
 
@@ -134,12 +137,12 @@ def load(
     _check_arguments(ref, model, dtype, index, lock)
     target = _device(device)
     offline = offline or settings.offline
-    wanted = _Wanted(settings, head, target, dtype, policy, offline, index, lock, dependencies)
+    wanted = _Wanted(settings, head, target, dtype, policy, offline, refresh, index, lock, dependencies)
     if is_hub(ref):
         if index is not None or lock is not None:
             hint = f"write the commit and the digest: {ref}@<commit>#sha256:…"
             raise UsageError("neither an index file nor a lock file names what is on the Hub", hint=hint)
-        found = fetch_hub(str(ref), policy=policy, offline=offline, settings=settings)
+        found = fetch_hub(str(ref), policy=policy, offline=offline, refresh=refresh, settings=settings)
         if isinstance(found, Checkpoint) and CARD not in found.digests:
             return _load_checkpoint(found, model, name, activate, wanted)
         about = about_of(found)
@@ -163,7 +166,7 @@ def load(
     if model is None:
         model = base_for(about, settings, head=head, offline=offline, device=target)
     with _all_or_nothing(model) as panel:
-        _load_into(panel, about, name, activate, wanted, ())
+        _load_into(panel, about, name, activate, replace(wanted, refresh=False), ())
     return model
 
 
@@ -178,7 +181,7 @@ def load_found(
     lock: str | Path | None = None,
 ) -> None:
     """Load a package that was obtained before; see :func:`load`. What it depends on is obtained now."""
-    wanted = _Wanted(load_settings(), True, None, None, policy, offline, index, lock, True)
+    wanted = _Wanted(load_settings(), True, None, None, policy, offline, False, index, lock, True)
     with _all_or_nothing(model) as panel:
         _load_into(panel, about, name, True, wanted, ())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Hub, tiny_model
+from conftest import Hub, machine_of, tiny_model
 
 import adaptergit
 from adaptergit.errors import NotFoundError, PackageError, UsageError
@@ -56,6 +56,25 @@ def test_it_can_be_loaded_alone(published: tuple[str, Any, torch.Tensor]) -> Non
     model = adaptergit.load(f"{published[0]}@qa", tiny_model(), dependencies=False)
     assert adapters(model).names == ["qa"]
     assert adapters(model).active == "qa"
+
+
+def test_a_refresh_asks_for_the_adapter_and_takes_what_it_needs_from_the_store(
+    published: tuple[str, Any, torch.Tensor], hub: Hub, tmp_path: Path
+) -> None:
+    url = published[0]
+    adaptergit.load(f"{url}@qa", tiny_model())
+    panel = adapters(tiny_model())
+    panel.add("qa", "seq_bn[reduction_factor=4]")
+    needed = [{"reference": f"{url}@en==1.0.0", "digest": adaptergit.fetch(f"{url}@en==1.0.0").digest}]
+    panel.save("qa", tmp_path / "newer", license="MIT", dependencies=needed)
+    with machine_of("publisher"):
+        hub.trust()
+        adaptergit.publish(tmp_path / "newer", version="1.1.0", clone=hub.clone, key=hub.key.path)
+    found = adapters(adaptergit.load(f"{url}@qa", tiny_model())).about("qa")
+    assert found.card.version == "1.0.0", "asked a moment ago"
+    panel = adapters(adaptergit.load(f"{url}@qa", tiny_model(), refresh=True))
+    assert panel.about("qa").card.version == "1.1.0"
+    assert (panel.about("qa").from_store, panel.about("en").from_store) == (False, True)
 
 
 def test_another_adapter_of_that_name_is_not_taken_for_it(published: tuple[str, Any, torch.Tensor]) -> None:
