@@ -1145,6 +1145,14 @@ def test_the_command_line_of_an_index(index: Index, hub: Hub, source: Callable[.
     assert "1 adapters" in run("index", "add", index.forge.url, "--root", f"sha256:{index.root.digest}")
     assert "community" in run("index", "ls")
     assert "0 of 1 sources changed" in run("index", "update")
+    snapshot = root / "dist" / "snapshot.json"
+    snapshot.rename(snapshot.with_suffix(".away"))
+    assert CliRunner().invoke(main, ["index", "update"]).exit_code not in (0, 1)
+    assert "last update failed 20" in run("index", "ls")
+    assert ": " in json.loads(run("index", "ls", "--json"))["indexes"][0]["failed"]
+    snapshot.with_suffix(".away").rename(snapshot)
+    run("index", "update")
+    assert "failed" not in run("index", "ls")
     assert "1 releases" in run("index", "explain", PRINCIPAL)
     assert json.loads(run("search", "--json", "test"))["entries"][0]["id"] == f"{PRINCIPAL}@sst2"
     assert json.loads(run("show", "--json", f"{hub.url}@sst2"))["indexes"] == ["community"]

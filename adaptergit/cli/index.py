@@ -76,6 +76,7 @@ def ls(as_json: bool) -> None:
     Example:
       adaptergit index ls
     """
+    from adaptergit.index.subscription import failed_update
     from adaptergit.indexes import client
     from adaptergit.settings import load_settings
 
@@ -91,6 +92,7 @@ def ls(as_json: bool) -> None:
                 "updated": state.updated,
                 "expires": state.expires,
                 "refused": state.refused,
+                "failed": failed_update(one.name),
             }
             for one, state in rows
         ]
@@ -101,7 +103,8 @@ def ls(as_json: bool) -> None:
         late = state.expires < f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         until = f"EXPIRED {state.expires}" if late else f"good until {state.expires}"
         behind = f"\tnews of {len(state.refused)} sources refused" if state.refused else ""
-        click.echo(f"{one.name}\t{one.url}\tupdated {state.updated or 'never'}\t{until}{scope}{behind}")
+        failed = f"\tlast update failed {why}" if (why := failed_update(one.name)) else ""
+        click.echo(f"{one.name}\t{one.url}\tupdated {state.updated or 'never'}\t{until}{scope}{behind}{failed}")
     if not rows:
         click.echo("none yet: adaptergit index add URL --root sha256:…", err=True)
 

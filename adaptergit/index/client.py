@@ -34,6 +34,7 @@ from adaptergit.index.subscription import (
     read_late,
     read_state,
     remember,
+    remember_failure,
     speakers,
     trusted_dir,
 )
@@ -153,8 +154,11 @@ class Client:
         one = self.get(name)
         with exclusively(cache_dir() / "locks", f"index {name}"):
             try:
-                return _updated(one, self.opened(one), self.root(name))
+                done = _updated(one, self.opened(one), self.root(name))
+                remember_failure(name, None)
+                return done
             except (TrustError, PackageError, NotFoundError, TransportError) as error:
+                remember_failure(name, error)
                 if error.where is None or name not in error.where:
                     error.where = f"index {name}" if error.where is None else f"index {name}: {error.where}"
                 raise

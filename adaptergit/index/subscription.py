@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
-from adaptergit.errors import UsageError
+from adaptergit.durable import replace_file
+from adaptergit.errors import AdaptergitError, UsageError
 from adaptergit.index.repository import replace as write
 from adaptergit.settings import cache_dir, config_dir
+
+_FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,25 @@ def read_late(name: str) -> dict[str, str]:
 def remember_late(name: str, late: Mapping[str, str]) -> None:
     """Keep when releases really came."""
     write(trusted_dir(name) / "late.json", json.dumps(late, sort_keys=True).encode())
+
+
+def failed_update(name: str) -> str:
+    """Return when and why the last update of an index failed, or nothing if it did not."""
+    try:
+        return (fetched_dir(name) / _FAILED).read_text("utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def remember_failure(name: str, error: AdaptergitError | None) -> None:
+    """Keep when and why an update failed; None: it did not."""
+    path = fetched_dir(name) / _FAILED
+    with suppress(OSError):  # only for people
+        if error is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}: {error.what}".encode())
 
 
 def trusted_dir(name: str) -> Path:
