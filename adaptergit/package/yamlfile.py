@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -176,13 +177,21 @@ def _styled_key(key: str) -> str:
     return key if key.isprintable() else DoubleQuotedScalarString(key)
 
 
+@lru_cache(maxsize=4096)
+def _kept(text: str) -> str:
+    return text
+
+
+def _shared(text: str) -> str:
+    """Return one text for what stands in many places and cards: keys, names, paths of a base model's modules."""
+    return _kept(text) if len(text) < 100 else text
+
+
 class _Reader:
     """Makes plain data of events as they come by, and refuses every trick before anything is made of it."""
 
     def __init__(self, text: str, where: str, lines: dict[Path, int]) -> None:
         self.events, self.where, self.lines, self.depth = _EVENTS(text), where, lines, 0
-        self.keys: dict[str, str] = {}
-        """One text for a key that stands in many mappings."""
 
     def document(self) -> Any:
         """Return the data of the only document."""
@@ -234,7 +243,7 @@ class _Reader:
             _check_text(key, at)
             if key in found:
                 raise PackageError(f"the key {key!r} appears twice", where=at)
-            key = self.keys.setdefault(key, key)
+            key = _shared(key)
             self.lines[(*path, key)] = event.start_mark.line + 1
             found[key] = self._value((*path, key), self._next())
         return found
@@ -258,7 +267,7 @@ def _check_text(text: str, at: str) -> None:
 def _scalar(kind: str, text: str, at: str) -> Any:
     if kind in _TEXT:
         _check_text(text, at)
-        return text
+        return _shared(text)
     if kind == "null":
         return None
     if kind == "bool":
