@@ -102,6 +102,33 @@ def test_the_page_is_the_one_of_the_committed_results() -> None:
 
 
 @pytest.mark.slow
+def test_the_readme_tells_the_numbers_of_the_committed_results() -> None:
+    from report import found as results_of
+
+    results = {one.name: one for one in results_of(BENCHMARKS / "results")}
+
+    def found(result: str, group: str, who: str, name: str) -> Any:
+        rows = results[result].rows
+        return next(r for r in rows if (r.group, r.contender, r.name) == (group, who, name))
+
+    def overhead(who: str, name: str) -> str:
+        ratio = found("forward", "BERT-base, 4 × 64", who, name).ratio
+        return f"{100 * (ratio - 1):+.1f} %"
+
+    def loading(who: str, name: str) -> str:
+        return f"{1e3 * found('loading', 'BERT-base, verified', who, name).value:.0f} ms"
+
+    ours, theirs = "into a model that has a panel", "into a model that has one"
+    forward = [overhead("ours", "seq_bn"), overhead("adapters", "seq_bn"), f"{overhead('peft', 'lora')} (a LoRA)", "–"]
+    load = [loading("ours", ours), loading("adapters", theirs), f"{loading('peft', theirs)} (a LoRA)", "–"]
+    text = (BENCHMARKS.parent / "README.md").read_text("utf-8")
+    for what, cells in (
+        ("what one bottleneck adds to a forward pass of 4 × 64 tokens", forward),
+        ("loading 3.6 MB into a BERT-base, checked as the row above says", load),
+    ):
+        assert f"| {what} | {' | '.join(cells)} |\n" in text
+
+
 def test_every_result_can_be_drawn() -> None:
     pytest.importorskip("matplotlib")
     from plots import draw
