@@ -21,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
 from adaptergit.errors import ModelError
 from adaptergit.splice.hooks import Undo, after, before
+from adaptergit.splice.inputs import cache_in
 from adaptergit.splice.interpret import PrefixState
 
 _NAME = "adaptergit"
@@ -290,7 +291,7 @@ class _ByProjections(_Own):
         if prefix is None or kwargs is None:
             return None
         across = any(kwargs.get(name) is not None for name in ("encoder_hidden_states", "key_value_states"))
-        past = kwargs.get("past_key_values", kwargs.get("past_key_value"))
+        past = cache_in(kwargs)
         if not across and past is not None and _is_filled(past, getattr(self.module, "layer_idx", None)):
             raise ModelError(
                 f"in transformers 4, {type(self.module).__name__} keeps prefixes among what it has seen",

@@ -16,6 +16,7 @@ from adaptergit.splice.anatomy import base_of, called_of
 from adaptergit.splice.composition import copies_of
 from adaptergit.splice.heads import HeadModule, Pooling
 from adaptergit.splice.hooks import Undo, after, before, with_first
+from adaptergit.splice.inputs import cache_in
 from adaptergit.splice.places import Prompt
 from adaptergit.splice.positions import shift_positions
 from adaptergit.splice.prompts import make_room, mask_in, widen
@@ -257,7 +258,7 @@ class _Begin:
         copies = 1 if self.engine.outer else plan.copies
         rows = rows_of(named, plan)
         named = repeat_rows(named, rows, copies)
-        past = named.get("past_key_values")
+        past = cache_in(named)
         seen = 0 if past is None or not hasattr(past, "get_seq_length") else int(past.get_seq_length())
         ids = next((named[n] for n in ("input_ids", "inputs_embeds") if isinstance(named.get(n), torch.Tensor)), None)
         call = Call(

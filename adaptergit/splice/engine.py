@@ -25,7 +25,7 @@ from adaptergit.splice.embeddings import hook_embeddings
 from adaptergit.splice.head_hooks import hook_copies, hook_heads
 from adaptergit.splice.heads import Pooling
 from adaptergit.splice.hooks import Hook, Undo, after, before, with_first
-from adaptergit.splice.inputs import mask_of_frames
+from adaptergit.splice.inputs import cache_in, mask_of_frames
 from adaptergit.splice.interpret import (
     BranchState,
     Chain,
@@ -380,7 +380,7 @@ class _RememberCache:
     place: Attention
 
     def __call__(self, module: Any, _args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        past = (kwargs or {}).get("past_key_values")
+        past = cache_in(kwargs or {})
         if past is not None and self.engine.acts(self.place):
             self.engine.put(_SEEN + self.place.key, int(past.get_seq_length(module.layer_idx)))
 

@@ -18,7 +18,7 @@ from adaptergit.splice.anatomy import base_of, called_of
 from adaptergit.splice.calls import heads_beside, repeat
 from adaptergit.splice.heads import HeadCall, HeadModule, Pooling, StaticModule
 from adaptergit.splice.hooks import Undo, after, before
-from adaptergit.splice.inputs import shifted_right
+from adaptergit.splice.inputs import CACHE, cache_of, shifted_right
 from adaptergit.splice.interpret import Rows, order_of
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ class MultiHeadOutput(ModelOutput):
     head_outputs: Any = None
     logits: torch.Tensor | None = None
     """Of all rows, where every head answers for rows of its own and their logits have one shape."""
-    past_key_values: Any = None
+    if CACHE == "cache":
+        cache: Any = None
+    else:
+        past_key_values: Any = None
 
 
 def hook_heads(model: nn.Module, base: nn.Module, pooling: Pooling, engine: Engine) -> list[Undo]:
@@ -205,7 +208,7 @@ class _Answer:
             loss=sum(losses) if losses else None,
             head_outputs=answers,
             logits=_joined([answer.get("logits") for answer in answers], [rows for _, rows in heads], len(output[0])),
-            past_key_values=getattr(output, "past_key_values", None),
+            **{CACHE: cache_of(output)},
         )
         return made.to_tuple() if pending.as_tuple else made
 

@@ -30,6 +30,7 @@ from transformers.utils.generic import ModelOutput
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice.anatomy import base_of
 from adaptergit.splice.hooks import bare_copy
+from adaptergit.splice.inputs import CACHE, cache_of
 from adaptergit.splice.layers import activation, is_number
 
 Pooling = Literal["first", "last", "eos"]
@@ -465,11 +466,10 @@ class LanguageModelModule(HeadModule):
             return Seq2SeqLMOutput(
                 loss=loss,
                 logits=logits,
-                past_key_values=getattr(call.output, "past_key_values", None),
+                **{CACHE: cache_of(call.output)},
                 encoder_last_hidden_state=getattr(call.output, "encoder_last_hidden_state", None),
             )
-        past = getattr(call.output, "past_key_values", None)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past, **call.handed_on)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache_of(call.output)}, **call.handed_on)
 
 
 @dataclass

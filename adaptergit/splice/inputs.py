@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils.generic import ModelOutput
 
 from adaptergit.errors import ModelError
 
 _LENGTH = 8
+
+CACHE = "cache" if hasattr(ModelOutput, "past_key_values") else "past_key_values"
+"""What outputs call the cache: transformers 5.24 gave it a new name, and answers to the old one."""
+
+
+def cache_in(given: Mapping[str, Any]) -> Any:
+    """Return the cache among a call's arguments, by any name that a version of transformers has for it, or None."""
+    names = ("cache", "past_key_values", "past_key_value")
+    return next((given[name] for name in names if given.get(name) is not None), None)
+
+
+def cache_of(output: Any) -> Any:
+    """Return the cache of a model's output, or None."""
+    return getattr(output, CACHE, None)
 
 
 def tiny_inputs(model: nn.Module) -> dict[str, torch.Tensor]:

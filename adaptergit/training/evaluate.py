@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -68,13 +69,15 @@ def _ways(model: Any, batch_size: int, report: Report) -> tuple[Run, Generate]:
 
     def generate(features: Sequence[Feature], collate: Collate, *, max_new_tokens: int) -> list[Any]:
         several = _world()[1] > 1
-        goes_on = not model.config.is_encoder_decoder
+        goes_on, parameters = not model.config.is_encoder_decoder, inspect.signature(model.forward).parameters
         if goes_on:
             _check_room(model, features, max_new_tokens)
 
         def write(batch: Mapping[str, torch.Tensor]) -> list[list[int]]:
             greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
-            made: Any = model.generate(**batch, synced_gpus=several, **greedy)
+            # What a tokenizer of another kind gives besides: a forward may pass it by, generate() refuses it.
+            taken = {name: one for name, one in batch.items() if name != "token_type_ids" or name in parameters}
+            made: Any = model.generate(**taken, synced_gpus=several, **greedy)
             return list(made[:, batch["input_ids"].shape[1] if goes_on else 0 :].tolist())
 
         return _shared_out(model, features, collate, write, batch_size, report)

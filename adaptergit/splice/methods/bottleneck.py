@@ -168,9 +168,8 @@ class Bottleneck(MethodConfig):
                         "this adapter needs the residual stream, which cannot be had here", where=site.output
                     )
                 width = host.width(site)
-                size = self.bottleneck_size(width, site.block)
                 function = activation(self.non_linearity) if learned else shared
-                parts.put(site, BottleneckSite(self, width, size, parts, function))
+                parts.put(site, BottleneckSite(self, width, self.bottleneck_size(width, site.block), parts, function))
         if self.inv_adapter is not None:
             place, width = embedding_of(host)
             parts.put(place, Coupling(self, width))
