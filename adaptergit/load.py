@@ -146,6 +146,9 @@ def load(
         if isinstance(found, Checkpoint) and CARD not in found.digests:
             return _load_checkpoint(found, model, name, activate, wanted)
         about = about_of(found)
+    elif is_folder(ref) and (index is not None or lock is not None):
+        hint = "leave index= and lock= out, or load the release by its reference"
+        raise UsageError("neither an index file nor a lock file names a folder", where=str(ref), hint=hint)
     elif is_folder(ref) and not (expand(ref) / CARD).exists() and is_foreign(expand(ref)):
         if model is None:
             hint = "pass model=, or write a card: adaptergit card make"
@@ -256,6 +259,8 @@ def _all_or_nothing(model: nn.Module) -> Iterator[Panel]:
 def _check_arguments(ref: object, model: object, dtype: torch.dtype | None, index: object, lock: object) -> None:
     if not isinstance(ref, str | Path):
         raise UsageError(f"expected a reference or a folder, not {type(ref).__name__}", hint='write "org/repo@adapter"')
+    if isinstance(ref, str) and not ref.strip():
+        raise UsageError("the reference is empty", hint='write "org/repo@adapter", or a folder: ./out')
     if model is not None:
         check_model(model)
     for name, given in {"index": index, "lock": lock}.items():

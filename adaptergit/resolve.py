@@ -632,7 +632,11 @@ def _choose(
     if version is None:
         marked = {version: f"{version} (yanked)" if version in yanked else version for version in (*versions, *yanked)}
         shown = ", ".join(marked[version] for version in sorted(marked, key=Version)[-10:])
-        wanted = f"satisfies {reference.specifier}" if reference.specifier else "is a final release"
+        wanted = (
+            f"satisfies {reference.specifier}"
+            if reference.specifier
+            else f"is a final release{' that was not yanked' if yanked else ''}"
+        )
         note = "; a yanked one is given to those who name its version" if yanked else ""
         raise NotFoundError(
             f"no version of {reference.adapter!r} in {source} {wanted}", hint=f"released: {shown}{note}"

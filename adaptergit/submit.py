@@ -160,7 +160,9 @@ def _bring(index: str, principal: str, folder: Path) -> Clone:
     try:
         clone = Clone(root, inner, inner.text("symbolic-ref", "HEAD"), inner.text("rev-parse", "--verify", "HEAD"))
     except TransportError as error:
-        raise UsageError("the repository is empty", where=index, hint="give the URL of an index") from error
+        what = "the repository is empty, or its HEAD names a branch that is not there"
+        hint = "push a branch; in a bare repository, git symbolic-ref HEAD refs/heads/main names another one"
+        raise UsageError(what, where=index, hint=hint) from error
     if not inner.text("ls-tree", "--full-tree", "HEAD", "--", "roots"):
         raise UsageError("this is not an index: it has no roots", where=index, hint="give the URL of an index")
     parts = (*_PARTS, f"entries/{principal}.jsonl", f"rotations/{principal}.jsonl")

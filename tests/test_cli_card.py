@@ -219,7 +219,7 @@ def test_an_editor_that_fails_changes_nothing(out: Path, tmp_path: Path) -> None
 
 
 def test_every_problem_is_told_with_file_line_and_field(out: Path, tmp_path: Path) -> None:
-    assert run("card", "validate", out).stdout == f"{out}: sst2 1.0.0 is valid\n"
+    assert run("card", "validate", out).stdout == f"{out}: the card of sst2 1.0.0 is valid\n"
     bad = tmp_path / "bad.yaml"
     bad.write_text((out / "card.yaml").read_text().replace("version: 1.0.0", "version: one") + "colour: red\nhead: 1\n")
     said = run("card", "validate", out, bad, code=3)
@@ -227,7 +227,7 @@ def test_every_problem_is_told_with_file_line_and_field(out: Path, tmp_path: Pat
     for field in ("colour", "head"):
         number = next(at for at, line in enumerate(lines, 1) if line.startswith(f"{field}:"))
         assert f"{bad}:{number}: {field}: " in said.stderr
-    assert f"{out}: sst2 1.0.0 is valid" in said.stdout
+    assert f"{out}: the card of sst2 1.0.0 is valid" in said.stdout
     found = json.loads(run("card", "validate", out, bad, "--json", code=3).stdout)["cards"]
     assert found[0] == {"path": str(out), "error": None}
     assert found[1]["error"]["where"].startswith(str(bad))

@@ -95,7 +95,7 @@ def test_every_error_says_what_it_means_its_cause_and_its_remedy() -> None:
 
 
 def test_the_catalogue_holds_the_messages_of_the_code() -> None:
-    assert ("HEAD is detached", "git switch main") in messages()["UsageError"]
+    assert ("HEAD is detached", "git switch BRANCH") in messages()["UsageError"]
     assert sum(len(found) for found in messages().values()) > 500
 
 

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from conftest import Hub, tiny_model
 
 import adaptergit
-from adaptergit.errors import NotFoundError, ReleaseError, TrustError, UsageError
+from adaptergit.cli import main
+from adaptergit.errors import NotFoundError, PackageError, ReleaseError, TransportError, TrustError, UsageError
+from adaptergit.git import Clone
 from adaptergit.pins import known_signers, pin_key, unpin
 from adaptergit.prepare import initialise
 from adaptergit.publish import publish
 from adaptergit.rotate import rotate
 from adaptergit.settings import load_settings
+from adaptergit.store.lockfile import read_lock
 from adaptergit.trust import SigningKey, generate_key, parse_allowed_signers
 
 Source = Callable[..., Path]
@@ -130,3 +134,22 @@ def test_a_full_disk_is_said_to_be_one_whoever_writes_weights(tmp_path: Path) ->
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         signal.signal(signal.SIGXFSZ, before)
     assert not list((tmp_path / "ours").glob("*.safetensors"))
+
+
+def test_what_a_reader_with_only_the_readme_ran_into(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="the reference is empty"):
+        adaptergit.load(" ")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match="neither an index file nor a lock file names a folder"):
+        adaptergit.load(tmp_path / "out", lock="nope.lock")
+    (tmp_path / "l.lock").write_text("garbage")
+    with pytest.raises(PackageError) as damaged:
+        read_lock(tmp_path / "l.lock")
+    assert "delete it and write it anew" in str(damaged.value.hint)
+    said = CliRunner().invoke(
+        main, ["train", "--base", "x", "--train", "t", "--eval", "e", "--output", "o", "--language", "en us"]
+    )
+    assert "--language 'en us' is no BCP 47 tag" in said.stderr
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(TransportError, match="git is not installed"):
+        Clone.at(hub.clone)

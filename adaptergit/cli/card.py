@@ -133,7 +133,7 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
                 show_error(error)
         else:
             if not as_json:
-                click.echo(f"{path}: {found.name} {found.version} is valid")
+                click.echo(f"{path}: the card of {found.name} {found.version} is valid")
     if as_json:
         wrong = {str(path): {"what": error.what, "where": error.where, "hint": error.hint} for path, error in failed}
         print_json({"cards": [{"path": path, "error": wrong.get(str(path))} for path in paths]})

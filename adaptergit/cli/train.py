@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -147,6 +148,9 @@ def train(
         raise UsageError("no such folder", where=str(predictions.parent))
     if (wrong := wrong_license(license)) is not None:
         raise UsageError(f"--license {wrong}")
+    for tag in languages:
+        if not re.fullmatch(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*", tag):
+            raise UsageError(f"--language {tag!r} is no BCP 47 tag", hint="en, de, sr-Latn: one option for each")
     check_there(train_file, eval_file, validation, deepspeed, runs)
     given = {"--base": base, "--train": train_file, "--eval": eval_file, "--output": output}
     if runs is None and (missing := [option for option, value in given.items() if value is None]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -48,6 +49,9 @@ class Clone:
         try:
             root = Path(git.text("rev-parse", "--show-toplevel"))
         except TransportError as error:
+            if shutil.which("git") is None:
+                hint = "install git, and see that it is on the PATH"
+                raise TransportError("git is not installed", hint=hint) from error
             raise UsageError(
                 "not inside a git clone", where=str(path), hint="cd into a clone of the repository you publish from"
             ) from error
@@ -55,7 +59,7 @@ class Clone:
         try:
             branch = git.text("symbolic-ref", "HEAD")
         except TransportError as error:
-            raise UsageError("HEAD is detached", where=str(root), hint="git switch main") from error
+            raise UsageError("HEAD is detached", where=str(root), hint="git switch BRANCH") from error
         try:
             head: str | None = git.text("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
         except TransportError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import signal
 import socket
@@ -134,9 +135,9 @@ def bound(host: str, port: int) -> socket.socket:
         sock.bind(address)
     except OSError as error:
         sock.close()
-        raise TransportError(
-            f"cannot listen there: {error.strerror}", where=f"{host}:{port}", hint="--port 0"
-        ) from error
+        ours = "--host 127.0.0.1, or another address of this machine"
+        hint = "--port 0 takes any that is free" if error.errno != errno.EADDRNOTAVAIL else ours
+        raise TransportError(f"cannot listen there: {error.strerror}", where=f"{host}:{port}", hint=hint) from error
     return sock
 
 

@@ -243,4 +243,7 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"{str(device)!r} is no device of this machine", hint="cpu, cuda, cuda:1, mps") from error
+        raise UsageError(
+            f"{str(device)!r} is no device of this machine",
+            hint="leave --device out, or see what there is: adaptergit doctor",
+        ) from error

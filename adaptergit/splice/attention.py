@@ -205,10 +205,10 @@ _SCORING = re.compile(r"(GPTJ|CodeGen)Attention")
 def own_way(module: nn.Module) -> Callable[[nn.Module, Binding], _Own] | None:
     """Return how to bind an attention that computes everything itself, in a way that is known; None: another.
 
-    These are DeBERTa's, GPT-J's, and in transformers 4 those of BERT's and T5's kind.
+    These are DeBERTa's, GPT-J's until transformers 5.24, and in transformers 4 those of BERT's and T5's kind.
     """
     kind = type(module).__name__
-    if _SCORING.fullmatch(kind):
+    if _SCORING.fullmatch(kind) and hasattr(module, "_attn"):
         return _ByScores
     if hasattr(module, "disentangled_att_bias"):
         return _ByOneProjection

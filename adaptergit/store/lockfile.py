@@ -65,7 +65,9 @@ def read_lock(path: str | Path) -> dict[str, Locked]:
     try:
         raw = canonical.loads(data, where=str(path), limit=MAX_BYTES)
     except PackageError as error:
-        hint = "take the file from your repository's history, or write it anew: adaptergit lock REFERENCE…"
+        hint = (
+            "take the file from your repository's history, or delete it and write it anew: adaptergit lock REFERENCE…"
+        )
         raise PackageError(error.what, where=error.where, hint=hint) from error
     for where, message in schemas.problems("lock", raw):
         raise PackageError(f"{schemas.dotted(where) or 'document'}: {message}", where=str(path))

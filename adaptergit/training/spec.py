@@ -70,8 +70,10 @@ class TrainSpec:
         self.task_class.with_columns(self.columns)
         for name in ("epochs", "learning_rate", "batch_size", "max_length", "patience"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < inf:
-                raise UsageError(f"{name} must be positive and finite, not {value!r}")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value < inf):
+                known = f"{name} (--early-stopping)" if name == "patience" else name
+                raise UsageError(f"{known} must be a number, positive and finite, not {value!r}")
         if not 0 <= self.seed < 1 << 32:
             raise UsageError(f"seed must be from 0 to {(1 << 32) - 1}, not {self.seed}")
         if self.precision not in PRECISIONS:

@@ -294,9 +294,11 @@ def _check_signers(
         return Verdict(policy.level, digest, manifest, unique, tuple(dict.fromkeys(vouched)), None, tuple(steps))
     found = ", ".join(s.key.fingerprint for s in valid.values())
     if refusals:
+        namespace = any("namespace" in one for one in refusals)
         hint = (
-            "ask the publisher for a release signed with a key that counts now, or, if the line is yours, correct it: "
-            f"namespaces are to hold {MANIFEST_NAMESPACE}; see adaptergit trust explain {manifest.repository}"
+            "ask the publisher for a release signed with a key that counts now, or, if the line is yours, correct it"
+            f"{f' (namespaces are to hold {MANIFEST_NAMESPACE})' if namespace else ''}: "
+            f"adaptergit trust explain {manifest.repository}"
         )
         restricted = TrustError(f"signed by {found}, but {'; '.join(refusals)}", hint=hint)
         restricted.unknown_key = strangers
