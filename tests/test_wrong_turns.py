@@ -153,3 +153,9 @@ def test_what_a_reader_with_only_the_readme_ran_into(hub: Hub, tmp_path: Path, m
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TransportError, match="git is not installed"):
         Clone.at(hub.clone)
+
+
+def test_a_card_that_nobody_signed_is_shown_as_a_preview(source: Source) -> None:
+    said = CliRunner().invoke(main, ["card", "render", str(source())], catch_exceptions=False)
+    assert "a preview: nothing is signed yet" in said.stderr
+    assert "preview" not in said.stdout

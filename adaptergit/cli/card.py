@@ -159,6 +159,8 @@ def render(path: Path, address: str, output: Path | None, as_json: bool) -> None
     from adaptergit.package.editing import render_card
 
     text = render_card(path, address=address)
+    if not list((path if path.is_dir() else path.parent).glob("manifest.json*.sig")):
+        step("a preview: nothing is signed yet, and publishing puts the repository's address in")
     if output is not None:
         output.write_text(text, encoding="utf-8")
     if as_json:
