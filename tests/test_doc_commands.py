@@ -195,6 +195,7 @@ def test_training(reader: Reader, trained: Callable[..., Path]) -> None:
         ("nli", "text-classification", lines(PAIRS), ".jsonl", {"columns": {"pair": "text_pair"}}),
     ):
         publish(trained(name, task, data, suffix, **options), version="1.0.0", clone=clone, key=key)
+    reader.type_lines(f"adaptergit trust add 127.0.0.1/me/adapters {key}.pub")
     (clone / "dev.conll").write_text(TAGGED)
     (clone / "reviews.txt").write_text("a lovely film\na dull book\n")
     (clone / "pairs.jsonl").write_text(lines(PAIRS[:2]))
