@@ -145,6 +145,7 @@ def test_gradients_reach_every_parameter_and_only_the_adapters(name: str, preset
     panel.add("a", f"{preset}[reduction_factor=2]")  # wide enough that no ReLU is dead
     noisy(panel, "a")
     panel.train("a")
+    torch.manual_seed(0)  # stochastic depth leaves an adapter out now and then
     output = model(ids)[0]
     (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
     for parameter_name, parameter in model.named_parameters():
