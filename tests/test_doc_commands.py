@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -98,6 +99,7 @@ def lora(reader: Reader, folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="readers have curl")
 def test_the_readme(reader: Reader, release: Callable[..., Any], trained: Callable[..., Path], tmp_path: Path) -> None:
     page = "README.md"
     url = f"{reader.hub.url}@"
@@ -204,6 +206,7 @@ def test_training(reader: Reader, trained: Callable[..., Path]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="readers have curl")
 def test_serving(reader: Reader, release: Callable[..., Any], trained: Callable[..., Path], tmp_path: Path) -> None:
     page = "docs/serving.md"
     text = f"text\tlabel\n{REVIEWS}"
