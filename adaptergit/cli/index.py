@@ -103,7 +103,7 @@ def ls(as_json: bool) -> None:
         late = state.expires < f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         until = f"EXPIRED {state.expires}" if late else f"good until {state.expires}"
         behind = f"\tnews of {len(state.refused)} sources refused" if state.refused else ""
-        failed = f"\tlast update failed {why}" if (why := failed_update(one.name)) else ""
+        failed = f"\tlast update failed {clean(why)}" if (why := failed_update(one.name)) else ""
         click.echo(f"{one.name}\t{one.url}\tupdated {state.updated or 'never'}\t{until}{scope}{behind}{failed}")
     if not rows:
         click.echo("none yet: adaptergit index add URL --root sha256:…", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -16,7 +15,7 @@ from adaptergit.base_place import place_of
 from adaptergit.cli.load import index_option, named, offline_option, policy_option, refresh_option
 from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step, waiting
 from adaptergit.errors import NotFoundError, StorageError, UsageError
-from adaptergit.package.card import wrong_license
+from adaptergit.package.card import is_language, wrong_license
 
 if TYPE_CHECKING:
     from adaptergit.training import TrainResult, TrainSpec
@@ -149,7 +148,7 @@ def train(
     if (wrong := wrong_license(license)) is not None:
         raise UsageError(f"--license {wrong}")
     for tag in languages:
-        if not re.fullmatch(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*", tag):
+        if not is_language(tag):
             raise UsageError(f"--language {tag!r} is no BCP 47 tag", hint="en, de, sr-Latn: one option for each")
     check_there(train_file, eval_file, validation, deepspeed, runs)
     given = {"--base": base, "--train": train_file, "--eval": eval_file, "--output": output}

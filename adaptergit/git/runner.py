@@ -244,11 +244,20 @@ def init_bare(directory: Path, *, object_format: str = "sha1") -> Git:
     return Git(directory)
 
 
+def check_installed() -> None:
+    """Refuse a machine without git.
+
+    Raises:
+        TransportError: There is none on the PATH.
+    """
+    if shutil.which("git") is None:
+        raise TransportError("git is not installed", hint=f"install git {MINIMUM[0]}.{MINIMUM[1]} or newer")
+
+
 @functools.cache
 def _git_class() -> Any:
     """Import GitPython on first use: it starts ``git version`` when imported, which a cached load must not."""
-    if shutil.which("git") is None:
-        raise TransportError("git is not installed", hint=f"install git {MINIMUM[0]}.{MINIMUM[1]} or newer")
+    check_installed()
     import git
 
     found = git.Git().version_info

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from urllib.parse import urlsplit
 from adaptergit.durable import scratch_file
 from adaptergit.errors import ReleaseError, StorageError, TransportError, UsageError
 from adaptergit.git.remote import Remote
-from adaptergit.git.runner import Git, transport_settings
+from adaptergit.git.runner import Git, check_installed, transport_settings
 from adaptergit.reference import Source
 
 FOLDER = "adapters"
@@ -42,16 +41,15 @@ class Clone:
 
         Raises:
             UsageError: Not inside a clone, a bare repository, or a detached HEAD.
+            TransportError: Git is not installed.
         """
         if not path.is_dir():
             raise UsageError("no such folder", where=str(path))
+        check_installed()
         git = Git(path, trusted=True)
         try:
             root = Path(git.text("rev-parse", "--show-toplevel"))
         except TransportError as error:
-            if shutil.which("git") is None:
-                hint = "install git, and see that it is on the PATH"
-                raise TransportError("git is not installed", hint=hint) from error
             raise UsageError(
                 "not inside a git clone", where=str(path), hint="cd into a clone of the repository you publish from"
             ) from error

@@ -20,6 +20,7 @@ from adaptergit.index.repository import IndexRepository
 from adaptergit.index.repository import replace as write
 from adaptergit.index.sources import SourceFile
 from adaptergit.package import yamlfile
+from adaptergit.package.card import is_language
 from adaptergit.package.version import is_version
 
 PRINCIPAL = "github.com/adapter-hub/Hub"
@@ -33,7 +34,6 @@ _METHODS = {
 # The archive's subtasks name languages in words.
 _LANGUAGES = {"arabic": "ar", "chinese": "zh", "english": "en", "hinglish": "hi-Latn", "japanese": "ja"}
 _MAX_CARD_BYTES = 256 * 1024
-_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
 _CARD_FIELDS = {
     "author", "citation", "config", "dependencies", "description", "files", "model_name", "subtask", "task", "type",
     "default_version", "prediction_head",
@@ -198,7 +198,7 @@ def _method(config: Mapping[str, Any]) -> str:
 def _languages(kind: str, task: str, about: Mapping[str, Any]) -> tuple[str, ...]:
     stated = task if kind == "text_lang" else str(about.get("language") or "")
     tags = [_LANGUAGES.get(part.strip().lower(), part.strip()) for part in stated.split(",")]
-    return tuple(dict.fromkeys(tag for tag in tags if _TAG.fullmatch(tag)))
+    return tuple(dict.fromkeys(tag for tag in tags if is_language(tag)))
 
 
 def _digest(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,6 +114,11 @@ def wrong_license(text: str) -> str | None:
     except InvalidLicenseExpression:
         return f"{text!r} is not an SPDX expression; write for example Apache-2.0 or LicenseRef-My-Terms"
     return None
+
+
+def is_language(text: str) -> bool:
+    """Tell whether a text has the form of a BCP 47 tag (RFC 5646), as the schema wants it of ``task.languages``."""
+    return re.fullmatch(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*", text) is not None
 
 
 def _semantic_problems(data: Mapping[str, Any]) -> list[tuple[schemas.Path, str]]:

@@ -17,7 +17,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from adaptergit.errors import AdaptergitWarning, PackageError
 from adaptergit.package import yamlfile
-from adaptergit.package.card import Card
+from adaptergit.package.card import Card, is_language
 from adaptergit.package.folder import README, read_bounded
 from adaptergit.package.readme import render_with, split_front_matter
 
@@ -27,7 +27,6 @@ _MAX_README = 1 << 20
 LIBRARIES = {"adaptergit": "adaptergit", "adapterhub": "adapter-transformers", "peft": "peft"}
 """Names of the library, and of the tag, by the format of the weights."""
 
-_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
 _TASK = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _TASK_TAG = re.compile(r"adapterhub:([^/\s]{1,100})/([^/\s]{1,100})")
@@ -81,7 +80,7 @@ def card_fields(front: Mapping[str, Any]) -> dict[str, Any]:
     tags = list(_texts(front.get("tags")))
     if found := next((match for tag in tags if (match := _TASK_TAG.fullmatch(tag))), None):
         task |= {"id": found[1], "subtask": found[2]}
-    if languages := [text for text in _texts(front.get("language")) if _LANGUAGE.fullmatch(text)]:
+    if languages := [text for text in _texts(front.get("language")) if is_language(text)]:
         task["languages"] = languages[:200]
     if datasets := ", ".join(text for text in _texts(front.get("datasets")) if _HUB_ID.fullmatch(text)):
         task["dataset"] = datasets[:300]
