@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from adaptergit.bases import base_model, trained_length, transformers
+from adaptergit.bases import base_model, trained_columns, trained_length, transformers
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.hf import Checkpoint, fetch_hub
 from adaptergit.load import About, about_of, base_for, load_found, obtain
@@ -41,11 +41,13 @@ class Opened:
         """Return columns by role: those that are chosen, else those it was trained with, else the task's own names.
 
         Raises:
-            UsageError: The task has no such role.
+            UsageError: The task has no such role, or the adapter was trained without it.
         """
-        raw = self.card.data.get("training", {}).get("hyperparameters", {}).get("columns", {})
-        told = dict(raw) if isinstance(raw, Mapping) else {}
-        trained = {role: column for role, column in told.items() if role in self.kind.roles and isinstance(column, str)}
+        trained = {role: one for role, one in trained_columns(self.card.data).items() if role in self.kind.roles}
+        read = [role for role in self.kind.asks if role in trained]
+        for role in self.kind.asks:
+            if read and role in chosen and role not in read:
+                raise UsageError(f"this adapter was trained on {' and '.join(read)} alone: it reads no {role}")
         return self.kind.with_columns({**trained, **chosen})
 
     def answering(self, columns: Mapping[str, str], base: str | None) -> tuple[Task, nn.Module, Tools]:

@@ -165,6 +165,13 @@ def trained_length(card: Mapping[str, Any]) -> int:
     return value if isinstance(value, int) and 1 <= value <= 100_000 else 128
 
 
+def trained_columns(card: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns by role that training read, where a card says them."""
+    told = card.get("training", {}).get("hyperparameters", {}).get("columns")
+    columns = told if isinstance(told, Mapping) else {}
+    return {str(role): column for role, column in columns.items() if isinstance(column, str)}
+
+
 def transformers() -> Any:
     """Import transformers, which takes a second, where it is needed."""
     import transformers as library

@@ -94,8 +94,11 @@ def predict(
     package = opened(ref, policy=policy, offline=offline, refresh=refresh, index=index)
     kind = package.kind
     wishes.check(kind)
-    named = package.columns(columns or {})
-    scored = score or (kind.right is not None and kind.right in (columns or {}))
+    columns = dict(columns or {})
+    if texts is not None and any(not isinstance(text, str) and len(text) > 1 for text in texts):
+        columns = {**{role: role for role in kind.asks}, **columns}
+    named = package.columns(columns)
+    scored = score or (kind.right is not None and kind.right in columns)
     if scored and (kind.right is None or texts is not None):
         why = (
             f"the answers of {kind.name} are not what is scored"
@@ -104,8 +107,6 @@ def predict(
         )
         raise UsageError(why, hint="adaptergit eval scores an adapter on a file")
     if texts is not None:
-        if any(not isinstance(text, str) and len(text) > 1 for text in texts):
-            named = {**{role: role for role in kind.asks}, **named}
         data = _asked(kind, named, texts)
     else:
         wanted = [column for role, column in named.items() if scored or role != kind.right]

@@ -42,6 +42,7 @@ from adaptergit.trust import (
     parse_allowed_signers,
 )
 from adaptergit.trust.rotation import MAX_ROTATIONS
+from adaptergit.trust.signing import unlocked
 
 if TYPE_CHECKING:
     from adaptergit.git import Clone, Last, Plan, Remote
@@ -558,11 +559,16 @@ def signing_keys(
     Raises:
         UsageError: There is none to sign with.
         NotFoundError: One is not there.
+        TrustError: In a dry run, which does not sign: ``ssh-keygen`` cannot use one.
     """
     if model_signing_key is not None and not expand(model_signing_key).is_file():
         raise NotFoundError("no such key file", where=str(model_signing_key))
     signer = None if dry_run and key is None and default_key() is None else signing_key(key)
-    return [*((signer,) if signer else ()), *(signing_key(path) for path in cosigners)]
+    signers = [*((signer,) if signer else ()), *(signing_key(path) for path in cosigners)]
+    for one in signers if dry_run else ():
+        if one.path.suffix != ".pub":
+            unlocked(one.path)
+    return signers
 
 
 def signing_key(key: str | Path | None) -> SigningKey:

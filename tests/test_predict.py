@@ -150,6 +150,13 @@ def test_two_texts_where_the_adapter_reads_pairs(bases: Mapping[str, Path], tmp_
         made.predict("good")
 
 
+def test_an_adapter_of_one_text_is_given_no_second_one(mood: Trained) -> None:
+    with pytest.raises(UsageError, match="trained on text alone: it reads no pair"):
+        mood.predict(("good", "great"))
+    result = CliRunner().invoke(main, ["predict", str(mood.out), "good", "--pair", "great", "--base", mood.base])
+    assert (result.exit_code, "it reads no pair" in result.output) == (2, True)
+
+
 def test_several_labels_for_a_text(bases: Mapping[str, Path], tmp_path: Path) -> None:
     rows = [
         {"text": f"the film was {a} {b}", "label": [x for x, words in (("nice", GOOD), ("nasty", BAD)) if {a, b} & {*words}]}

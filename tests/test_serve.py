@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from serving import KINDS, WORDS, Server, base_folder, model_of, save_adapters, 
 import adaptergit
 from adaptergit.cli import main
 from adaptergit.errors import AdaptergitError, ModelError, NotFoundError, UsageError
+from adaptergit.package.editing import edit_card
 from adaptergit.publish import publish
 from adaptergit.serve.app import Limits, create_app
 from adaptergit.serve.names import split_name
@@ -180,6 +182,21 @@ def test_what_is_wrong_is_named_and_harms_nobody(
     assert response.headers["Content-Type"] == "application/problem+json"
     assert named in response.text
     assert server.predict(adapter="two", text="w1").status_code == 200
+
+
+def test_a_second_text_goes_to_adapters_that_were_trained_on_pairs(
+    base: Path, packages: list[Path], tmp_path: Path
+) -> None:
+    for name, columns in (("one", {"text": "review"}), ("both", {"text": "premise", "pair": "hypothesis"})):
+        shutil.copytree(packages[0], tmp_path / name)
+        edit_card(tmp_path / name / "card.yaml", [f"training.hyperparameters.columns={json.dumps(columns)}"])
+    with serving([f"{name}={tmp_path / name}" for name in ("one", "both")], "--base", str(base)) as server:
+        pair = {"text": "w1", "text_pair": "w2"}
+        assert server.predict(adapter="one", text="w1").status_code == 200
+        assert server.predict(adapter="both", **pair).status_code == 200
+        one, both = server.predict(adapter="one", **pair), server.predict(adapter="both", text="w1")
+    assert (one.status_code, "trained on one text" in one.text) == (422, True)
+    assert (both.status_code, "reads two texts" in both.text) == (422, True)
 
 
 def test_a_body_that_is_not_said_to_be_json_is_answered_with_what_to_send(server: Server) -> None:

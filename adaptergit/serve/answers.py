@@ -28,8 +28,8 @@ class Phrasing:
     """Called with the most labels, or answers, that are wanted."""
     by_token: bool = False
     """The head scores every token; its answers need a tokenizer that knows where in the text each is."""
-    pairs: bool = False
-    """Every text needs a second one."""
+    pairs: bool | None = None
+    """Whether every text needs a second one; None: it may have one."""
     ranked: bool = True
     """It means something to ask for the best few."""
 

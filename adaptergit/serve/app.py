@@ -200,7 +200,10 @@ def _checked(request: PredictRequest, adapter: Served, limits: Limits) -> tuple[
     if phrasing is None:
         raise _invalid("adapter", f"the head of {adapter.name!r} is of a kind that is not served", "not-served")
     if phrasing.pairs and pairs is None:
-        raise _invalid("text_pair", f"{adapter.name!r} answers a question (text) from a context (text_pair)")
+        second = "a context" if phrasing.task == "question_answering" else "the text that goes with text"
+        raise _invalid("text_pair", f"{adapter.name!r} reads two texts: give {second} as text_pair")
+    if phrasing.pairs is False and pairs is not None:
+        raise _invalid("text_pair", f"{adapter.name!r} was trained on one text: it reads no text_pair")
     if request.top_k is not None and not phrasing.ranked:
         raise _invalid("top_k", f"{phrasing.task} has one answer")
     return texts, pairs

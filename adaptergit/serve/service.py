@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.bases import trained_length
+from adaptergit.bases import trained_columns, trained_length
 from adaptergit.errors import AdaptergitError, ModelError, NotFoundError, UsageError
 from adaptergit.load import About, load, load_found
 from adaptergit.reference import expand, is_hub
@@ -190,6 +190,8 @@ def _made(panel: Panel, tokenizer: Any, one: Found, composition: Composition, he
     if own.pad_token_id is None:
         own.pad_token = own.eos_token
     card: Mapping[str, Any] = about.card.data if about is not None else {}
+    if phrasing is not None and phrasing.pairs is None and (columns := trained_columns(card)):
+        phrasing = replace(phrasing, pairs="pair" in columns)
     longest = most_tokens(panel.model, own) - positions_taken(panel, composition)[1]
     made = Served(
         name=name,
