@@ -9,6 +9,7 @@ from adaptergit.errors import NotFoundError
 from adaptergit.reference import expand
 from adaptergit.settings import config_dir, load_settings
 
+_NAMED = "name its folder (--base; in Python base=, and to load model=AutoModel.from_pretrained(FOLDER))"
 _FOLDER = "name a folder with config.json and model.safetensors"
 
 
@@ -52,7 +53,9 @@ def place_of(base: str, *, offline: bool = False) -> Place:
     return Place(str(folder), next(ids, None), offline)
 
 
-def not_loaded(what: str, base: str, error: Exception, hint: str | None = None) -> NotFoundError:
+def not_loaded(
+    what: str, base: str, error: Exception, hint: str | None = None, *, named: str = _NAMED
+) -> NotFoundError:
     """Return the error for what transformers could not load.
 
     Args:
@@ -60,9 +63,9 @@ def not_loaded(what: str, base: str, error: Exception, hint: str | None = None) 
         base: As it was named.
         error: What transformers said.
         hint: Where it was neither the network nor that nobody may be asked.
+        named: How a folder is named in its place.
     """
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    named = "name its folder (--base; in Python base=, and to load model=AutoModel.from_pretrained(FOLDER))"
     ways = f"{named}, or map it under [base_models] in {config_dir() / 'config.toml'}"
     if any("outgoing traffic has been disabled" in said for said in _chain(error)):
         first = "it is not on this machine, and offline was asked for"

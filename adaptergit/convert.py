@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from adaptergit.bases import Named, NamedBase, base_model, class_for, is_hub_id, stated_base, transformers
+from adaptergit.durable import disk_errors
 from adaptergit.errors import ModelError, NotFoundError, PackageError, UsageError
 from adaptergit.export import WRITERS
 from adaptergit.formats import Folder, foreign_format, is_single, load_folder, model_class
@@ -216,11 +217,11 @@ def describe(
     folder = expand(folder)
     if (folder / CARD).exists():
         raise UsageError("there is a card already", where=str(folder / CARD), hint=f"adaptergit card edit {folder}")
+    held = _held(folder, folder)
     if not is_single(Folder(folder)):
         raise UsageError(
             "this is no checkpoint of one adapter", where=str(folder), hint="a set-up is converted: adaptergit convert"
         )
-    held = _held(folder, folder)
     model = base if isinstance(base, nn.Module) else _base_model(held, base, None)
     panel, _ = _loaded(held, model, name, None)
     chosen = panel.names[0]
@@ -278,14 +279,14 @@ def _save(panel: Panel, composition: Composition | None, folder: Path, about: di
 def _staged(target: Path) -> Iterator[Path]:
     """Give a folder that takes the target's place at the end, or is gone."""
     made = [path for path in target.parents if not path.exists()]
-    try:
+    full = "free some space, or name another folder"
+    with disk_errors("the new folder", target, full):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:
-        raise UsageError(f"cannot be written: {error.strerror}", where=str(target.parent)) from error
     try:
         staged = Path(temporary) / "made"
-        yield staged
+        with disk_errors("the new folder", target, full):
+            yield staged
         try:
             if target.exists():
                 target.rmdir()

@@ -18,7 +18,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from adaptergit._version import __version__
-from adaptergit.errors import AdaptergitError, did_you_mean
+from adaptergit.errors import AdaptergitError, counted, did_you_mean
 from adaptergit.housekeeping import prune
 from adaptergit.indexes import client, revoked
 from adaptergit.pins import known_revocations, known_signers
@@ -163,7 +163,8 @@ def _successor(settings: Settings, repository: str) -> Path | None:
 
 def _signers(settings: Settings, _: datetime) -> Iterator[Finding]:
     count, gone = len(known_signers(settings)), len(known_revocations(settings))
-    yield Finding("trust", OK, f"{count} keys allowed or pinned, {gone} revocations; adaptergit trust ls")
+    said = f"{counted(count, 'key')} allowed or pinned, {counted(gone, 'revocation')}"
+    yield Finding("trust", OK, f"{said}; adaptergit trust ls")
 
 
 def _indexes(settings: Settings, now: datetime) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ code  class                      meaning
 1     :class:`AdaptergitError`   anything not listed below
 2     :class:`UsageError`        a malformed reference, option, setting or config string
 3     :class:`PackageError`      a card, manifest, package folder or checkpoint is not valid
-4     :class:`TrustError`        the verification refused: signature, key, digest or policy
+4     :class:`TrustError`        the verification refused (signature, key, digest, policy), or a key is of no use
 5     :class:`NotFoundError`     no such adapter, version, file or base model
 6     :class:`TransportError`    git, the network or the disk failed; trying again may help
 7     :class:`ModelError`        the adapter does not fit the model
@@ -79,6 +79,16 @@ def printable(text: str) -> str:
     'a [2J b'
     """
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return how many there are, as people say it.
+
+    >>> counted(1, "release"), counted(1200, "index")
+    ('1 release', '1,200 indexes')
+    """
+    ending = "" if number == 1 else "es" if noun.endswith(("x", "s")) else "s"
+    return f"{number:,} {noun}{ending}"
 
 
 def quoted(text: object) -> str:

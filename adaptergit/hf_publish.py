@@ -13,7 +13,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from adaptergit.errors import AdaptergitError, NotFoundError, ReleaseError, UsageError
+from adaptergit.errors import AdaptergitError, NotFoundError, ReleaseError, UsageError, counted
 from adaptergit.hf import HubReference
 from adaptergit.hf.client import Hub, Listing, offline_by_environment
 from adaptergit.hf.reference import DEFAULT_REVISION
@@ -187,7 +187,7 @@ def _push(hub: Hub, place: HubReference, there: _There, folder: Path, card: Card
     files = {f"{inside}{path.name}": path for path in sorted(folder.iterdir())}
     ours = {file.path for file in there.last.files} | set(unlisted_names(there.listing.files)) if there.last else set()
     gone = sorted({f"{inside}{name}" for name in ours & there.listing.files.keys()} - files.keys())
-    report(f"committing {len(files)} files to {DEFAULT_REVISION} of {hub.address(place.repository)}")
+    report(f"committing {counted(len(files), 'file')} to {DEFAULT_REVISION} of {hub.address(place.repository)}")
     done = hub.push(place.repository, files, gone, f"{card.name} {card.version}", commit)
     _tag(hub, place, card.version, done)
     report("the Hub has them")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, UsageError, counted
 from adaptergit.package import (
     CARD,
     MANIFEST,
@@ -120,7 +120,7 @@ def packed(
     manifest = Manifest.from_bytes(data)
     check_files(read_package(folder), manifest)
     size = sum(file.size for file in manifest.files)
-    report(f"packed {len(manifest.files)} files, {size:,} bytes")
+    report(f"packed {counted(len(manifest.files), 'file')}, {size:,} bytes")
     return manifest
 
 

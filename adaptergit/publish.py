@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adaptergit.durable import scratch
-from adaptergit.errors import NotFoundError, PackageError, ReleaseError, TransportError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, ReleaseError, TransportError, UsageError, counted
 from adaptergit.indexes import revoked
 from adaptergit.package import (
     MANIFEST,
@@ -240,7 +240,7 @@ def publish_all(
         plans = [draft.plan for draft in drafts if draft.plan is not None]
         if plans:
             if plans[0].unpushed and remote is not None:
-                report(f"the push also carries {plans[0].unpushed} unpushed commits of {here.branch}")
+                report(f"the push also carries {counted(plans[0].unpushed, 'unpushed commit')} of {here.branch}")
             if remote is not None:
                 report(f"pushing {proposal or here.branch} and {', '.join(plan.tag for plan in plans)} to {remote}")
             # Every plan is made for the branch as it was here.

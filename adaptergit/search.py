@@ -240,7 +240,11 @@ def _searched(index: str | Path | None, settings: Settings) -> Iterable[_Searche
             hint='add one: adaptergit index add URL --root sha256:…; or name a file with --index, or set index = "…"',
         )
     database = Database()
-    entries = read_index(path)
+    try:
+        entries = read_index(path)
+    except PackageError as error:
+        error.hint = error.hint or "--index takes the name of an index (adaptergit index ls), or a file of 'index list'"
+        raise
     principals = dict.fromkeys(entry.principal for entry in entries)
     database.replace((), [News(one, "", [entry for entry in entries if entry.principal == one]) for one in principals])
     yield _Searched(str(path), database)

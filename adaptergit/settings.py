@@ -171,8 +171,11 @@ def load_settings(path: Path | None = None) -> Settings:
         raw = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return Settings(offline=offline)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the settings: {error}", where=str(path)) from error
+    except OSError as error:
+        raise UsageError(f"cannot read the settings: {error.strerror}", where=str(path), hint=_READABLE) from error
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UsageError(f"line {line} is not UTF-8", where=str(path), hint="save the file as UTF-8") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"not valid TOML: {error}", where=str(path)) from error
     return Settings(**_checked(raw, path), offline=offline)
@@ -202,6 +205,7 @@ def check_online(where: str) -> None:
         raise UsageError("this needs the network, and ADAPTERGIT_OFFLINE forbids it", where=where, hint="unset it")
 
 
+_READABLE = "make it a file that you may read, or move it away: without one, the defaults count"
 _KINDS: dict[str, type] = {
     "default_host": str,
     "allowed_signers": str,
@@ -212,6 +216,17 @@ _KINDS: dict[str, type] = {
     "base_models": dict,
     "mirrors": dict,
     "policy": list,
+}
+_EXAMPLES = {
+    "default_host": 'default_host = "github.com"',
+    "allowed_signers": 'allowed_signers = "allowed_signers"',
+    "signing_key": 'signing_key = "signing_key"',
+    "index": 'index = "index.json"',
+    "allow_http": 'allow_http = ["mirror.lan"]',
+    "resolution_max_age": "resolution_max_age = 86400",
+    "base_models": '[base_models] on a line of its own, and below it "organisation/model" = "/folder"',
+    "mirrors": '[mirrors] on a line of its own, and below it "github.com/acme/*" = ["https://mirror.lan/"]',
+    "policy": 'policy = "enforce", or below a line [[policy]]: match = "github.com/acme/*" and level = "tofu"',
 }
 
 
@@ -224,7 +239,8 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
             hint = did_you_mean(key, known) or f"known: {', '.join(sorted(known))}"
             raise UsageError(f"unknown setting {key!r}", where=str(path), hint=hint)
         if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
-            raise UsageError(f"{key} must be a {_KINDS[key].__name__}", where=str(path))
+            said = _said(value)
+            raise UsageError(f"{key} cannot be {said}", where=str(path), hint=f"write {_EXAMPLES[key]}")
     checked = dict(raw)
     if "allow_http" in raw:
         checked["allow_http"] = tuple(str(host) for host in raw["allow_http"])
@@ -260,6 +276,15 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         rules.append((match, level, threshold))
     checked["policy"] = tuple(rules)
     return checked
+
+
+def _said(value: object) -> str:
+    """Name what TOML read."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "a table"
+    return "a list" if isinstance(value, list) else repr(value)
 
 
 def _check_mirror(url: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptergit.contents import CONFIG, Contents, contents
-from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, UsageError, counted
 from adaptergit.package.weights import SETUP, files_of, placement, tensors_in
 from adaptergit.reference import expand, is_folder
 from adaptergit.settings import load_settings
@@ -52,7 +52,7 @@ class PackageSummary:
     def __str__(self) -> str:
         share = f", {100 * self.parameters / self.base_parameters:.2f} % of it" if self.base_parameters else ""
         base = f" ({self.base_parameters:,} parameters)" if self.base_parameters else ""
-        head = f"{self.head}, {len(self.labels)} labels" if self.labels else self.head
+        head = f"{self.head}, {counted(len(self.labels), 'label')}" if self.labels else self.head
         rows = [
             ("adapter", f"{self.name} {self.version or ''}".strip()),
             ("method", f"{self.method} ({self.format})"),

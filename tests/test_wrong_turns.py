@@ -16,8 +16,17 @@ from conftest import Hub, tiny_model
 
 import adaptergit
 from adaptergit.cli import main
-from adaptergit.errors import NotFoundError, PackageError, ReleaseError, TransportError, TrustError, UsageError
+from adaptergit.errors import (
+    NotFoundError,
+    PackageError,
+    ReleaseError,
+    StorageError,
+    TransportError,
+    TrustError,
+    UsageError,
+)
 from adaptergit.git import Clone
+from adaptergit.package.editing import edit_card
 from adaptergit.pins import known_signers, pin_key, unpin
 from adaptergit.prepare import initialise
 from adaptergit.publish import publish
@@ -159,3 +168,104 @@ def test_a_card_that_nobody_signed_is_shown_as_a_preview(source: Source) -> None
     said = CliRunner().invoke(main, ["card", "render", str(source())], catch_exceptions=False)
     assert "a preview: nothing is signed yet" in said.stderr
     assert "preview" not in said.stdout
+
+
+ZEROS = "sha256:" + "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (("load", ""), 2, "the reference is empty"),
+        (("load", "https://github.com/acme/a/tree/main/adapters/x"), 5, "write github.com/acme/a@x"),
+        (("load", "https://git.example.org/a/b/c/-/blob/main/adapters/x/card.yaml"), 5, "write git.example.org/a/b/c@x"),
+        (("load", "https://huggingface.co/acme/x/tree/main"), 5, "write hf:acme/x"),
+        (("inspect", "./nope"), 5, "there is no such folder"),
+        (("card", "make", "empty"), 5, "name a package folder, or the folder with adapter_config.json"),
+        (("search", "x", "--index", "rows.csv"), 3, "--index takes the name of an index"),
+        (("index", "add", "rows.csv", "--root", ZEROS), 5, "name a folder that 'adaptergit index build' wrote"),
+        (("bundle", "import", "nope.tar"), 5, "name the file that adaptergit bundle export wrote"),
+        (("sync", "--file", "ci.lock"), 5, "--file ci.lock"),
+        (("train", "--base", "x", "--train", "rows.csv", "--eval", "rows.csv", "--output", "rows.csv"), 2, "is a file"),
+        (
+            ("train", "--base", "x", "--train", "a", "--eval", "b", "--output", "o", "--language", "english"),
+            2,
+            "en, de, sr-Latn",
+        ),
+    ],
+)  # fmt: skip
+def test_the_message_says_what_mends_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], code: int, said: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "rows.csv").write_text("text,label\na,b\n")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, argv)
+    assert (result.exit_code, said in result.stderr) == (code, True), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b'index = "\xff"', "line 1 is not UTF-8"),
+        (b"\nallow_http = 3", 'write allow_http = ["mirror.lan"]'),
+        (b"policy = true", 'policy cannot be true\n  hint: write policy = "enforce"'),
+        (b'base_models = "/models"', "base_models cannot be '/models'"),
+        (b"mirrors = []", "mirrors cannot be a list"),
+        (b"default_host = {}", "default_host cannot be a table"),
+        (None, "make it a file that you may read"),
+    ],
+)
+def test_settings_that_cannot_be_read_say_how_they_are_written(home: Path, text: bytes | None, said: str) -> None:
+    path = home / "config" / "config.toml"
+    path.mkdir(parents=True)
+    if text is not None:
+        path.rmdir()
+        path.write_bytes(text)
+    result = CliRunner().invoke(main, ["search", "x"])
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_a_dry_run_tries_the_key_that_will_sign(hub: Hub, source: Source, tmp_path: Path) -> None:
+    key = tmp_path / "open_to_all"
+    key.write_bytes(hub.key.path.read_bytes())
+    key.with_name("open_to_all.pub").write_text(hub.key.public.line)
+    key.chmod(0o644)
+    with pytest.raises(TrustError) as refused:
+        publish(source(), clone=hub.clone, key=key, dry_run=True)
+    assert refused.value.hint == f"nobody else may read a private key: chmod 600 {key}"
+    key.chmod(0o600)
+    assert publish(source(), clone=hub.clone, key=key, dry_run=True).dry_run
+
+
+def test_a_card_is_valid_with_its_weights(source: Source) -> None:
+    folder = source()
+    assert CliRunner().invoke(main, ["card", "validate", str(folder)]).exit_code == 0
+    edit_card(folder, ["adapter.parameters=7"])
+    wrong = CliRunner().invoke(main, ["card", "validate", str(folder)])
+    assert (wrong.exit_code, "the card says 7, the weights hold" in wrong.stderr) == (3, True)
+    (folder / "adapter.safetensors").unlink()  # a card by itself says nothing wrong
+    assert CliRunner().invoke(main, ["card", "validate", str(folder)]).exit_code == 0
+
+
+def test_an_editor_that_is_not_there_is_named(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, drafts = source(), tmp_path / "drafts"
+    drafts.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(drafts))
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", str(tmp_path / "nope"))
+    result = CliRunner().invoke(main, ["card", "edit", str(folder)])
+    assert (result.exit_code, "or name fields: FIELD=VALUE" in result.stderr) == (2, True)
+    assert not list(drafts.iterdir())
+
+
+def test_a_full_disk_is_said_of_the_folder_that_was_named(small_disk: Path, tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    panel = adaptergit.adapters(model)
+    panel.add("a", "seq_bn[reduction_factor=0.02]")
+    panel.save("a", tmp_path / "a", base_model={"id": "acme/tiny"}, license="MIT")
+    with pytest.raises(StorageError) as full:
+        adaptergit.convert(tmp_path / "a", small_disk / "out", to="adapterhub", base=tiny_model("bert"))
+    assert (full.value.where, "free some space" in str(full.value.hint)) == (str(small_disk / "out"), True)
+    assert not list(small_disk.iterdir())

@@ -125,8 +125,9 @@ def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     """Publish, find, verify and load transformer adapters, with nothing but git.
 
     \b
-    Exit codes: 0 done · 1 other error · 2 wrong usage · 3 invalid package · 4 refused by verification
-    5 not found · 6 git or network failed · 7 does not fit the model · 8 unusable data · 9 release refused
+    Exit codes: 0 done · 1 other error · 2 wrong usage · 3 invalid package · 4 refused by verification, or
+    a key is of no use · 5 not found · 6 git, network or disk failed · 7 does not fit the model
+    8 unusable data · 9 release refused
     """
     if os.environ.get("NO_COLOR"):  # https://no-color.org
         ctx.color = False

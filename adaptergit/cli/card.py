@@ -116,17 +116,23 @@ def edit(path: Path, fields: tuple[str, ...], unset: tuple[str, ...], as_json: b
 def validate(paths: tuple[Path, ...], as_json: bool) -> None:
     """Check the cards PATHS, or those in the folders PATHS. Exit code 3 if one is not valid: file, line and field.
 
+    Weights that lie beside a card are counted, and compared with what it says of them.
+
     \b
     Example:
       adaptergit card validate out/sst2
       adaptergit card validate adapters/*/card.yaml
     """
-    from adaptergit.package.editing import read_card
+    from adaptergit.package import WEIGHTS
+    from adaptergit.package.editing import card_path, read_card
+    from adaptergit.packing import check_weights
 
     failed: list[tuple[Path, AdaptergitError]] = []
     for path in paths:
         try:
-            found = read_card(path)
+            found, folder = read_card(path), card_path(path).parent
+            if (folder / WEIGHTS).is_file():
+                check_weights(folder, found, lambda _: None)
         except AdaptergitError as error:
             failed.append((path, error))
             if not as_json:
@@ -200,7 +206,13 @@ def _in_editor(path: Path, before: bytes) -> Card:
     draft = Path(tempfile.mkdtemp(prefix="adaptergit-card-")) / path.name
     draft.write_bytes(before)
     while True:
-        click.edit(filename=str(draft))
+        try:
+            click.edit(filename=str(draft))
+        except click.ClickException as error:
+            draft.unlink()
+            draft.parent.rmdir()
+            hint = "export EDITOR=nano, or another editor that is installed; or name fields: FIELD=VALUE"
+            raise UsageError(error.message, where=str(path), hint=hint) from error
         try:
             written = write_card(path, draft.read_bytes(), before=before)
         except PackageError as error:

@@ -7,6 +7,7 @@ import sys
 import click
 
 from adaptergit.cli.output import clean, json_option, print_json, waiting
+from adaptergit.errors import counted
 
 _COLOURS = {"ok": "green", "note": "yellow", "problem": "red"}
 
@@ -23,7 +24,7 @@ def doctor(as_json: bool) -> None:
     Example:
       adaptergit doctor
     """
-    from adaptergit.doctor import PROBLEM
+    from adaptergit.doctor import OK, PROBLEM
     from adaptergit.doctor import doctor as run
 
     with waiting("looking around", quiet=as_json):
@@ -37,7 +38,9 @@ def doctor(as_json: bool) -> None:
             click.echo(f" {one.topic:<12} {clean(one.text)}")
             if one.hint:
                 click.echo(f"{'':<21} -> {clean(one.hint)}")
-        click.echo("all is well" if not wrong else f"{len(wrong)} problem{'s' if len(wrong) > 1 else ''}", err=True)
+        noted = any(one.level != OK for one in found)
+        well = "nothing is broken; the notes say what is still missing" if noted else "all is well"
+        click.echo(counted(len(wrong), "problem") if wrong else well, err=True)
     if wrong:
         sys.exit(1)
 

@@ -11,7 +11,7 @@ from adaptergit.cli import index_change, index_ci, index_maintain
 from adaptergit.cli.groups import Group
 from adaptergit.cli.load import policy_option
 from adaptergit.cli.output import clean, json_option, print_json, step, waiting
-from adaptergit.errors import UsageError
+from adaptergit.errors import UsageError, counted
 
 
 @click.group(cls=Group)
@@ -63,7 +63,8 @@ def add(
     if as_json:
         print_json(done)
         return
-    click.echo(f"added {done.name}: {done.sources} sources, {done.adapters} adapters, {done.received:,} bytes")
+    held = f"{counted(done.sources, 'source')}, {counted(done.adapters, 'adapter')}"
+    click.echo(f"added {done.name}: {held}, {done.received:,} bytes")
     _refused(done.refused)
 
 
@@ -102,7 +103,7 @@ def ls(as_json: bool) -> None:
         scope = f"\tonly {', '.join(one.scope)}" if one.scope else ""
         late = state.expires < f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         until = f"EXPIRED {state.expires}" if late else f"good until {state.expires}"
-        behind = f"\tnews of {len(state.refused)} sources refused" if state.refused else ""
+        behind = f"\tnews of {counted(len(state.refused), 'source')} refused" if state.refused else ""
         failed = f"\tlast update failed {clean(why)}" if (why := failed_update(one.name)) else ""
         click.echo(f"{one.name}\t{one.url}\tupdated {state.updated or 'never'}\t{until}{scope}{behind}{failed}")
     if not rows:
@@ -137,7 +138,7 @@ def update(names: tuple[str, ...], as_json: bool) -> None:
             continue
         done.append(one)
         if not as_json:
-            click.echo(f"{one.name}: {one.changed} of {one.sources} sources changed, {one.received:,} bytes")
+            click.echo(f"{one.name}: {one.changed} of {counted(one.sources, 'source')} changed, {one.received:,} bytes")
             _refused(one.refused)
     if as_json and not failed:
         print_json({"updated": done})
@@ -202,7 +203,7 @@ def explain(repository: str, as_json: bool) -> None:
             click.echo(f"{one.name}: does not list it")
             continue
         keys = ", ".join(key.public.fingerprint for key in found.source.keys)
-        click.echo(f"{one.name}: {len(found.lines)} releases, signed by {found.source.threshold} of {keys}")
+        click.echo(f"{one.name}: {counted(len(found.lines), 'release')}, signed by {found.source.threshold} of {keys}")
         if found.source.tracks:
             click.echo(f"{one.name}: a copy of {clean(found.source.tracks)}; load {clean(found.source.tracks)}@…")
         for url in found.source.mirrors:

@@ -9,6 +9,7 @@ import click
 
 from adaptergit.cli.index_options import here_option, keys_option, now_option, tell
 from adaptergit.cli.output import clean, json_option, print_json, step
+from adaptergit.errors import counted
 
 
 @click.command("init")
@@ -108,7 +109,7 @@ def check(
         if sound.changed:
             raise ReleaseError("what was listed was changed", hint="put it back: users refuse the source otherwise")
         if sound.problems:
-            raise PackageError(f"{len(sound.problems)} files are not sound", where=str(repository.root))
+            raise PackageError(f"not sound: {counted(len(sound.problems), 'file')}", where=str(repository.root))
         return
     found = check_change(
         repository,
@@ -265,7 +266,7 @@ def site(folder: Path, out: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"adapters": count})
     else:
-        click.echo(f"{count} adapters have pages")
+        click.echo(f"{counted(count, 'adapter')} {'has a page' if count == 1 else 'have pages'}")
 
 
 @click.command("import-adapterhub")

@@ -9,6 +9,7 @@ import click
 
 from adaptergit.cli.checkpoint import show_checkpoint
 from adaptergit.cli.output import clean, json_option, print_json, step, waiting
+from adaptergit.errors import UsageError, counted
 from adaptergit.reference import expand, is_folder, is_hub
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def verify(path: str, policy: str | None, refresh: bool, model_signing_key: Path
         return
     _explain(verdict)
     if signed:
-        click.echo(f"model.sig    of {len(signed)} files, by the key you named")
+        click.echo(f"model.sig    of {counted(len(signed), 'file')}, by the key you named")
 
 
 @click.command()
@@ -154,6 +155,8 @@ def named(reference: str) -> str:
     from adaptergit.indexes import any_index, full_name
     from adaptergit.settings import load_settings
 
+    if not reference.strip():
+        raise UsageError("the reference is empty", hint="write org/repo@adapter, or . for the folder you are in")
     if "@" in reference or "/" in reference or Path(reference).exists() or not any_index():
         return reference
     return full_name(reference, load_settings())
@@ -161,7 +164,6 @@ def named(reference: str) -> str:
 
 def _fetched(reference: str, *, as_json: bool, **options: Any) -> Fetched | None:
     """Fetch a release. An unsigned checkpoint is shown right away: None."""
-    from adaptergit.errors import UsageError
     from adaptergit.hf import Checkpoint, fetch_hub
     from adaptergit.resolve import fetch
 

@@ -8,6 +8,7 @@ import click
 
 from adaptergit.cli.load import named, offline_option, policy_option
 from adaptergit.cli.output import json_option, print_json, step, waiting
+from adaptergit.errors import counted
 
 _file = click.option(
     "--file",
@@ -55,7 +56,8 @@ def lock(
         if as_json:
             print_json({"locked": [{"id": e.id, "version": e.version, "compared": e not in absent} for e in entries]})
             return
-        click.echo(f"{len(entries)} adapters are locked as they are asked for")
+        are = "is locked as it is" if len(entries) == 1 else "are locked as they are"
+        click.echo(f"{counted(len(entries), 'adapter')} {are} asked for")
         if absent:
             step(f"{len(absent)} of them not compared with their releases, which are not stored: adaptergit sync")
         return

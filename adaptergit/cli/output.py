@@ -178,7 +178,7 @@ def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], Non
             tenth = 10 * done // max(total, 1)
             if seen.get(stage) != tenth:
                 seen[stage] = tenth
-                console.print(f"  {stage} {done}/{total} {note}".rstrip(), highlight=False)
+                console.print(f"  {stage} {done}/{total} {note}".rstrip(), highlight=False, soft_wrap=True)
 
         yield lines
         return

@@ -116,6 +116,8 @@ def predict(
 
 def _source(texts: Sequence[str], pairs: Sequence[str], file: Path | None, suffix: str) -> dict[str, Any]:
     """Return where questions come from, as the function takes it."""
+    if list(texts) == ["-"]:
+        texts = ()
     if texts and file is not None:
         raise UsageError("give either texts or --file")
     if pairs and len(pairs) != len(texts):

@@ -121,7 +121,10 @@ def _adapter(config: MethodConfig, source: _Source) -> Made:
         WeightForm: _form,
     }
     if type(config) not in writers:
-        raise UsageError(f"PEFT has no exact equivalent of {config.method}")
+        raise UsageError(
+            f"PEFT has no exact equivalent of {config.method}",
+            hint="--to adapterhub may have one; docs/compatibility.md says who reads what",
+        )
     return writers[type(config)](config, source)
 
 

@@ -275,8 +275,9 @@ class Hub:
                 raise _refused(status, where) from error
             raise TransportError("the transfer failed", where=where, hint="try again later") from error
         except _transport_errors() as error:
+            hint = "check the network, and the proxy, if there is one (https_proxy); else try again later"
             raise TransportError(
-                f"the Hub cannot be reached: {type(error).__name__}", where=where, hint="try again later"
+                f"the Hub cannot be reached: {type(error).__name__}", where=where, hint=hint
             ) from error
         except OSError as error:
             if error.errno is not None:

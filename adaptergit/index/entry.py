@@ -14,6 +14,7 @@ from packaging.version import Version
 from adaptergit.errors import PackageError
 from adaptergit.package import Card, Manifest, canonical, schemas
 from adaptergit.package.curve import series_of, thinned
+from adaptergit.package.readme import lasted
 from adaptergit.package.version import check_version, is_version
 
 MAX_LINE_BYTES = 64 * 1024
@@ -247,7 +248,7 @@ def _training(training: Mapping[str, Any] | None) -> str:
         ", ".join(plain[:12]),
         f"seed {training['seed']}" if "seed" in training else "",
         str(training.get("hardware", ""))[:80],
-        f"{seconds / 60:.3g} minutes" if seconds else "",
+        lasted(seconds) if seconds else "",
         ", ".join(f"{name} {version}" for name, version in training.get("frameworks", {}).items()),
     )
     return excerpt("; ".join(" ".join(part.split()) for part in parts if part), MAX_TRAINING)

@@ -29,7 +29,8 @@ def place_of(one: Subscription, settings: Settings) -> Place:
     url = one.url
     if "://" not in url and expand(url).is_dir():
         return FolderPlace(expand(url))
-    if url.startswith((".", "/", "~")) and not url.endswith(".git"):
+    local = url.startswith((".", "/", "~")) or ("://" not in url and expand(url).exists())
+    if local and not url.endswith(".git"):
         hint = "name a folder that 'adaptergit index build' wrote, or the address of an index"
         raise NotFoundError("there is no such folder", where=url, hint=hint)
     if settings.offline:

@@ -117,8 +117,12 @@ def wrong_license(text: str) -> str | None:
 
 
 def is_language(text: str) -> bool:
-    """Tell whether a text has the form of a BCP 47 tag (RFC 5646), as the schema wants it of ``task.languages``."""
-    return re.fullmatch(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*", text) is not None
+    """Tell whether a text has the form of a BCP 47 tag that may be in use.
+
+    RFC 5646 leaves room for languages of up to eight letters, which the schema allows for, and has none: "english" is
+    no tag.
+    """
+    return re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*", text) is not None
 
 
 def _semantic_problems(data: Mapping[str, Any]) -> list[tuple[schemas.Path, str]]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from adaptergit.errors import NotFoundError
 from adaptergit.package.card import MAX_BYTES, Card
 from adaptergit.package.folder import CARD, MANIFEST, check_files, read_bounded, read_package
 from adaptergit.package.manifest import Manifest
+from adaptergit.reference import HUB
 from adaptergit.settings import Limits
 
 _SCHEMES = ("https", "http", "ssh", "file")
+_PAGE = re.compile(
+    r"https://(?P<repository>[^/]+(/[^/]+){2,}?)(/-)?/(tree|blob|src)/.*adapters/(?P<adapter>[^/]+)(/.*)?"
+)
+"""Of a folder or a file, as forges show it."""
+_HF = "https://huggingface.co/"
 
 
 def local_card(folder: Path, limits: Limits = Limits()) -> Card:  # noqa: B008 - frozen
@@ -25,6 +32,10 @@ def local_card(folder: Path, limits: Limits = Limits()) -> Card:  # noqa: B008 -
         if (scheme := where.partition(":/")[0]) in _SCHEMES and ":/" in where:  # a path has lost its slashes
             where = f"{scheme}://{'/' if scheme == 'file' else ''}{where[len(scheme) + 2 :]}"
             hint = f"name an adapter in it: {where.replace('#', '@') if '#' in where else f'{where}@adapter'}"
+            if (page := _PAGE.fullmatch(where)) is not None:
+                hint = f"this is a page to look at: write {page['repository']}@{page['adapter']}"
+            elif where.startswith(_HF):
+                hint = f"write {HUB}{where.removeprefix(_HF).partition('/tree/')[0].rstrip('/')}"
         raise NotFoundError("no such folder, and not a reference", where=where, hint=hint)
     if (folder / MANIFEST).exists():
         package = read_package(folder, limits)

@@ -137,7 +137,7 @@ def _training(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((_cell(key), _number(value)) for key, value in _flat(training.get("hyperparameters", {})))
     yield "Seed", str(training.get("seed", ""))
     yield "Hardware", _cell(training.get("hardware", ""))
-    yield "Time", _duration(training["duration_seconds"]) if "duration_seconds" in training else ""
+    yield "Time", lasted(training["duration_seconds"]) if "duration_seconds" in training else ""
     yield "Software", _cell(", ".join(f"{name} {version}" for name, version in training.get("frameworks", {}).items()))
 
 
@@ -191,7 +191,8 @@ def _bytes(size: int) -> str:
     return f"{size} bytes"
 
 
-def _duration(seconds: float) -> str:
+def lasted(seconds: float) -> str:
+    """Return how long something took, as people say it."""
     hours, rest = divmod(round(seconds), 3600)
     minutes, rest = divmod(rest, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

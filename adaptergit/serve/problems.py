@@ -17,6 +17,7 @@ from adaptergit.serve.messages import Problem, Wrong
 
 MEDIA_TYPE = "application/problem+json"
 _CODES = {404: "not-found", 405: "method-not-allowed", 400: "invalid-input", 413: "too-large"}
+_ASKED = "POST /v1/predict answers texts, GET /v1/adapters lists what can answer, GET /openapi.json describes both"
 _MOST = 20
 """Things that are wrong with one request and named."""
 _DRAINED = 8
@@ -61,7 +62,8 @@ def install(app: FastAPI, told: Callable[[str], None]) -> None:
         assert isinstance(error, HTTPException)
         code = getattr(error, "code", _CODES.get(error.status_code, "refused"))
         wrong = getattr(error, "wrong", None) or None
-        return _response(error.status_code, code, str(error.detail), getattr(error, "hint", None), wrong, error.headers)
+        hint = getattr(error, "hint", _ASKED if error.status_code in (404, 405) else None)
+        return _response(error.status_code, code, str(error.detail), hint, wrong, error.headers)
 
     def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

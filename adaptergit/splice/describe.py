@@ -36,7 +36,7 @@ def model_for_inspection(source: str) -> nn.Module:
         model: nn.Module = kind(config) if kind is not None else transformers.AutoModel.from_config(config)
     except (OSError, ValueError, ImportError, KeyError) as error:
         hint = "give a folder with a config.json, or the id of a model transformers knows"
-        raise not_loaded("no model can be made of it", source, error, hint) from error
+        raise not_loaded("no model can be made of it", source, error, hint, named="name its folder") from error
     return model.eval()
 
 

@@ -60,7 +60,8 @@ def unpack(file: Path, folder: Path, limits: Limits) -> None:
         PackageError: Not a bundle, or not all of one.
     """
     if not file.is_file():
-        raise NotFoundError("there is no such bundle", where=str(file))
+        hint = "name the file that adaptergit bundle export wrote"
+        raise NotFoundError("there is no such bundle", where=str(file), hint=hint)
     found: dict[str, tuple[int, str]] = {}
     try:
         with tarfile.open(file, "r:", tarinfo=BoundedMember) as archive:

@@ -59,7 +59,8 @@ def read_lock(path: str | Path) -> dict[str, Locked]:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise NotFoundError("there is no lock file", where=str(path), hint="adaptergit lock REFERENCE…") from error
+        hint = f"adaptergit lock REFERENCE… --file {path}, or name another with --file (in Python lock=)"
+        raise NotFoundError("there is no lock file", where=str(path), hint=hint) from error
     except OSError as error:
         raise PackageError(f"cannot be read: {error.strerror}", where=str(path)) from error
     try:

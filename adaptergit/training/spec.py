@@ -91,9 +91,9 @@ class TrainSpec:
                 where=str(self.output),
                 hint="choose another folder, or --overwrite",
             )
-        if self.output.exists() and (
-            not self.output.is_dir() or ({p.name for p in self.output.iterdir()} - {"card.yaml", "adapter.safetensors"})
-        ):
+        if self.output.exists() and not self.output.is_dir():
+            raise UsageError("the output is a file", where=str(self.output), hint="name a new folder")
+        if self.output.exists() and {p.name for p in self.output.iterdir()} - {"card.yaml", "adapter.safetensors"}:
             raise UsageError("the output folder holds other files", where=str(self.output), hint="choose a new folder")
 
     @property

@@ -227,7 +227,8 @@ def _check_digest(digest: str, policy: Policy) -> str:
     if policy.expected is not None and digest != policy.expected:
         raise _other(f"the manifest's sha256 is {digest}, the index lists {policy.expected}")
     if policy.digest is not None and digest != policy.digest:
-        raise _other(f"the manifest's sha256 is {digest}, you pinned {policy.digest}")
+        hint = "ask whoever gave you that digest; without it, adaptergit info shows what is there"
+        raise _other(f"the manifest's sha256 is {digest}, you pinned {policy.digest}", hint)
     return f"manifest sha256 {digest}" + (" is the pinned one" if policy.digest else "")
 
 
@@ -245,8 +246,8 @@ def _check_identity(manifest: Manifest, policy: Policy) -> str:
     return f"it is {said}"
 
 
-def _other(what: str) -> TrustError:
-    error = TrustError(what)
+def _other(what: str, hint: str | None = None) -> TrustError:
+    error = TrustError(what, hint=hint)
     error.other_release = True
     return error
 

@@ -32,6 +32,7 @@ from adaptergit.settings import check_online
 _REDIRECTS = 5
 _ATTEMPTS = 4
 _BLOCK = 1 << 18
+_NETWORK = "check the address and the network, and the proxy, if there is one (https_proxy)"
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -109,7 +110,7 @@ class Download:
                 pause = max(again.wait, random.uniform(0.5, 1.0) * 2 ** (attempt - 1))  # noqa: S311 - politeness
                 last = attempt == (2 if again.unreachable else _ATTEMPTS)
                 if last or time.monotonic() + pause > deadline:
-                    hint = "check the address and the network" if again.unreachable else "try again later"
+                    hint = _NETWORK if again.unreachable else "try again later"
                     raise TransportError(again.what, where=url, hint=hint) from again
                 time.sleep(pause)
         raise AssertionError("unreachable")
