@@ -56,7 +56,7 @@ test-peers: .venv-peers/.installed
 	ADAPTERGIT_ADAPTERS_PYTHON="env PYTHONPATH=.venv-peers/adapters .venv-oldest/$(BIN)/python" \
 	ADAPTERGIT_MODEL_SIGNING_PYTHON=.venv-peers/model-signing/$(BIN)/python \
 	ADAPTERGIT_PEFT_PYTHON="env PYTHONPATH=.venv-peers/peft .venv/$(BIN)/python" \
-	.venv/$(BIN)/python -m pytest tests/test_peers.py
+	.venv/$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/test_peers.py
 
 lint: $(STAMP)
 	.venv/$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,20 @@ from adaptergit.trust.oms import sign_bundle, verify_bundle
 
 IDS = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
 PYTHONS = {to: os.environ.get(f"ADAPTERGIT_{env}_PYTHON") for to, env in (("adapterhub", "ADAPTERS"), ("peft", "PEFT"))}
+RESIDENT = """
+import contextlib, io, json, os, sys, traceback
+answers = os.fdopen(os.dup(1), "w")
+for line in sys.stdin:
+    asked, printed, error = json.loads(line), io.StringIO(), None
+    sys.argv = ["-c", *asked["argv"]]
+    try:
+        with contextlib.redirect_stdout(printed):
+            exec(asked["script"], {"__name__": "__main__", "asked": asked["given"]})
+    except Exception:
+        error = traceback.format_exc()
+    print(json.dumps({"printed": printed.getvalue(), "error": error}), file=answers, flush=True)
+"""
+"""Runs one script after another: importing a peer takes longer than what it is asked."""
 RUN = {
     "adapterhub": """
 import sys, torch, adapters
@@ -153,16 +168,39 @@ def ours(model: Any) -> torch.Tensor:
         return model(**inputs(model))[0]
 
 
+RUNNING: dict[str, subprocess.Popen[str]] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def peers() -> Iterator[None]:
+    yield
+    for process in RUNNING.values():
+        process.communicate(timeout=60)
+    RUNNING.clear()
+
+
+def ask(to: str, script: str, *argv: str, given: Any = None) -> str:
+    """Let a peer run a script, and return what it printed."""
+    if not PYTHONS[to]:
+        pytest.skip(f"ADAPTERGIT_{'ADAPTERS' if to == 'adapterhub' else 'PEFT'}_PYTHON is not set")
+    if to not in RUNNING:
+        command = [*str(PYTHONS[to]).split(), "-c", RESIDENT]
+        RUNNING[to] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = RUNNING[to]
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(json.dumps({"script": script, "argv": argv, "given": given}), file=process.stdin, flush=True)
+    answer = json.loads(process.stdout.readline() or '{"error": "it is gone: its last words are on stderr"}')
+    assert answer["error"] is None, answer["error"][-2000:]
+    return str(answer["printed"])
+
+
 def theirs(
     to: str, base: str, folder: Path, tmp_path: Path, given: dict[str, torch.Tensor] | None = None, script: str = ""
 ) -> torch.Tensor:
-    if not PYTHONS[to]:
-        pytest.skip(f"ADAPTERGIT_{'ADAPTERS' if to == 'adapterhub' else 'PEFT'}_PYTHON is not set")
     out = tmp_path / "out.safetensors"
     save_file(given or {"input_ids": IDS}, str(out) + ".in")
-    command = [*str(PYTHONS[to]).split(), "-c", script or RUN[to], str(GOLDEN / "bases" / base), str(folder), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    ask(to, script or RUN[to], str(GOLDEN / "bases" / base), str(folder), str(out))
     return load_file(out)["out"]
 
 
@@ -237,7 +275,7 @@ def test_peft_computes_the_same(base: str, config: str, tmp_path: Path) -> None:
 THERE_AND_BACK = """
 import json, sys, torch, peft, transformers
 answers = {}
-for case, kind, options, base, *folders in json.load(sys.stdin):
+for case, kind, options, base, *folders in asked:
     ids = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
     outs = []
     for folder in folders:
@@ -284,12 +322,8 @@ def test_peft_computes_the_same_with_what_came_back(tmp_path: Path) -> None:
             )
         )
     assert len(asked) > 3
-    if not PYTHONS["peft"]:
-        pytest.skip("ADAPTERGIT_PEFT_PYTHON is not set")
-    command = [*str(PYTHONS["peft"]).split(), "-c", THERE_AND_BACK]
-    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    answers = json.loads(done.stdout.splitlines()[-1])
+    printed = ask("peft", THERE_AND_BACK, given=asked)
+    answers = json.loads(printed.splitlines()[-1])
     assert answers == {case: pytest.approx(0, abs=2e-5) for case, *_ in asked}
 
 
@@ -298,7 +332,7 @@ import json, sys, torch, adapters, transformers
 from pathlib import Path
 from safetensors.torch import load_file
 answers = {}
-for case, base, io, options, *folders in json.load(sys.stdin):
+for case, base, io, options, *folders in asked:
     given = {key[3:]: value for key, value in load_file(io).items() if key.startswith("in.")}
     outs = []
     for folder in folders:
@@ -340,19 +374,15 @@ def test_adapters_computes_the_same_with_what_came_back(tmp_path: Path) -> None:
         "adapters does not know models of the type 'opt'",
         "adapters does not know models of the type 'xmod'",
     }
-    if not PYTHONS["adapterhub"]:
-        pytest.skip("ADAPTERGIT_ADAPTERS_PYTHON is not set")
-    command = [*str(PYTHONS["adapterhub"]).split(), "-c", ADAPTERS_THERE_AND_BACK]
-    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    answers = json.loads(done.stdout.splitlines()[-1])
+    printed = ask("adapterhub", ADAPTERS_THERE_AND_BACK, given=asked)
+    answers = json.loads(printed.splitlines()[-1])
     assert answers == {case: pytest.approx(0, abs=5e-5) for case, *_ in asked}
 
 
 PATTERNS = """
 import json, sys, torch, peft, transformers
 from safetensors.torch import save_file
-for base, folder, options in json.load(sys.stdin):
+for base, folder, options in asked:
     ids = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
     kind = transformers.AutoModelForCausalLM
@@ -371,8 +401,6 @@ for base, folder, options in json.load(sys.stdin):
 
 
 def test_patterns_match_the_paths_that_peft_matches(tmp_path: Path) -> None:
-    if not PYTHONS["peft"]:
-        pytest.skip("ADAPTERGIT_PEFT_PYTHON is not set")
     llama = {"target_modules": ["q_proj", "up_proj"]}
     gpt2 = {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
     asked = [
@@ -383,10 +411,8 @@ def test_patterns_match_the_paths_that_peft_matches(tmp_path: Path) -> None:
         ("llama", llama | {"alpha_pattern": {"^model.layers.1.*": 3}, "rank_pattern": {"^model.layers.1.*": 2}}),
         ("gpt2", gpt2 | {"alpha_pattern": {r"transformer\.h\.1\..*": 2}}),
     ]
-    command = [*str(PYTHONS["peft"]).split(), "-c", PATTERNS]
     cases = [(str(GOLDEN / "bases" / base), str(tmp_path / str(i)), how) for i, (base, how) in enumerate(asked)]
-    done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    ask("peft", PATTERNS, given=cases)
     for base, folder, options in cases:
         model = transformers.AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").eval()
         adaptergit.load(folder, model)
@@ -396,7 +422,7 @@ def test_patterns_match_the_paths_that_peft_matches(tmp_path: Path) -> None:
 SAVED = """
 import json, sys, torch, peft, transformers
 from safetensors.torch import save_file
-for auto, base, folder, kind, options, saving in json.load(sys.stdin):
+for auto, base, folder, kind, options, saving in asked:
     ids = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
     def fresh():
         torch.manual_seed(0)
@@ -420,14 +446,10 @@ Case = tuple[str, str, str, dict[str, Any], dict[str, Any]]
 
 def saved_all(cases: dict[str, Case], folder: Path) -> None:
     """Let PEFT make and save checkpoints, and what the model says that it has loaded each into again."""
-    if not PYTHONS["peft"]:
-        pytest.skip("ADAPTERGIT_PEFT_PYTHON is not set")
     asked = [
         (auto, str(GOLDEN / "bases" / base), str(folder / name), *rest) for name, (auto, base, *rest) in cases.items()
     ]
-    command = [*str(PYTHONS["peft"]).split(), "-c", SAVED]
-    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    ask("peft", SAVED, given=asked)
 
 
 def saved(base: str, kind: str, options: dict[str, Any], folder: Path) -> torch.Tensor:
@@ -488,10 +510,8 @@ def test_what_peft_made_computes_the_same_here_and_there_again(tmp_path: Path) -
         adaptergit.export(model, "p", tmp_path / f"{name} again", to="peft")
         folders = [str(tmp_path / f"{name}{end}") for end in ("", " again")]
         asked.append((name, auto, {}, str(GOLDEN / "bases" / base), *folders))
-    command = [*str(PYTHONS["peft"]).split(), "-c", THERE_AND_BACK]
-    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(OF_PEFT, pytest.approx(0, abs=2e-5))
+    printed = ask("peft", THERE_AND_BACK, given=asked)
+    assert json.loads(printed.splitlines()[-1]) == dict.fromkeys(OF_PEFT, pytest.approx(0, abs=2e-5))
 
 
 REFUSED: dict[str, tuple[Case, str]] = {
