@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -373,3 +374,18 @@ def test_a_download_says_how_fast_it_is_and_how_long_it_will_take() -> None:
         rate.told(1_000_000, 4_000_000, float(second))
     assert rate.told(1_000_000, 4_000_000, 30.0) == "1.0 of 4.0 MB"  # it stands still, and nobody knows for how long
     assert rate.told(10, 100, 31.0) == "0.0 of 0.0 MB"  # the next file
+
+
+def test_on_a_narrow_terminal_the_note_gives_way_not_the_numbers() -> None:
+    script = (
+        "from adaptergit.cli.output import progress\n"
+        "with progress() as bar:\n"
+        "    bar('training sst2-seq_bn', 1200, 1234, 'loss 0.4312, dev accuracy 0.9123, and more of it')\n"
+    )
+    narrow = os.environ | {"COLUMNS": "80", "TTY_COMPATIBLE": "1", "TERM": "xterm"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=narrow, check=True)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", done.stderr)
+    drawn = [line.rstrip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
+    assert "1200/1234" in drawn[-1]
+    assert drawn[-1].endswith("…")
+    assert max(map(len, drawn)) <= 80

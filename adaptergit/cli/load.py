@@ -162,6 +162,20 @@ def named(reference: str) -> str:
     return full_name(reference, load_settings())
 
 
+def named_adapter(reference: str) -> str:
+    """Return :func:`named`; a folder that is not there is said before PyTorch is started.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    from adaptergit.package.local import local_card
+
+    meant = named(reference)
+    if is_folder(meant) and not expand(meant).exists():
+        local_card(expand(meant))
+    return meant
+
+
 def _fetched(reference: str, *, as_json: bool, **options: Any) -> Fetched | None:
     """Fetch a release. An unsigned checkpoint is shown right away: None."""
     from adaptergit.hf import Checkpoint, fetch_hub

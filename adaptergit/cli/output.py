@@ -168,7 +168,17 @@ class Rate:
 def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], None]]:
     """Give a function ``report(stage, done, total, note)`` that draws bars on stderr; without a terminal, lines."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Note(TextColumn):
+        """What gives way first where a terminal is narrow."""
+
+        def render(self, task: Task) -> Text:
+            text = super().render(task)
+            text.no_wrap, text.overflow = True, "ellipsis"
+            return text
 
     console = Console(stderr=True, quiet=quiet or asked_for("quiet"))
     if not console.is_terminal:
@@ -184,11 +194,11 @@ def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], Non
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        Note("{task.fields[note]}", table_column=Column()),
     )
     with Progress(*columns, console=console) as bar:
         tasks: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from adaptergit.cli.load import index_option, named, offline_option, policy_option, refresh_option
+from adaptergit.cli.load import index_option, named_adapter, offline_option, policy_option, refresh_option
 from adaptergit.cli.output import clean, json_option, print_json, progress, quiet_transformers, waiting
 from adaptergit.cli.train import check_there, chosen_columns
 from adaptergit.errors import UsageError
@@ -79,7 +79,7 @@ def predict(
     if label_column is not None and (more or texts):
         raise UsageError("--label-column needs --file, or standard input with columns")
     source = _source((*more, *texts), pairs, file, suffix)
-    reference = named(reference)
+    reference = named_adapter(reference)
     with waiting("starting PyTorch and transformers"):
         quiet_transformers()
         from adaptergit.predict import predict as run

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptergit.base_place import place_of
-from adaptergit.cli.load import index_option, named, offline_option, policy_option, refresh_option
+from adaptergit.cli.load import index_option, named_adapter, offline_option, policy_option, refresh_option
 from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step, waiting
 from adaptergit.errors import NotFoundError, StorageError, UsageError
 from adaptergit.package.card import is_language, wrong_license
@@ -272,7 +272,7 @@ def evaluate(
       adaptergit eval acme/adapters@sst2 --data dev.tsv
     """
     check_there(data)
-    reference = named(reference)
+    reference = named_adapter(reference)
     with waiting("starting PyTorch and transformers"):
         quiet_transformers()
         from adaptergit.evaluation import evaluate as run
