@@ -94,7 +94,6 @@ bench-stress: $(STAMP)
 	.venv/$(BIN)/python benchmarks/stress.py
 
 docs: $(STAMP)
-	$(PIP_INSTALL) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 .venv/$(BIN)/mkdocs build --strict
 
 clean:

@@ -18,7 +18,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from adaptergit._version import __version__
-from adaptergit.errors import AdaptergitError, counted, did_you_mean
+from adaptergit.errors import AdaptergitError, counted, did_you_mean, installing
 from adaptergit.housekeeping import prune
 from adaptergit.indexes import client, revoked
 from adaptergit.pins import known_revocations, known_signers
@@ -118,6 +118,9 @@ def _ssh(_: Settings, __: datetime) -> Iterator[Finding]:
         yield Finding("ssh-keygen", PROBLEM, f"{shown} cannot sign files", "install OpenSSH 8.1 or newer")
     else:
         yield Finding("ssh-keygen", OK, shown)
+    if shutil.which("ssh") is None:
+        hint = "install OpenSSH's client (openssh-client), or use https addresses"
+        yield Finding("ssh", NOTE, "it is not installed: repositories cannot be reached by ssh", hint)
 
 
 def _keys(settings: Settings, _: datetime) -> Iterator[Finding]:
@@ -242,12 +245,12 @@ def _libraries(_: Settings, __: datetime) -> Iterator[Finding]:
         if version is None or not one.specifier.contains(version, prereleases=True):
             wrong += 1
             what = "is not installed" if version is None else f"{version} does not fit {one.specifier}"
-            yield Finding("libraries", PROBLEM, f"{one.name} {what}", f'pip install "{one.name}{one.specifier}"')
+            yield Finding("libraries", PROBLEM, f"{one.name} {what}", installing(f"{one.name}{one.specifier}"))
     if not wrong:
         shown = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
         yield Finding("libraries", OK, shown)
     if importlib.util.find_spec("accelerate") is None:
-        yield Finding("libraries", NOTE, "training needs accelerate", 'pip install "adaptergit[train]"')
+        yield Finding("libraries", NOTE, "training needs accelerate", installing("adaptergit[train]"))
 
 
 def _devices(_: Settings, __: datetime) -> Iterator[Finding]:

@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 # Bounded, so that no text of somebody else's takes long.
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,31}://)(?P<rest>(?:[^\s/@]{0,256}@)?[^\s'\"<>]*)")
@@ -242,6 +244,16 @@ class ReleaseError(AdaptergitError):
     """
 
     exit_code = 9
+
+
+def installing(requirement: str) -> str:
+    """Return the command that installs into the environment this runs in: that of a tool is one people never enter."""
+    wanted, parts = quoted(requirement), Path(sys.prefix).parts
+    if "pipx" in parts:
+        return f"pipx runpip adaptergit install {wanted}"
+    if "uv" in parts and "tools" in parts:
+        return f"uv pip install --python {sys.executable} {wanted}"
+    return f"{sys.executable} -m pip install {wanted}"
 
 
 DAMAGED_WEIGHTS = "the file is damaged or cut off: get it once more from where it came"

@@ -273,9 +273,19 @@ def test_quiet_leaves_the_result_alone(hub: Hub, source: Source) -> None:
 
 
 @pytest.mark.parametrize("option", ["-q", "--quiet", "-v", "--verbose"])
-def test_an_option_of_all_commands_behind_one_is_told_where_it_goes(option: str) -> None:
-    assert said("info", "nowhere", option) == f"Error: {option} goes before the command: adaptergit {option} info …"
-    assert "goes before" not in said("info", "nowhere", "--qiet")
+def test_a_switch_means_the_same_before_and_behind_a_command(option: str, home: Path) -> None:
+    for command in (["info", "nowhere"], ["store", "ls"], ["index", "ls"]):
+        before, behind = (CliRunner().invoke(main, argv) for argv in ([option, *command], [*command, option]))
+        assert (before.exit_code, before.stdout) == (behind.exit_code, behind.stdout)
+        traced = [one for one in (before, behind) if "Traceback" in one.stderr]
+        assert len(traced) == (2 if "-v" in option and command[0] == "info" else 0)
+    assert "did you mean" in said("info", "nowhere", "--qiet").lower() or "--qiet" in said("info", "nowhere", "--qiet")
+
+
+def test_json_is_answered_wherever_it_is_asked_for(home: Path) -> None:
+    for argv in (["--json", "store", "ls"], ["store", "ls", "--json"], ["-q", "--json", "store", "ls"]):
+        command = [sys.executable, "-m", "adaptergit", *argv]
+        assert json.loads(subprocess.run(command, capture_output=True, check=True).stdout) == {"packages": []}
 
 
 def test_verbose_says_where_an_error_comes_from() -> None:

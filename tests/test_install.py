@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import adaptergit
 from adaptergit.resources import resource
@@ -36,6 +41,28 @@ def test_every_schema_is_valid_and_closed(path: Path) -> None:
     schema = json.loads(path.read_text())
     Draft202012Validator.check_schema(schema)
     assert schema["additionalProperties"] is False
+
+
+BROUGHT = {"deepspeed": "whoever names its configuration has it"}
+
+
+def test_whatever_is_imported_is_declared() -> None:
+    """What comes with something else today is missing when that changes its mind."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *(one for name in ("train", "serve", "demo") for one in extras[name])]
+    names = {canonicalize_name(Requirement(one).name) for one in declared}
+    imported: dict[str, str] = {}
+    for path in (ROOT / "adaptergit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0]: path.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported[str(node.module).partition(".")[0]] = path.name
+    theirs = imported.keys() - sys.stdlib_module_names - {"adaptergit"} - BROUGHT.keys()
+    known = packages_distributions()
+    missing = {one: imported[one] for one in theirs if not names & {*map(canonicalize_name, known.get(one, ()))}}
+    assert missing == {}
 
 
 @pytest.mark.slow

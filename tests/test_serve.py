@@ -487,4 +487,4 @@ def test_without_the_extra_it_is_said_what_to_install(packages: list[Path]) -> N
         [sys.executable, "-c", script, "serve", str(packages[0])], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "pip install 'adaptergit[serve]'" in done.stderr
+    assert f"{sys.executable} -m pip install 'adaptergit[serve]'" in done.stderr

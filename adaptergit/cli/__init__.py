@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from adaptergit._version import __version__
-from adaptergit.cli.groups import Group
+from adaptergit.cli.groups import Group, with_switches
 from adaptergit.cli.output import report, run_safely
 from adaptergit.errors import UsageError
 
@@ -30,7 +30,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "load": ("load", "Fetch and verify an adapter, and say what it is."),
     "predict": ("predict", "Run a published adapter over texts."),
     "serve": ("serve", "Answer requests for many adapters over HTTP."),
-    "verify": ("load", "Verify a package folder, step by step."),
+    "verify": ("load", "Verify a release or a package folder, step by step."),
     "info": ("load", "Show an adapter's card."),
     "summary": ("compare", "Say what an adapter is: parameters, placement, sizes."),
     "diff": ("compare", "Show what differs between two adapters."),
@@ -60,6 +60,7 @@ _ALIASES = {
     **dict.fromkeys(("delete", "withdraw", "unpublish"), "yank"),
     **dict.fromkeys(("config", "settings", "check", "status"), "doctor"),
     "import": "convert",
+    "fetch": "load",
 }
 
 
@@ -72,7 +73,8 @@ class _Lazy(Group):
             return None
         module = importlib.import_module(f"adaptergit.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, {"eval": "evaluate"}.get(cmd_name, cmd_name))
-        return command
+        known = any(one.name == "quiet" for one in command.params)
+        return command if known else with_switches(command)
 
     def suggestion(self, ctx: click.Context, name: str) -> str | None:
         """Also name the groups that have such a command, and our word for what others call so."""
@@ -103,17 +105,17 @@ class _Lazy(Group):
             sys.exit(1)
         sys.exit(done if isinstance(done, int) else 0)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        return run_safely(lambda: self._invoke(ctx))
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take ``--json`` before the command too."""
+        before = next((at for at, arg in enumerate(args) if not arg.startswith("-")), 0)
+        if "--json" in args[:before]:
+            rest = [arg for at, arg in enumerate(args) if at >= before or arg != "--json"]
+            end = rest.index("--") if "--" in rest else len(rest)
+            args = [*rest[:end], "--json", *rest[end:]]
+        return super().parse_args(ctx, args)
 
-    def _invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except click.NoSuchOption as error:
-            if error.option_name not in [name for one in self.params for name in one.opts]:
-                raise
-            before = f"adaptergit {error.option_name} {ctx.invoked_subcommand} …"
-            raise click.UsageError(f"{error.option_name} goes before the command: {before}", error.ctx) from error
+    def invoke(self, ctx: click.Context) -> Any:
+        return run_safely(lambda: super(_Lazy, self).invoke(ctx))
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -123,6 +125,9 @@ class _Lazy(Group):
 @click.pass_context
 def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     """Publish, find, verify and load transformer adapters, with nothing but git.
+
+    What an adapter is: show asks your indexes, info its card, summary its weights too; load also verifies and keeps it.
+    --quiet, --verbose and --json may stand before or behind the command.
 
     \b
     Exit codes: 0 done · 1 other error · 2 wrong usage · 3 invalid package · 4 refused by verification, or

@@ -86,9 +86,14 @@ def convert(
 
 
 @click.command()
-@click.argument("source", metavar="REF")
-@click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(["vllm", "peft", "adapterhub"]), required=True, help="Who will read it.")
+@click.argument("source", metavar="REFERENCE")
+@click.argument("target", metavar="DST", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(["vllm", "peft", "adapterhub"]),
+    required=True,
+    help="Who will read it; adapterhub: the adapters library.",
+)
 @_base
 @_model_class
 @_name
@@ -112,7 +117,7 @@ def export(
     lock: Path | None,
     as_json: bool,
 ) -> None:
-    """Write the adapter REF, a reference or a package folder, to the new folder DIR, for another library to use.
+    """Write the adapter REFERENCE, or a package folder, to the new folder DST, for another library to use.
 
     The same as convert, for what is published: a release is fetched and verified first.
 

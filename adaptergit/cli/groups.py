@@ -7,8 +7,27 @@ import click
 from adaptergit.errors import did_you_mean
 
 
+def with_switches(command: click.Command) -> click.Command:
+    """Let a command take ``--quiet`` and ``--verbose``; they mean the same there as before it."""
+
+    def said(context: click.Context, switch: click.Parameter, value: bool) -> None:
+        if value:
+            context.find_root().params[str(switch.name)] = True
+
+    if not isinstance(command, click.Group):
+        command.params += [
+            click.Option(spelt, is_flag=True, hidden=True, expose_value=False, callback=said)
+            for spelt in (["-q", "--quiet"], ["-v", "--verbose"])
+        ]
+    return command
+
+
 class Group(click.Group):
-    """A group that knows its commands' near misses."""
+    """A group that knows its commands' near misses, and whose commands take what the program takes before them."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command, with the switches that may stand behind it too."""
+        super().add_command(with_switches(cmd), name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -21,7 +21,8 @@ def index() -> None:
     \b
     Using one:        add, ls, update, remove, explain
     Contributing:     submit
-    Maintaining one:  init, review, settle, publish, check, crawl, build, site, sign, rotate, recover, revoke, yank
+    Maintaining one:  init, review, settle, publish, check, crawl, build, site, sign, rotate, recover, revoke, yank,
+                      import-adapterhub
     One file:         list
 
     \b
@@ -306,11 +307,11 @@ def submit(
 
 
 @index.command("list")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("references", nargs=-1, required=True)
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument("references", nargs=-1)
 @policy_option
 @json_option
-def list_(file: Path, references: tuple[str, ...], policy: str | None, as_json: bool) -> None:
+def list_(file: Path | None, references: tuple[str, ...], policy: str | None, as_json: bool) -> None:
     """Fetch and verify releases, and list them in one index FILE, for yourself or a small team.
 
     \b
@@ -319,6 +320,9 @@ def list_(file: Path, references: tuple[str, ...], policy: str | None, as_json: 
     """
     from adaptergit.search import add_to_index
 
+    if file is None or not references:
+        hint = "adaptergit index ls shows the indexes you have added"
+        raise UsageError("name the index FILE, and the releases to list in it", hint=hint)
     added = []
     for reference in references:
         with waiting(f"fetching {reference}", quiet=as_json):

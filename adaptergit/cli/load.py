@@ -63,8 +63,9 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
 
 
 @click.command()
-@click.argument("path")
+@click.argument("reference")
 @policy_option
+@offline_option
 @refresh_option
 @click.option(
     "--model-signing-key",
@@ -72,8 +73,10 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
     help="PEM file of a public key: verify the OpenSSF bundle (model.sig) too.",
 )
 @json_option
-def verify(path: str, policy: str | None, refresh: bool, model_signing_key: Path | None, as_json: bool) -> None:
-    """Verify a package folder, or the release a reference means, step by step.
+def verify(
+    reference: str, policy: str | None, offline: bool, refresh: bool, model_signing_key: Path | None, as_json: bool
+) -> None:
+    """Verify the release REFERENCE means, or a package folder, step by step.
 
     Exit code 4 if the signature or the policy refuses it, 3 if a byte was changed.
 
@@ -87,13 +90,13 @@ def verify(path: str, policy: str | None, refresh: bool, model_signing_key: Path
     from adaptergit.resolve import verify as check
     from adaptergit.trust.oms import verify_bundle
 
-    path = named(path)
+    reference = named(reference)
     steps: tuple[str, ...] = ()
     try:
-        if is_folder(path):
-            folder, verdict = expand(path), check(expand(path), policy=policy)
+        if is_folder(reference):
+            folder, verdict = expand(reference), check(expand(reference), policy=policy)
         else:
-            found = _fetched(path, policy=policy, refresh=refresh, as_json=as_json)
+            found = _fetched(reference, policy=policy, offline=offline, refresh=refresh, as_json=as_json)
             if found is None:
                 return
             folder, verdict = found.path, found.verdict

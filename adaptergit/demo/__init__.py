@@ -18,7 +18,7 @@ from typing import Any
 
 from adaptergit.demo.attacks import attack
 from adaptergit.demo.people import Person
-from adaptergit.errors import NotFoundError, UsageError
+from adaptergit.errors import NotFoundError, UsageError, installing
 
 BASE_ID = "sentence-transformers/all-MiniLM-L6-v2"
 SEED = 42
@@ -196,7 +196,7 @@ def _find(package: str, relative: str) -> Path:
     """Locate a data package without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise NotFoundError(f"the package {package} is not installed", hint="pip install 'adaptergit[demo]'")
+        raise NotFoundError(f"the package {package} is not installed", hint=installing("adaptergit[demo]"))
     return Path(spec.origin).parent / relative
 
 

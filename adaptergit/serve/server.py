@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptergit.errors import TransportError, UsageError
+from adaptergit.errors import TransportError, UsageError, installing
 
 if TYPE_CHECKING:
     import uvicorn
@@ -113,7 +113,7 @@ def _stopping(server: uvicorn.Server) -> Callable[[int, Any], None]:
 def _needs_extra() -> None:
     missing = [n for n in ("fastapi", "uvicorn", "prometheus_client") if importlib.util.find_spec(n) is None]
     if missing:
-        raise UsageError(f"serving needs {', '.join(missing)}", hint="pip install 'adaptergit[serve]'")
+        raise UsageError(f"serving needs {', '.join(missing)}", hint=installing("adaptergit[serve]"))
 
 
 def bound(host: str, port: int) -> socket.socket:

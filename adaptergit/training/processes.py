@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.errors import NotFoundError, UsageError
+from adaptergit.errors import NotFoundError, UsageError, installing
 from adaptergit.splice.panel import Panel
 from adaptergit.training.spec import TrainSpec
 
@@ -70,7 +70,7 @@ def _check_deepspeed(path: Path) -> None:
         raise NotFoundError("no such file", where=str(path)) from error
     except (OSError, ValueError) as error:
         raise UsageError(f"no configuration of DeepSpeed: {error}", where=str(path)) from error
-    needs("deepspeed", "pip install deepspeed")
+    needs("deepspeed", installing("deepspeed"))
 
 
 def needs(package: str, hint: str) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from adaptergit.base_place import place_of
-from adaptergit.errors import DataError, UsageError
+from adaptergit.errors import DataError, UsageError, installing
 from adaptergit.package import CARD, Card
 from adaptergit.package.curve import FAR, thinned
 from adaptergit.splice.checkpoint import card_data, frameworks
@@ -124,7 +124,7 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
     task = kind.learn(columns, data)
     task.check(held_out)
     data, validation = _validation(spec, task, data)
-    needs("accelerate", "pip install 'adaptergit[train]'")
+    needs("accelerate", installing("adaptergit[train]"))
     check_sharing(spec)
     report(Progress("loading the base model", 0, 1))
     model, inputs, fresh = load_for(spec.base, kind)
