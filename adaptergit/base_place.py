@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptergit.errors import NotFoundError
+from adaptergit.errors import NotFoundError, UsageError
 from adaptergit.reference import expand
 from adaptergit.settings import config_dir, load_settings
 
@@ -34,8 +34,10 @@ def place_of(base: str, *, offline: bool = False) -> Place:
 
     Raises:
         NotFoundError: A folder that is not there.
-        UsageError: The settings cannot be read.
+        UsageError: It is empty, or the settings cannot be read.
     """
+    if not base.strip():
+        raise UsageError("the base model has an empty name", hint=_other_hint())
     settings = load_settings()
     offline = offline or settings.offline
     folder = expand(settings.base_model_path(base))

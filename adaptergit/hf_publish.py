@@ -24,7 +24,7 @@ from adaptergit.package.modelcard import render_model_card, with_front_matter
 from adaptergit.package.readme import is_rendered
 from adaptergit.package.version import is_version
 from adaptergit.packing import Report, card_to_publish, check_weights, packed, sign_package
-from adaptergit.publish import Release, signing_keys
+from adaptergit.publish import Release, signing_keys, tell_trust
 from adaptergit.settings import load_settings
 
 _MAX_README = 1 << 20
@@ -98,6 +98,7 @@ def publish_to_hub(
         else:
             sign_package(folder, card, signers, model_signing_key, report)
             _push(hub, place, there, folder, card, report)
+            tell_trust(place.principal, signers[0].public, report)
         signer = signers[0].public.fingerprint if signers else ""
         return _release(hub, place, manifest, digest, signer=signer, dry_run=dry_run)
 

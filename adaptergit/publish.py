@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adaptergit.durable import scratch
-from adaptergit.errors import NotFoundError, PackageError, ReleaseError, TransportError, UsageError, counted
+from adaptergit.errors import NotFoundError, PackageError, ReleaseError, TransportError, UsageError, counted, quoted
 from adaptergit.indexes import revoked
 from adaptergit.package import (
     MANIFEST,
@@ -259,6 +259,7 @@ def publish_all(
                 page = _proposal_page(where, remote, here.branch, proposal, pushed)
     if remote is not None and not dry_run:
         _ask_anew(where, names)
+        tell_trust(target.principal, signers[0].public, report)
     return [replace(draft.release, pull_request=page) for draft in drafts]
 
 
@@ -318,6 +319,12 @@ def yank(
     where = here.reached(destination)
     yank_release(here, remote, where, check_adapter_name(name), version, reason, undo=undo)
     _ask_anew(destination, [name])
+
+
+def tell_trust(principal: str, key: PublicKey, report: Report) -> None:
+    """Say what has to be done before the release is loaded anywhere, if it has not been done here."""
+    if not any(one.key == key and one.names(principal) for one in known_signers(load_settings())):
+        report(f"whoever loads it says once that your key counts: adaptergit trust add {principal} {quoted(key.line)}")
 
 
 def _ask_anew(where: Source | None, names: Iterable[str]) -> None:

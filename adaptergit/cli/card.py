@@ -124,6 +124,7 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
       adaptergit card validate adapters/*/card.yaml
     """
     from adaptergit.package import WEIGHTS
+    from adaptergit.package.card import UNSPECIFIED
     from adaptergit.package.editing import card_path, read_card
     from adaptergit.packing import check_weights
 
@@ -140,6 +141,8 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
         else:
             if not as_json:
                 click.echo(f"{path}: the card of {found.name} {found.version} is valid")
+                if found.license == UNSPECIFIED:
+                    step(f"it names no licence, so that nobody may use it: adaptergit card edit {path} license=…")
     if as_json:
         wrong = {str(path): {"what": error.what, "where": error.where, "hint": error.hint} for path, error in failed}
         print_json({"cards": [{"path": path, "error": wrong.get(str(path))} for path in paths]})
@@ -179,9 +182,11 @@ def render(path: Path, address: str, output: Path | None, as_json: bool) -> None
 
 def _missing(made: Card) -> list[str]:
     """Name what a card that was made by itself cannot know."""
+    from adaptergit.package.card import UNSPECIFIED
+
     data = made.data
     unsaid = {
-        "license": data["license"] == "LicenseRef-Unspecified",
+        "license": data["license"] == UNSPECIFIED,
         "description": str(data["description"]).startswith("A ") and str(data["description"]).endswith(" adapter."),
         "task.type": data["task"]["type"] == "other",
     }

@@ -15,7 +15,7 @@ from adaptergit.base_place import place_of
 from adaptergit.cli.load import index_option, named_adapter, offline_option, policy_option, refresh_option
 from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step, waiting
 from adaptergit.errors import NotFoundError, StorageError, UsageError
-from adaptergit.package.card import is_language, wrong_license
+from adaptergit.package.card import UNSPECIFIED, is_language, wrong_license
 
 if TYPE_CHECKING:
     from adaptergit.training import TrainResult, TrainSpec
@@ -79,7 +79,7 @@ _columns = click.option(
 @click.option("--runs", type=_file, help="TOML file with several runs, in place of the options above.")
 @click.option("--resume", is_flag=True, help="Go on with interrupted runs from their last finished epoch.")
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that is in the output folder.")
-@click.option("--license", default="LicenseRef-Unspecified", show_default=True, help="SPDX expression for the card.")
+@click.option("--license", default=UNSPECIFIED, show_default=True, help="SPDX expression for the card.")
 @click.option("--description", help="For the card.")
 @click.option("--language", "languages", multiple=True, help="BCP 47 tag for the card; may be repeated.")
 @click.option("--author", "authors", multiple=True, help="For the card; may be repeated.")

@@ -116,6 +116,10 @@ def wrong_license(text: str) -> str | None:
     return None
 
 
+UNSPECIFIED = "LicenseRef-Unspecified"
+"""What a card says whose author named no licence."""
+
+
 def is_language(text: str) -> bool:
     """Tell whether a text has the form of a BCP 47 tag that may be in use.
 

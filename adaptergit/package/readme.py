@@ -111,6 +111,10 @@ def _loading(data: Mapping[str, Any], release: str) -> str:
     parts = [_fenced(f'import adaptergit\n\nmodel = adaptergit.load("{release}")', "python")]
     if data["task"]["type"] == "text-classification" and "head" in data:
         parts.append(_fenced(f'$ adaptergit predict {release} --text "…"', "console"))
+    parts.append(
+        "The first time, say whose signature counts: add an index that lists it (`adaptergit index add`), or its "
+        'publisher\'s key (`adaptergit trust add`), or believe the key that is seen first (`policy="tofu"`).'
+    )
     if other := _OTHERS.get(data["adapter"]["format"]):
         command = _code(f"adaptergit export {release} --to {data['adapter']['format']} DIR")
         parts.append(f"The files are those of {other}, as they were written; {command} gets them without ours.")

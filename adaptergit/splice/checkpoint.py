@@ -22,6 +22,7 @@ from torch import nn
 
 from adaptergit.errors import ModelError, PackageError, UsageError
 from adaptergit.package import CARD, WEIGHTS, Card
+from adaptergit.package.card import UNSPECIFIED
 from adaptergit.splice.anatomy import Site, as_records
 from adaptergit.splice.fingerprint import fingerprint_of
 from adaptergit.splice.setup import Setup, as_card, tensors_of
@@ -195,7 +196,7 @@ def card_data(panel: Panel, setup: Setup, about: Mapping[str, Any]) -> dict[str,
     if not data["base_model"]["id"]:
         data["base_model"]["id"] = data["base_model"]["model_type"]
     data["training"] = {"frameworks": frameworks()}
-    data["license"] = "LicenseRef-Unspecified"
+    data["license"] = UNSPECIFIED
     for key, value in about.items():
         nested = isinstance(value, Mapping) and isinstance(data.get(key), dict)
         data[key] = {**data[key], **value} if nested else value
