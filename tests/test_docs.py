@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import functools
 import html
+import http.server
 import importlib
 import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -258,3 +262,33 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
         assert f'id="{target("adaptergit", name)}"' in python, name
     for page in site.rglob("*.html"):
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', page.read_text("utf-8")), page
+
+
+@pytest.mark.slow
+def test_what_is_copied_from_a_page_is_what_is_typed(tmp_path: Path) -> None:
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None or importlib.util.find_spec("playwright") is None or importlib.util.find_spec("mkdocs") is None:
+        pytest.skip("there is no browser to look at the site, or nothing to build it")
+    from playwright.sync_api import sync_playwright
+
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as playwright:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_context(permissions=["clipboard-read", "clipboard-write"]).new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/tutorials/first-adapter/")
+        block = page.locator(".language-console", has_text="card validate")
+        block.hover()
+        block.locator("button").first.click()
+        page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
+        copied = page.evaluate("navigator.clipboard.readText()")
+        browser.close()
+        server.shutdown()
+    assert [line.split()[:3] for line in copied.splitlines()][1] == ["adaptergit", "card", "validate"]
+    assert not re.search(r"^\$", copied, re.M)
