@@ -283,7 +283,7 @@ def test_what_is_copied_from_a_page_is_what_is_typed(tmp_path: Path) -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_context(permissions=["clipboard-read", "clipboard-write"]).new_page()
         page.goto(f"http://127.0.0.1:{server.server_port}/tutorials/first-adapter/")
-        block = page.locator(".language-console", has_text="card validate")
+        block = page.locator("div.highlight", has_text="card validate")
         block.hover()
         block.locator("button").first.click()
         page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
