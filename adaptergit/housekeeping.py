@@ -9,6 +9,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from adaptergit.package import Manifest
+from adaptergit.progress import watcher
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Store, Stored
 from adaptergit.store.lockfile import read_lock
@@ -20,7 +21,7 @@ def stored() -> list[Stored]:
 
 
 def verify_store(*, remove: bool = False, settings: Settings | None = None) -> dict[str, str]:
-    """Read every byte of the store; return what is damaged by digest, and why.
+    """Read every byte of the store; return what is damaged by digest, and why. Inside ``watching``, say how far it is.
 
     Args:
         remove: Remove what is damaged; it is fetched again when it is needed.
@@ -28,7 +29,14 @@ def verify_store(*, remove: bool = False, settings: Settings | None = None) -> d
     """
     settings = settings or load_settings()
     store = Store(cache_dir())
-    found = {one.digest: why for one in store.contents() if (why := store.damage(one.digest, settings.limits))}
+    contents, report, done = list(store.contents()), watcher(), 0
+    found, total = dict[str, str](), sum(one.size for one in contents)
+    for one in contents:
+        if why := store.damage(one.digest, settings.limits):
+            found[one.digest] = why
+        done += one.size
+        if report is not None:
+            report("the store", done, total)
     if remove:
         for digest in found:
             store.remove(digest)

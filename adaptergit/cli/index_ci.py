@@ -13,6 +13,7 @@ import click
 
 from adaptergit.cli.index_options import here_option, now_option, tell
 from adaptergit.cli.output import clean, json_option, print_json, step, waiting
+from adaptergit.errors import counted
 
 _forge = click.option(
     "--forge", type=click.Choice(["github", "gitlab", "gitea"]), help="Default: from the host's name."
@@ -96,7 +97,8 @@ def settle(reviews: Path, folder: Path, remote: str, merge: bool, forge: str | N
     token = os.environ.get(TOKEN)
     if not token:
         raise UsageError("there is no token to comment with", hint=f"set {TOKEN}")
-    done = run(read_reviews(reviews), clone=folder, remote=remote, forge=forge, token=token, merge=merge)
+    with waiting("commenting", quiet=as_json):
+        done = run(read_reviews(reviews), clone=folder, remote=remote, forge=forge, token=token, merge=merge)
     if as_json:
         print_json({"settled": done})
         return
@@ -167,7 +169,8 @@ def publish(
     for where, why in done.problems.items():
         step(clean(f"left out: {where}: {why.partition(chr(10))[0]}"))
     click.echo(
-        f"{done.built.sources} sources, {done.built.releases} releases, {done.adapters} adapters with pages"
+        f"{counted(done.built.sources, 'source')}, {counted(done.built.releases, 'release')}, "
+        f"{counted(done.adapters, 'adapter')} with pages"
         f"{': pushed' if done.pushed else ''}"
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from adaptergit.cli.index_options import here_option, keys_option, now_option, tell
-from adaptergit.cli.output import clean, json_option, print_json, step
+from adaptergit.cli.output import clean, json_option, print_json, step, waiting
 from adaptergit.errors import counted
 
 
@@ -173,7 +173,8 @@ def crawl(
         print_json({"sources": found})
         return
     added, broken = sum(len(one.added) for one in found), sum(bool(one.error or one.refused) for one in found)
-    click.echo(f"{len(found)} sources: {added} new releases, {broken} sources with problems")
+    new, wrong = counted(added, "new release"), counted(broken, "source")
+    click.echo(f"{counted(len(found), 'source')}: {new}, {wrong} with problems")
 
 
 @click.command("build")
@@ -194,14 +195,16 @@ def build(folder: Path, out: Path | None, now: datetime | None, as_json: bool) -
 
     repository = IndexRepository(folder.resolve())
     moment = now.replace(tzinfo=UTC) if now else commit_time(repository.root)
-    built = run(repository, out or repository.root / "dist", root=repository.current_root(), now=moment)
+    with waiting("building", quiet=as_json):
+        built = run(repository, out or repository.root / "dist", root=repository.current_root(), now=moment)
     for principal, why in built.skipped.items():
         step(clean(f"left out: {principal}: {why.partition(chr(10))[0]}"))
     if as_json:
         counts = {"sources": built.sources, "releases": built.releases, "changed": built.changed}
         print_json({**counts, "skipped": built.skipped})
     else:
-        click.echo(f"{built.sources} sources, {built.releases} releases, {built.changed} shards changed")
+        held = f"{counted(built.sources, 'source')}, {counted(built.releases, 'release')}"
+        click.echo(f"{held}, {counted(built.changed, 'shard')} changed")
 
 
 @click.command("sign")
@@ -262,7 +265,8 @@ def site(folder: Path, out: Path | None, as_json: bool) -> None:
     from adaptergit.index.site import build_site
 
     repository = IndexRepository(folder.resolve())
-    count = build_site(repository, out or repository.root / "dist", root=repository.current_root())
+    with waiting("writing pages", quiet=as_json):
+        count = build_site(repository, out or repository.root / "dist", root=repository.current_root())
     if as_json:
         print_json({"adapters": count})
     else:
