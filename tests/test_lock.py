@@ -17,6 +17,7 @@ from conftest import Hub, git, machine_of, snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
+import adaptergit
 from adaptergit.errors import AdaptergitError, AdaptergitWarning, NotFoundError, PackageError, TrustError, UsageError
 from adaptergit.housekeeping import prune, stored, verify_store
 from adaptergit.lock import check_lock, lock, not_compared, sync
