@@ -274,6 +274,7 @@ def test_no_secret_of_the_users_configuration_is_seen_in_the_list_of_processes(h
                 with contextlib.suppress(OSError):
                     seen.append(path.read_bytes())
             peer.close()
+            proxy.close()  # who asks again is not kept waiting
 
         watching = threading.Thread(target=look)
         watching.start()
