@@ -27,6 +27,7 @@ GOOD, BAD = ("lovely", "superb", "great", "good"), ("awful", "dull", "boring", "
 ELSEWHERE = {
     r"python3 -m venv|pip install": "test_install.py installs the wheel",
     r"SOURCE_DATE_EPOCH": "test_install.py builds it twice",
+    r"python docs/absolute_links": "test_docs.py looks at where they lead",
     r"make |\.venv/bin/python -m pytest|pre-commit": "what CI itself runs",
     r"torchrun|accelerate launch": "test_distributed.py trains with several processes",
     r"adaptergit index review 7": "test_contribute.py reviews proposals on a forge",

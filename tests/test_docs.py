@@ -245,6 +245,24 @@ def test_badges_say_what_is_so() -> None:
     assert facts["python"] == f"{versions[0]} – {versions[-1]}"
 
 
+def test_the_readme_leads_somewhere_where_nothing_lies_beside_it() -> None:
+    sys.path.insert(0, str(DOCS))
+    from absolute_links import absolute
+
+    text = (ROOT / "README.md").read_text("utf-8")
+    linked = re.findall(r"\]\(([^)]+)\)", text)
+    led = re.findall(r"\]\(([^)]+)\)", absolute(text, "https://forge.example/a/b", "v1"))
+    assert len(led) == len(linked) > 20
+    for before, after in zip(linked, led, strict=True):
+        if before.startswith(("https:", "#")):
+            assert after == before
+        else:
+            assert re.fullmatch(r"https://forge.example/a/b/(raw|blob)/v1/(.*)", after)[2] == before  # type: ignore[index]
+    assert "![A recording of adaptergit demo](https://forge.example/a/b/raw/v1/docs/pictures/demo.svg)" in absolute(
+        text, "https://forge.example/a/b", "v1"
+    )
+
+
 # --- the site ---------------------------------------------------------------------------------------------------------
 
 
