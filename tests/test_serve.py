@@ -199,6 +199,11 @@ def test_a_second_text_goes_to_adapters_that_were_trained_on_pairs(
     assert (both.status_code, "reads two texts" in both.text) == (422, True)
 
 
+def test_who_asks_for_nothing_is_told_what_there_is(server: Server) -> None:
+    for path in ("/", "/v1", "/v1/predict"):
+        assert server.get(path).json()["hint"].startswith("POST /v1/predict answers texts")
+
+
 def test_a_body_that_is_not_said_to_be_json_is_answered_with_what_to_send(server: Server) -> None:
     response = requests.post(f"{server.url}/v1/predict", data=b'{"adapter": "two", "text": "w1"}')
     assert (response.status_code, response.json()["hint"]) == (422, "send Content-Type: application/json")
