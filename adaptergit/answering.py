@@ -114,7 +114,11 @@ def opened(
     if is_hub(ref):
         found = fetch_hub(str(ref), policy=policy, offline=offline, refresh=refresh, settings=settings)
         if isinstance(found, Checkpoint) and CARD not in found.digests:
-            raise UsageError("this checkpoint has no card: nothing says which task it is for", where=str(ref))
+            raise UsageError(
+                "this checkpoint has no card: nothing says which task it is for",
+                where=str(ref),
+                hint=f"adaptergit convert {ref} FOLDER --to adaptergit, and name that folder",
+            )
         about = about_of(found)
     else:
         about = obtain(ref, settings, policy=policy, offline=offline, refresh=refresh, index=index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptergit.errors import NotFoundError, UsageError
+from adaptergit.errors import NotFoundError, UsageError, did_you_mean
 from adaptergit.reference import expand
 from adaptergit.settings import config_dir, load_settings
 
@@ -74,10 +74,13 @@ def not_loaded(
         hint = f"load it once with network, {ways}"
     elif "couldn't connect" in first:
         hint = f"look at the network and try again, {ways}"
-    meant = next((id for id in load_settings().base_models if id.rpartition("/")[2] == base), None)
+    hint, known = hint or _other_hint(), load_settings().base_models
+    meant = next((id for id in known if id.rpartition("/")[2] == base), None)
     if meant is not None:
         hint = f"did you mean {meant!r}?"
-    return NotFoundError(f"{what}: {first}", where=base, hint=hint or _other_hint())
+    elif base not in known and (nearly := did_you_mean(base, known)):
+        hint = f"{nearly} If not, {hint}"
+    return NotFoundError(f"{what}: {first}", where=base, hint=hint)
 
 
 def _other_hint() -> str:

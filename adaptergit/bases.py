@@ -123,7 +123,10 @@ def class_for(heads: Iterable[HeadConfig]) -> tuple[Any, dict[str, Any]]:
         return library.AutoModel, {}
     found = getattr(library, head.model_class, None)
     if not (isinstance(found, type) and issubclass(found, library.PreTrainedModel)):
-        raise PackageError(f"head.config.model_class: transformers has no model {head.model_class!r}")
+        raise PackageError(
+            f"head.config.model_class: transformers has no model {head.model_class!r}",
+            hint="if a newer one has: pip install -U transformers",
+        )
     if head.num_labels is None:
         return found, {}
     if len(head.labels) != head.num_labels:

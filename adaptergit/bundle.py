@@ -315,7 +315,10 @@ def _take_indexes(folder: Path, principals: set[str], index_root: str | None, se
     indexes = client(settings)
     carried = sorted(path for path in (folder / INDEXES).glob("*") if path.is_dir())
     if index_root is not None and not any(add_carried(indexes, path, index_root) for path in carried):
-        raise NotFoundError(f"the bundle holds no index with the root {index_root}")
+        raise NotFoundError(
+            f"the bundle holds no index with the root {index_root}",
+            hint=None if carried else "export it where that index is added",
+        )
     for path in carried:
         for one in indexes.subscriptions():
             try:

@@ -19,7 +19,7 @@ from torch import nn
 
 from adaptergit.bases import Named, NamedBase, base_model, class_for, is_hub_id, stated_base, transformers
 from adaptergit.durable import disk_errors
-from adaptergit.errors import ModelError, NotFoundError, PackageError, UsageError
+from adaptergit.errors import DAMAGED_WEIGHTS, ModelError, NotFoundError, PackageError, UsageError
 from adaptergit.export import WRITERS
 from adaptergit.formats import Folder, foreign_format, is_single, load_folder, model_class
 from adaptergit.formats.adapterhub_write import write_setup
@@ -177,7 +177,7 @@ def _held(folder: Path, source: Path) -> _Held:
 def _copy(held: _Held, staged: Path) -> None:
     """Copy what is in the wanted format already: the very bytes, without what only adaptergit reads."""
     if held.format == "adaptergit":
-        raise UsageError("it is a package already", where=str(held.folder))
+        raise UsageError("it is a package already", where=str(held.folder), hint="adaptergit publish takes it as it is")
     if not tensors_in(held.folder):  # the weights are looked at, if only at what they are called
         raise NotFoundError("there are no weights", where=str(held.folder), hint="adapter_model.safetensors is missing")
     for path in sorted(held.folder.rglob("*")):
@@ -345,5 +345,7 @@ def _dtype(folder: Path) -> torch.dtype | None:
                 with safe_open(str(path), framework="pt") as file:
                     kinds |= {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118 - not a mapping
             except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-                raise ModelError(f"not a valid safetensors file: {error}", where=str(path)) from error
+                raise ModelError(
+                    f"not a valid safetensors file: {error}", where=str(path), hint=DAMAGED_WEIGHTS
+                ) from error
     return kinds.pop() if len(kinds) == 1 else None

@@ -258,6 +258,8 @@ def installing(requirement: str) -> str:
 
 DAMAGED_WEIGHTS = "the file is damaged or cut off: get it once more from where it came"
 """Hint on a file of weights that cannot be parsed."""
+OTHER_MODEL = "load the base model that it was trained in: adaptergit summary names it"
+"""Hint on weights that have no place in a model."""
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str | None:
@@ -268,6 +270,20 @@ def did_you_mean(word: object, known: Iterable[str]) -> str | None:
     """
     found = near(word, known)
     return f"did you mean {' or '.join(repr(name) for name in found)}?" if found else None
+
+
+def no_file(path: Path) -> NotFoundError:
+    """Return the error for a file that a person named and that is not there, with what is there in its place."""
+    folder = path.parent
+    try:
+        names = sorted(one.name for one in folder.iterdir())[:1000]
+    except OSError as error:
+        state = "cannot be read" if isinstance(error, PermissionError) else "is not there"
+        hint = f"the folder {folder.absolute()} {state}"
+        return NotFoundError("no such file", where=str(path), hint=printable(hint))
+    listed = f"{', '.join(names[:6])}{' …' if len(names) > 6 else ''}" if names else "nothing"
+    hint = did_you_mean(path.name, names) or f"{folder.absolute()} holds {listed}"
+    return NotFoundError("no such file", where=str(path), hint=printable(hint))
 
 
 def near(word: object, known: Iterable[str]) -> list[str]:

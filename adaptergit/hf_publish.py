@@ -70,7 +70,9 @@ def publish_to_hub(
     signers = signing_keys(key, cosigners, model_signing_key, dry_run=dry_run)
     check_weights(source, card, report)
     if settings.offline or offline_by_environment():
-        raise UsageError("offline was asked for, and publishing needs the Hub", where=to)
+        raise UsageError(
+            "offline was asked for, and publishing needs the Hub", where=to, hint="unset ADAPTERGIT_OFFLINE"
+        )
     hub = Hub.of(place.endpoint, settings)
     with tempfile.TemporaryDirectory(prefix="adaptergit-publish-") as temporary:
         there = _look(hub, place, Path(temporary))

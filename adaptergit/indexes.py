@@ -166,7 +166,10 @@ def full_name(name: str, settings: Settings) -> str:
             return f"{found[0].address}{name.removeprefix(bare)}"
         if found:
             listed = "\n".join(f"    {entry.id}" for entry in found[:20])
-            raise UsageError(f"{bare!r} is the name of {len(found)} adapters in the index {one.name}:\n{listed}")
+            raise UsageError(
+                f"{bare!r} is the name of {len(found)} adapters in the index {one.name}:\n{listed}",
+                hint="write one of these",
+            )
     update = f"what {', '.join(lost)} said is no longer here: adaptergit index update" if lost else None
     hint = update or did_you_mean(bare, sorted(alike)) or f"adaptergit search {bare}"
     raise NotFoundError(f"no index knows an adapter named {bare!r}", hint=hint)

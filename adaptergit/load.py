@@ -365,7 +365,11 @@ def _load_foreign(
         loaded = load_folder(panel, path, name=name, digests=digests, about=about, **options)
         if about is not None and (found := panel.config(str(loaded.composition)).method) != about.card.method:
             where = str(path / CARD)
-            raise PackageError(f"adapter.method is {about.card.method!r}, but the files hold {found!r}", where=where)
+            raise PackageError(
+                f"adapter.method is {about.card.method!r}, but the files hold {found!r}",
+                where=where,
+                hint=f"of your own: adaptergit card edit FOLDER adapter.method={found}",
+            )
         if activate and (loaded.composition is not None or loaded.head is not None):
             chosen = loaded.composition if loaded.composition is not None else panel.active
             panel.activate(chosen, loaded.head)

@@ -81,7 +81,9 @@ def check_weights(source: Path, card: Card, report: Report) -> None:
 def _count(source: Path, card: Card) -> None:
     path = source / WEIGHTS
     if not path.is_file():
-        raise NotFoundError(f"there is no {WEIGHTS}", where=str(source))
+        raise NotFoundError(
+            f"there is no {WEIGHTS}", where=str(source), hint=f"name the folder that holds {CARD} and {WEIGHTS}"
+        )
     with opened(path) as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - not a mapping
     others = ("head.", "heads.", "embeddings.", "fusions.")
@@ -92,7 +94,9 @@ def _count(source: Path, card: Card) -> None:
     stated = card.data["adapter"].get("parameters", count)
     if stated not in (count, count - untrained):
         raise PackageError(
-            f"adapter.parameters: the card says {stated}, the weights hold {count}", where=str(source / CARD)
+            f"adapter.parameters: the card says {stated}, the weights hold {count}",
+            where=str(source / CARD),
+            hint=f"adaptergit card edit {source} adapter.parameters={count}",
         )
 
 

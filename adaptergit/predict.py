@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptergit.answering import opened
-from adaptergit.errors import DataError, NotFoundError, UsageError
+from adaptergit.errors import DataError, UsageError, no_file
 from adaptergit.training.evaluate import replies_of
 from adaptergit.training.measures import Metrics, measured
 from adaptergit.training.readers import parse_rows, read_rows
@@ -90,7 +90,7 @@ def predict(
         raise UsageError(f"batch_size must be positive, not {batch_size}")
     wishes = Wishes(top_k, max_new_tokens)
     if file is not None and not file.exists():  # said before anything is fetched
-        raise NotFoundError("no such file", where=str(file))
+        raise no_file(file)
     package = opened(ref, policy=policy, offline=offline, refresh=refresh, index=index)
     kind = package.kind
     wishes.check(kind)
@@ -128,7 +128,7 @@ def _is_asked(one: object) -> bool:
 def _asked(kind: type[Task], columns: Mapping[str, str], texts: Sequence[str | Sequence[str]]) -> Data:
     """Make rows of texts."""
     if not texts:
-        raise DataError("there is nothing to answer")
+        raise DataError("there is nothing to answer", hint='write texts=["…"]')
     rows = (Row(kind.asked(columns, text), f"text {number}") for number, text in enumerate(texts, 1))
     return _checked(kind, columns, Data(Path("texts"), tuple(rows), ""))
 

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adaptergit.durable import scratch
-from adaptergit.errors import NotFoundError, PackageError, ReleaseError, TransportError, UsageError, counted, quoted
+from adaptergit.errors import (
+    NotFoundError,
+    PackageError,
+    ReleaseError,
+    TransportError,
+    UsageError,
+    counted,
+    no_file,
+    quoted,
+)
 from adaptergit.indexes import revoked
 from adaptergit.package import (
     MANIFEST,
@@ -569,7 +578,9 @@ def signing_keys(
         TrustError: In a dry run, which does not sign: ``ssh-keygen`` cannot use one.
     """
     if model_signing_key is not None and not expand(model_signing_key).is_file():
-        raise NotFoundError("no such key file", where=str(model_signing_key))
+        raise NotFoundError(
+            "no such key file", where=str(model_signing_key), hint=no_file(expand(model_signing_key)).hint
+        )
     signer = None if dry_run and key is None and default_key() is None else signing_key(key)
     signers = [*((signer,) if signer else ()), *(signing_key(path) for path in cosigners)]
     for one in signers if dry_run else ():

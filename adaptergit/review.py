@@ -170,7 +170,11 @@ def read_reviews(path: Path) -> list[Review]:
     except FileNotFoundError as error:
         raise NotFoundError("there is no such file", where=str(path), hint="adaptergit index review --out …") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PackageError(f"not what adaptergit index review writes: {error}", where=str(path)) from error
+        raise PackageError(
+            f"not what adaptergit index review writes: {error}",
+            where=str(path),
+            hint=f"write it anew: adaptergit index review --out {path}",
+        ) from error
 
 
 def _parsed(raw: Any) -> Review:
@@ -263,5 +267,7 @@ def _fetched(git: Git, remote: str, number: int, kind: str | None) -> str:
         except TransportError as error:
             failed = error
     if "couldn't find remote ref" in failed.what.lower():
-        raise NotFoundError(f"there is no pull request {number}", where=remote)
+        raise NotFoundError(
+            f"there is no pull request {number}", where=remote, hint="give no numbers to judge all that are open"
+        )
     raise failed

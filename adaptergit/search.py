@@ -271,7 +271,9 @@ def _of_index(one: Subscription, every: Sequence[Subscription], added: Client) -
 def _fingerprint(base_of: str | Path | nn.Module) -> Fingerprint:
     """Return the fingerprint of a model, or of a folder with one."""
     if isinstance(base_of, str | Path) and not Path(base_of).is_dir():  # said before PyTorch starts
-        raise NotFoundError("no such model folder", where=str(base_of))
+        raise NotFoundError(
+            "no such model folder", where=str(base_of), hint="name a folder with config.json and model.safetensors"
+        )
     from adaptergit.splice.fingerprint import fingerprint_of
 
     if not isinstance(base_of, str | Path):

@@ -177,7 +177,11 @@ def load_settings(path: Path | None = None) -> Settings:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise UsageError(f"line {line} is not UTF-8", where=str(path), hint="save the file as UTF-8") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"not valid TOML: {error}", where=str(path)) from error
+        raise UsageError(
+            f"not valid TOML: {error}",
+            where=str(path),
+            hint="write a path with \\ in single quotes" if "\\" in str(error) or "hex" in str(error) else _QUOTES,
+        ) from error
     return Settings(**_checked(raw, path), offline=offline)
 
 
@@ -205,6 +209,7 @@ def check_online(where: str) -> None:
         raise UsageError("this needs the network, and ADAPTERGIT_OFFLINE forbids it", where=where, hint="unset it")
 
 
+_QUOTES = 'texts are in quotes, and so is a name with / or * in it: "acme/model" = "/folder"'
 _READABLE = "make it a file that you may read, or move it away: without one, the defaults count"
 _KINDS: dict[str, type] = {
     "default_host": str,
@@ -246,10 +251,16 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         checked["allow_http"] = tuple(str(host) for host in raw["allow_http"])
     for model_id, target in raw.get("base_models", {}).items():
         if not isinstance(target, str):
-            raise UsageError(f"base_models.{model_id} must be a path", where=str(path))
+            raise UsageError(
+                f"base_models.{model_id} must be a path", where=str(path), hint=f'write "{model_id}" = "/folder"'
+            )
     for glob, urls in raw.get("mirrors", {}).items():
         if not isinstance(urls, list) or not all(isinstance(url, str) and url for url in urls):
-            raise UsageError(f"mirrors.{glob} must be a list of addresses", where=str(path))
+            raise UsageError(
+                f"mirrors.{glob} must be a list of addresses",
+                where=str(path),
+                hint=f'write "{glob}" = ["https://mirror.lan/"]',
+            )
         for url in urls:
             try:
                 _check_mirror(url.replace("{repository}", "host/org/repo"))

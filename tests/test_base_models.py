@@ -170,6 +170,10 @@ def test_an_id_without_its_organisation_is_recognised(home: Path, monkeypatch: p
     (home / "config").mkdir(exist_ok=True)
     (home / "config" / "config.toml").write_text('[base_models]\n"acme/tiny" = "/models/tiny"\n')
     monkeypatch.setenv("ADAPTERGIT_OFFLINE", "1")
-    said = run("inspect", "tiny")
-    assert said.exit_code == 5
-    assert "did you mean 'acme/tiny'?" in said.stderr
+    for name, hint in (
+        ("tiny", "did you mean 'acme/tiny'?"),
+        ("acme/tny", "did you mean 'acme/tiny'? If not, load it"),
+    ):
+        said = run("inspect", name)
+        assert said.exit_code == 5
+        assert f"hint: {hint}" in said.stderr

@@ -186,7 +186,10 @@ def test_what_vllm_would_not_compute_is_refused(tmp_path: Path) -> None:
     model = made("llama", "dora[r=4]", CAUSAL)
     adapters(model).save("a", tmp_path / "ours")
     argv = ("export", tmp_path / "ours", tmp_path / "a" / "b", "--to", "vllm", "--base", GOLDEN / "bases" / "llama")
-    assert "without DoRA" in run(*argv, code=2).stderr
+    assert "without DoRA, gates or biases\n  hint: train with --adapter lora" in run(*argv, code=2).stderr
+    panel = adapters(made("llama", "seq_bn", CAUSAL))
+    with pytest.raises(UsageError, match="this is seq_bn\n  hint: train with --adapter lora; adaptergit predict runs"):
+        adaptergit.export(panel.model, "a", tmp_path / "b", to="vllm")
     assert {path.name for path in tmp_path.iterdir()} == {"home", "ours"}
 
 

@@ -103,6 +103,13 @@ def test_the_catalogue_holds_the_messages_of_the_code() -> None:
     assert sum(len(found) for found in messages().values()) > 500
 
 
+def test_most_messages_say_what_mends_it() -> None:
+    """The rest say it themselves, or nobody honest meets them."""
+    met = ("UsageError", "NotFoundError", "TransportError", "ModelError", "DataError")
+    hints = [hint for name, found in messages().items() if name in met for _, hint in found]
+    assert sum(map(bool, hints)) / len(hints) > 0.69
+
+
 def test_every_field_of_a_card_is_on_its_page() -> None:
     text = pages()["reference/card.md"]
     for field in (

@@ -17,6 +17,8 @@ from conftest import Hub, tiny_model
 import adaptergit
 from adaptergit.cli import main
 from adaptergit.errors import (
+    DataError,
+    ModelError,
     NotFoundError,
     PackageError,
     ReleaseError,
@@ -171,6 +173,7 @@ def test_a_card_that_nobody_signed_is_shown_as_a_preview(source: Source) -> None
 
 
 ZEROS = "sha256:" + "0" * 64
+TRAIN = ("train", "--base", "x", "--eval", "rows.csv", "--output", "o")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +195,13 @@ ZEROS = "sha256:" + "0" * 64
             2,
             "en, de, sr-Latn",
         ),
+        ((*TRAIN, "--train", "row.csv"), 5, "did you mean 'rows.csv'?"),
+        ((*TRAIN, "--train", "nix/rows.csv"), 5, "nix is not there"),
+        ((*TRAIN, "--train", "empty/rows.csv"), 5, "empty holds nothing"),
+        ((*TRAIN, "--license", "CC0"), 2, "write for example CC0-1.0"),
+        ((*TRAIN, "--license", "GPLv3"), 2, "write for example GPL-3.0-only or GPL-3.0-or-later"),
+        ((*TRAIN, "--license", "free"), 2, "write for example Apache-2.0 or LicenseRef-My-Terms"),
+        (("convert", "rows.csv", "out", "--to", "peft"), 2, "name the folder that it is in"),
     ],
 )  # fmt: skip
 def test_the_message_says_what_mends_it(
@@ -213,6 +223,11 @@ def test_the_message_says_what_mends_it(
         (b'base_models = "/models"', "base_models cannot be '/models'"),
         (b"mirrors = []", "mirrors cannot be a list"),
         (b"default_host = {}", "default_host cannot be a table"),
+        (b"default_host = github.com", "texts are in quotes"),
+        (b"[base_models]\nacme/tiny = '/x'", "so is a name with / or * in it"),
+        (b'allowed_signers = "C:\\Users"', "write a path with \\ in single quotes"),
+        (b"[base_models]\na = 3", 'write "a" = "/folder"'),
+        (b'[mirrors]\na = "x"', 'write "a" = ["https://mirror.lan/"]'),
         (None, "make it a file that you may read"),
     ],
 )
@@ -269,3 +284,48 @@ def test_a_full_disk_is_said_of_the_folder_that_was_named(small_disk: Path, tmp_
         adaptergit.convert(tmp_path / "a", small_disk / "out", to="adapterhub", base=tiny_model("bert"))
     assert (full.value.where, "free some space" in str(full.value.hint)) == (str(small_disk / "out"), True)
     assert not list(small_disk.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("a.csv", "text,label\n", "write one example a line"),
+        ("a.csv", "text,text\na,b\n", "rename one 'text'"),
+        ("a.csv", 'text,label\n"a" b,c\n', 'write "" for a quote'),
+        ("a.csv", "text,label\na,x\nb,x\n", "or name their column with --label-column"),
+        ("a.csv", "text,label\na,x\nb, \n", "give the row a label"),
+        ("a.jsonl", '{\n"text": "a"\n}', "an example is a whole line"),
+        ("a.json", '{"text": "a"}\n{"text": "b"}\n', "is called .jsonl"),
+        ("a.json", '[{"text": "a"}]', "rows go into .jsonl"),
+        ("a.conll", "word\n\n", "with a tab or a space between"),
+    ],
+)
+def test_data_that_cannot_be_used_says_how_it_is_written(tmp_path: Path, name: str, content: str, hint: str) -> None:
+    from adaptergit.training import TASKS, read_rows
+
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError) as unusable:
+        TASKS["text-classification"].learn({"text": "text", "label": "label"}, read_rows(tmp_path / name))
+    assert hint in str(unusable.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("turn", "hint"),
+    [
+        (lambda panel: panel.activate("Stac(a)"), "did you mean 'Stack'?"),
+        (lambda panel: panel.activate("Foo(a)"), "Stack, Fuse, Split"),
+        (lambda panel: panel.add_fusion("Stack(a, b)"), 'Fuse("a", "b")'),
+        (lambda panel: panel.add_fusion("b,c"), "Average and Stack take others"),
+        (lambda panel: panel.merge("a"), "leave it active"),
+        (lambda panel: (panel.merge("b"), panel.merge("b")), "panel.unmerge('b') takes it out"),
+        (lambda panel: panel.average("d", ["v", "w"]), "strategy='svd'"),
+        (lambda panel: panel.add_head("a", adaptergit.ClassificationHead(num_labels=2, labels=("x",))), "num_labels=1"),
+    ],
+)
+def test_a_wrong_turn_in_python_is_mended_by_its_hint(turn: Callable[[Any], Any], hint: str) -> None:
+    panel = adaptergit.adapters(tiny_model("bert"))
+    for name, config in {"a": "seq_bn", "b": "lora", "c": "lora", "v": "vera", "w": "vera"}.items():
+        panel.add(name, config)
+    with pytest.raises((UsageError, ModelError)) as wrong:
+        turn(panel)
+    assert hint in str(wrong.value.hint)

@@ -121,7 +121,7 @@ def _source(texts: Sequence[str], pairs: Sequence[str], file: Path | None, suffi
     if texts and file is not None:
         raise UsageError("give either texts or --file")
     if pairs and len(pairs) != len(texts):
-        raise UsageError(f"{len(pairs)} times --pair for {len(texts)} texts")
+        raise UsageError(f"{len(pairs)} times --pair for {len(texts)} texts", hint="one for each, in their order")
     if texts:
         return {"texts": list(zip(texts, pairs, strict=True)) if pairs else list(texts)}
     if file is not None and str(file) != "-":

@@ -14,7 +14,7 @@ import click
 from adaptergit.base_place import place_of
 from adaptergit.cli.load import index_option, named_adapter, offline_option, policy_option, refresh_option
 from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step, waiting
-from adaptergit.errors import NotFoundError, StorageError, UsageError
+from adaptergit.errors import StorageError, UsageError, no_file
 from adaptergit.package.card import UNSPECIFIED, is_language, wrong_license
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def train(
       torchrun --nproc-per-node 2 -m adaptergit train … (the same options)
     """
     if predictions is not None and not predictions.parent.is_dir():
-        raise UsageError("no such folder", where=str(predictions.parent))
+        raise UsageError("no such folder", where=str(predictions.parent), hint="make it, or name a file elsewhere")
     if (wrong := wrong_license(license)) is not None:
         raise UsageError(f"--license {wrong}")
     for tag in languages:
@@ -199,7 +199,10 @@ def train(
         )
         specs, plot = variations(spec, adapters=adapters, seeds=seeds, over=_swept(sweep)), output / PLOT
     if predictions is not None and len(specs) > 1:
-        raise UsageError("--predictions is for one run")
+        raise UsageError(
+            "--predictions is for one run",
+            hint=f"afterwards, of each run: adaptergit predict FOLDER --file {specs[0].eval} --json-lines",
+        )
     # stdout is for the answer; DeepSpeed writes there, too.
     with redirect_stdout(sys.stderr), progress(quiet=not _first()) as bar, _going_on(specs):
         several = len(specs) > 1
@@ -307,7 +310,7 @@ def check_there(*paths: Path | None) -> None:
     """
     for path in paths:
         if path is not None and not path.exists():
-            raise NotFoundError("no such file", where=str(path))
+            raise no_file(path)
 
 
 def chosen_columns(pairs: Sequence[str], **named: str | None) -> dict[str, str]:

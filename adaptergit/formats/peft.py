@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from adaptergit.errors import ModelError, PackageError, UsageError
+from adaptergit.errors import OTHER_MODEL, ModelError, PackageError, UsageError
 from adaptergit.formats.adapterhub import CONFIG, Checkpoint
 from adaptergit.formats.files import Folder
 from adaptergit.formats.peft_checks import check_biases, check_none_missing, check_start, check_variant, is_target
@@ -99,7 +99,8 @@ def translate_peft(
         **dict.fromkeys((name.upper() for name in FORM_PARTS), _form),
     }
     if kind not in readers and kind != _TOKENS:
-        raise PackageError(f"PEFT adapters of the type {kind} have no equivalent here", where=f"{where}/{CONFIG}")
+        what, known = f"PEFT adapters of the type {kind} have no equivalent here", ", ".join([*readers, _TOKENS])
+        raise PackageError(what, where=f"{where}/{CONFIG}", hint=f"these have: {known}")
     if kind == _TOKENS:  # nothing but what others have beside a LoRA, under another name
         raw = {**raw, "trainable_token_indices": raw.get("token_indices")}
     source = _Source(raw, tensors, host, where)
@@ -149,9 +150,17 @@ class _Source:
                     found.setdefault(path, {})[ours] = tensor
                     break
         if not found:
-            raise PackageError(f"no tensors of {self.raw['peft_type']} are in it", where=self.where)
+            raise PackageError(
+                f"no tensors of {self.raw['peft_type']} are in it",
+                where=self.where,
+                hint="are adapter_config.json and the weights of one adapter?",
+            )
         if convolved := [path for path in found if isinstance(self._base[path], torch.nn.modules.conv._ConvNd)]:
-            raise PackageError(f"an adapter of a convolution cannot be read: {convolved[0]}", where=self.where)
+            raise PackageError(
+                f"an adapter of a convolution cannot be read: {convolved[0]}",
+                where=self.where,
+                hint="in PEFT, leave it out of target_modules",
+            )
         self.check_complete()
         return {path: found[path] for path in self._base if path in found}
 
@@ -330,7 +339,11 @@ def _form(source: _Source) -> tuple[MethodConfig, Tensors]:
     prefix, suffix = FORM_PARTS[kind]
     names = {key.rpartition(f".{prefix}")[2].removesuffix(suffix) for key in source.tensors if f".{prefix}" in key}
     if any("embedding_" in name for name in names):
-        raise PackageError(f"{kind.upper()} of an embedding cannot be read", where=source.where)
+        raise PackageError(
+            f"{kind.upper()} of an embedding cannot be read",
+            where=source.where,
+            hint="in PEFT, leave it out of target_modules",
+        )
     found = source.take({f"{prefix}{name}{suffix}": name for name in names})
     if raw.get("coft"):
         eps = float(raw.get("eps", 6e-5))
@@ -338,11 +351,23 @@ def _form(source: _Source) -> tuple[MethodConfig, Tensors]:
     r = int(raw.get("r") or 0)
     first = next(iter(found.values()))
     if kind == "boft" and first["R"].shape[0] > 1:
-        raise PackageError("BOFT with more than one butterfly factor cannot be read", where=source.where)
+        raise PackageError(
+            "BOFT with more than one butterfly factor cannot be read",
+            where=source.where,
+            hint="in PEFT, train with boft_n_butterfly_factor=1",
+        )
     if kind == "miss" and raw.get("init_weights") in ("bat", "mini"):
-        raise PackageError(f"MiSS of the kind {raw['init_weights']!r} cannot be read", where=source.where)
+        raise PackageError(
+            f"MiSS of the kind {raw['init_weights']!r} cannot be read",
+            where=source.where,
+            hint="in PEFT, train with init_weights=True",
+        )
     if raw.get("n_frequency_pattern"):
-        raise PackageError("FourierFT with a number of frequencies for each layer cannot be read", where=source.where)
+        raise PackageError(
+            "FourierFT with a number of frequencies for each layer cannot be read",
+            where=source.where,
+            hint="in PEFT, train without n_frequency_pattern",
+        )
     if len(sizes := {_block_size(kind, raw, parts) for parts in found.values()}) > 1:
         raise PackageError(
             f"{kind.upper()} with blocks of several sizes cannot be read: {sorted(sizes)}",
@@ -455,7 +480,7 @@ def _tuned(source: _Source) -> tuple[TunedParameters | None, Tensors]:
         where = source.in_model(module)
         own = getattr(source._model.get(where), name, None)
         if not isinstance(own, torch.Tensor):
-            raise ModelError(f"the model has no parameter {path!r}", where=source.where)
+            raise ModelError(f"the model has no parameter {path!r}", where=source.where, hint=OTHER_MODEL)
         seen.add(f"{where}.{name}")
         if not torch.equal(own.detach().cpu().to(tensor.dtype), tensor):  # the model's own value needs no copy
             values[f"{where}.{name}"] = tensor

@@ -94,7 +94,9 @@ def write_peft(panel: Panel, name: str, folder: Path, *, patterns: bool = True) 
     else:
         fields, tensors = _adapter(config, _Source(panel, parts.places, parts.common))
     if not patterns and (fields.get("rank_pattern") or fields.get("alpha_pattern")):
-        raise UsageError("some layers have a rank or an alpha of their own here, as they are fused")
+        raise UsageError(
+            "some layers have a rank or an alpha of their own here, as they are fused", hint="--to peft writes them"
+        )
     if name in panel.heads and not fields.get("modules_to_save"):
         raise UsageError(
             "a head beside the model has no equivalent in PEFT",
@@ -186,7 +188,7 @@ def _beside(tuned: Mapping[Tuned, nn.Module], adapted: set[str], panel: Panel) -
 
 def _lora(config: LoRA, source: _Source) -> Made:
     if config.use_gating:
-        raise UsageError("PEFT has no gated LoRA")
+        raise UsageError("PEFT has no gated LoRA", hint="make it with use_gating=False")
     if config.use_dora and config.dora_norm != "paper":
         raise UsageError("PEFT computes DoRA as the paper does", hint="make it with dora_norm='paper'")
     sites = source.sites()
@@ -199,7 +201,9 @@ def _lora(config: LoRA, source: _Source) -> Made:
         tensors[f"{stem}.{'lora_embedding_B' if embeds else 'lora_B.weight'}"] = b
         if bias is not None:
             if embeds:
-                raise UsageError(f"PEFT has no LoRA with a bias of an embedding: {path}")
+                raise UsageError(
+                    f"PEFT has no LoRA with a bias of an embedding: {path}", hint="make it with lora_bias=False"
+                )
             tensors[f"{stem}.lora_B.bias"] = bias
         if site.m is not None:
             tensors[f"{stem}.lora_magnitude_vector"] = site.m.view(-1)
@@ -228,7 +232,10 @@ def _whole(site: LoRASite) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | N
     if not site.target.fused:
         return site.lora_A, site.lora_B, site.lora_bias, site.r, alpha
     if site.config.use_rslora:
-        raise UsageError("a rank-stabilised LoRA of a part of a fused layer has no equivalent in PEFT")
+        raise UsageError(
+            "a rank-stabilised LoRA of a part of a fused layer has no equivalent in PEFT",
+            hint="make it with use_rslora=False",
+        )
     b = site.lora_B.new_zeros(site.target.outputs, site.r * n)
     start = 0
     for slot, (first, last) in enumerate(site.target.slots):
@@ -241,7 +248,10 @@ def _whole(site: LoRASite) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | N
 def _ia3(config: IA3, source: _Source) -> Made:
     sites = source.sites()
     if config.use_gating or any(site.target.fused for site in sites.values()):
-        raise UsageError("PEFT has no gated IA3, and none of a part of a fused layer")
+        raise UsageError(
+            "PEFT has no gated IA3, and none of a part of a fused layer",
+            hint="make it with use_gating=False" if config.use_gating else None,
+        )
     tensors = {}
     for path, site in sites.items():
         shape = (1, -1) if site.scales_input else (-1, 1)
@@ -256,7 +266,9 @@ def _ia3(config: IA3, source: _Source) -> Made:
 
 def _vera(config: VeRA, source: _Source) -> Made:
     if config.full or config.use_dora:
-        raise UsageError("PEFT has no VeRA with full matrices or magnitudes")
+        raise UsageError(
+            "PEFT has no VeRA with full matrices or magnitudes", hint="make it with full=False and use_dora=False"
+        )
     sites = source.sites()
     tensors = {"base_model.vera_A": source.shared.lora_A, "base_model.vera_B": source.shared.lora_B}
     for path, site in sites.items():
@@ -280,7 +292,9 @@ def _form(config: WeightForm, source: _Source) -> Made:
     ranks = {path: site.r for path, site in sites.items() if site.r != config.r}
     alphas = {path: site.alpha for path, site in sites.items() if site.alpha != config.alpha}
     if (ranks or alphas) and config.kind not in ("loha", "lokr"):
-        raise UsageError(f"PEFT has no {config.kind} with patterns of ranks")
+        raise UsageError(
+            f"PEFT has no {config.kind} with patterns of ranks", hint="make it without rank_pattern and alpha_pattern"
+        )
     if config.neumann_terms == 3:
         raise UsageError("PEFT computes an OFT of 3 terms as one of 4", hint="make it with neumann_terms=4")
     patterns = {"rank_pattern": ranks, "alpha_pattern": alphas}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, UsageError, no_file
 from adaptergit.formats.adapterhub import FUSION_WEIGHTS
 from adaptergit.formats.adapterhub import WEIGHTS as ADAPTERHUB_WEIGHTS
 from adaptergit.formats.adapterhub_heads import HEAD_WEIGHTS
@@ -39,7 +39,7 @@ def unpacked(source: Path, *, allow_pickle: bool = False) -> Iterator[Path]:
         PackageError: Not a zip file, or one that holds what it should not; a pickle that is none of tensors.
     """
     if not source.exists():
-        raise NotFoundError("no such file or folder", where=str(source))
+        raise NotFoundError("no such file or folder", where=str(source), hint=no_file(source).hint)
     with tempfile.TemporaryDirectory(prefix="adaptergit-") as temporary:
         folder = source
         if source.is_file():
@@ -62,7 +62,11 @@ def unpacked(source: Path, *, allow_pickle: bool = False) -> Iterator[Path]:
 
 def _extract(source: Path, folder: Path) -> None:
     if not zipfile.is_zipfile(source):
-        raise UsageError("neither a folder nor a zip file", where=str(source))
+        raise UsageError(
+            "neither a folder nor a zip file",
+            where=str(source),
+            hint="name the folder that it is in, or unpack it and name that folder",
+        )
     try:
         with zipfile.ZipFile(source) as archive:
             listed = archive.infolist()
@@ -99,5 +103,9 @@ def _checkpoint(folder: Path, source: Path) -> Path:
     found = [path for path in sorted(folder.rglob("*")) if path.is_dir() and is_foreign(path)]
     outermost = [path for path in found if not any(other in path.parents for other in found)]
     if len(outermost) != 1:
-        raise UsageError(f"{len(outermost) or 'no'} checkpoints in the archive", where=str(source))
+        raise UsageError(
+            f"{len(outermost) or 'no'} checkpoints in the archive",
+            where=str(source),
+            hint="unpack it and name a folder of one" if outermost else "one has an adapter_config.json",
+        )
     return outermost[0]

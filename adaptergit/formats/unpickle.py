@@ -46,7 +46,9 @@ def unpickle(source: Path, target: Path, *, where: str) -> None:
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it was stopped: it needed too much"]
         reason = "".join(char for char in said[-1] if char.isprintable())[:300]
-        raise PackageError(f"the pickle cannot be made safetensors: {reason}", where=where)
+        raise PackageError(
+            f"the pickle cannot be made safetensors: {reason}", where=where, hint="ask whoever made it for safetensors"
+        )
 
 
 def _main(source: str, target: str) -> None:

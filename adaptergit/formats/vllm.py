@@ -26,14 +26,20 @@ def write_vllm(panel: Panel, name: str, folder: Path) -> None:
     """
     config = panel.config(name)
     if type(config) is not LoRA:
-        raise UsageError(f"vLLM serves LoRA adapters, and this is {config.method}")
+        raise UsageError(
+            f"vLLM serves LoRA adapters, and this is {config.method}",
+            hint="train with --adapter lora; adaptergit predict runs this one",
+        )
     if config.use_dora or config.use_gating or config.lora_bias:
-        raise UsageError("vLLM serves LoRA without DoRA, gates or biases")
+        raise UsageError("vLLM serves LoRA without DoRA, gates or biases", hint="train with --adapter lora")
     if config.rank_pattern or config.alpha_pattern:
         raise UsageError("vLLM reads one rank and one alpha for all layers", hint="this one has patterns of them")
     if not hasattr(panel.model, "lm_head"):
         kind = type(panel.model).__name__
-        raise UsageError(f"vLLM serves adapters of causal language models, and this is a {kind}")
+        raise UsageError(
+            f"vLLM serves adapters of causal language models, and this is a {kind}",
+            hint="load the base model with AutoModelForCausalLM (--model-class)",
+        )
     if config.r > RANKS[-1]:
         raise UsageError(f"vLLM serves ranks up to {RANKS[-1]}, and this is {config.r}")
     write_peft(panel, name, folder, patterns=False)

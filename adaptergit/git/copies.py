@@ -88,7 +88,11 @@ def _push(
             tag = f"{TAGS}/{manifest.name}/{manifest.version}"
             known = there.get(tag)
             if known is not None and not _same(git, remote, tag, known, commit):
-                raise ReleaseError(f"the mirror holds another {manifest.name} {manifest.version}", where=remote.url)
+                raise ReleaseError(
+                    f"the mirror holds another {manifest.name} {manifest.version}",
+                    where=remote.url,
+                    hint="copy to a repository that holds no other's",
+                )
             new.append(known is None)
             if known is None:
                 refspecs.append(f"{commit}:{tag}")

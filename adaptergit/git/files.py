@@ -183,7 +183,11 @@ def fetch_files(remote: Remote, beside: Path, limits: Limits) -> Path:
         try:
             listing = git.raw("ls-tree", "-r", "-z", "--full-tree", "--end-of-options", top)
         except TransportError as error:
-            raise NotFoundError("neither a branch nor a folder 'dist'", where=remote.url) from error
+            raise NotFoundError(
+                "neither a branch nor a folder 'dist'",
+                where=remote.url,
+                hint="an index has one from adaptergit index publish",
+            ) from error
         oids: dict[str, str] = {}
         for entry in listing.split(b"\0"):
             if entry:

@@ -230,7 +230,10 @@ def yank_release(clone: Clone, remote: str, where: Remote, name: str, version: s
         hint = _released(where, name)
         raise ReleaseError(f"{name} {version} was never released", where=where.url, hint=hint)
     if (mark in there) is not undo:
-        raise ReleaseError(f"{name} {version} is {'not yanked' if undo else 'yanked already'}", where=where.url)
+        hint = None if undo else "--undo takes it back"
+        raise ReleaseError(
+            f"{name} {version} is {'not yanked' if undo else 'yanked already'}", where=where.url, hint=hint
+        )
     commit = "" if undo else clone.commit(clone.make_tree(()), f"yank {name} {version}\n\n{reason}", ())
     push(clone.git, remote, [f"{commit}:{mark}"])
 

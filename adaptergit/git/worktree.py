@@ -44,7 +44,7 @@ class Clone:
             TransportError: Git is not installed.
         """
         if not path.is_dir():
-            raise UsageError("no such folder", where=str(path))
+            raise UsageError("no such folder", where=str(path), hint="git clone the repository, and name its folder")
         check_installed()
         git = Git(path, trusted=True)
         try:
@@ -196,7 +196,11 @@ class Clone:
         if len(path) > 1:
             below = entries.get(name)
             if below is not None and below[1] != "tree":
-                raise ReleaseError(f"{name!r} in the repository is not a folder", where=str(self.root))
+                raise ReleaseError(
+                    f"{name!r} in the repository is not a folder",
+                    where=str(self.root),
+                    hint=f"git mv {name} elsewhere, and commit",
+                )
             oid, kind = self._replace(below[2] if below else _EMPTY, path[1:], kind, oid), "tree"
         mode = "040000" if kind == "tree" else "100644"
         entries[name] = (mode, kind, oid, name)

@@ -254,13 +254,19 @@ class Hub:
         except errors.RepositoryNotFoundError as error:
             raise NotFoundError("no such repository, or you may not see it", where=where, hint=_LOGIN) from error
         except errors.RevisionNotFoundError as error:
-            raise NotFoundError(f"no such branch, tag or commit: {revision}", where=where) from error
+            raise NotFoundError(
+                f"no such branch, tag or commit: {revision}", where=where, hint="leave it out for what is newest"
+            ) from error
         except errors.OfflineModeIsEnabled as error:
             raise TransportError("HF_HUB_OFFLINE is set", where=where, hint="unset it to ask the Hub") from error
         except errors.LocalEntryNotFoundError as error:
             raise TransportError("the Hub cannot be reached", where=where, hint="try again later") from error
         except errors.EntryNotFoundError as error:
-            raise NotFoundError("no such file or folder in the repository", where=where) from error
+            raise NotFoundError(
+                "no such file or folder in the repository",
+                where=where,
+                hint=f"see what there is: {self.address(repository)}",
+            ) from error
         except errors.HfHubHTTPError as error:
             raise _refused(getattr(error.response, "status_code", None), where) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -312,7 +318,7 @@ def _compared(path: Path, listed: Listed, where: str) -> str:
     """Return the sha256 of a file that is what the Hub listed."""
     size = path.stat().st_size
     if size != listed.size:
-        raise PackageError(f"{size} bytes arrived, the Hub lists {listed.size}", where=where)
+        raise PackageError(f"{size} bytes arrived, the Hub lists {listed.size}", where=where, hint="try again")
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         stream.seek(0)

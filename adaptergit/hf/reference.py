@@ -144,7 +144,9 @@ def _checked_endpoint(text: str) -> str:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"not a valid URL: {error}", where=where) from error
+        raise UsageError(
+            f"not a valid URL: {error}", where=where, hint=f"write {DEFAULT_ENDPOINT}, or unset it"
+        ) from error
     if parts.username is not None or parts.password is not None:
         raise UsageError("an address never holds credentials", where=where, hint="log in with: hf auth login")
     odd = not text.isascii() or not text.isprintable() or any(part in ("", ".", "..") for part in _segments(parts.path))

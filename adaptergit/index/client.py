@@ -72,7 +72,11 @@ class Client:
         except FileNotFoundError:
             return []
         except (ValueError, TypeError, AttributeError) as error:
-            raise UsageError(f"not a list of indexes: {error}", where=str(self._list)) from error
+            raise UsageError(
+                f"not a list of indexes: {error}",
+                where=str(self._list),
+                hint="move it away, and adaptergit index add them again",
+            ) from error
         return sorted(found, key=lambda one: (one.priority, one.name))
 
     def get(self, name: str) -> Subscription:

@@ -38,7 +38,7 @@ def listings(root: Path, since: str | None = None) -> Iterator[tuple[str, Listin
         try:
             since = git.text("rev-parse", "--verify", "--quiet", "--end-of-options", f"{since}^{{commit}}")
         except TransportError as error:
-            raise UsageError(f"{since!r} is not a commit", where=str(root)) from error
+            raise UsageError(f"{since!r} is not a commit", where=str(root), hint="git log lists them") from error
     span = [f"{since}..HEAD"] if since else ["HEAD"]
     log = (
         "log",

@@ -37,7 +37,11 @@ def read_index(path: str | Path) -> list[Entry]:
             "there is no such index file", where=str(path), hint="adaptergit index list FILE REFERENCE"
         ) from error
     except IsADirectoryError as error:
-        raise PackageError("this is a folder, not an index file", where=str(path)) from error
+        raise PackageError(
+            "this is a folder, not an index file",
+            where=str(path),
+            hint="name a file that adaptergit index list wrote; a whole index is added: adaptergit index add",
+        ) from error
     return check_document(data, str(path), MAX_BYTES)
 
 

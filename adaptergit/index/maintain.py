@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from adaptergit.errors import AdaptergitError, NotFoundError, TrustError, UsageError
+from adaptergit.errors import AdaptergitError, NotFoundError, TrustError, UsageError, did_you_mean
 from adaptergit.index.documents import (
     RECOVERY_NAMESPACE,
     ROOT_NAMESPACE,
@@ -62,7 +62,9 @@ def init_index(
     template = resource("index_repo_template")
     taken = [item.name for item in template.iterdir() if (folder / item.name).exists()]
     if taken:
-        raise UsageError(f"there is something already: {', '.join(sorted(taken))}", where=str(folder))
+        raise UsageError(
+            f"there is something already: {', '.join(sorted(taken))}", where=str(folder), hint="name a new folder"
+        )
     if not set(maintainers) & {key.public for key in keys}:
         raise UsageError("none of the keys is a maintainer's", hint="name one with --key")
     expires = (now or datetime.now(UTC)).replace(microsecond=0) + timedelta(days=_ROOT_DAYS)
@@ -107,11 +109,18 @@ def rotate_root(
     )
     for key in keys:
         if key.public not in {*before.maintainers, *draft.maintainers}:
-            raise UsageError(f"{key.public.fingerprint} is no maintainer of {before.index}")
+            raise UsageError(
+                f"{key.public.fingerprint} is no maintainer of {before.index}",
+                hint=_one_of({*before.maintainers, *draft.maintainers}),
+            )
     data = draft.to_bytes()
     root = parse_root(data)
     index.write_root(root, [sign(data, key, namespace=ROOT_NAMESPACE) for key in keys])
     return root
+
+
+def _one_of(keys: Iterable[PublicKey]) -> str:
+    return f"--key takes one of {', '.join(sorted(key.fingerprint for key in keys))}"
 
 
 def sign_root(index: IndexRepository, version: int, keys: Sequence[SigningKey]) -> bool:
@@ -123,7 +132,7 @@ def sign_root(index: IndexRepository, version: int, keys: Sequence[SigningKey]) 
     """
     path = index.root / "roots" / f"{version}.json"
     if not path.is_file():
-        raise NotFoundError("there is no such root", where=str(path))
+        raise NotFoundError("there is no such root", where=str(path), hint="adaptergit index rotate writes the next")
     data = path.read_bytes()
     root = parse_root(data)
     have = split_signatures(path.with_name(f"{path.name}.sig").read_bytes())
@@ -132,7 +141,7 @@ def sign_root(index: IndexRepository, version: int, keys: Sequence[SigningKey]) 
         allowed |= set(parse_root((index.root / "roots" / f"{version - 1}.json").read_bytes()).maintainers)
     for key in keys:
         if key.public not in allowed:
-            raise UsageError(f"{key.public.fingerprint} is no maintainer of {root.index}")
+            raise UsageError(f"{key.public.fingerprint} is no maintainer of {root.index}", hint=_one_of(allowed))
         if key.public not in signed_by(data, have, ROOT_NAMESPACE, [key.public]):
             have.append(sign(data, key, namespace=ROOT_NAMESPACE))
     index.write_root(root, have)
@@ -163,7 +172,11 @@ def sign_snapshot(index: IndexRepository, dist: Path, key: SigningKey, *, now: d
     if not path.is_file():
         raise NotFoundError("nothing was built", where=str(path), hint="adaptergit index build")
     if key.public not in root.online:
-        raise UsageError(f"{key.public.fingerprint} is not an online key of {root.index}", where=f"root {root.version}")
+        raise UsageError(
+            f"{key.public.fingerprint} is not an online key of {root.index}",
+            where=f"root {root.version}",
+            hint=_one_of(root.online),
+        )
     snapshot = parse_snapshot(path.read_bytes())
     if now is not None:
         moment = now.astimezone(UTC).replace(microsecond=0)
@@ -219,7 +232,9 @@ def yank_entry(index: IndexRepository, principal: str, adapter: str, version: st
     entries = index.entries(principal)
     hits = [entry for entry in entries if (entry.name, entry.version) == (adapter, version)]
     if not hits:
-        raise NotFoundError(f"{principal}@{adapter}=={version} is not listed", where=str(index.entries_path(principal)))
+        hint = did_you_mean(f"{adapter}=={version}", (f"{entry.name}=={entry.version}" for entry in entries))
+        what, where = f"{principal}@{adapter}=={version} is not listed", str(index.entries_path(principal))
+        raise NotFoundError(what, where=where, hint=hint)
     index.write_entries(principal, [replace(e, yanked=reason) if e in hits else e for e in entries])
 
 

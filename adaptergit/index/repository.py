@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adaptergit.errors import NotFoundError, PackageError
+from adaptergit.errors import NotFoundError, PackageError, did_you_mean
 from adaptergit.index.documents import Root, first_root, next_root, parse_root
 from adaptergit.index.entry import Entry, read_lines, sort_key
 from adaptergit.index.sources import SourceFile
@@ -112,7 +112,11 @@ class IndexRepository:
         """
         path = self.root / "sources" / f"{principal}.yaml"
         if not path.is_file():
-            raise NotFoundError(f"the index has no source {principal}", where=str(self.root))
+            raise NotFoundError(
+                f"the index has no source {principal}",
+                where=str(self.root),
+                hint=did_you_mean(principal, self.principals()),
+            )
         found = SourceFile.from_yaml(path.read_bytes(), where=str(path))
         if found.repository != principal:
             raise PackageError(f"the file is of {found.repository}", where=str(path), hint=f"move it to {found.path}")

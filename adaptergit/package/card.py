@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-from adaptergit.errors import PackageError, UsageError
+from adaptergit.errors import PackageError, UsageError, near
 from adaptergit.package import schemas, yamlfile
 from adaptergit.package.manifest import BaseModel
 from adaptergit.package.version import check_version
 from adaptergit.reference import check_adapter_name
 
 MAX_BYTES = 64 * 1024
+_LICENSES = (
+    "Apache-2.0", "MIT", "BSD-3-Clause", "BSD-2-Clause", "ISC", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0",
+    "CC-BY-NC-SA-4.0", "GPL-3.0-only", "GPL-3.0-or-later", "GPL-2.0-only", "GPL-2.0-or-later", "LGPL-3.0-only",
+    "LGPL-2.1-only", "AGPL-3.0-only", "AGPL-3.0-or-later", "MPL-2.0", "EUPL-1.2", "ODbL-1.0", "Unlicense",
+)  # fmt: skip
+"""Those that are common, for messages."""
 
 
 class Card:
@@ -112,8 +118,16 @@ def wrong_license(text: str) -> str | None:
     try:
         canonicalize_license_expression(text)
     except InvalidLicenseExpression:
-        return f"{text!r} is not an SPDX expression; write for example Apache-2.0 or LicenseRef-My-Terms"
+        return f"{text!r} is not an SPDX expression; write for example {' or '.join(_meant(text)[:2])}"
     return None
+
+
+def _meant(text: str) -> Sequence[str]:
+    """Return identifiers of licences that a person may have meant."""
+    said = text.casefold()
+    alike = [name for name in _LICENSES if said.startswith(name.casefold().partition("-")[0])]
+    longer = [name for name in alike if name.casefold().startswith(said)]
+    return longer or near(text, alike) or alike or ("Apache-2.0", "LicenseRef-My-Terms")
 
 
 UNSPECIFIED = "LicenseRef-Unspecified"

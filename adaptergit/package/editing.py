@@ -61,12 +61,14 @@ def edit_card(path: str | Path, assignments: Iterable[str] = (), *, unset: Itera
     """
     found = card_path(path)
     before = read_bounded(found, MAX_BYTES)
-    Card.from_yaml(before, where=str(found))
+    card = Card.from_yaml(before, where=str(found))
     changes, removed = parse_fields(assignments), [parse_field(name) for name in unset]
     try:
         after = yamlfile.update(before, changes, removed)
     except KeyError as error:
-        raise UsageError(f"{dotted(error.args[0])} is not there", where=str(found)) from error
+        raise UsageError(
+            f"{dotted(error.args[0])} is not there", where=str(found), hint=f"the card has {', '.join(card.data)}"
+        ) from error
     return write_card(found, after, before=before)
 
 
@@ -84,7 +86,7 @@ def write_card(path: Path, text: bytes, *, before: bytes) -> Card:
     card = Card.from_yaml(text, where=str(path))
     _check_made(before, card, path)
     if read_bounded(path, MAX_BYTES) != before:
-        raise UsageError("the card was changed meanwhile", where=str(path))
+        raise UsageError("the card was changed meanwhile", where=str(path), hint="look at it, and edit it again")
     if text != before:
         try:
             replace_file(path, text)

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from adaptergit.errors import NotFoundError, PackageError
+from adaptergit.errors import NotFoundError, PackageError, no_file
 from adaptergit.package import canonical
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.card import Card
@@ -68,7 +68,7 @@ def list_folder(path: Path, limits: Limits = Limits()) -> dict[str, int]:  # noq
         PackageError: The folder holds something a package may not hold.
     """
     if not path.is_dir():
-        raise NotFoundError("no such folder", where=str(path))
+        raise NotFoundError("no such folder", where=str(path), hint=no_file(path).hint)
     sizes: dict[str, int] = {}
     with os.scandir(path) as entries:
         for entry in entries:
@@ -78,7 +78,11 @@ def list_folder(path: Path, limits: Limits = Limits()) -> dict[str, int]:  # noq
             if stat.S_ISDIR(mode):
                 raise PackageError("a package has no subfolders", where=where, hint="move the file up or elsewhere")
             if not stat.S_ISREG(mode):
-                raise PackageError("a package holds regular files only: no links or devices", where=where)
+                raise PackageError(
+                    "a package holds regular files only: no links or devices",
+                    where=where,
+                    hint="put the file itself there",
+                )
             if os.name == "posix" and mode & 0o111:
                 raise PackageError("a package holds no executables", where=where, hint=f"chmod -x {entry.name}")
             sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
@@ -116,7 +120,9 @@ def check_sizes(sizes: Mapping[str, int], limits: Limits, where: str) -> None:
     folded: dict[str, str] = {}
     for name in sorted(sizes):
         if fold(name) in folded:
-            raise PackageError(f"{name!r} and {folded[fold(name)]!r} differ only in case", where=where)
+            raise PackageError(
+                f"{name!r} and {folded[fold(name)]!r} differ only in case", where=where, hint="give one another name"
+            )
         folded[fold(name)] = name
 
 
@@ -173,9 +179,17 @@ def check_files(
         raise PackageError(f"more than {MAX_MODEL_SIGNATURE_BYTES} bytes", where=f"{package.path}/{MODEL_SIGNATURE}")
     listed = {f.path for f in manifest.files}
     for name in sorted(listed - present):
-        raise PackageError("the file is missing, but the manifest lists it", where=f"{package.path}/{name}")
+        raise PackageError(
+            "the file is missing, but the manifest lists it",
+            where=f"{package.path}/{name}",
+            hint="get the folder once more from where it came",
+        )
     for name in sorted(present - listed):
-        raise PackageError("the manifest does not list this file", where=f"{package.path}/{name}")
+        raise PackageError(
+            "the manifest does not list this file",
+            where=f"{package.path}/{name}",
+            hint="take it out; of your own, publish it in a new version",
+        )
     for file in manifest.files:
         check_file(package.path / file.path, file, held if file.path == WEIGHTS else None)
     where = str(package.path / CARD)
@@ -261,7 +275,11 @@ def pack(
     """
     names = {name for name in list_folder(source) if not is_generated(source / name)}
     if not any(name.endswith(".safetensors") for name in names):
-        raise PackageError("there are no weights (*.safetensors)", where=str(source))
+        raise PackageError(
+            "there are no weights (*.safetensors)",
+            where=str(source),
+            hint="name the folder that holds card.yaml and the weights",
+        )
     _write(target / CARD, card.to_yaml())
     if readme is not None:
         names.discard(README)
@@ -302,7 +320,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
         with path.open("rb") as stream:
             data = stream.read(limit + 1)
     except FileNotFoundError as error:
-        raise NotFoundError("no such file", where=str(path)) from error
+        raise no_file(path) from error
     if len(data) > limit:
         raise PackageError(f"more than {limit} bytes", where=str(path))
     return data

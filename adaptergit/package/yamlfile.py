@@ -26,6 +26,7 @@ Path = tuple[str | int, ...]
 MAX_DEPTH = 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TEXT = ("str", "timestamp")
+_QUOTES = "put a text with ': ' in it, or @, % or ` in front, in quotes; indent with blanks, not with tabs"
 """A date is text here, as in JSON."""
 # Python's own parser where PyYAML was built without libyaml.
 _EVENTS: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -63,13 +64,15 @@ def loads(data: bytes, *, where: str, limit: int) -> Document:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise PackageError(f"not UTF-8 at byte {error.start}", where=where) from error
+        raise PackageError(f"not UTF-8 at byte {error.start}", where=where, hint="save the file as UTF-8") from error
     lines: dict[Path, int] = {}
     try:
         value = _Reader(text, where, lines).document()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise PackageError(f"not YAML: {error.problem or error.context}", where=f"{where}:{line}") from error
+        what = f"not YAML: {error.problem or error.context}"
+        hint = _QUOTES if "mapping values" in what or "cannot start" in what else None
+        raise PackageError(what, where=f"{where}:{line}", hint=hint) from error
     except (yaml.YAMLError, ValueError) as error:
         raise PackageError(f"not YAML: {str(error).splitlines()[0]}", where=where) from error
     return Document(value, lines)
@@ -242,7 +245,7 @@ class _Reader:
                 raise PackageError("a key must be text", where=at, hint="put it in quotes")
             _check_text(key, at)
             if key in found:
-                raise PackageError(f"the key {key!r} appears twice", where=at)
+                raise PackageError(f"the key {key!r} appears twice", where=at, hint="take one out")
             key = _shared(key)
             self.lines[(*path, key)] = event.start_mark.line + 1
             found[key] = self._value((*path, key), self._next())

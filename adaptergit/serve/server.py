@@ -125,17 +125,17 @@ def bound(host: str, port: int) -> socket.socket:
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"{port} is no port", hint="0 to 65535; 0 takes any that is free")
+    ours = "--host 127.0.0.1, or another address of this machine"
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, number)
     except OSError as error:
-        raise TransportError(f"no such address: {error.strerror}", where=host) from error
+        raise TransportError(f"no such address: {error.strerror}", where=host, hint=ours) from error
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(address)
     except OSError as error:
         sock.close()
-        ours = "--host 127.0.0.1, or another address of this machine"
         hint = "--port 0 takes any that is free" if error.errno != errno.EADDRNOTAVAIL else ours
         raise TransportError(f"cannot listen there: {error.strerror}", where=f"{host}:{port}", hint=hint) from error
     return sock

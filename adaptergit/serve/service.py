@@ -156,9 +156,17 @@ def _loaded(model: nn.Module, tokenizer: Any, one: Found, options: Mapping[str, 
         raise
     composition, head = panel.active, panel.active_head
     if composition is None:
-        raise ModelError(f"{name!r} holds no adapter that can act", where=reference)
+        raise ModelError(
+            f"{name!r} holds no adapter that can act",
+            where=reference,
+            hint="publish adapter and head in one package: panel.save(…), or save_setup(…)",
+        )
     if head is None and not _brings_head(panel, composition):
-        raise ModelError(f"{name!r} was published without a head: it has nothing to answer with", where=reference)
+        raise ModelError(
+            f"{name!r} was published without a head: it has nothing to answer with",
+            where=reference,
+            hint="panel.add_head(…) and train it, before panel.save(…) and publish",
+        )
     if len(set(panel.heads) - before) > 1:
         raise UsageError(f"{name!r} is a set-up of several heads", where=reference, hint="publish one for each answer")
     if not _alike(composition):
@@ -177,7 +185,10 @@ def _made(panel: Panel, tokenizer: Any, one: Found, composition: Composition, he
     embeddings = next((member for member in names if member in panel.embeddings), None)
     own = tokenizer if embeddings is None else panel.tokenizer(embeddings)
     if own is None:
-        raise ModelError(f"{name!r} has a vocabulary of its own and no tokenizer", where=reference)
+        what = f"{name!r} has a vocabulary of its own and no tokenizer"
+        raise ModelError(
+            what, where=reference, hint="panel.add_embeddings(…) with one, before it is saved and published"
+        )
     phrasing = phrasing_of(config)
     if phrasing is not None and phrasing.by_token and not own.is_fast:
         raise ModelError(

@@ -206,7 +206,9 @@ def rows_of(named: Mapping[str, Any], plan: Plan) -> int:
     ordered = {**{name: named[name] for name in _COUNTED if name in named}, **named}
     tensors = [value for value in ordered.values() if isinstance(value, torch.Tensor) and value.dim()]
     if not tensors:
-        raise ModelError("the base model was called without tensors")
+        raise ModelError(
+            "the base model was called without tensors", hint='give it what tokenizer(…, return_tensors="pt") makes'
+        )
     # Positions have no rows.
     rows = next((tensor for tensor in tensors if tensor.dim() > 1), tensors[0]).shape[0]
     pictures = named.get("pixel_values")

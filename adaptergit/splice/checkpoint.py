@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from adaptergit.errors import ModelError, PackageError, UsageError
+from adaptergit.errors import OTHER_MODEL, ModelError, PackageError, UsageError
 from adaptergit.package import CARD, WEIGHTS, Card
 from adaptergit.package.card import UNSPECIFIED
 from adaptergit.splice.anatomy import Site, as_records
@@ -43,7 +43,7 @@ def save(panel: Panel, setup: Setup, folder: str | Path, about: Mapping[str, Any
     if name == "" and not setup.single:
         raise UsageError(f"a {setup.method} has no name of its own", hint='pass one: name="my-setup"')
     if folder.exists() and not folder.is_dir():
-        raise UsageError("this is not a folder", where=str(folder))
+        raise UsageError("this is not a folder", where=str(folder), hint="name a new folder")
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
         raise UsageError(f"{name!r} cannot be a published name", hint='pass one: save(…, name="my-adapter")')
     if panel.merged:
@@ -159,11 +159,17 @@ def _compare(
             for what, keys in (("missing", missing), ("unexpected", extra))
             if keys
         ]
-        raise ModelError(f"the weights do not fit the model and the card: {'; '.join(parts)}", where=where)
+        raise ModelError(
+            f"the weights do not fit the model and the card: {'; '.join(parts)}", where=where, hint=OTHER_MODEL
+        )
     for key, tensor in expected.items():
         shape, dtype = found[key]
         if shape != tuple(tensor.shape):
-            raise ModelError(f"the tensor {key} has shape {shape}, the model needs {tuple(tensor.shape)}", where=where)
+            raise ModelError(
+                f"the tensor {key} has shape {shape}, the model needs {tuple(tensor.shape)}",
+                where=where,
+                hint=OTHER_MODEL,
+            )
         if dtype not in DTYPES:
             raise PackageError(f"the tensor {key} has dtype {dtype}, expected one of {', '.join(DTYPES)}", where=where)
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from adaptergit.errors import UsageError
+from adaptergit.errors import UsageError, did_you_mean
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VALUE = re.compile(r"""\[[^\]]*\]|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,()\s]+""")
@@ -231,7 +231,7 @@ class _Parser:
             return None if match[0] == "None" else match[0]
         if match[0] not in BLOCKS:
             self.at = start
-            raise self.error(f"{match[0]!r} is not a composition block")
+            raise self.error(f"there is no block {match[0]!r}", did_you_mean(match[0], BLOCKS) or ", ".join(BLOCKS))
         return self.block(match[0], start)
 
     def block(self, kind: str, start: int) -> Block:
@@ -285,8 +285,8 @@ class _Parser:
     def peek(self) -> str:
         return self.text[self.at : self.at + 1]
 
-    def error(self, what: str) -> UsageError:
-        return UsageError(f"{what}\n  {self.text}\n  {' ' * self.at}^", hint='write "qa" or "Stack(de, Fuse(a, b))"')
+    def error(self, what: str, hint: str = 'write "qa" or "Stack(de, Fuse(a, b))"') -> UsageError:
+        return UsageError(f"{what}\n  {self.text}\n  {' ' * self.at}^", hint=hint)
 
 
 _SHARING = (BatchSplit, Parallel, MultiTask, Route)

@@ -78,7 +78,9 @@ class HeadCall:
         if use_pooler:
             found: torch.Tensor | None = getattr(self.output, "pooler_output", None)
             if found is None:
-                raise ModelError("the head reads the pooler, but this model has none")
+                raise ModelError(
+                    "the head reads the pooler, but this model has none", hint="make it with use_pooler=False"
+                )
             return found
         if self.pooling == "first":
             first: torch.Tensor = self.output[0][:, 0]  # a prompt's, if one stands there: in the peers, too
@@ -191,7 +193,9 @@ class LayersHead(HeadConfig):
     def __post_init__(self) -> None:
         _check_counts(self, num_labels=10**6, layers=100)
         if self.labels and len(self.labels) != self.num_labels:
-            raise UsageError(f"{len(self.labels)} labels for {self.num_labels} logits")
+            raise UsageError(
+                f"{len(self.labels)} labels for {self.num_labels} logits", hint=f"num_labels={len(self.labels)}"
+            )
         _check_dropout(self.dropout_prob)
         if self.activation_function is not None:
             activation(self.activation_function)
@@ -524,7 +528,10 @@ class ParserModule(HeadModule):
         """Score every word as the head of every other; 0 is the root."""
         starts = call.labels.get("word_starts")
         if starts is None:
-            raise UsageError("a dependency parsing head needs word_starts")
+            raise UsageError(
+                "a dependency parsing head needs word_starts",
+                hint="model(…, word_starts=…): each word's first token, and where the last one ends",
+            )
         hidden = self.dropout(call.hidden).to(self.biaffine_arcs.weight.dtype)
         _check_width(hidden, self.biaffine_arcs.weight.shape[2])
         pad = getattr(call.config, "pad_token_id", None)
@@ -606,7 +613,10 @@ class StaticModule(nn.Module):
         self.config = config
         self.paths = static_paths(model)
         if not self.paths:
-            raise ModelError(f"{type(model).__name__} has no head of its own")
+            raise ModelError(
+                f"{type(model).__name__} has no head of its own",
+                hint="load a class that has one: AutoModelForSequenceClassification …",
+            )
         self.copies = nn.ModuleDict({path: bare_copy(model.get_submodule(path)) for path in self.paths})
 
     def reset_parameters(self) -> None:

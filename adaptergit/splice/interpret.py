@@ -164,7 +164,7 @@ class State(ABC):
 
     def fuse(self, leaf: Any, parts: Sequence[tuple[Self, Any]]) -> Self:
         """Run AdapterFusion over (state before, last adapter) of every child."""
-        raise UsageError("AdapterFusion is defined for bottleneck adapters")
+        raise UsageError("AdapterFusion is defined for bottleneck adapters", hint="Average and Stack take others")
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,10 @@ class Inventory:
         self._check_blocks(config)
         parts = config.build(host)
         if not parts.places:
-            raise ModelError(f"{config.method} has no place in this model: its places are left out or not there")
+            raise ModelError(
+                f"{config.method} has no place in this model: its places are left out or not there",
+                hint="adaptergit inspect MODEL shows the places that there are",
+            )
         return parts
 
     def _check_blocks(self, config: MethodConfig) -> None:
@@ -402,7 +405,11 @@ def _offloaded_to(root: nn.Module, path: str) -> torch.device:
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if device is not None:
             return torch.device(device)
-    raise ModelError("the model has no weights: it is on the meta device", where=path)
+    raise ModelError(
+        "the model has no weights: it is on the meta device",
+        where=path,
+        hint="load them first, as from_pretrained(…) does",
+    )
 
 
 class _InventorySidecar(Sidecar):

@@ -51,7 +51,7 @@ def merge_into(host: Host, parts: Parts) -> Callable[[], None]:
     leaf: Any
     for place, leaf in parts.places.items():
         if not isinstance(place, Projection | Linear) or not hasattr(leaf, "merged"):
-            raise UsageError(f"what acts at {place.key} cannot be merged into weights")
+            raise UsageError(f"what acts at {place.key} cannot be merged into weights", hint="leave it active")
         module: Any = host.module(place.path)
         if is_quantised(module):
             raise ModelError(
@@ -70,7 +70,9 @@ def merge_into(host: Host, parts: Parts) -> Callable[[], None]:
             if hasattr(leaf, "merged_bias"):
                 new = leaf.merged_bias(bias)
                 if new is not None and bias is None:
-                    raise UsageError(f"the adapter adds a bias at {place.path}, where the model has none")
+                    raise UsageError(
+                        f"the adapter adds a bias at {place.path}, where the model has none", hint="leave it active"
+                    )
                 if new is not None:
                     changes.append((bias, new))
     kept = {tensor.untyped_storage().data_ptr() for tensor in (*parts.parameters(), *(own for own, _ in changes))}
@@ -129,10 +131,13 @@ def average(
     random = tuple(f"{at}shared." for one, _, at in leaves(configs[0], adapters[0]) if isinstance(one, VeRA))
     shared = [key for key in states[0] if key.startswith(random)]
     if not all(torch.equal(states[0][key], state[key]) for key in shared for state in states):
-        raise UsageError("these VeRAs have different random matrices: the average of their vectors means nothing")
+        raise UsageError(
+            "these VeRAs have different random matrices: the average of their vectors means nothing",
+            hint="combine(…, strategy='svd', rank=…) adds what they change",
+        )
     lora = isinstance(configs[0], LoRA)
     if strategy != "linear" and not lora:
-        raise UsageError(f"{strategy} is for LoRA")
+        raise UsageError(f"{strategy} is for LoRA", hint="strategy='linear' is for all")
     new: dict[str, torch.Tensor] = {}
     for key in states[0]:
         # With a negative weight, changing the sign of A and of B would leave their product as it was.

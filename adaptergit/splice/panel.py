@@ -198,7 +198,7 @@ class Panel(Inventory):
         """
         parsed = parse_composition(children) if isinstance(children, str) and "(" in children else children
         if isinstance(parsed, Block) and not isinstance(parsed, Fuse):
-            raise UsageError(f"{parsed} is not a Fuse")
+            raise UsageError(f"{parsed} is not a Fuse", hint='write ["a", "b"], or Fuse("a", "b")')
         listed = parsed.split(",") if isinstance(parsed, str) else parsed
         fuse = listed if isinstance(listed, Fuse) else Fuse(*(child.strip() for child in listed))
         if name is not None:
@@ -211,7 +211,9 @@ class Panel(Inventory):
             modules[place] = Fusion(wanted, self.host.width(place))
             modules[place].reset_parameters()
         if not modules:
-            raise UsageError(f"{fuse.key}: AdapterFusion is defined for bottleneck adapters")
+            raise UsageError(
+                f"{fuse.key}: AdapterFusion is defined for bottleneck adapters", hint="Average and Stack take others"
+            )
         self.insert_fusion(fuse.key, wanted, modules, _fused_by(fuse))
 
     def remove_fusion(self, name: str) -> None:
@@ -261,7 +263,10 @@ class Panel(Inventory):
         module.reset_parameters()
         if reference_tokenizer is not None:
             if not known:
-                raise UsageError("tokens can be compared only between two tokenizers")
+                raise UsageError(
+                    "tokens can be compared only between two tokenizers",
+                    hint="give a tokenizer in place of a number, or no reference_tokenizer",
+                )
             theirs = reference_tokenizer.get_vocab()
             pairs = {index: theirs[token] for token, index in tokenizer.get_vocab().items() if token in theirs}
             module.copy_tokens(pairs, self._model if reference is None else self.embeddings_module(reference))
@@ -439,7 +444,7 @@ class Panel(Inventory):
         """
         spliced = self.spliced(name)
         if name in self._merged:
-            raise UsageError(f"{name!r} is merged already")
+            raise UsageError(f"{name!r} is merged already", hint=f"panel.unmerge({name!r}) takes it out")
         if self._engine.overridden:
             raise UsageError("weights cannot be merged while using() is in use", hint="leave the with block first")
         rest = without(self._active, name)
@@ -796,7 +801,10 @@ class Panel(Inventory):
             )
         kind = self.host.model_type
         if kind in POSITIONS_FIRST and partitions_rows(composition):
-            raise UsageError(f"{kind} keeps positions before rows: its rows cannot have adapters of their own")
+            raise UsageError(
+                f"{kind} keeps positions before rows: its rows cannot have adapters of their own",
+                hint="run the rows of each adapter by themselves",
+            )
         if kind in POSITIONS_FIRST and composition is not None:
             self._check_positions(kind, composition)
         strange = [index for index in skip if type(index) is not int or index < 0]
@@ -823,12 +831,18 @@ class Panel(Inventory):
             if isinstance(place, BlockOutput):
                 self.host.module(place.path)
             if isinstance(place, Linear) and place.path in looked_up:
-                raise UsageError(f"an adapter acts on {place.path}, which added embeddings stand in for")
+                raise UsageError(
+                    f"an adapter acts on {place.path}, which added embeddings stand in for",
+                    hint="make it without that layer in target_modules",
+                )
         fusions: dict[Place, dict[str, nn.Module]] = {}
         for fuse in fuses(composition):
             key, record = fuse.key, self.fused(fuse.key)
             if record.children != _fused_by(fuse):
-                raise UsageError(f"the fusion {key!r} was made for {', '.join(record.children)}, and not for {fuse}")
+                raise UsageError(
+                    f"the fusion {key!r} was made for {', '.join(record.children)}, and not for {fuse}",
+                    hint="panel.add_fusion(…, name=…) makes another",
+                )
             for place, fusion in record.modules.items():
                 fusions.setdefault(place, {})[key] = fusion
         tasks = None if task_ids is None else task_list(task_ids)
@@ -870,7 +884,10 @@ class Panel(Inventory):
             if not all(isinstance(module, StaticModule) for module in modules.values()):
                 raise UsageError("the head of the model's own class cannot answer together with others")
             if not own:
-                raise UsageError(f"each of {', '.join(names)} is the whole head of the model's class: name one")
+                raise UsageError(
+                    f"each of {', '.join(names)} is the whole head of the model's class: name one",
+                    hint=f"head={names[0]!r}",
+                )
         return Answer(modules, own) if modules else None
 
     def _heads_of(self, composition: Composition | None) -> list[str]:

@@ -45,7 +45,11 @@ def check_shift(base: nn.Module, attention: nn.Module, path: str) -> None:
         ModelError: The model counts by itself.
     """
     if own_way(attention) and hasattr(attention, "compute_bias"):
-        raise ModelError("this prefix takes positions, which needs transformers 5 here", where=path)
+        raise ModelError(
+            "this prefix takes positions, which needs transformers 5 here",
+            where=path,
+            hint="pip install -U transformers",
+        )
     names = (name.rpartition(".")[2] for name, _ in base.named_modules())
     absolute = next((name for name in names if "position" in name and "relative" not in name), None)
     if absolute and "position_ids" not in inspect.signature(base.forward).parameters:

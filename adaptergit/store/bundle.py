@@ -60,8 +60,9 @@ def unpack(file: Path, folder: Path, limits: Limits) -> None:
         PackageError: Not a bundle, or not all of one.
     """
     if not file.is_file():
-        hint = "name the file that adaptergit bundle export wrote"
-        raise NotFoundError("there is no such bundle", where=str(file), hint=hint)
+        raise NotFoundError(
+            "there is no such bundle", where=str(file), hint="name the file that adaptergit bundle export wrote"
+        )
     found: dict[str, tuple[int, str]] = {}
     try:
         with tarfile.open(file, "r:", tarinfo=BoundedMember) as archive:
@@ -82,7 +83,11 @@ def unpack(file: Path, folder: Path, limits: Limits) -> None:
     elif not _has_end(file):
         raise PackageError("the bundle is cut off: its end is missing", where=str(file), hint=_AGAIN)
     if MARK not in found:
-        raise PackageError(f"not a bundle: it holds no {MARK}", where=str(file))
+        raise PackageError(
+            f"not a bundle: it holds no {MARK}",
+            where=str(file),
+            hint="name the file that adaptergit bundle export wrote",
+        )
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, where: str) -> str:

@@ -20,6 +20,7 @@ from adaptergit.reference import Reference
 SCHEMA = "adaptergit.lock/1"
 MAX_BYTES = 16 * 2**20
 DEFAULT = "adaptergit.lock"
+_ANEW = "take the file from your repository's history, or delete it and write it anew: adaptergit lock REFERENCE…"
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,12 @@ def read_lock(path: str | Path) -> dict[str, Locked]:
     try:
         raw = canonical.loads(data, where=str(path), limit=MAX_BYTES)
     except PackageError as error:
-        hint = (
-            "take the file from your repository's history, or delete it and write it anew: adaptergit lock REFERENCE…"
-        )
-        raise PackageError(error.what, where=error.where, hint=hint) from error
+        raise PackageError(error.what, where=error.where, hint=_ANEW) from error
     for where, message in schemas.problems("lock", raw):
-        raise PackageError(f"{schemas.dotted(where) or 'document'}: {message}", where=str(path))
+        raise PackageError(f"{schemas.dotted(where) or 'document'}: {message}", where=str(path), hint=_ANEW)
     entries = [_entry(item, f"{path}: adapters[{number}]") for number, item in enumerate(raw["adapters"])]
     if len({one.id for one in entries}) != len(entries):
-        raise PackageError("an adapter is locked twice", where=str(path))
+        raise PackageError("an adapter is locked twice", where=str(path), hint=_ANEW)
     return {one.id: one for one in entries}
 
 

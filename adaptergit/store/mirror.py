@@ -127,7 +127,7 @@ def begin_mirror(root: Path) -> None:
         UsageError: The folder is something else.
     """
     if root.exists() and not root.is_dir():
-        raise UsageError("this is not a folder", where=str(root))
+        raise UsageError("this is not a folder", where=str(root), hint="name a new folder, or a repository's URL")
     mark = root / MARK
     if mark.is_file():
         _sweep(root)
@@ -169,7 +169,11 @@ def add_to_mirror(
     known = _listed(listing)
     for one in known.releases:
         if one.version == version and one.manifest_sha256 != digest:
-            raise PackageError(f"the mirror holds another {adapter} {version}: releases never change", where=str(root))
+            raise PackageError(
+                f"the mirror holds another {adapter} {version}: releases never change",
+                where=str(root),
+                hint="copy to a new folder",
+            )
     target = root / package_path(digest)
     mended = _put(package, target)
     before = next((one for one in known.releases if one.version == version), None)

@@ -108,7 +108,9 @@ class Store:
         """
         path = self.find(digest)
         if path is None:
-            raise NotFoundError(f"sha256:{digest} is not in the store", where=str(self.root))
+            raise NotFoundError(
+                f"sha256:{digest} is not in the store", where=str(self.root), hint="adaptergit store ls lists what is"
+            )
         package = read_package(path)
         if package.digest != digest:
             raise PackageError(f"the manifest was changed: its sha256 is {package.digest}", where=str(path))

@@ -12,7 +12,7 @@ from torch import nn
 from adaptergit.base_place import not_loaded, place_of
 from adaptergit.errors import AdaptergitWarning, UsageError
 from adaptergit.splice.anatomy import base_of
-from adaptergit.training.tasks import Task
+from adaptergit.training.tasks import TASKS, Task
 
 
 def load_base(base: str, task: type[Task] | None = None, *, offline: bool = False) -> tuple[Any, Any]:
@@ -47,7 +47,13 @@ def load_for(base: str, task: type[Task], *, offline: bool = False) -> tuple[Any
         config = transformers.AutoConfig.from_pretrained(place.source, **options)
         mapping = getattr(transformers, task.model_class)._model_mapping
         if type(config) not in mapping:
-            raise UsageError(f"a {config.model_type} model does not do {task.name}", where=base)
+            others = [one for one in TASKS.values() if one.model_class != Task.model_class]
+            does = [one.name for one in others if type(config) in getattr(transformers, one.model_class)._model_mapping]
+            raise UsageError(
+                f"a {config.model_type} model does not do {task.name}",
+                where=base,
+                hint=f"it does {' and '.join(does)}; " * bool(does) + "name another base model with --base",
+            )
         with _quiet():
             made_by = getattr(transformers, task.model_class)
             model, told = made_by.from_pretrained(place.source, output_loading_info=True, **options)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptergit.errors import NotFoundError, UsageError, installing
+from adaptergit.errors import UsageError, installing, no_file
 from adaptergit.splice.panel import Panel
 from adaptergit.training.spec import TrainSpec
 
@@ -67,7 +67,7 @@ def _check_deepspeed(path: Path) -> None:
         if not isinstance(json.loads(path.read_text("utf-8")), dict):
             raise ValueError("it is no object")
     except FileNotFoundError as error:
-        raise NotFoundError("no such file", where=str(path)) from error
+        raise no_file(path) from error
     except (OSError, ValueError) as error:
         raise UsageError(f"no configuration of DeepSpeed: {error}", where=str(path)) from error
     needs("deepspeed", installing("deepspeed"))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptergit.errors import DataError, NotFoundError
+from adaptergit.errors import DataError, no_file
 from adaptergit.training.rows import NAME_IT, Data, Row
 
 _CONLLU_REMARK = re.compile("#")
@@ -22,6 +22,7 @@ _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.B
 """What files of other encodings begin with, the longest first."""
 _MAX_FIELD = 1 << 24
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_OBJECT = 'an example is a whole line: {"text": "…", "label": "…"}'
 _CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
 
@@ -47,7 +48,7 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> Data:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise NotFoundError("no such file", where=str(path)) from error
+        raise no_file(path) from error
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
     return parse_rows(data, path.suffix, path, columns)
@@ -73,7 +74,11 @@ def parse_rows(data: bytes, kind: str, path: Path, columns: Sequence[str] = ()) 
         ) from error
     rows = tuple(Row(values, f"{path}:{line}") for line, values in _READERS[kind](path, content, columns))
     if not rows:
-        raise DataError("the file holds no examples", where=str(path))
+        raise DataError(
+            "the file holds no examples",
+            where=str(path),
+            hint="below the names of the columns, write one example a line" if kind in (".csv", ".tsv") else None,
+        )
     return Data(path, rows, hashlib.sha256(data).hexdigest())
 
 
@@ -98,8 +103,8 @@ def _table(delimiter: str) -> Callable[[Path, str, Sequence[str]], Iterator[tupl
                 if header and column not in header:
                     known = _of_another_kind(header, delimiter) or f"columns: {', '.join(header)}{NAME_IT}"
                     raise DataError(f"there is no column {column!r}", where=f"{path}:1", hint=known)
-            if len(set(header)) != len(header):
-                raise DataError("two columns have the same name", where=f"{path}:1")
+            if twice := [column for column in header if header.count(column) > 1]:
+                raise DataError("two columns have the same name", where=f"{path}:1", hint=f"rename one {twice[0]!r}")
             for fields in reader:
                 if not fields:
                     continue
@@ -111,7 +116,11 @@ def _table(delimiter: str) -> Callable[[Path, str, Sequence[str]], Iterator[tupl
                 yield reader.line_num, dict(zip(header, fields, strict=True))
         except csv.Error as error:
             hint = "is a quote not closed?" if "end of data" in str(error) else None
-            raise DataError(f"not valid: {error}", where=f"{path}:{reader.line_num}", hint=hint) from error
+            raise DataError(
+                f"not valid: {error}",
+                where=f"{path}:{reader.line_num}",
+                hint='inside quotes, write "" for a quote' if "expected after" in str(error) else hint,
+            ) from error
 
     return read
 
@@ -132,9 +141,9 @@ def _json_lines(path: Path, content: str, _columns: Sequence[str]) -> Iterator[t
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             said = f"{error.msg}: column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-            raise DataError(f"not JSON: {said}", where=f"{path}:{number}") from error
+            raise DataError(f"not JSON: {said}", where=f"{path}:{number}", hint=_OBJECT) from error
         if not isinstance(row, dict):
-            raise DataError("expected one JSON object a line", where=f"{path}:{number}")
+            raise DataError("expected one JSON object a line", where=f"{path}:{number}", hint=_OBJECT)
         yield number, row
 
 
@@ -150,7 +159,11 @@ def _conll(path: Path, content: str, wanted: Sequence[str]) -> Iterator[tuple[in
             continue
         columns = list(zip(*lines, strict=True))
         if len(columns) < 2 and (not wanted or "tags" in wanted):
-            raise DataError("one column: a token, but no tag", where=f"{path}:{number}")
+            raise DataError(
+                "one column: a token, but no tag",
+                where=f"{path}:{number}",
+                hint="write the tag behind the token, with a tab or a space between",
+            )
         named = {str(index): list(column) for index, column in enumerate(columns)}
         tags = {"tags": list(columns[-1])} if len(columns) > 1 else {}
         yield number, {"tokens": list(columns[0]), **tags, **named}
@@ -164,7 +177,11 @@ def _conllu(path: Path, content: str, _columns: Sequence[str]) -> Iterator[tuple
         # Neither multiword tokens (1-2) nor empty nodes (1.1) are words of the tree.
         words = [line for line in lines if line[0].isdigit()]
         if not words:
-            raise DataError("a sentence without words", where=f"{path}:{number}")
+            raise DataError(
+                "a sentence without words",
+                where=f"{path}:{number}",
+                hint="a word's line begins with its number: 1, 2 …",
+            )
         named = {name: list(column) for name, column in zip(_CONLLU, zip(*words, strict=True), strict=True)}
         yield number, {"tokens": named["form"], **named}
 
@@ -195,7 +212,11 @@ def _squad(path: Path, content: str, _columns: Sequence[str]) -> Iterator[tuple[
     try:
         whole = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON: {error}", where=str(path)) from error
+        raise DataError(
+            f"not JSON: {error}",
+            where=str(path),
+            hint="a file with an object on each line is called .jsonl" if "Extra data" in str(error) else None,
+        ) from error
     try:
         for article in whole["data"]:
             for paragraph in article["paragraphs"]:
@@ -204,8 +225,11 @@ def _squad(path: Path, content: str, _columns: Sequence[str]) -> Iterator[tuple[
                     row = {"id": question["id"], "question": question["question"], "context": paragraph["context"]}
                     yield 1, {**row, "answers": answers}
     except (KeyError, TypeError, AttributeError) as error:
-        hint = "data > paragraphs > context, qas > id, question, answers > text, answer_start"
-        raise DataError(f"not in SQuAD's format: {error!r} is missing or wrong", where=str(path), hint=hint) from error
+        raise DataError(
+            f"not in SQuAD's format: {error!r} is missing or wrong",
+            where=str(path),
+            hint="data > paragraphs > context, qas > id, question, answers > text, answer_start; rows go into .jsonl",
+        ) from error
 
 
 def _read_images(folder: Path) -> Data:

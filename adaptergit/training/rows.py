@@ -48,7 +48,11 @@ class Row:
         """Return a text that is not empty, without spaces around it."""
         label = self.text(column).strip()
         if not label:
-            raise DataError(f"the label in column {column!r} is empty", where=self.where)
+            raise DataError(
+                f"the label in column {column!r} is empty",
+                where=self.where,
+                hint="give the row a label, or take it out",
+            )
         return label
 
     def number(self, column: str) -> float:
@@ -59,7 +63,11 @@ class Row:
         except ValueError:
             number = nan
         if not isfinite(number):
-            raise DataError(f"column {column!r} holds {value!r}, expected a number", where=self.where)
+            raise DataError(
+                f"column {column!r} holds {value!r}, expected a number",
+                where=self.where,
+                hint="what has names is learnt as text-classification",
+            )
         return number
 
     def texts(self, column: str, separator: str | None = None) -> list[str]:
@@ -70,7 +78,11 @@ class Row:
         if not isinstance(value, Sequence) or isinstance(value, str):
             self._refuse(column, value, "a list")
         if not all(map(_is_text, value)):
-            raise DataError(f"column {column!r} holds a list of something else than texts", where=self.where)
+            raise DataError(
+                f"column {column!r} holds a list of something else than texts",
+                where=self.where,
+                hint='write ["…", "…"]',
+            )
         return [str(item) for item in value]
 
     def _refuse(self, column: str, value: Any, wanted: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from adaptergit.errors import NotFoundError, UsageError
+from adaptergit.errors import UsageError, no_file
 from adaptergit.training.resume import begun
 from adaptergit.training.spec import TrainSpec
 from adaptergit.training.train import Progress, TrainResult, train
@@ -112,9 +112,11 @@ def read_runs(path: Path) -> list[TrainSpec]:
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise NotFoundError("no such file", where=str(path)) from error
+        raise no_file(path) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"not valid TOML: {error}", where=str(path)) from error
+        raise UsageError(
+            f"not valid TOML: {error}", where=str(path), hint='a text is in quotes: task = "text-classification"'
+        ) from error
     common, runs = {k: v for k, v in raw.items() if k != "run"}, raw.get("run")
     if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
         raise UsageError("there are no runs", where=str(path), hint="[[run]] and below it train, eval, output")
@@ -127,7 +129,11 @@ def read_runs(path: Path) -> list[TrainSpec]:
         if unknown := sorted(set(options) - known):
             raise UsageError(f"unknown key {unknown[0]!r}", where=where, hint=f"known: {', '.join(sorted(known))}")
         if missing := sorted({"base", "train", "eval", "output"} - set(options)):
-            raise UsageError(f"{missing[0]!r} is missing", where=where)
+            raise UsageError(
+                f"{missing[0]!r} is missing",
+                where=where,
+                hint=f'write {missing[0]} = "…" below its [[run]], or once above the first',
+            )
         _check_kinds({**options, **more}, where)
         options |= {key: path.parent / options[key] for key in _PATHS if isinstance(options.get(key), str)}
         over = {key: [str(value) for value in values] for key, values in more.get("sweep", {}).items()}
@@ -178,7 +184,7 @@ def train_all(
     """
     outputs = [spec.output.resolve() for spec in specs]
     if twice := next((output for output in outputs if outputs.count(output) > 1), None):
-        raise UsageError("two runs would write one folder", where=str(twice))
+        raise UsageError("two runs would write one folder", where=str(twice), hint="give each an output of its own")
     for spec in specs:
         spec.check()
     if len(specs) > 1:

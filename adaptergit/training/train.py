@@ -311,7 +311,10 @@ def _arguments(ready: _Ready, size: int) -> Any:
     spec = ready.spec
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if spec.batch_size % world:
-        raise UsageError(f"batch_size is {spec.batch_size}, which {world} processes cannot share")
+        raise UsageError(
+            f"batch_size is {spec.batch_size}, which {world} processes cannot share",
+            hint=f"--batch-size {max(spec.batch_size // world, 1) * world}",
+        )
     stopping = spec.patience is not None
     best: dict[str, Any] = {
         "load_best_model_at_end": True,

@@ -31,6 +31,7 @@ _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _PREDICATE = "https://model_signing/signature/v1.0"
 _MAX_BYTES = 2**20
+_MAKE = "make one with: openssl ecparam -name prime256v1 -genkey -noout -out model-signing.pem"
 _HASHES: dict[str, hashes.HashAlgorithm] = {
     "secp256r1": hashes.SHA256(),
     "secp384r1": hashes.SHA384(),
@@ -55,10 +56,10 @@ def sign_bundle(folder: Path, name: str, key: Path) -> bytes:
         raise UsageError(
             f"not a private key without passphrase: {error}",
             where=str(key),
-            hint="make one with: openssl ecparam -name prime256v1 -genkey -noout -out model-signing.pem",
+            hint=_MAKE,
         ) from error
     if not isinstance(private, ec.EllipticCurvePrivateKey) or private.curve.name not in _HASHES:
-        raise UsageError("model signing takes elliptic-curve keys on P-256, P-384 or P-521", where=str(key))
+        raise UsageError("model signing takes elliptic-curve keys on P-256, P-384 or P-521", where=str(key), hint=_MAKE)
     files = _digests(folder)
     payload = json.dumps(_statement(name, files), sort_keys=True, separators=(",", ":")).encode()
     signature = private.sign(_pre_authentication(payload), ec.ECDSA(_HASHES[private.curve.name]))

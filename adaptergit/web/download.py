@@ -33,6 +33,7 @@ _REDIRECTS = 5
 _ATTEMPTS = 4
 _BLOCK = 1 << 18
 _NETWORK = "check the address and the network, and the proxy, if there is one (https_proxy)"
+_SLOW = "check the network, or try again later"
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -152,7 +153,11 @@ class Download:
                     wait = float(after) if after.isascii() and after.isdigit() else 0
                     raise _TransientError(f"the server answered {response.status_code}", wait)
                 if response.status_code not in (200, 206):
-                    raise TransportError(f"the server answered {response.status_code}", where=url)
+                    raise TransportError(
+                        f"the server answered {response.status_code}",
+                        where=url,
+                        hint="name and password go into ~/.netrc" if response.status_code in (401, 403) else None,
+                    )
                 tag.value = response.headers.get("ETag", "")[:200]
                 tag.begun = tag.value if tag.value.startswith('"') else response.headers.get("Last-Modified", "")[:200]
                 ranged = response.headers.get("Content-Range", "")
@@ -173,22 +178,22 @@ class Download:
                     if into.tell() + len(block) > limit:
                         raise exceeded(f"more than the limit of {limit} bytes", where=url)
                     if time.monotonic() > deadline:
-                        raise TransportError(f"no end within {self.seconds:.0f} s", where=url)
+                        raise TransportError(f"no end within {self.seconds:.0f} s", where=url, hint=_SLOW)
                     into.write(block)
                     if report is not None:
                         report(url, into.tell(), total)
                 if time.monotonic() > deadline:  # the connection was cut, perhaps before there was a length
-                    raise TransportError(f"no end within {self.seconds:.0f} s", where=url)
+                    raise TransportError(f"no end within {self.seconds:.0f} s", where=url, hint=_SLOW)
                 if 0 <= expected != got:
                     raise _TransientError(f"{got} of {expected} bytes arrived")
         except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError, OSError) as error:
             if isinstance(error, OSError) and not isinstance(error, requests.RequestException | ConnectionError):
                 raise
             if time.monotonic() > deadline:
-                raise TransportError(f"no end within {self.seconds:.0f} s", where=url) from error
+                raise TransportError(f"no end within {self.seconds:.0f} s", where=url, hint=_SLOW) from error
             raise _TransientError(f"no answer: {type(error).__name__}", unreachable=into.tell() == start) from error
         except requests.RequestException as error:
-            raise TransportError(f"cannot be asked for: {type(error).__name__}", where=url) from error
+            raise TransportError(f"cannot be asked for: {type(error).__name__}", where=url, hint=_NETWORK) from error
 
     def _sent(
         self,
@@ -216,7 +221,7 @@ class Download:
                 return response
             response.close()
             if body is not None:
-                raise TransportError("the server sends elsewhere", where=url)
+                raise TransportError("the server sends elsewhere", where=url, hint="name the address where it is now")
             try:
                 target = urljoin(url, response.headers["Location"])
                 urlsplit(target).port  # noqa: B018 - raises

@@ -133,7 +133,11 @@ def ask(method: str, url: str, data: dict[str, Any] | None, headers: dict[str, s
             )
             body = response.raw.read(_MAX_ANSWER, decode_content=True)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise TransportError(f"the forge cannot be asked: {type(error).__name__}", where=url) from error
+        raise TransportError(
+            f"the forge cannot be asked: {type(error).__name__}",
+            where=url,
+            hint="check the network, or try again later",
+        ) from error
     try:
         answer = json.loads(body or b"{}")
     except (ValueError, RecursionError):

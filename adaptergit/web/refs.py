@@ -41,7 +41,9 @@ def parse_refs(data: bytes, *, where: str) -> dict[str, str]:
         oid, _, rest = data[at + 4 : at + size].rstrip(b"\n").partition(b" ")
         name = rest.partition(b" ")[0]
         if size <= 4 or at + size > len(data) or len(oid) not in (40, 64) or not _is_hex(oid) or not name:
-            raise TransportError("the server's answer is no list of refs", where=where)
+            raise TransportError(
+                "the server's answer is no list of refs", where=where, hint="is it the address of a git repository?"
+            )
         found[name.decode("utf-8", "replace")] = oid.decode("ascii")
         at += size
     return found

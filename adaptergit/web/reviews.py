@@ -144,7 +144,7 @@ class Reviews:
             asked = "&".join(part for part in (query, f"{size}={_PER_PAGE}", f"page={page}") if part)
             answer = self._ask("GET", f"{url}?{asked}", None)
             if not isinstance(answer, list):
-                raise TransportError("the forge gave no list", where=url)
+                raise TransportError("the forge gave no list", where=url, hint="--forge says of which kind it is")
             try:
                 yield from (dict(one) for one in answer)
             except (KeyError, TypeError, ValueError) as error:

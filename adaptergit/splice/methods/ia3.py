@@ -114,7 +114,7 @@ class IA3Site(nn.Module):
     def merged(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the matrix with the factors in it, (outputs, inputs)."""
         if self.gate is not None:
-            raise UsageError("a gated IA3 depends on its input: it cannot be merged")
+            raise UsageError("a gated IA3 depends on its input: it cannot be merged", hint="leave it active")
         if self.scales_input:
             return weight * self.factors.to(weight.dtype)
         return weight * self.output_factors().to(weight.dtype)[:, None]

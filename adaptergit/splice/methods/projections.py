@@ -256,7 +256,7 @@ class LowRankSite(nn.Module):
     def delta(self) -> torch.Tensor:
         """Return what is added to the layer's matrix, (outputs, inputs)."""
         if self.gate is not None:
-            raise UsageError("what is gated depends on its input: it cannot be merged")
+            raise UsageError("what is gated depends on its input: it cannot be merged", hint="leave it active")
         product = self.product()
         # It is ours alone; memory that is new for every step takes longer than the arithmetic.
         return self.scale * product if torch.is_grad_enabled() else product.mul_(self.scale)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from adaptergit.errors import ModelError
+from adaptergit.errors import ModelError, did_you_mean
 from adaptergit.splice.config import MethodConfig, register
 from adaptergit.splice.layers import require
 from adaptergit.splice.places import Parts, Tuned
@@ -118,7 +118,7 @@ class TunedSite(_Replacing):
         own = dict(host.named_parameters(recurse=False))
         for name in names:
             if name not in own:
-                raise ModelError(f"{type(host).__name__} has no parameter {name!r}")
+                raise ModelError(f"{type(host).__name__} has no parameter {name!r}", hint=did_you_mean(name, own))
             self.register_parameter(name, nn.Parameter(torch.empty(own[name].shape)))
 
     def reset_parameters(self) -> None:

@@ -61,7 +61,7 @@ class Union(MethodConfig):
         for number, config in enumerate(self.configs):
             built = config.build(host)
             if not built.places:
-                raise ModelError(f"{config.method} of this union has no place in this model")
+                raise ModelError(f"{config.method} of this union has no place in this model", hint="leave it out")
             for place in built.places:
                 if place in parts.places:
                     raise UsageError(f"two parts of the union act at {place.key}", hint="use leave_out, or a Stack")

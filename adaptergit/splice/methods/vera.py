@@ -59,7 +59,7 @@ class VeRA(LowRank):
         """Make the vectors of every linear layer that the configuration names, and the shared matrices."""
         sizes = {(target.inputs, target.outputs) for target in targets(self, host)} or {(0, 0)}
         if self.full and len(sizes) > 1:
-            raise ModelError("full VeRA needs layers of one size")
+            raise ModelError("full VeRA needs layers of one size", hint="name them with target_modules, or full=False")
         shared = _Shared(self.r, max(size for size, _ in sizes), max(size for _, size in sizes))
         parts = self.put(host, lambda target, layer: VeRASite(self, target, shared, layer))
         parts.share(shared)

@@ -45,7 +45,7 @@ class Wishes:
             if (value := getattr(self, name)) is None:
                 continue
             if name not in task.wishes:
-                raise UsageError(f"{name} means nothing to {task.name}")
+                raise UsageError(f"{name} means nothing to {task.name}", hint="leave it out")
             if value < 1:
                 raise UsageError(f"{name} must be positive, not {value}")
 
@@ -227,11 +227,13 @@ def learnt_labels(labels: Sequence[str], data: Data) -> tuple[str, ...]:
     Raises:
         DataError: No label, one label, or nearly one for each row.
     """
-    names = label_names(labels)
+    names, hint = label_names(labels), "add rows with other labels, or name their column with --label-column"
     if not names:
-        raise DataError("no row has a label: there is nothing to learn", where=str(data.path))
+        raise DataError("no row has a label: there is nothing to learn", where=str(data.path), hint=hint)
     if len(names) < 2:
-        raise DataError(f"all labels are {names[0]!r}: there is nothing to learn", where=str(data.path))
+        if data.path.is_dir():
+            hint = "add a folder of images for another label"
+        raise DataError(f"all labels are {names[0]!r}: there is nothing to learn", where=str(data.path), hint=hint)
     if len(names) > max(20, len(labels) // 2):
         raise DataError(
             f"{len(names)} different labels in {len(labels)} lines",

@@ -102,10 +102,18 @@ class MultipleChoice(Task):
             return choices.index(label)
         if label in (numbers := [str(number) for number in range(self.count)]):
             return numbers.index(label)
-        raise DataError(f"{label!r} is none of the choices, nor the number of one", where=row.where)
+        raise DataError(
+            f"{label!r} is none of the choices, nor the number of one",
+            where=row.where,
+            hint=f"write one of {', '.join(numbers)}, or a choice word for word",
+        )
 
     def _choices(self, row: Row) -> list[str]:
         choices = row.texts(self.columns["choices"], "|")
         if len(choices) != self.count or self.count < 2:
-            raise DataError(f"{len(choices)} choices, expected {max(self.count, 2)}", where=row.where)
+            raise DataError(
+                f"{len(choices)} choices, expected {max(self.count, 2)}",
+                where=row.where,
+                hint="write a list, or a text with | between them",
+            )
         return choices

@@ -89,7 +89,11 @@ class ImageClassification(Task):
         for row in data:
             path = data.path.parent / row.text(self.columns["image"])
             if not path.is_file():
-                raise DataError(f"there is no image {path}", where=row.where)
+                raise DataError(
+                    f"there is no image {path}",
+                    where=row.where,
+                    hint=f"paths are seen from {data.path.parent.absolute()}",
+                )
             paths.append(path)
         return paths
 
@@ -116,5 +120,6 @@ class _Images(Sequence[Feature]):
             with Image.open(self.paths[index]) as image:
                 pixels = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(f"not an image: {error}", where=str(self.paths[index])) from error
+            where, hint = str(self.paths[index]), "save it as PNG or JPEG, or take it out"
+            raise DataError(f"not an image: {error}", where=where, hint=hint) from error
         return {"pixel_values": pixels, **({} if self.labels is None else {"labels": torch.tensor(self.labels[index])})}

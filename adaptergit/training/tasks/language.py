@@ -112,7 +112,10 @@ class FillMask(LanguageModelling):
         tokenizer = tools.tokenizer
         mask = getattr(tokenizer, "mask_token_id", None)
         if mask is None:
-            raise UsageError("this base model's tokenizer has no mask")
+            raise UsageError(
+                "this base model's tokenizer has no mask",
+                hint="name the base model that the adapter was trained in with --base",
+            )
         features = []
         for row in data:
             text = row.text(self.columns["text"]).replace("[MASK]", tokenizer.mask_token)
@@ -174,7 +177,11 @@ class TextGeneration(LanguageModelling):
         for row in data:
             features.append(dict(tokenizer(row.text(self.columns["text"]))))
             if not features[-1]["input_ids"]:
-                raise DataError("the tokenizer makes nothing of the text", where=row.where)
+                raise DataError(
+                    "the tokenizer makes nothing of the text",
+                    where=row.where,
+                    hint="write at least a word to go on from",
+                )
 
         def pad(batch: list[Feature]) -> dict[str, torch.Tensor]:
             # New tokens come behind the text, so what fills up stands in front of it.

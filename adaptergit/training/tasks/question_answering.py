@@ -56,7 +56,11 @@ class QuestionAnswering(Task):
         for row in data:
             for text, start in self._gold(row):
                 if row.text(self.columns["context"])[start : start + len(text)] != text:
-                    raise DataError(f"the text at {start} is not the answer {text!r}", where=row.where)
+                    raise DataError(
+                        f"the text at {start} is not the answer {text!r}",
+                        where=row.where,
+                        hint="answer_start counts the characters of the context from 0",
+                    )
 
     def head(self) -> HeadConfig:
         """Return a question answering head."""
@@ -119,12 +123,18 @@ class QuestionAnswering(Task):
     def encoded(self, data: Data, tools: Tools) -> list[_Piece]:
         """Tokenise; a long text comes in pieces that overlap."""
         if not getattr(tools.tokenizer, "is_fast", False):
-            raise UsageError("this base model's tokenizer does not say where a token stands in its text")
+            raise UsageError(
+                "this base model's tokenizer does not say where a token stands in its text",
+                hint="a base model with a tokenizer.json has one that does",
+            )
         questions = [row.text(self.columns["question"]).strip() for row in data]
         longest = max(len(ids) for ids in tools.tokenizer(questions)["input_ids"])
         room = tools.max_length - longest - tools.tokenizer.num_special_tokens_to_add(pair=True)
         if room < 8:
-            raise UsageError(f"max_length is {tools.max_length}, and a question has {longest} tokens")
+            raise UsageError(
+                f"max_length is {tools.max_length}, and a question has {longest} tokens",
+                hint="shorten the question, or train with a larger --max-length",
+            )
         found = tools.tokenizer(
             questions,
             [row.text(self.columns["context"]) for row in data],

@@ -106,7 +106,10 @@ class TokenClassification(Task):
     def encoded(self, data: Data, tools: Tools) -> list[tuple[Feature, int, list[int | None]]]:
         """Return inputs, the index of the row they are of, and at every token the word it begins."""
         if not getattr(tools.tokenizer, "is_fast", False):
-            raise UsageError("this base model's tokenizer does not say which word a token is of")
+            raise UsageError(
+                "this base model's tokenizer does not say which word a token is of",
+                hint="a base model with a tokenizer.json has one that does",
+            )
         found = tools.tokenizer(
             [row.texts(self.columns["text"]) for row in data],
             is_split_into_words=True,
@@ -126,7 +129,11 @@ class TokenClassification(Task):
         for number, row in enumerate(data):
             for word, text in enumerate(row.texts(self.columns["text"])):
                 if (number, word) not in seen:
-                    raise DataError(f"the tokenizer makes nothing of word {word + 1}, {text!r}", where=row.where)
+                    raise DataError(
+                        f"the tokenizer makes nothing of word {word + 1}, {text!r}",
+                        where=row.where,
+                        hint="take it out of the sentence, and its tag",
+                    )
         return made
 
     def _targets(self, row: Row) -> list[int]:
