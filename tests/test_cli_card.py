@@ -210,8 +210,11 @@ def test_without_fields_and_terminal_no_editor_is_started(out: Path, monkeypatch
 
 def test_an_editor_that_fails_changes_nothing(out: Path, tmp_path: Path) -> None:
     before = snapshot(out)
-    run("card", "edit", out, env=editor(tmp_path, "sys.exit(1)"), code=1)
-    run("card", "edit", out, env={"VISUAL": "", "EDITOR": "/no/such/editor"}, code=1)
+    assert "is kept" not in run("card", "edit", out, env=editor(tmp_path, "sys.exit(1)"), code=2).stderr
+    run("card", "edit", out, env={"VISUAL": "", "EDITOR": "/no/such/editor"}, code=2)
+    said = run("card", "edit", out, env=editor(tmp_path, "file.write_text('mine'); sys.exit(1)"), code=2).stderr
+    kept = Path(said.partition("your text is kept: ")[2].strip())
+    assert kept.read_text() == "mine"
     assert snapshot(out) == before
 
 
@@ -344,7 +347,7 @@ def test_a_small_card_has_a_small_readme() -> None:
     text = render_readme(Card(card_data()), "acme/adapters")
     assert [line for line in text.splitlines() if line.startswith("#")] == ["# sst2 1.0.0"]
     assert "\n\n\n" not in text
-    assert text.endswith("```\n")
+    assert text.endswith('(`policy="tofu"`).\n')
 
 
 HOSTILE = st.text(st.sampled_from("ab`|\\\n<>*_[](){}#-!&;~ \t"), min_size=1, max_size=40).filter(str.strip)

@@ -197,7 +197,7 @@ def test_python_blocks_parse_and_use_names_that_are_there(place: str, code: str)
 
 def typed(code: str) -> Iterator[list[str]]:
     """The commands of ours in a block of a shell."""
-    for line in re.sub(r"\$\([^)]*\)", "found", code.replace("\\\n", " ")).splitlines():
+    for line in re.sub(r"\$\((?:[^()]|\([^()]*\))*\)", "found", code.replace("\\\n", " ")).splitlines():
         words = shlex.split(line.strip().removeprefix("$ "), comments=True)
         while words:
             end = next((i for i, word in enumerate(words) if word in ("&&", "|", ";", ">", "<")), len(words))

@@ -597,7 +597,7 @@ def test_nothing_that_was_listed_changes(listed: Index, hub: Hub, home: Path, na
     (home / "cache/indexes/community/search.sqlite").unlink()
     assert user.update("community").refused == update.refused
     assert adaptergit.search()[0] == entry, "what was there stays as it was"
-    assert "news of 1 sources refused" in CliRunner().invoke(main, ["index", "ls"]).output
+    assert "news of 1 source refused" in CliRunner().invoke(main, ["index", "ls"]).output
     listed.repository.write_entries(PRINCIPAL, [replace(entry, yanked="bad")])
     listed.publish()
     assert user.update("community").refused == ()
@@ -1137,14 +1137,14 @@ def test_the_command_line_of_an_index(index: Index, hub: Hub, source: Callable[.
         return done.output
 
     here = ("--repo", str(root))
-    assert "1 sources, 0 releases: sound" in run("index", "check", *here)
-    assert "1 new releases" in run("index", "crawl", *here)
-    assert "1 sources, 1 releases" in run("index", "build", *here)
+    assert "1 source, 0 releases: sound" in run("index", "check", *here)
+    assert "1 new release," in run("index", "crawl", *here)
+    assert "1 source, 1 release," in run("index", "build", *here)
     run("index", "sign", *here, "--key", str(index.online.path), "--again")
     run("index", "sign", *here, "--key", str(index.maintainers[0].path), code=2)
-    assert "1 adapters" in run("index", "add", index.forge.url, "--root", f"sha256:{index.root.digest}")
+    assert "1 adapter," in run("index", "add", index.forge.url, "--root", f"sha256:{index.root.digest}")
     assert "community" in run("index", "ls")
-    assert "0 of 1 sources changed" in run("index", "update")
+    assert "0 of 1 source changed" in run("index", "update")
     snapshot = root / "dist" / "snapshot.json"
     snapshot.rename(snapshot.with_suffix(".away"))
     assert CliRunner().invoke(main, ["index", "update"]).exit_code not in (0, 1)
@@ -1153,7 +1153,7 @@ def test_the_command_line_of_an_index(index: Index, hub: Hub, source: Callable[.
     snapshot.with_suffix(".away").rename(snapshot)
     run("index", "update")
     assert "failed" not in run("index", "ls")
-    assert "1 releases" in run("index", "explain", PRINCIPAL)
+    assert "1 release," in run("index", "explain", PRINCIPAL)
     assert json.loads(run("search", "--json", "test"))["entries"][0]["id"] == f"{PRINCIPAL}@sst2"
     assert json.loads(run("show", "--json", f"{hub.url}@sst2"))["indexes"] == ["community"]
     run("index", "yank", f"{hub.url}@sst2==1.0.0", "--reason", "bad", *here)

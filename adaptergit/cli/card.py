@@ -214,9 +214,11 @@ def _in_editor(path: Path, before: bytes) -> Card:
         try:
             click.edit(filename=str(draft))
         except click.ClickException as error:
+            hint = "export EDITOR=nano, or another editor that is installed; or name fields: FIELD=VALUE"
+            if draft.read_bytes() != before:
+                raise UsageError(error.message, where=str(path), hint=f"your text is kept: {draft}") from error
             draft.unlink()
             draft.parent.rmdir()
-            hint = "export EDITOR=nano, or another editor that is installed; or name fields: FIELD=VALUE"
             raise UsageError(error.message, where=str(path), hint=hint) from error
         try:
             written = write_card(path, draft.read_bytes(), before=before)

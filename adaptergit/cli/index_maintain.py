@@ -105,7 +105,8 @@ def check(
             for path, why in (*sound.problems.items(), *sound.changed.items()):
                 click.echo(f"{clean(path)}: {clean(why)}")
             good = not (sound.problems or sound.changed)
-            click.echo(f"{sound.sources} sources, {sound.releases} releases{': sound' if good else ''}")
+            held = f"{counted(sound.sources, 'source')}, {counted(sound.releases, 'release')}"
+            click.echo(f"{held}{': sound' if good else ''}")
         if sound.changed:
             raise ReleaseError("what was listed was changed", hint="put it back: users refuse the source otherwise")
         if sound.problems:
