@@ -164,6 +164,26 @@ def _successor(settings: Settings, repository: str) -> Path | None:
     return next((key.path for key in usable_keys(principal=repository) if key.public in counting), None)
 
 
+def _clone(_: Settings, __: datetime) -> Iterator[Finding]:
+    """Look at the clone that this runs in, if adapters are published from it."""
+    from adaptergit.git import Clone
+    from adaptergit.prepare import SIGNERS, state_of
+
+    try:
+        here = state_of(Clone.at(Path()))
+    except AdaptergitError:
+        return
+    if not (here.root / SIGNERS).is_file():
+        return
+    if here.remote is None:
+        yield Finding("clone", NOTE, f"{here.root} has no remote to push to", "git remote add origin URL")
+    if here.announced:
+        yield Finding("clone", OK, f"{here.root} announces your key")
+    else:
+        hint = "sign with one of those (--key), or let one of them add yours: adaptergit rotate --keep YOUR-KEY"
+        yield Finding("clone", NOTE, f"{here.root} announces other keys than the one you sign with by default", hint)
+
+
 def _signers(settings: Settings, _: datetime) -> Iterator[Finding]:
     count, gone = len(known_signers(settings)), len(known_revocations(settings))
     said = f"{counted(count, 'key')} allowed or pinned, {counted(gone, 'revocation')}"
@@ -312,6 +332,7 @@ _CHECKS: Mapping[str, Check] = {
     "git": _git,
     "ssh-keygen": _ssh,
     "key": _keys,
+    "clone": _clone,
     "trust": _signers,
     "indexes": _indexes,
     "store": _store,

@@ -19,7 +19,7 @@ import adaptergit
 from adaptergit.cli import main
 from adaptergit.doctor import NOTE, OK, PROBLEM, Finding
 from adaptergit.pins import pin_key, revoke
-from adaptergit.prepare import usable_keys
+from adaptergit.prepare import initialise, usable_keys
 from adaptergit.publish import publish
 from adaptergit.resolve import fetch
 from adaptergit.trust import generate_key
@@ -159,6 +159,19 @@ def test_a_key_with_a_passphrase_is_told_apart_from_a_damaged_one(config: Path) 
     assert "ssh-add" in str(only("key", NOTE).hint)
     key.path.write_text("no key\n")
     assert only("key", PROBLEM)
+
+
+def test_the_clone_it_runs_in_is_looked_at(hub: Hub, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(hub.clone)
+    assert not about("clone")  # nothing is published from it
+    generate_key(config / "signing_key")
+    initialise(clone=hub.clone)
+    assert [one.level for one in about("clone")] == ["ok"]
+    (hub.clone / ".adaptergit" / "allowed_signers").write_text(f"* {hub.key.public.line}\n")
+    hub.git("remote", "remove", "origin")
+    remote, key = about("clone")
+    assert (remote.level, remote.hint) == ("note", "git remote add origin URL")
+    assert (key.level, "--keep" in str(key.hint)) == ("note", True)
 
 
 def test_pins_that_cannot_be_read_are_a_problem(config: Path) -> None:
