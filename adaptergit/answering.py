@@ -142,4 +142,7 @@ def _kind(card: Card) -> type[Task]:
 
 
 def _headless() -> ModelError:
-    return ModelError("this adapter was published without a head", hint="load it in Python and add your own")
+    return ModelError(
+        "this adapter was published without a head",
+        hint="publish it with its head (panel.save(…) keeps it), or train one",
+    )

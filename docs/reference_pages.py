@@ -268,9 +268,10 @@ def error_page() -> str:
     lines = [
         "# Errors",
         "",
-        "Each message says what happened, where, and what to do next. The command line prints it without a traceback "
-        "and ends with the exit code of its class; `adaptergit -v …` adds where it comes from. In Python, catch "
-        "`AdaptergitError` or the class that you can do something about. What differs from case to case is in braces.",
+        "Each message says what happened and where, and, where that is not plain from it, what to do next. The command "
+        "line prints it without a traceback and ends with the exit code of its class; `adaptergit -v …` adds where it "
+        "comes from. In Python, catch `AdaptergitError`, or the class that you can mend. What differs from "
+        "case to case is in braces.",
     ]
     for one in error_classes():
         code = getattr(one, "exit_code", None)
@@ -289,8 +290,10 @@ def error_page() -> str:
 def messages() -> dict[str, list[tuple[str, str]]]:
     """Return, by class, every pair of message and hint that is written out in the code, also of warnings."""
     found: dict[str, set[tuple[str, str]]] = {one.__name__: set() for one in error_classes()}
+    written = [node for _, tree in _sources() for node in tree.body if isinstance(node, ast.Assign)]
+    imported = {name: value for name, value in _assigned(written).items() if not name.startswith("_")}
     for _, tree in _sources():
-        shared = _assigned(node for node in tree.body if isinstance(node, ast.Assign))
+        shared = imported | _assigned(node for node in tree.body if isinstance(node, ast.Assign))
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
         for scope in functions:
             names = {**shared, **_assigned(ast.walk(scope))}

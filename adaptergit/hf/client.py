@@ -35,7 +35,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENTRIES = 1000
 _SLACK = 64 * 2**20
-_CHANGED = "somebody changed it on the way"
+_CHANGED = "something on the way changed it: try again, and tell the publisher if it stays so"
 _LOGIN = "if it is private, log in first: hf auth login"
 
 
