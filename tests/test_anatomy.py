@@ -14,7 +14,7 @@ from torch import nn
 
 from adaptergit.errors import ModelError, UsageError
 from adaptergit.splice import Bottleneck, Site, adapters, anatomy_of
-from adaptergit.splice.anatomy import introspect
+from adaptergit.splice.anatomy import branch_and_role, introspect
 
 IDS = torch.randint(5, 60, (2, 8), generator=torch.Generator().manual_seed(3))
 EVERYWHERE = Bottleneck(
@@ -214,3 +214,10 @@ def test_a_stream_that_is_scaled_on_the_way_to_a_norm_has_no_norm() -> None:
         nn.init.zeros_(parameter)
     panel.active = "a"
     assert torch.allclose(model(IDS)[0], before, atol=1e-6)
+
+
+def test_a_layer_inside_a_projection_has_the_projections_role() -> None:
+    """As Inkling2 has them from transformers 5.24 on: a projection with a convolution and a norm of its own."""
+    assert branch_and_role("self_attn.q_proj.linear") == ("attention", "q")
+    assert branch_and_role("self_attn.o_proj.linear") == ("attention", "o")
+    assert branch_and_role("linear") == ("ffn", None)

@@ -346,7 +346,7 @@ def _role(names: list[str], in_attention: bool) -> str | None:
         return "o" if in_attention else "down"
     if last in ("wi", "wo") and "attn" in names:  # ModernBERT: attn.Wo and mlp.Wo
         return "o" if last == "wo" else None
-    return _ROLES.get(last)
+    return _ROLES.get(names[-2].lower() if last == "linear" and names[1:] else last)
 
 
 def is_linear(module: nn.Module) -> bool:
