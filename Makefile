@@ -43,11 +43,12 @@ test-oldest: .venv-oldest/.installed
 		tests/test_engine.py tests/test_calls.py tests/test_heads.py tests/test_embeddings.py tests/test_setups.py \
 		tests/test_ecosystem.py
 
-# What we write, run by the peers themselves: adapters needs transformers 4.57, PEFT runs on the newest.
+# What we write, run by the peers themselves: adapters needs transformers 4.57, and prefixes of PEFT 0.21 do not run on
+# transformers 5.24, where caches have another name.
 PEER = -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target
 .venv-peers/.installed: .venv-oldest/.installed $(STAMP)
 	.venv-oldest/$(BIN)/python $(PEER) .venv-peers/adapters 'adapters==1.3.0'
-	.venv/$(BIN)/python $(PEER) .venv-peers/peft 'peft==0.21.2'
+	.venv/$(BIN)/python $(PEER) .venv-peers/peft 'peft==0.21.2' 'transformers==5.23.0'
 	$(PYTHON) -m venv .venv-peers/model-signing
 	.venv-peers/model-signing/$(BIN)/python -m pip install --quiet --disable-pip-version-check model-signing==1.1.1 pyopenssl
 	touch $@
