@@ -83,6 +83,12 @@ def _problem(topic: str, error: AdaptergitError) -> Finding:
 def _settings(settings: Settings) -> Iterator[Finding]:
     path = config_dir() / "config.toml"
     yield Finding("settings", OK, str(path) if path.is_file() else f"the defaults; {path} is not there")
+    for url in (url for _, urls in settings.mirrors for url in urls if url.startswith(("/", "~", "file:///"))):
+        folder = expand(url.removeprefix("file://").partition("{")[0])
+        if not folder.is_dir():
+            yield Finding(
+                "settings", NOTE, f"there is no folder {folder}, which is a mirror", f"mend [mirrors] in {path}"
+            )
     for glob, level, _ in settings.policy:
         if level == "unsigned":
             yield Finding("settings", NOTE, f"what {glob} publishes is loaded unsigned", f"a stricter policy in {path}")

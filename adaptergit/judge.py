@@ -17,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, TrustError, quoted
 from adaptergit.indexes import Word, revoked
 from adaptergit.package import Card, Manifest, canonical, check_files, read_package
+from adaptergit.package.names import as_typed
 from adaptergit.pins import known_revocations, known_rotation, known_signers, remember
 from adaptergit.reference import Reference
 from adaptergit.settings import Settings, cache_dir
@@ -163,7 +164,7 @@ def judged(manifest_bytes: bytes, signatures: Mapping[str, bytes], where: str, a
     if verdict.pin is not None and principal is None:
         raise TrustError(
             "a local path names nobody, so there is no first use to remember",
-            hint=f"adaptergit trust add {verdict.manifest.repository} {quoted(verdict.pin.key.line)}",
+            hint=f"adaptergit trust add {as_typed(verdict.manifest.repository)} {quoted(verdict.pin.key.line)}",
         )
     return verdict
 

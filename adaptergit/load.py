@@ -26,7 +26,7 @@ from adaptergit.judge import Asked, accepted
 from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
 from adaptergit.package.local import local_card
-from adaptergit.reference import expand, is_folder, is_hub
+from adaptergit.reference import check_paths, expand, is_folder, is_hub
 from adaptergit.resolve import Fetched, check_policy, fetch
 from adaptergit.settings import Settings, load_settings
 from adaptergit.splice.anatomy import Site
@@ -263,9 +263,7 @@ def _check_arguments(ref: object, model: object, dtype: torch.dtype | None, inde
         raise UsageError("the reference is empty", hint='write "org/repo@adapter", or a folder: ./out')
     if model is not None:
         check_model(model)
-    for name, given in {"index": index, "lock": lock}.items():
-        if given is not None and not isinstance(given, str | Path):
-            raise UsageError(f"{name} must be a path, not {type(given).__name__}")
+    check_paths(index=index, lock=lock)
     if dtype is not None and dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         raise UsageError(f"adapters compute in float64, float32, float16 or bfloat16, not in {dtype}")
 

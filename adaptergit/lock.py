@@ -141,6 +141,9 @@ def check_lock(
             raise PackageError(f"{one.id} is not what {one.reference} asks for", where=str(path))
     store = Store(cache_dir())
     for one in entries.values():
+        if store.find(one.manifest_sha256) is not None and (why := store.damage(one.manifest_sha256, settings.limits)):
+            hint = "adaptergit store verify --remove takes it away, and adaptergit sync fetches it again"
+            raise PackageError(f"what is stored of {one.id} is damaged: {why.partition(chr(10))[0]}", hint=hint)
         if (difference := _difference(one, parse_reference(one.reference, settings), store)) is not None:
             raise PackageError(
                 f"{one.id}: {difference}",

@@ -21,7 +21,7 @@ from adaptergit.package import (
     read_package,
 )
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
-from adaptergit.package.card import UNSPECIFIED
+from adaptergit.package.card import UNSPECIFIED, is_language
 from adaptergit.package.folder import MODEL_SIGNATURE, read_bounded
 from adaptergit.package.local import inside
 from adaptergit.package.version import check_version
@@ -73,6 +73,9 @@ def check_weights(source: Path, card: Card, report: Report) -> None:
     report(f"validated {source}: {card.name} {card.version}, {card.method} for {card.base_model.id}")
     if card.license == UNSPECIFIED:
         report(f"note: the card names no licence, so that nobody may use it: adaptergit card edit {source} license=…")
+    for tag in (tag for tag in card.data["task"].get("languages", ()) if not is_language(tag)):
+        change = f"adaptergit card edit {source} task.languages=…"
+        report(f"note: {tag!r} is no BCP 47 tag, and people search by those: {change}")
     if "/" not in card.base_model.id:
         change = f"adaptergit card edit {source} base_model.id=organisation/name"
         report(f"note: the card calls the base model {card.base_model.id!r}, and users will be asked for it: {change}")

@@ -52,7 +52,8 @@ def pin_key(repository: str, key: str) -> AllowedSigner:
     Which rotation of the repository was followed is forgotten: a person has decided anew.
 
     Args:
-        repository: A principal such as ``github.com/acme/adapters``, or a glob.
+        repository: A principal such as ``github.com/acme/adapters``, or a glob; ``//gitbox/adapters`` where the host
+            has no dot.
         key: A public key line, or the path of a ``.pub`` file.
 
     Raises:
@@ -92,7 +93,9 @@ def _meant(repository: str) -> str | None:
     """Say what an address is called, or one with a port: pins go by host and path."""
     with contextlib.suppress(UsageError):
         address = repository if "://" in repository else f"https://{repository}"
-        return f"did you mean {Source.parse(address).principal}?"
+        address = re.sub(r"(/[^/@]+)@[^/]*$", r"\1", address)  # an adapter's key is its repository's
+        meant = Source.parse(address).principal
+        return f"did you mean {meant}?" if meant != repository else None
     return None
 
 
@@ -117,7 +120,9 @@ def principal_of(repository: str, settings: Settings) -> str:
 
 
 def _with_host(repository: str, settings: Settings) -> str:
-    if re.fullmatch(r"[A-Za-z0-9_-]+/[^/.*?][^/]*", repository):
+    if repository.startswith("//"):
+        repository = repository[2:]
+    elif re.fullmatch(r"[A-Za-z0-9_-]+/[^/.*?][^/]*", repository):
         repository = f"{settings.default_host}/{repository}"
     host, slash, path = repository.partition("/")
     return f"{host.lower()}{slash}{path.removesuffix('.git')}"  # as a repository's address is read

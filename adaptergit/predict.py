@@ -42,7 +42,7 @@ def predict(
     ref: str | Path,
     *,
     texts: Sequence[str | Sequence[str]] | None = None,
-    file: Path | None = None,
+    file: str | Path | None = None,
     content: tuple[str, bytes] | None = None,
     columns: Mapping[str, str] | None = None,
     score: bool = False,
@@ -88,6 +88,7 @@ def predict(
         raise UsageError("texts are a list of strings, or of lists of strings", hint='write texts=["…"]')
     if batch_size < 1:
         raise UsageError(f"batch_size must be positive, not {batch_size}")
+    file = Path(file) if file is not None else None
     wishes = Wishes(top_k, max_new_tokens)
     if file is not None and not file.exists():  # said before anything is fetched
         raise no_file(file)

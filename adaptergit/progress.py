@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from adaptergit.errors import UsageError
+
 Watcher = Callable[[str, int, int | None], None]
 """Is given who sends, how many bytes have arrived, and of how many; None: that is not known."""
 
@@ -26,9 +28,15 @@ def watching(report: Watcher) -> Iterator[None]:
     Args:
         report: Called with who sends, the bytes that have arrived, and how many there will be, or None.
 
+    Raises:
+        UsageError: It is no function.
+
     >>> with watching(lambda sender, done, total: print(sender, done, total)):
     ...     pass
     """
+    if not callable(report):
+        hint = "watching(lambda sender, done, total: print(done, total))"
+        raise UsageError(f"expected a function, not {type(report).__name__}", hint=hint)
     token = _watcher.set(report)
     try:
         yield

@@ -34,7 +34,7 @@ from adaptergit.package import (
     Manifest,
     canonical,
 )
-from adaptergit.package.names import PRINCIPAL
+from adaptergit.package.names import PRINCIPAL, as_typed, needs_host
 from adaptergit.package.version import check_version
 from adaptergit.packing import Report, card_to_publish, check_weights, packed, sign_package
 from adaptergit.pins import known_revocations, known_signers
@@ -208,7 +208,7 @@ def publish_all(
     here = Clone.at(Path(clone))
     where = _destination(here, remote) if remote is not None else None
     proposal = f"refs/heads/publish/{names[0]}-{cards[0].version}" if pull_request else None
-    target = _Target(_principal(repository, where), where, remote, proposal)
+    target = _Target(_principal(repository, where or _origin(here)), where, remote, proposal)
     signers = signing_keys(key, cosigners, model_signing_key, dry_run=dry_run)
     asked = here.reached(where) if where else None
     complete(here, asked, [_ANNOUNCED, *(f"adapters/{one}/{MANIFEST}" for one in names)], Limits())
@@ -223,6 +223,13 @@ def publish_all(
     for source, card in zip(sources, cards, strict=True):
         check_weights(source, card, report)
     said = last_releases(here, names, asked, Limits())
+    if said.unpushed:
+        tags = " ".join(tag.removeprefix("refs/tags/") for tag in said.unpushed)
+        raise ReleaseError(
+            f"the release before it was never pushed: {tags}",
+            where=str(here.root),
+            hint=f"git push {remote} HEAD {tags}; or, if it is not to be, git tag -d {tags}",
+        )
     if asked is not None and said.rotated:
         for one in signers:
             _check_counts(rotations_at(asked, Limits()), target.principal, one.public)
@@ -260,9 +267,9 @@ def publish_all(
                     tags = " ".join(plan.tag for plan in plans)
                     stopped.add_note(f"the server may have taken it all the same: git ls-remote {remote} {tags}")
                 raise
-            report(
-                "the server has them" if remote else f"tagged {', '.join(plan.tag for plan in plans)}, nothing pushed"
-            )
+            tags = " ".join(plan.tag for plan in plans)
+            later = f"tagged, and nothing pushed; to release it: git push origin HEAD {tags}"
+            report("the server has them" if remote else later)
             if proposal is not None and remote is not None:
                 _check_alone(here, remote, asked, said, drafts, proposal)
                 page = _proposal_page(where, remote, here.branch, proposal, pushed)
@@ -333,7 +340,8 @@ def yank(
 def tell_trust(principal: str, key: PublicKey, report: Report) -> None:
     """Say what has to be done before the release is loaded anywhere, if it has not been done here."""
     if not any(one.key == key and one.names(principal) for one in known_signers(load_settings())):
-        report(f"whoever loads it says once that your key counts: adaptergit trust add {principal} {quoted(key.line)}")
+        add = f"adaptergit trust add {as_typed(principal)} {quoted(key.line)}"
+        report(f"whoever loads it says once that your key counts: {add}")
 
 
 def _ask_anew(where: Source | None, names: Iterable[str]) -> None:
@@ -373,12 +381,15 @@ def principal_of(clone: Clone, remote: str, repository: str | None) -> str:
 
 
 def _principal(repository: str | None, where: Source | None) -> str:
-    principal = repository or (where.principal if where else None)
+    known = where.principal if where else None
+    principal = repository or known
     if principal is None:
         raise UsageError(
-            "the repository's public name is not known: the remote is a local path",
+            "the repository's public name is not known: there is no remote, or it is a local path",
             hint="say it with --repository host/org/repo",
         )
+    if needs_host(principal) and principal != known:
+        raise UsageError(f"{principal!r} names no host", hint=f"write host/org/repo: github.com/{principal}")
     if not PRINCIPAL.fullmatch(principal):
         raise UsageError(f"{principal!r} is not the public name of a repository", hint="write host/org/repo")
     return principal
@@ -553,6 +564,13 @@ def _destination(clone: Clone, remote: str) -> Source:
     if clone.reached(where).protocols != ("file",):
         check_online(where.url)
     return where
+
+
+def _origin(clone: Clone) -> Source | None:
+    """Return where releases that are not pushed yet will go, if that is known: it names the repository."""
+    with contextlib.suppress(UsageError):
+        return push_source(clone.remote_url("origin"), clone.root)
+    return None
 
 
 def push_source(url: str, root: Path) -> Source:

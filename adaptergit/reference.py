@@ -254,6 +254,17 @@ def is_path(text: str | Path) -> bool:
     return is_folder(text) or (_is_local(str(text)) and expand(text).exists())
 
 
+def check_paths(**given: object) -> None:
+    """Refuse arguments that are no paths.
+
+    Raises:
+        UsageError: With the name of one.
+    """
+    for name, value in given.items():
+        if value is not None and not isinstance(value, str | Path):
+            raise UsageError(f"{name} must be a path, not {type(value).__name__}")
+
+
 def expand(path: str | Path) -> Path:
     """Return a path with ``~`` replaced by the home folder it means.
 

@@ -20,6 +20,7 @@ from adaptergit.errors import (
     UsageError,
     quoted,
 )
+from adaptergit.package.names import as_typed
 from adaptergit.pins import known_revocations, known_rotation, known_signers, remember
 from adaptergit.publish import check_announced, principal_of, push_source, signing_key
 from adaptergit.settings import Settings, load_settings
@@ -257,14 +258,14 @@ def _rotations(
             change.contradiction,
             hint=f"remove the tag of one that is not yours: {_delete(remote, 'DIGEST')}\n"
             f"or bring back one that is: git push {remote} refs/tags/adapters-rotations/DIGEST\n"
-            f"or, after a recovery, begin anew: adaptergit trust add {principal} 'KEY'",
+            f"or, after a recovery, begin anew: adaptergit trust add {as_typed(principal)} 'KEY'",
         )
     if change.beyond:
         strange = change.beyond[0]
         signed_by = sorted(strange.signers(), key=lambda key: key.fingerprint)
         signers = ", ".join(key.fingerprint for key in signed_by) or "nobody"
         unknown = dict.fromkeys(key for key in (*signed_by, *Rotation.from_bytes(strange.data).add) if key not in own)
-        trust = "\n".join(f"adaptergit trust add {principal} {quoted(key.line)}" for key in unknown)
+        trust = "\n".join(f"adaptergit trust add {as_typed(principal)} {quoted(key.line)}" for key in unknown)
         raise UsageError(
             f"a rotation signed by {signers} comes first, and this machine knows fewer than {len(keys)} of its signers",
             where=f"refs/tags/adapters-rotations/{strange.mark}",

@@ -150,13 +150,13 @@ class Settings:
 def config_dir() -> Path:
     """Folder of ``config.toml``, allowed signers, pins and keys."""
     chosen = os.environ.get("ADAPTERGIT_CONFIG_DIR")
-    return expand(chosen) if chosen else Path(platformdirs.user_config_dir("adaptergit"))
+    return expand(chosen).absolute() if chosen else Path(platformdirs.user_config_dir("adaptergit"))
 
 
 def cache_dir() -> Path:
     """Folder of the store."""
     chosen = os.environ.get("ADAPTERGIT_CACHE_DIR")
-    return expand(chosen) if chosen else Path(platformdirs.user_cache_dir("adaptergit"))
+    return expand(chosen).absolute() if chosen else Path(platformdirs.user_cache_dir("adaptergit"))
 
 
 def load_settings(path: Path | None = None) -> Settings:

@@ -35,6 +35,7 @@ from adaptergit.publish import publish
 from adaptergit.rotate import rotate
 from adaptergit.settings import load_settings
 from adaptergit.store.lockfile import read_lock
+from adaptergit.training import TrainSpec, train
 from adaptergit.trust import SigningKey, generate_key, parse_allowed_signers
 
 Source = Callable[..., Path]
@@ -329,3 +330,107 @@ def test_a_wrong_turn_in_python_is_mended_by_its_hint(turn: Callable[[Any], Any]
     with pytest.raises((UsageError, ModelError)) as wrong:
         turn(panel)
     assert hint in str(wrong.value.hint)
+
+
+def test_a_name_of_two_parts_begins_with_its_host_only_where_that_is_said(
+    hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    key = f"{hub.key.public.line}"
+    assert pin_key("acme/adapters", key).principals == ("github.com/acme/adapters",)
+    assert pin_key("//gitbox/adapters.git", key).principals == ("gitbox/adapters",)
+    assert unpin("//gitbox/adapters") == 1
+    with pytest.raises(UsageError, match="names no host") as refused:
+        publish(source(), clone=hub.clone, key=hub.key.path, remote=None, repository="me/adapters")
+    assert refused.value.hint == "write host/org/repo: github.com/me/adapters"
+    near = hub.url.replace("127.0.0.1", "localhost").replace("acme/adapters", "adapters")
+    hub.server.create("adapters")
+    hub.git("remote", "set-url", "origin", near)
+    told: list[str] = []
+    publish(source(), clone=hub.clone, key=hub.key.path, report=told.append)
+    with pytest.raises(TrustError) as unknown:
+        adaptergit.fetch(f"{near}@sst2")
+    for said in (told[-1], str(unknown.value.hint)):
+        assert f"adaptergit trust add //localhost/adapters '{key}'" in said
+    pin_key("//localhost/adapters", key)
+    assert adaptergit.fetch(f"{near}@sst2").version == "1.0.0"
+
+
+def test_a_release_that_was_not_pushed_is_no_ground_for_the_next(hub: Hub, source: Source) -> None:
+    told: list[str] = []
+    made = publish(source(), clone=hub.clone, key=hub.key.path, remote=None, report=told.append)
+    assert made.repository == "127.0.0.1/acme/adapters"  # where it will go names it
+    push = "git push origin HEAD refs/tags/adapters/sst2/1.0.0"
+    assert told[-1] == f"tagged, and nothing pushed; to release it: {push}"
+    with pytest.raises(ReleaseError, match="was never pushed: adapters/sst2/1.0.0") as refused:
+        publish(source(b"new"), version="1.1.0", clone=hub.clone, key=hub.key.path)
+    assert "git push origin HEAD adapters/sst2/1.0.0" in str(refused.value.hint)
+    subprocess.run(push.split(), cwd=hub.clone, check=True, capture_output=True)
+    publish(source(b"new"), version="1.1.0", clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    assert adaptergit.fetch(f"{hub.url}@sst2").version == "1.1.0"
+
+
+def test_paths_are_text_too_and_other_types_are_named(tmp_path: Path, source: Source) -> None:
+    (tmp_path / "t.csv").write_text("text,label\na,x\nb,y\n")
+    spec = TrainSpec(
+        base="nope", train=str(tmp_path / "t.csv"), eval=str(tmp_path / "t.csv"), output=str(tmp_path / "o")
+    )  # type: ignore[arg-type]
+    assert spec.adapter_name == "o"
+    with pytest.raises(NotFoundError, match="base model"):
+        train(spec)
+    with pytest.raises(UsageError, match="expected a TrainSpec, not dict"):
+        train({"base": "nope"})  # type: ignore[arg-type]
+    with pytest.raises(NotFoundError, match="no such file"):
+        adaptergit.predict(source(), file=str(tmp_path / "nope.tsv"))
+    for call in (adaptergit.fetch, adaptergit.resolve):
+        with pytest.raises(UsageError, match="lock must be a path, not list"):
+            call("acme/adapters@x", lock=["l"])  # type: ignore[operator]
+    with pytest.raises(UsageError, match="expected a function, not str"), adaptergit.watching("x"):  # type: ignore[arg-type]
+        pass
+
+
+def test_nothing_of_a_key_is_printed_where_a_card_is_meant(key: SigningKey) -> None:
+    said = CliRunner().invoke(main, ["card", "validate", str(key.path)])
+    assert (said.exit_code, "this is no card" in said.stderr) == (3, True)
+    assert "OPENSSH" not in said.output
+    assert key.path.read_text().splitlines()[1][:20] not in said.output
+
+
+def test_a_store_that_is_named_from_here_is_the_same_from_elsewhere(
+    hub: Hub, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", "near")
+    assert adaptergit.fetch(f"{hub.url}@sst2").path.is_relative_to(tmp_path / "near")
+
+
+def test_a_damaged_release_fails_the_check_of_a_lock(hub: Hub, source: Source, tmp_path: Path) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    adaptergit.lock([f"{hub.url}@sst2"], path=tmp_path / "l")
+    (found,) = adaptergit.sync(path=tmp_path / "l")
+    weights = found.path / "adapter.safetensors"
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(PackageError, match="damaged") as refused:
+        adaptergit.check_lock(path=tmp_path / "l")
+    assert "adaptergit store verify --remove" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("t.conll", "Bob B-PER\nlives O\n", "--task token-classification"),
+        ("t.jsonl", '{"tokens": ["Bob"], "tags": ["O"]}\n', "--task token-classification"),
+        ("t.jsonl", '{"question": "q", "context": "c", "answers": {}}\n', "--task question-answering"),
+        ("t.json", '[{"text": "a", "label": "b"}]', "one object on each line"),
+    ],
+)
+def test_rows_of_another_task_name_it(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    file = str(tmp_path / name)
+    argv = ["train", "--base", "x", "--train", file, "--eval", file, "--output", str(tmp_path / "o")]
+    result = CliRunner().invoke(main, argv)
+    assert (result.exit_code, said in result.stderr) == (8, True), result.stderr

@@ -36,7 +36,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("compare", "Show what differs between two adapters."),
     "convert": ("convert", "Bring a checkpoint from one library's format to another's."),
     "export": ("convert", "Write a published adapter for vLLM, PEFT or adapters."),
-    "card": ("card", "Make, change, check and show the card of an adapter."),
+    "card": ("card", "Make, change, check and render the card of an adapter."),
     "search": ("search", "Search the indexes you have added."),
     "show": ("search", "Show what your indexes know of an adapter."),
     "inspect": ("inspect", "Show where adapters go in a model."),

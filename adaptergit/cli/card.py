@@ -24,7 +24,7 @@ _path = click.argument("path", type=click.Path(path_type=Path))
 
 @click.group(cls=Group)
 def card() -> None:
-    """Make, change, check and show the card of an adapter.
+    """Make, change, check and render the card of an adapter.
 
     \b
     Example:

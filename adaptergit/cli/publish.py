@@ -120,7 +120,8 @@ def publish(
     for release in releases:
         for file in release.files:
             click.echo(f"  {file.sha256[:12]}  {file.size:>12,}  {file.path}")
-        click.echo(f"{'would publish' if dry_run else 'published'} {release.reference}")
+        done = "would publish" if dry_run else "tagged" if no_push else "published"
+        click.echo(f"{done} {release.reference}")
     if (page := releases[0].pull_request) is not None:
         click.echo(f"propose {releases[0].branch.removeprefix('refs/heads/')}: {clean(page)}")
     if remote and not no_push and not dry_run:

@@ -59,6 +59,8 @@ class Asked:
     """By name of the adapter."""
     rotated: bool
     """It holds a rotation of its keys that the clone has not: a pull brings no tags that belong to no branch."""
+    unpushed: tuple[str, ...] = ()
+    """Tags of the newest releases, which the clone alone has."""
 
 
 def last_releases(clone: Clone, names: Sequence[str], remote: Remote | None, limits: Limits) -> Asked:
@@ -95,7 +97,8 @@ def last_releases(clone: Clone, names: Sequence[str], remote: Remote | None, lim
     if strange and remote is not None:
         manifests |= _fetched(remote, {tag: listed[tag] for tag in strange}, limits)
     rotated = not found.keys() - listed.keys() <= _refs(clone.git, (f"{ROTATIONS}/",)).keys()
-    return Asked({name: _last(clone, name, tags, newest[name], manifests) for name in names}, rotated)
+    unpushed = tuple(tag for tag in newest.values() if tag is not None and remote is not None and tag not in listed)
+    return Asked({name: _last(clone, name, tags, newest[name], manifests) for name in names}, rotated, unpushed)
 
 
 def _last(clone: Clone, name: str, tags: Mapping[str, str], newest: str | None, manifests: Mapping[str, bytes]) -> Last:

@@ -247,7 +247,7 @@ def _known() -> Iterator[None]:
         if "empty ident" in error.what or "tell me who you are" in error.what or "identity" in error.what:
             raise UsageError(
                 "git does not know who you are",
-                hint='git config user.name "Your Name" && git config user.email you@example.org',
+                hint='git config --global user.name "Your Name" && git config --global user.email you@example.org',
             ) from error
         raise
 

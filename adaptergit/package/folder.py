@@ -345,7 +345,8 @@ def _changed(path: Path, detail: str) -> PackageError:
             what = "this is a git-lfs pointer, not the file: the publisher must commit the file itself"
             return PackageError(what, where=str(path))
     in_clone = any((folder / ".git").exists() for folder in path.absolute().parents)
-    hint = f"git restore {path}, or publish the folder as a new version" if in_clone else None
+    again = "get it once more from where it came; of a mirror of yours, adaptergit mirror mends it, of the store sync"
+    hint = f"git restore {path}, or publish the folder as a new version" if in_clone else again
     return PackageError(f"the file was changed: {detail}", where=str(path), hint=hint)
 
 

@@ -62,7 +62,8 @@ def install(app: FastAPI, told: Callable[[str], None]) -> None:
         assert isinstance(error, HTTPException)
         code = getattr(error, "code", _CODES.get(error.status_code, "refused"))
         wrong = getattr(error, "wrong", None) or None
-        hint = getattr(error, "hint", _ASKED if error.status_code in (404, 405) else None)
+        plain = {404: _ASKED, 405: _ASKED, 400: "send JSON in UTF-8; GET /openapi.json describes it"}
+        hint = getattr(error, "hint", plain.get(error.status_code))
         return _response(error.status_code, code, str(error.detail), hint, wrong, error.headers)
 
     def invalid(request: Request, error: Exception) -> Response:

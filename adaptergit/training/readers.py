@@ -217,6 +217,9 @@ def _squad(path: Path, content: str, _columns: Sequence[str]) -> Iterator[tuple[
             where=str(path),
             hint="a file with an object on each line is called .jsonl" if "Extra data" in str(error) else None,
         ) from error
+    if isinstance(whole, list):
+        what = "a .json file is read as SQuAD's, and this is a list of rows"
+        raise DataError(what, where=str(path), hint="rows go into .jsonl: one object on each line")
     try:
         for article in whole["data"]:
             for paragraph in article["paragraphs"]:

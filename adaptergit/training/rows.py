@@ -34,7 +34,8 @@ class Row:
         """
         if column not in self.values:
             known = ", ".join(map(str, self.values)) or "none"
-            raise DataError(f"there is no column {column!r}", where=self.where, hint=f"columns: {known}{NAME_IT}")
+            hint = self._of_task() or f"columns: {known}{NAME_IT}"
+            raise DataError(f"there is no column {column!r}", where=self.where, hint=hint)
         return self.values[column]
 
     def text(self, column: str) -> str:
@@ -85,10 +86,16 @@ class Row:
             )
         return [str(item) for item in value]
 
+    def _of_task(self) -> str | None:
+        """Say what rows with such columns are for: the wrong task was named, or none."""
+        kinds = {"token-classification": {"tokens", "tags"}, "question-answering": {"question", "context"}}
+        task = next((task for task, columns in kinds.items() if columns <= self.values.keys()), None)
+        return f"rows like these are for --task {task} (in Python task={task!r})" if task else None
+
     def _refuse(self, column: str, value: Any, wanted: str) -> None:
         # Where pandas and others have nothing, JSON has NaN.
         what = str(value) if isinstance(value, float) else type(value).__name__
-        hint = f'write "{str(value).lower()}" or {int(value)}' if isinstance(value, bool) else None
+        hint = f'write "{str(value).lower()}" or {int(value)}' if isinstance(value, bool) else self._of_task()
         raise DataError(f"column {column!r} holds {what}, expected {wanted}", where=self.where, hint=hint)
 
 

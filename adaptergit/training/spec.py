@@ -61,6 +61,12 @@ class TrainSpec:
     about: Mapping[str, Any] = field(default_factory=dict)
     """Card fields: license, description, authors, languages …"""
 
+    def __post_init__(self) -> None:
+        """Let people write paths as text."""
+        for name in ("train", "eval", "output", "validation", "deepspeed"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
+
     def check(self) -> None:
         """Refuse what cannot be trained.
 

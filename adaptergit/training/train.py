@@ -117,6 +117,8 @@ def train(spec: TrainSpec, report: Callable[[Progress], None] = lambda _: None) 
         ModelError: The base model cannot take the adapter.
         StorageError: The disk is full, or may not be written to.
     """
+    if not isinstance(spec, TrainSpec):
+        raise UsageError(f"expected a TrainSpec, not {type(spec).__name__}", hint="train(TrainSpec(base=…, train=…))")
     spec.check()
     kind = spec.task_class
     columns = kind.with_columns(spec.columns)

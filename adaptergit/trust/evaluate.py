@@ -30,6 +30,7 @@ from packaging.version import Version
 from adaptergit.errors import PackageError, TrustError, quoted
 from adaptergit.package import canonical
 from adaptergit.package.manifest import MAX_BYTES, Manifest
+from adaptergit.package.names import as_typed
 from adaptergit.trust.allowed_signers import AllowedSigner
 from adaptergit.trust.revocation import Revocation, of_release
 from adaptergit.trust.rotation import Change
@@ -317,7 +318,7 @@ def _check_signers(
         pin = AllowedSigner((manifest.repository,), first.key, (MANIFEST_NAMESPACE,), source="pinned on first use")
         note = f"first use of {manifest.repository}: pinned the key {first.key.fingerprint}"
         return Verdict("tofu", digest, manifest, (first.key.fingerprint,), (pin.source,), pin, (*steps, note), (note,))
-    add = f"adaptergit trust add {manifest.repository} {quoted(first.key.line)}"
+    add = f"adaptergit trust add {as_typed(manifest.repository)} {quoted(first.key.line)}"
     hint = f"check the fingerprint with the publisher, then: {add}"
     if policy.level == "tofu" and policy.threshold == 1:
         hint = (
