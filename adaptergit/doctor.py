@@ -86,9 +86,8 @@ def _settings(settings: Settings) -> Iterator[Finding]:
     for url in (url for _, urls in settings.mirrors for url in urls if url.startswith(("/", "~", "file:///"))):
         folder = expand(url.removeprefix("file://").partition("{")[0])
         if not folder.is_dir():
-            yield Finding(
-                "settings", NOTE, f"there is no folder {folder}, which is a mirror", f"mend [mirrors] in {path}"
-            )
+            said = f"there is no folder {folder}, which is a mirror"
+            yield Finding("settings", NOTE, said, f"mend [mirrors] in {path}")
     for glob, level, _ in settings.policy:
         if level == "unsigned":
             yield Finding("settings", NOTE, f"what {glob} publishes is loaded unsigned", f"a stricter policy in {path}")

@@ -215,6 +215,13 @@ def test_base_models_that_are_not_where_the_settings_say(config: Path, tmp_path:
     assert [one.level for one in about("base models")] == [OK, PROBLEM, PROBLEM]
 
 
+def test_a_mirror_in_a_folder_that_is_not_there_is_noted(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    places = f'["{tmp_path / "there"}/", "{tmp_path / "nope"}/{{repository}}/", "https://mirror.example/"]'
+    (config / "config.toml").write_text(f'[mirrors]\n"github.com/acme/*" = {places}\n')
+    assert only("settings", NOTE).text == f"there is no folder {tmp_path / 'nope'}, which is a mirror"
+
+
 def test_what_keeps_things_offline_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     assert about("environment") == []

@@ -261,7 +261,7 @@ class _Parser:
             return made
         except UsageError as error:
             self.at = start
-            raise self.error(error.what) from error
+            raise self.error(error.what, error.hint or "write fields as in Split(a, b, splits=[3, 5])") from error
         except TypeError as error:
             self.at = start
             raise self.error(f"a field of {kind} has a value of the wrong type") from error

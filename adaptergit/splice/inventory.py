@@ -458,9 +458,10 @@ def _names_a_file(name: str) -> bool:
 def _look_up(table: Mapping[str, T], name: str, what: str) -> T:
     if name not in table:
         known = what if what.endswith("s") else f"{what}s"
+        made_by = "add" if what == "adapter" else f"add_{what}"
+        there = f"{known}: {', '.join(table)}" if table else f"there are none yet: panel.{made_by}(…)"
         raise UsageError(
-            f"there {'are' if known == what else 'is'} no {what} {name!r}",
-            hint=did_you_mean(name, table) or f"{known}: {', '.join(table) or 'none'}",
+            f"there {'are' if known == what else 'is'} no {what} {name!r}", hint=did_you_mean(name, table) or there
         )
     return table[name]
 
