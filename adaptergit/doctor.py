@@ -206,6 +206,7 @@ def _indexes(settings: Settings, now: datetime) -> Iterator[Finding]:
         hint = f"adaptergit index update {one.name}"
         try:
             state = indexes.state(one.name)
+            indexes.root(one.name)
         except AdaptergitError as error:
             yield _problem("indexes", error)
             continue

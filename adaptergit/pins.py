@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from adaptergit.durable import disk_errors, prepared_file, replace_file
-from adaptergit.errors import AdaptergitWarning, NotFoundError, StorageError, TrustError, UsageError
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, NotFoundError, StorageError, TrustError, UsageError
 from adaptergit.locks import exclusively
 from adaptergit.package.names import PRINCIPALS
 from adaptergit.reference import Source, expand
@@ -269,7 +269,11 @@ def known_revocations(settings: Settings) -> list[Revocation]:
         TrustError: A line cannot be understood.
     """
     path = settings.revocations_path
-    return parse_revocations(path.read_bytes(), source=str(path)) if path.is_file() else []
+    try:
+        return parse_revocations(path.read_bytes(), source=str(path)) if path.is_file() else []
+    except AdaptergitError as error:
+        error.hint = error.hint or "mend that line; without it, what it revoked would count again"
+        raise
 
 
 def revoke(what: str, *, since: datetime | None = None, severity: str = "refuse", reason: str = "") -> Revocation:

@@ -18,10 +18,13 @@ from test_index import Index, make_index
 import adaptergit
 from adaptergit.cli import main
 from adaptergit.doctor import NOTE, OK, PROBLEM, Finding
+from adaptergit.errors import AdaptergitError
+from adaptergit.indexes import client
 from adaptergit.pins import pin_key, revoke
 from adaptergit.prepare import initialise, usable_keys
 from adaptergit.publish import publish
 from adaptergit.resolve import fetch
+from adaptergit.settings import load_settings
 from adaptergit.trust import generate_key
 
 Source = Callable[..., Path]
@@ -174,6 +177,11 @@ def test_the_clone_it_runs_in_is_looked_at(hub: Hub, config: Path, monkeypatch: 
     assert (key.level, "--keep" in str(key.hint)) == ("note", True)
 
 
+def test_revocations_that_cannot_be_read_are_a_problem(config: Path) -> None:
+    (config / "revoked.jsonl").write_text('{"key": nothing}\n')
+    assert "would count again" in str(next(one for one in adaptergit.doctor() if one.level == PROBLEM).hint)
+
+
 def test_pins_that_cannot_be_read_are_a_problem(config: Path) -> None:
     (config / "allowed_signers").write_text("nonsense\n")
     assert "allowed_signers:1" in only("trust", PROBLEM).text
@@ -261,6 +269,13 @@ def test_an_index_grows_old(community: Index, config: Path) -> None:
     assert levels[20][0].level in (NOTE, PROBLEM)
     assert levels[500][0].level == PROBLEM
     assert levels[500][0].hint == "adaptergit index update community"
+    root = next(config.rglob("root.json"))
+    good = root.read_bytes()
+    root.write_text("{")
+    assert "adaptergit index remove community" in str(only("indexes", PROBLEM).hint)
+    with pytest.raises(AdaptergitError, match=r"root\.json"):
+        client(load_settings()).update("community")
+    root.write_bytes(good)
     state = next(config.rglob("state.json"))
     state.write_text("{")
     assert only("indexes", PROBLEM)

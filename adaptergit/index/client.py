@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from adaptergit.durable import disk_errors
-from adaptergit.errors import NotFoundError, PackageError, TransportError, TrustError, UsageError
+from adaptergit.errors import AdaptergitError, NotFoundError, PackageError, TransportError, TrustError, UsageError
 from adaptergit.index.build import shard_path
 from adaptergit.index.database import Database
 from adaptergit.index.documents import (
@@ -181,8 +181,18 @@ class Client:
             return _updated(one, place, self.root(name), frozenset(principals))
 
     def root(self, name: str) -> Root:
-        """Return the newest root of an index that is trusted."""
-        return parse_root((trusted_dir(name) / "root.json").read_bytes())
+        """Return the newest root of an index that is trusted.
+
+        Raises:
+            PackageError, TrustError: It was damaged here.
+        """
+        path = trusted_dir(name) / "root.json"
+        try:
+            return parse_root(path.read_bytes())
+        except AdaptergitError as error:
+            error.where = str(path)
+            error.hint = f"it was damaged here: adaptergit index remove {name}, then add it once more with its --root"
+            raise
 
     def state(self, name: str) -> State:
         """Return what is remembered of an index.

@@ -63,7 +63,8 @@ def read_lock(path: str | Path) -> dict[str, Locked]:
         hint = f"adaptergit lock REFERENCE… --file {path}, or name another with --file (in Python lock=)"
         raise NotFoundError("there is no lock file", where=str(path), hint=hint) from error
     except OSError as error:
-        raise PackageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        hint = "name the lock file itself with --file (in Python lock=)"
+        raise PackageError(f"cannot be read: {error.strerror}", where=str(path), hint=hint) from error
     try:
         raw = canonical.loads(data, where=str(path), limit=MAX_BYTES)
     except PackageError as error:
