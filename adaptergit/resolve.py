@@ -362,7 +362,7 @@ def _from_store(
     why = next(iter(refused.values()), None)
     named = reference.digest is not None or _exact(reference) is not None
     if offline and isinstance(why, PackageError):
-        why.hint = why.hint or f"load it once online, and it is fetched anew: adaptergit info {reference}"
+        why.hint = f"load it once online, and it is fetched anew: adaptergit info {reference}"
     if why is not None and (offline or (isinstance(why, TrustError) and (why.ours or (why.revoked and named)))):
         raise why
     return why

@@ -173,7 +173,7 @@ def test_a_header_that_is_far_too_large_is_refused_in_our_own_layout(tmp_path: P
         adaptergit.load(tmp_path / "mine", model)
     git(tmp_path, "init", "-q")
     with pytest.raises(PackageError, match=f"a header of {MAX_HEADER_BYTES + 1} bytes"):
-        publish(tmp_path / "mine", remote=None, repository="a/b", clone=tmp_path, dry_run=True)
+        publish(tmp_path / "mine", remote=None, repository="example.org/a/b", clone=tmp_path, dry_run=True)
 
 
 def said(folder: Path, **fields: Any) -> None:

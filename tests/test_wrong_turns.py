@@ -391,7 +391,7 @@ def test_paths_are_text_too_and_other_types_are_named(tmp_path: Path, source: So
 
 def test_nothing_of_a_key_is_printed_where_a_card_is_meant(key: SigningKey) -> None:
     said = CliRunner().invoke(main, ["card", "validate", str(key.path)])
-    assert (said.exit_code, "this is no card" in said.stderr) == (3, True)
+    assert (said.exit_code, "it has no fields, so that it is none" in said.stderr) == (3, True)
     assert "OPENSSH" not in said.output
     assert key.path.read_text().splitlines()[1][:20] not in said.output
 

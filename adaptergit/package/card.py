@@ -91,7 +91,9 @@ class Card:
 
 def _validate(document: yamlfile.Document, where: str) -> None:
     if not isinstance(document.data, Mapping):  # of which nothing is printed: it may be a key
-        raise PackageError("this is no card: it has no fields", where=where, hint="name a card.yaml, or its folder")
+        at = f"{where}:1" if document.lines else where
+        hint = "name a card.yaml, or its folder"
+        raise PackageError("card: it has no fields, so that it is none", where=at, hint=hint)
     found = [
         (path, wrong_name(document.data["name"]) or text if path == ("name",) else text)
         for path, text in schemas.problems("card", document.data)
