@@ -12,12 +12,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import transformers
 from click.testing import CliRunner, Result
-from conftest import GOLDEN
+from conftest import GOLDEN, tiny_model
 from test_predict import golden
 
+import adaptergit
 from adaptergit.cli import main
 from adaptergit.package import Card
+from adaptergit.package.editing import read_card
 
 ID = "acme/tiny-bert"
 
@@ -177,3 +180,15 @@ def test_an_id_without_its_organisation_is_recognised(home: Path, monkeypatch: p
         said = run("inspect", name)
         assert said.exit_code == 5
         assert f"hint: {hint}" in said.stderr
+
+
+def test_a_saved_adapter_names_the_base_model_as_the_settings_call_its_folder(home: Path, tmp_path: Path) -> None:
+    tiny_model("bert").save_pretrained(tmp_path / "model")
+    base = transformers.AutoModel.from_pretrained(tmp_path / "model")
+    adaptergit.adapters(base).add("a", "seq_bn")
+    adaptergit.adapters(base).save("a", tmp_path / "before", license="MIT")
+    (home / "config").mkdir(exist_ok=True)
+    (home / "config" / "config.toml").write_text(f'[base_models]\n"acme/tiny" = "{(tmp_path / "model").as_posix()}"\n')
+    adaptergit.adapters(base).save("a", tmp_path / "after", license="MIT")
+    named = [read_card(tmp_path / name).base_model.id for name in ("before", "after")]
+    assert named == ["model", "acme/tiny"]

@@ -350,8 +350,9 @@ def test_over_https_with_the_certificate_the_user_trusts(
     with GitServer(tmp_path / "root", tls=tls) as server:
         url = server.create("acme/adapters")
         transport_settings.cache_clear()
-        with pytest.raises(TransportError, match="certificate"):
+        with pytest.raises(TransportError, match="certificate") as refused:
             fetch(f"{url}@sst2")
+        assert "http.sslCAInfo" in str(refused.value.hint)
         with (home / ".gitconfig").open("a") as file:
             file.write(f"[http]\nsslCAInfo = {pem}\n")
         transport_settings.cache_clear()

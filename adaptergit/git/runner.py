@@ -399,7 +399,7 @@ class _Tail:
 
 _UNREACHED = re.compile(
     r"Could not resolve (host|proxy)|Connection refused|Could(n't| not) connect|Failed to connect|from proxy|"
-    r"Proxy CONNECT"
+    r"Proxy CONNECT|Operation too slow|timed out"
 )
 _MISSING = re.compile(
     r"repository .{0,500} not found|does not appear to be a git repository|Repository not found", re.I
@@ -429,6 +429,8 @@ def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path
         hint = "connect once with ssh to see and accept the server's key"
     elif _UNREACHED.search(said):
         hint = "check the address and the network, and the proxy, if there is one (https_proxy, git config http.proxy)"
+    elif re.search(r"certificate|SSL", said):
+        hint = "log in, if the network asks for that first; an authority of yours: git config http.sslCAInfo FILE"
     elif "dubious ownership" in said:
         hint = "the folder belongs to somebody else: ask its owner to serve it (ssh, http), or clone it with git first"
     elif "hash algorithm" in said:
@@ -436,6 +438,6 @@ def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path
     elif _MISSING.search(said):
         hint = "check the address; a private repository is not found without credentials"
     elif any(_DISK.search(line) for line in lines if not _REMOTE.match(line)) and _may_be_full(directory):
-        hint = "free some space; ADAPTERGIT_CACHE_DIR moves the store, TMPDIR what is written in between"
+        hint = f"free some space in {directory}; ADAPTERGIT_CACHE_DIR moves the store, TMPDIR what is temporary"
         return StorageError(f"git {arguments[0]}: {what}", where=str(directory), hint=hint)
     return TransportError(f"git {arguments[0]}: {what}", hint=hint)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from adaptergit.base_place import place_of
 from adaptergit.errors import OTHER_MODEL, ModelError, PackageError, UsageError
 from adaptergit.package import CARD, WEIGHTS, Card
 from adaptergit.package.card import UNSPECIFIED
@@ -185,7 +186,7 @@ def card_data(panel: Panel, setup: Setup, about: Mapping[str, Any]) -> dict[str,
         "description": f"A {method}{' adapter' if setup.single else ''}.",
         "task": {"type": "other"},
         "base_model": {
-            "id": Path(origin).name if Path(origin).is_dir() or not origin else origin,
+            "id": (place_of(origin).id or Path(origin).name) if Path(origin).is_dir() else origin,
             "revision": getattr(model_config, "_commit_hash", None),
             "model_type": str(getattr(model_config, "model_type", "")),
             "fingerprint": told.get("fingerprint") or str(fingerprint_of(panel.model, panel.anatomy)),
