@@ -192,3 +192,10 @@ def test_a_saved_adapter_names_the_base_model_as_the_settings_call_its_folder(ho
     adaptergit.adapters(base).save("a", tmp_path / "after", license="MIT")
     named = [read_card(tmp_path / name).base_model.id for name in ("before", "after")]
     assert named == ["model", "acme/tiny"]
+
+
+def test_an_adapter_of_a_model_that_came_from_nowhere_names_its_type(tmp_path: Path) -> None:
+    base = transformers.BertModel(tiny_model("bert").config.__class__(hidden_size=32, num_attention_heads=4))
+    adaptergit.adapters(base).add("a", "seq_bn")
+    adaptergit.adapters(base).save("a", tmp_path / "a", license="MIT")
+    assert read_card(tmp_path / "a").base_model.id == "bert"

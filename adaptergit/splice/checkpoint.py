@@ -186,7 +186,7 @@ def card_data(panel: Panel, setup: Setup, about: Mapping[str, Any]) -> dict[str,
         "description": f"A {method}{' adapter' if setup.single else ''}.",
         "task": {"type": "other"},
         "base_model": {
-            "id": (place_of(origin).id or Path(origin).name) if Path(origin).is_dir() else origin,
+            "id": (place_of(origin).id or Path(origin).name) if origin and Path(origin).is_dir() else origin,
             "revision": getattr(model_config, "_commit_hash", None),
             "model_type": str(getattr(model_config, "model_type", "")),
             "fingerprint": told.get("fingerprint") or str(fingerprint_of(panel.model, panel.anatomy)),
