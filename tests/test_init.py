@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -48,11 +50,16 @@ class Terminal:
         self._main, side = pty.openpty()
         command = [sys.executable, "-m", "adaptergit", "init", *argv]
         self._process = subprocess.Popen(
-            command, cwd=clone, stdin=side, stdout=side, stderr=side, start_new_session=True,
-            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+            command, cwd=clone, stdin=side, stdout=side, stderr=side, start_new_session=True, preexec_fn=self._sit_down,
         )  # fmt: skip
         os.close(side)
         self.seen = ""
+
+    @staticmethod
+    def _sit_down() -> None:
+        """What is started in the background ignores Ctrl-C; what a person starts at a terminal does not."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     def reads(self, text: str) -> None:
         """Wait until something is shown."""
