@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import select
 import signal
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -22,6 +19,8 @@ from adaptergit.prepare import Purpose, initialise, usable_keys
 from adaptergit.publish import push_source
 from adaptergit.settings import config_dir
 from adaptergit.trust import generate_key
+
+fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))  # Windows has none
 
 URL = "https://github.com/acme/adapters.git"
 FILES = {".gitattributes", ".adaptergit/allowed_signers"}
