@@ -274,16 +274,19 @@ def did_you_mean(word: object, known: Iterable[str]) -> str | None:
 
 def no_file(path: Path) -> NotFoundError:
     """Return the error for a file that a person named and that is not there, with what is there in its place."""
+    return NotFoundError("no such file", where=str(path), hint=what_is_there(path))
+
+
+def what_is_there(path: Path) -> str:
+    """Return a hint on a path that is not there: near names beside it, or what there is."""
     folder = path.parent
     try:
         names = sorted(one.name for one in folder.iterdir())[:1000]
     except OSError as error:
         state = "cannot be read" if isinstance(error, PermissionError) else "is not there"
-        hint = f"the folder {folder.absolute()} {state}"
-        return NotFoundError("no such file", where=str(path), hint=printable(hint))
+        return printable(f"the folder {folder.absolute()} {state}")
     listed = f"{', '.join(names[:6])}{' …' if len(names) > 6 else ''}" if names else "nothing"
-    hint = did_you_mean(path.name, names) or f"{folder.absolute()} holds {listed}"
-    return NotFoundError("no such file", where=str(path), hint=printable(hint))
+    return printable(did_you_mean(path.name, names) or f"{folder.absolute()} holds {listed}")
 
 
 def near(word: object, known: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -71,14 +71,20 @@ def check_weights(source: Path, card: Card, report: Report) -> None:
     if card.data["adapter"]["format"] == "adaptergit":
         _count(source, card)
     report(f"validated {source}: {card.name} {card.version}, {card.method} for {card.base_model.id}")
+    for one in notes_on(source, card):
+        report(f"note: {one}")
+
+
+def notes_on(source: Path, card: Card) -> Iterator[str]:
+    """Say what a valid card leaves people without, each with the command that changes it."""
+    edit = f"adaptergit card edit {source}"
     if card.license == UNSPECIFIED:
-        report(f"note: the card names no licence, so that nobody may use it: adaptergit card edit {source} license=…")
+        yield f"the card names no licence, so that nobody may use it: {edit} license=…"
     for tag in (tag for tag in card.data["task"].get("languages", ()) if not is_language(tag)):
-        change = f"adaptergit card edit {source} task.languages=…"
-        report(f"note: {tag!r} is no BCP 47 tag, and people search by those: {change}")
+        yield f"{tag!r} is no BCP 47 tag, and people search by those: {edit} task.languages=…"
     if "/" not in card.base_model.id:
-        change = f"adaptergit card edit {source} base_model.id=organisation/name"
-        report(f"note: the card calls the base model {card.base_model.id!r}, and users will be asked for it: {change}")
+        told = f"the card calls the base model {card.base_model.id!r}, and users will be asked for it"
+        yield f"{told}: {edit} base_model.id=organisation/name"
 
 
 def _count(source: Path, card: Card) -> None:

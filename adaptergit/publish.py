@@ -23,8 +23,8 @@ from adaptergit.errors import (
     TransportError,
     UsageError,
     counted,
-    no_file,
     quoted,
+    what_is_there,
 )
 from adaptergit.indexes import revoked
 from adaptergit.package import (
@@ -597,7 +597,7 @@ def signing_keys(
     """
     if model_signing_key is not None and not expand(model_signing_key).is_file():
         raise NotFoundError(
-            "no such key file", where=str(model_signing_key), hint=no_file(expand(model_signing_key)).hint
+            "no such key file", where=str(model_signing_key), hint=what_is_there(expand(model_signing_key))
         )
     signer = None if dry_run and key is None and default_key() is None else signing_key(key)
     signers = [*((signer,) if signer else ()), *(signing_key(path) for path in cosigners)]

@@ -211,28 +211,18 @@ def check_online(where: str) -> None:
 
 _QUOTES = 'texts are in quotes, and so is a name with / or * in it: "acme/model" = "/folder"'
 _READABLE = "make it a file that you may read, or move it away: without one, the defaults count"
-_KINDS: dict[str, type] = {
-    "default_host": str,
-    "allowed_signers": str,
-    "signing_key": str,
-    "index": str,
-    "allow_http": list,
-    "resolution_max_age": int,
-    "base_models": dict,
-    "mirrors": dict,
-    "policy": list,
+_KINDS: dict[str, tuple[type, str]] = {
+    "default_host": (str, 'default_host = "github.com"'),
+    "allowed_signers": (str, 'allowed_signers = "allowed_signers"'),
+    "signing_key": (str, 'signing_key = "signing_key"'),
+    "index": (str, 'index = "index.json"'),
+    "allow_http": (list, 'allow_http = ["mirror.lan"]'),
+    "resolution_max_age": (int, "resolution_max_age = 86400"),
+    "base_models": (dict, '[base_models] on a line of its own, and below it "organisation/model" = "/folder"'),
+    "mirrors": (dict, '[mirrors] on a line of its own, and below it "github.com/acme/*" = ["https://mirror.lan/"]'),
+    "policy": (list, 'policy = "enforce", or below a line [[policy]]: match = "github.com/acme/*" and level = "tofu"'),
 }
-_EXAMPLES = {
-    "default_host": 'default_host = "github.com"',
-    "allowed_signers": 'allowed_signers = "allowed_signers"',
-    "signing_key": 'signing_key = "signing_key"',
-    "index": 'index = "index.json"',
-    "allow_http": 'allow_http = ["mirror.lan"]',
-    "resolution_max_age": "resolution_max_age = 86400",
-    "base_models": '[base_models] on a line of its own, and below it "organisation/model" = "/folder"',
-    "mirrors": '[mirrors] on a line of its own, and below it "github.com/acme/*" = ["https://mirror.lan/"]',
-    "policy": 'policy = "enforce", or below a line [[policy]]: match = "github.com/acme/*" and level = "tofu"',
-}
+"""Of each setting: what TOML reads it as, and how it is written."""
 
 
 def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -243,9 +233,9 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         if key not in known:
             hint = did_you_mean(key, known) or f"known: {', '.join(sorted(known))}"
             raise UsageError(f"unknown setting {key!r}", where=str(path), hint=hint)
-        if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
-            said = _said(value)
-            raise UsageError(f"{key} cannot be {said}", where=str(path), hint=f"write {_EXAMPLES[key]}")
+        kind, example = _KINDS[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UsageError(f"{key} cannot be {_said(value)}", where=str(path), hint=f"write {example}")
     checked = dict(raw)
     if "allow_http" in raw:
         checked["allow_http"] = tuple(str(host) for host in raw["allow_http"])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-import importlib.util
 import inspect
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import adaptergit.training
 from adaptergit import errors
 from adaptergit.splice.panel import Panel
 
-ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
+from reference_pages import commands
+
 KNOWN = Path(__file__).parent / "assets" / "public_api.json"
 
 
@@ -73,12 +75,7 @@ def plain(value: Any) -> str:
 
 
 def command_line() -> Iterator[tuple[str, list[str]]]:
-    spec = importlib.util.spec_from_file_location("reference_pages", ROOT / "docs" / "reference_pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
-    for context, command in reference.commands():
+    for context, command in commands():
         yield f"$ {context.command_path}", [option(one) for one in command.params]
 
 

@@ -273,15 +273,21 @@ def test_the_readme_leads_somewhere_where_nothing_lies_beside_it() -> None:
 # --- the site ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as people build it: a warning stops it."""
     for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
         if importlib.util.find_spec(package.partition(".")[0]) is None:
             pytest.skip(f"{package} is not installed: pip install 'adaptergit[docs]'")
-    site = tmp_path / "site"
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(site: Path) -> None:
     python = html.unescape((site / "reference" / "python" / "index.html").read_text("utf-8"))
     for name in set(adaptergit.__all__) - {"__version__"}:
         assert f'id="{target("adaptergit", name)}"' in python, name
@@ -290,19 +296,13 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_copied_from_a_page_is_what_is_typed(tmp_path: Path) -> None:
+def test_what_is_copied_from_a_page_is_what_is_typed(site: Path) -> None:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None or importlib.util.find_spec("playwright") is None or importlib.util.find_spec("mkdocs") is None:
-        pytest.skip("there is no browser to look at the site, or nothing to build it")
+    if chromium is None or importlib.util.find_spec("playwright") is None:
+        pytest.skip("there is no browser to look at the site")
     from playwright.sync_api import sync_playwright
 
-    subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as playwright:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

@@ -73,8 +73,7 @@ class _Lazy(Group):
             return None
         module = importlib.import_module(f"adaptergit.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, {"eval": "evaluate"}.get(cmd_name, cmd_name))
-        known = any(one.name == "quiet" for one in command.params)
-        return command if known else with_switches(command)
+        return with_switches(command)
 
     def suggestion(self, ctx: click.Context, name: str) -> str | None:
         """Also name the groups that have such a command, and our word for what others call so."""

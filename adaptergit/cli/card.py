@@ -124,9 +124,8 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
       adaptergit card validate adapters/*/card.yaml
     """
     from adaptergit.package import WEIGHTS
-    from adaptergit.package.card import UNSPECIFIED
     from adaptergit.package.editing import card_path, read_card
-    from adaptergit.packing import check_weights
+    from adaptergit.packing import check_weights, notes_on
 
     failed: list[tuple[Path, AdaptergitError]] = []
     for path in paths:
@@ -141,8 +140,8 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
         else:
             if not as_json:
                 click.echo(f"{path}: the card of {found.name} {found.version} is valid")
-                if found.license == UNSPECIFIED:
-                    step(f"it names no licence, so that nobody may use it: adaptergit card edit {path} license=…")
+                for note in notes_on(path, found):
+                    step(f"note: {note}")
     if as_json:
         wrong = {str(path): {"what": error.what, "where": error.where, "hint": error.hint} for path, error in failed}
         print_json({"cards": [{"path": path, "error": wrong.get(str(path))} for path in paths]})

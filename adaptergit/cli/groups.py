@@ -14,7 +14,7 @@ def with_switches(command: click.Command) -> click.Command:
         if value:
             context.find_root().params[str(switch.name)] = True
 
-    if not isinstance(command, click.Group):
+    if not isinstance(command, click.Group) and all(one.name != "quiet" for one in command.params):
         command.params += [
             click.Option(spelt, is_flag=True, hidden=True, expose_value=False, callback=said)
             for spelt in (["-q", "--quiet"], ["-v", "--verbose"])

@@ -171,11 +171,11 @@ def named_adapter(reference: str) -> str:
     Raises:
         NotFoundError: There is none.
     """
-    from adaptergit.package.local import local_card
+    from adaptergit.package.local import no_folder
 
     meant = named(reference)
     if is_folder(meant) and not expand(meant).exists():
-        local_card(expand(meant))
+        raise no_folder(expand(meant))
     return meant
 
 

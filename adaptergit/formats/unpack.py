@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from adaptergit.errors import NotFoundError, PackageError, UsageError, no_file
+from adaptergit.errors import NotFoundError, PackageError, UsageError, what_is_there
 from adaptergit.formats.adapterhub import FUSION_WEIGHTS
 from adaptergit.formats.adapterhub import WEIGHTS as ADAPTERHUB_WEIGHTS
 from adaptergit.formats.adapterhub_heads import HEAD_WEIGHTS
@@ -39,7 +39,7 @@ def unpacked(source: Path, *, allow_pickle: bool = False) -> Iterator[Path]:
         PackageError: Not a zip file, or one that holds what it should not; a pickle that is none of tensors.
     """
     if not source.exists():
-        raise NotFoundError("no such file or folder", where=str(source), hint=no_file(source).hint)
+        raise NotFoundError("no such file or folder", where=str(source), hint=what_is_there(source))
     with tempfile.TemporaryDirectory(prefix="adaptergit-") as temporary:
         folder = source
         if source.is_file():

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from adaptergit.errors import NotFoundError, PackageError, no_file
+from adaptergit.errors import NotFoundError, PackageError, no_file, what_is_there
 from adaptergit.package import canonical
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.card import Card
@@ -68,7 +68,7 @@ def list_folder(path: Path, limits: Limits = Limits()) -> dict[str, int]:  # noq
         PackageError: The folder holds something a package may not hold.
     """
     if not path.is_dir():
-        raise NotFoundError("no such folder", where=str(path), hint=no_file(path).hint)
+        raise NotFoundError("no such folder", where=str(path), hint=what_is_there(path))
     sizes: dict[str, int] = {}
     with os.scandir(path) as entries:
         for entry in entries:

@@ -20,6 +20,19 @@ _PAGE = re.compile(
 _HF = "https://huggingface.co/"
 
 
+def no_folder(folder: Path) -> NotFoundError:
+    """Return the error for a folder that is not there, or a text that was meant to be a reference."""
+    where, hint = str(folder), "write org/repo@adapter, or the path of a package folder"
+    if (scheme := where.partition(":/")[0]) in _SCHEMES and ":/" in where:  # a path has lost its slashes
+        where = f"{scheme}://{'/' if scheme == 'file' else ''}{where[len(scheme) + 2 :]}"
+        hint = f"name an adapter in it: {where.replace('#', '@') if '#' in where else f'{where}@adapter'}"
+        if (page := _PAGE.fullmatch(where)) is not None:
+            hint = f"this is a page to look at: write {page['repository']}@{page['adapter']}"
+        elif where.startswith(_HF):
+            hint = f"write {HUB}{where.removeprefix(_HF).partition('/tree/')[0].rstrip('/')}"
+    return NotFoundError("no such folder, and not a reference", where=where, hint=hint)
+
+
 def local_card(folder: Path, limits: Limits = Limits()) -> Card:  # noqa: B008 - frozen
     """Return the card of a folder, after comparing every byte with the manifest if there is one.
 
@@ -28,15 +41,7 @@ def local_card(folder: Path, limits: Limits = Limits()) -> Card:  # noqa: B008 -
         PackageError: The card is not valid, or a file was changed.
     """
     if not folder.is_dir():
-        where, hint = str(folder), "write org/repo@adapter, or the path of a package folder"
-        if (scheme := where.partition(":/")[0]) in _SCHEMES and ":/" in where:  # a path has lost its slashes
-            where = f"{scheme}://{'/' if scheme == 'file' else ''}{where[len(scheme) + 2 :]}"
-            hint = f"name an adapter in it: {where.replace('#', '@') if '#' in where else f'{where}@adapter'}"
-            if (page := _PAGE.fullmatch(where)) is not None:
-                hint = f"this is a page to look at: write {page['repository']}@{page['adapter']}"
-            elif where.startswith(_HF):
-                hint = f"write {HUB}{where.removeprefix(_HF).partition('/tree/')[0].rstrip('/')}"
-        raise NotFoundError("no such folder, and not a reference", where=where, hint=hint)
+        raise no_folder(folder)
     if (folder / MANIFEST).exists():
         package = read_package(folder, limits)
         return check_files(package, Manifest.from_bytes(package.manifest_bytes, where=str(folder / MANIFEST)), limits)

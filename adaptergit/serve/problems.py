@@ -18,6 +18,8 @@ from adaptergit.serve.messages import Problem, Wrong
 MEDIA_TYPE = "application/problem+json"
 _CODES = {404: "not-found", 405: "method-not-allowed", 400: "invalid-input", 413: "too-large"}
 _ASKED = "POST /v1/predict answers texts, GET /v1/adapters lists what can answer, GET /openapi.json describes both"
+_HINTS = {404: _ASKED, 405: _ASKED, 400: "send JSON in UTF-8; GET /openapi.json describes it"}
+"""For what the framework refuses by itself."""
 _MOST = 20
 """Things that are wrong with one request and named."""
 _DRAINED = 8
@@ -62,8 +64,7 @@ def install(app: FastAPI, told: Callable[[str], None]) -> None:
         assert isinstance(error, HTTPException)
         code = getattr(error, "code", _CODES.get(error.status_code, "refused"))
         wrong = getattr(error, "wrong", None) or None
-        plain = {404: _ASKED, 405: _ASKED, 400: "send JSON in UTF-8; GET /openapi.json describes it"}
-        hint = getattr(error, "hint", plain.get(error.status_code))
+        hint = getattr(error, "hint", _HINTS.get(error.status_code))
         return _response(error.status_code, code, str(error.detail), hint, wrong, error.headers)
 
     def invalid(request: Request, error: Exception) -> Response:
