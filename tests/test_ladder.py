@@ -194,7 +194,9 @@ def test_a_hostile_archive_is_refused(
     assert not list((cache_dir() / "tmp").iterdir())
 
 
-@pytest.mark.parametrize("answer", [b"<html>log in</html>", packed(("a/card.yaml", b"x" * 9000, {}))[:60]])
+@pytest.mark.parametrize(
+    "answer", [b"<html>log in</html>", packed(("a/card.yaml", b"x" * 9000, {}))[:60]], ids=["a page to log in", "cut"]
+)
 def test_what_is_no_archive_or_no_listing_is_no_lie(
     answer: bytes, hub: Hub, source: Source, forge: Forge, tmp_path: Path
 ) -> None:
