@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from adaptergit.mirror import mirror
     from adaptergit.package.editing import edit_card, render_card
     from adaptergit.predict import predict
-    from adaptergit.progress import watching
+    from adaptergit.progress import Progress, watching
     from adaptergit.publish import publish, publish_all, yank
     from adaptergit.reference import Reference
     from adaptergit.resolve import fetch, resolve, verify
@@ -97,7 +97,7 @@ _HOMES = {
     "adaptergit.mirror": ("mirror",),
     "adaptergit.package.editing": ("edit_card", "render_card"),
     "adaptergit.predict": ("predict",),
-    "adaptergit.progress": ("watching",),
+    "adaptergit.progress": ("Progress", "watching"),
     "adaptergit.publish": ("publish", "publish_all", "yank"),
     "adaptergit.reference": ("Reference",),
     "adaptergit.resolve": ("fetch", "resolve", "verify"),
@@ -149,6 +149,7 @@ __all__ = [
     "PackageError",
     "Parallel",
     "PrefixTuning",
+    "Progress",
     "PromptTuning",
     "ReFT",
     "Reference",

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from adaptergit.base_place import not_loaded
+from adaptergit.base_watch import told_of
 from adaptergit.errors import ModelError, NotFoundError, PackageError
 from adaptergit.formats import Folder
 from adaptergit.package.modelcard import stated_base_id, told_front_matter
@@ -95,14 +96,16 @@ def base_model(
         # A card may not choose a folder of this machine.
         raise NotFoundError(f"the base model {model_id!r} is not mapped to a folder", hint=hint)
     try:
-        model: nn.Module = made_by.from_pretrained(
-            str(expand(source)) if mapped else model_id,
-            revision=None if mapped else named.revision,
-            local_files_only=offline or mapped,
-            trust_remote_code=False,
-            **({} if mapped else {"use_safetensors": True}),
-            **options,
-        )
+        with told_of(model_id) as watched:
+            model: nn.Module = made_by.from_pretrained(
+                str(expand(source)) if mapped else model_id,
+                revision=None if mapped else named.revision,
+                local_files_only=offline or mapped,
+                trust_remote_code=False,
+                **({} if mapped else {"use_safetensors": True}),
+                **options,
+                **watched,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise not_loaded("the base model cannot be loaded", model_id, error, hint) from error
     model.eval()

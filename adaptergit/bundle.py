@@ -29,6 +29,7 @@ from adaptergit.judge import Asked, take_over, verified
 from adaptergit.mirror import Copied, copy_to_folder, fetched_all
 from adaptergit.package.names import is_allowed
 from adaptergit.pins import all_remembered, known_revocations, known_signers, remember
+from adaptergit.progress import tell
 from adaptergit.reference import Reference, Source, check_adapter_name, expand
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Known, Store
@@ -186,6 +187,7 @@ def _all_in(
     """Verify everything, one after the other: what came first is the history of what comes next."""
     copied, verdicts = [], []
     signers = [*known_signers(settings), *brought]
+    total = sum(len(shelf.releases) for _, _, shelf in listed)
     for principal, adapter, shelf in listed:
         source = _source(principal)
         word, rotations = word_on(principal, settings, offline=True), partial(_rotations, folder, principal)
@@ -207,6 +209,7 @@ def _all_in(
             new = takes_in.package(package, release, source, adapter, settings, vouched=vouched)
             verdicts.append(verdict)
             copied.append(Copied(principal, adapter, release.version, release.manifest_sha256, new))
+            tell("the bundle", len(copied), total, "releases")
         takes_in.yanks(source, adapter, shelf)
     return copied, verdicts
 

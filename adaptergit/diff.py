@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptergit.contents import CONFIG, Contents, contents
 from adaptergit.package.weights import Tensor, opened
+from adaptergit.progress import each
 
 if TYPE_CHECKING:
     import torch
@@ -97,12 +98,13 @@ def diff(a: str | Path, b: str | Path, *, policy: str | None = "unsigned", **fet
 
 def _tensors(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Iterator[TensorDiff]:
     # Files stay open: opening one for each tensor would read its header each time.
+    names = [*left, *(name for name in right if name not in left)]
     with ExitStack() as stack:
         files = {
             path: stack.enter_context(opened(path, "pt"))
             for path in dict.fromkeys(tensor.file for tensor in (*left.values(), *right.values()))
         }
-        for name in [*left, *(name for name in right if name not in left)]:
+        for name in each(names, "tensors", "tensors"):
             a, b = left.get(name), right.get(name)
             if a is None or b is None:
                 yield TensorDiff(name, "only_a" if b is None else "only_b", _kind(a), _kind(b))

@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from adaptergit.package import Manifest
-from adaptergit.progress import watcher
+from adaptergit.progress import tell
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Store, Stored
 from adaptergit.store.lockfile import read_lock
@@ -29,14 +29,13 @@ def verify_store(*, remove: bool = False, settings: Settings | None = None) -> d
     """
     settings = settings or load_settings()
     store = Store(cache_dir())
-    contents, report, done = list(store.contents()), watcher(), 0
+    contents, done = list(store.contents()), 0
     found, total = dict[str, str](), sum(one.size for one in contents)
     for one in contents:
         if why := store.damage(one.digest, settings.limits):
             found[one.digest] = why
         done += one.size
-        if report is not None:
-            report("the store", done, total)
+        tell("the store", done, total)
     if remove:
         for digest in found:
             store.remove(digest)

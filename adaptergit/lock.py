@@ -11,6 +11,7 @@ from adaptergit.dependencies import DEPTH, dependencies_of
 from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError, quoted
 from adaptergit.locks import exclusively
 from adaptergit.package import CARD, Card, Manifest, Package
+from adaptergit.progress import each
 from adaptergit.reference import Reference
 from adaptergit.resolve import Fetched, fetch, parse_reference
 from adaptergit.settings import Settings, cache_dir, load_settings
@@ -74,7 +75,7 @@ def lock(
     made: dict[str, Locked] = {}
     needs: list[tuple[str, Reference]] = []
     depths = dict.fromkeys(ids, 1)
-    for reference in chosen:  # grows by what its members depend on
+    for reference in each(chosen, "locking", "releases"):  # grows by what its members depend on
         known = entries.get(lock_id(reference))
         keep = keeps(reference)
         options: dict[str, Any] = {"policy": policy, "refresh": upgrade, "settings": settings}
@@ -140,7 +141,7 @@ def check_lock(
         if lock_id(parse_reference(one.reference, settings)) != one.id:
             raise PackageError(f"{one.id} is not what {one.reference} asks for", where=str(path))
     store = Store(cache_dir())
-    for one in entries.values():
+    for one in each(entries.values(), str(path), "releases"):
         if store.find(one.manifest_sha256) is not None and (why := store.damage(one.manifest_sha256, settings.limits)):
             hint = "adaptergit store verify --remove takes it away, and adaptergit sync fetches it again"
             raise PackageError(f"what is stored of {one.id} is damaged: {why.partition(chr(10))[0]}", hint=hint)
@@ -193,10 +194,13 @@ def sync(
         NotFoundError, TransportError, TrustError, PackageError: One cannot be had or was refused.
     """
     settings = settings or load_settings()
-    entries = read_lock(path).values()
+    entries = list(read_lock(path).values())
     if not offline:
         ask_for_yanks([parse_reference(one.reference, settings) for one in entries], settings)
-    return [fetch(one.reference, policy=policy, offline=offline, lock=path, settings=settings) for one in entries]
+    return [
+        fetch(one.reference, policy=policy, offline=offline, lock=path, settings=settings)
+        for one in each(entries, str(path), "releases")
+    ]
 
 
 def _fits(reference: Reference, known: Locked) -> bool:

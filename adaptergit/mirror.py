@@ -10,6 +10,7 @@ from adaptergit.durable import disk_errors
 from adaptergit.errors import UsageError
 from adaptergit.locks import exclusively
 from adaptergit.pins import known_signers
+from adaptergit.progress import each
 from adaptergit.reference import Source, expand
 from adaptergit.resolve import Fetched, fetch, parse_reference
 from adaptergit.settings import Settings, load_settings
@@ -91,8 +92,11 @@ def fetched_all(
     if not (named or locked):
         raise UsageError("there is nothing to copy", hint="name references, or a lock file")
     answers = ask_for_yanks([*named, *locked], settings)
-    found = [fetch(one, policy=policy, settings=settings) for one in named]
-    return [*found, *(fetch(one, policy=policy, lock=lock, settings=settings) for one in locked)], answers
+    wanted = [*((one, None) for one in named), *((one, lock) for one in locked)]
+    found = [
+        fetch(one, policy=policy, lock=held, settings=settings) for one, held in each(wanted, "fetching", "releases")
+    ]
+    return found, answers
 
 
 def copy_to_folder(root: Path, found: Sequence[Fetched], settings: Settings, answers: Answers) -> list[Copied]:
@@ -108,7 +112,7 @@ def copy_to_folder(root: Path, found: Sequence[Fetched], settings: Settings, ans
     for principal, (rotations, said) in _rotations(found, settings).items():
         put_rotations(root, principal, [one.line() for one in rotations], keep=not said)
     copied, signers, withdrawn = [], known_signers(settings), _withdrawn(found, settings, answers)
-    for one in found:
+    for one in each(found, str(root), "releases"):
         manifest = one.verdict.manifest
         added = add_to_mirror(
             root,

@@ -27,7 +27,7 @@ _ROOT = Path(__file__).parent.parent
 _API = {
     "Load and look": (
         "load adapters inspect summary diff resolve fetch verify fetch_hub "
-        "Reference HubReference Checkpoint Verdict watching"
+        "Reference HubReference Checkpoint Verdict watching Progress"
     ),
     "Publish": "publish publish_all yank rotate edit_card render_card",
     "Convert": "convert describe export",

@@ -23,6 +23,7 @@ from adaptergit.cli.groups import Group
 from adaptergit.cli.output import Rate
 from adaptergit.durable import disk_errors
 from adaptergit.errors import NotFoundError, ReleaseError, StorageError, TransportError, UsageError
+from adaptergit.progress import Progress
 from adaptergit.publish import publish, yank
 from adaptergit.rotate import rotate
 from adaptergit.splice import adapters
@@ -377,13 +378,23 @@ def test_a_script_for_every_shell(shell: str) -> None:
 
 def test_a_download_says_how_fast_it_is_and_how_long_it_will_take() -> None:
     rate = Rate()
-    assert rate.told(0, 4_000_000, 10.0) == "0.0 of 4.0 MB"
-    assert rate.told(1_000_000, 4_000_000, 11.0) == "1.0 of 4.0 MB, 1.0 MB/s, 3 s left"
-    assert rate.told(1_000_000, None, 11.0) == "1.0 MB, 1.0 MB/s"
+
+    def told(done: int, total: int | None, now: float) -> str:
+        return rate.told(Progress("a server", done, total), now)
+
+    assert told(0, 4_000_000, 10.0) == "0.0 of 4.0 MB"
+    assert told(1_000_000, 4_000_000, 11.0) == "1.0 of 4.0 MB, 1.0 MB/s, 3 s left"
+    assert told(1_000_000, None, 11.0) == "1.0 MB, 1.0 MB/s"
     for second in range(12, 30):
-        rate.told(1_000_000, 4_000_000, float(second))
-    assert rate.told(1_000_000, 4_000_000, 30.0) == "1.0 of 4.0 MB"  # it stands still, and nobody knows for how long
-    assert rate.told(10, 100, 31.0) == "0.0 of 0.0 MB"  # the next file
+        told(1_000_000, 4_000_000, float(second))
+    assert told(1_000_000, 4_000_000, 30.0) == "1.0 of 4.0 MB"  # it stands still, and nobody knows for how long
+    assert told(10, 100, 31.0) == "0.0 of 0.0 MB"  # the next file
+
+
+def test_what_is_no_download_is_counted() -> None:
+    rate = Rate()
+    assert rate.told(Progress("diff", 0, 1200, "tensors"), 1.0) == "0 of 1,200 tensors"
+    assert rate.told(Progress("diff", 400, 1200, "tensors"), 3.0) == "400 of 1,200 tensors, 200 tensors/s, 4 s left"
 
 
 def test_on_a_narrow_terminal_the_note_gives_way_not_the_numbers() -> None:

@@ -309,10 +309,10 @@ def test_the_store_is_listed_checked_and_pruned(hub: Hub, source: Source, tmp_pa
         fetch(f"{hub.url}@sst2=={version}")
     lock([f"{hub.url}@sst2==1.0.0"], path=tmp_path / "l")
     assert sorted(one.manifest.version for one in stored() if one.manifest) == ["1.0.0", "1.1.0", "1.2.0"]
-    heard: list[tuple[int, int | None]] = []
-    with adaptergit.watching(lambda _, done, total: heard.append((done, total))):
+    heard: list[adaptergit.Progress] = []
+    with adaptergit.watching(heard.append):
         assert verify_store() == {}
-    assert heard[-1][0] == heard[-1][1] == sum(one.size for one in stored())
+    assert heard[-1].done == heard[-1].total == sum(one.size for one in stored())
     before = snapshot(cache_dir())
     would = prune(keep=[tmp_path / "l"], dry_run=True)
     assert [one.manifest.version for one in would if one.manifest] == ["1.1.0"]

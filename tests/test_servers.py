@@ -22,7 +22,7 @@ from conftest import Hub, git
 from adaptergit.errors import ReleaseError, TransportError, TrustError
 from adaptergit.housekeeping import stored, verify_store
 from adaptergit.pins import pin_key
-from adaptergit.progress import watching
+from adaptergit.progress import Progress, watching
 from adaptergit.publish import publish, yank
 from adaptergit.resolve import fetch
 from adaptergit.settings import cache_dir
@@ -443,12 +443,12 @@ def test_who_watches_is_told_how_far_a_fetch_has_come(hub: Hub, source: Source, 
     """Of how many bytes, too, where the manifest comes first."""
     git(hub.bare, "config", "uploadpack.allowFilter", "true")
     published(hub, source, 6_000_000)
-    seen: list[tuple[str, int, int | None]] = []
+    seen: list[Progress] = []
     url = f"http://127.0.0.1:{nginx.port}/acme/adapters.git"
-    with watching(lambda sender, done, total: seen.append((sender, done, total))):
+    with watching(seen.append):
         found = fetch(f"{url}@sst2==1.0.0")
     size = (found.path / "adapter.safetensors").stat().st_size
-    told = [(done, total) for sender, done, total in seen if sender == url and total is not None]
+    told = [(one.done, one.total) for one in seen if one.what == url and one.total is not None]
     assert {total for _, total in told} == {size}
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert len(told) >= 3
@@ -464,8 +464,8 @@ def test_who_watches_can_end_it(hub: Hub, source: Source, nginx: Nginx) -> None:
     class EnoughError(Exception):
         pass
 
-    def stop(sender: str, done: int, total: int | None) -> None:
-        if done > 1_000_000:
+    def stop(one: Progress) -> None:
+        if one.done > 1_000_000:
             raise EnoughError
 
     with watching(stop), pytest.raises(EnoughError):
@@ -477,7 +477,7 @@ def test_who_watches_can_end_it(hub: Hub, source: Source, nginx: Nginx) -> None:
 def test_a_failure_while_somebody_watches_says_what_failed(hub: Hub, source: Source, nginx: Nginx) -> None:
     published(hub, source, 6_000_000)
     threading.Timer(1.2, nginx.kill).start()
-    with watching(lambda *_: None), pytest.raises(TransportError) as caught:
+    with watching(lambda _: None), pytest.raises(TransportError) as caught:
         fetch(f"http://127.0.0.1:{nginx.port}/acme/adapters.git@sst2==1.0.0")
     assert str(caught.value).startswith(f"http://127.0.0.1:{nginx.port}/acme/adapters.git")
     nginx.start()

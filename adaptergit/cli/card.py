@@ -134,6 +134,8 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
             if (folder / WEIGHTS).is_file():
                 check_weights(folder, found, lambda _: None)
         except AdaptergitError as error:
+            if isinstance(error, PackageError) and error.hint is None:
+                error.hint = f"adaptergit card edit {path} FIELD=VALUE …"
             failed.append((path, error))
             if not as_json:
                 show_error(error)

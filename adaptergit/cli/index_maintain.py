@@ -290,7 +290,8 @@ def import_adapterhub(clone: Path, folder: Path, as_json: bool) -> None:
     from adaptergit.index.adapterhub import import_adapterhub as run
     from adaptergit.index.repository import IndexRepository
 
-    done = run(IndexRepository(folder.resolve()), clone)
+    with waiting("reading cards", quiet=as_json):
+        done = run(IndexRepository(folder.resolve()), clone)
     if as_json:
         print_json(done)
         return

@@ -51,7 +51,8 @@ def lock(
 
     wanted = [named(reference) for reference in references]
     if check:
-        entries = check_lock(wanted, path=path)
+        with waiting("comparing", quiet=as_json):
+            entries = check_lock(wanted, path=path)
         absent = not_compared(entries)
         if as_json:
             print_json({"locked": [{"id": e.id, "version": e.version, "compared": e not in absent} for e in entries]})

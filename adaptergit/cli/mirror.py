@@ -91,7 +91,9 @@ def take_in(file: Path, trust_keys: bool, index_root: str | None, policy: str | 
     """
     from adaptergit.bundle import import_bundle
 
-    _show(import_bundle(file, trust_keys=trust_keys, index_root=index_root, policy=policy), as_json)
+    with waiting("unpacking", quiet=as_json):
+        copied = import_bundle(file, trust_keys=trust_keys, index_root=index_root, policy=policy)
+    _show(copied, as_json)
 
 
 def _show(copied: Sequence[Copied], as_json: bool) -> None:

@@ -12,9 +12,9 @@ import sys
 import time
 import traceback
 import warnings
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import click
 
 from adaptergit.errors import AdaptergitError, AdaptergitWarning, TransportError, TrustError, printable, without_secrets
-from adaptergit.progress import watching
+from adaptergit.progress import Progress, watching
 
 T = TypeVar("T")
 _HINTS = {
@@ -31,6 +31,9 @@ _HINTS = {
     errno.ENOSPC: "free some space",
 }
 _RECENT = 5.0
+_SOON = 1.0
+"""Seconds that something takes without a word."""
+_ERASE = "\r\x1b[K"
 """Seconds."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -119,7 +122,7 @@ def step(text: str) -> None:
 
 @contextmanager
 def waiting(text: str, quiet: bool = False) -> Iterator[None]:
-    """Show that something is going on, on a terminal: a spinner, and how far a download has come."""
+    """Show that something is going on, on a terminal: a spinner, and how far whatever is told of has come."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -127,14 +130,54 @@ def waiting(text: str, quiet: bool = False) -> Iterator[None]:
     if not console.is_terminal:
         yield
         return
-    rate = Rate()
+    rates, said = defaultdict[str, Rate](Rate), dict[str, str]()
     with console.status(escape(text)) as status:
 
-        def draw(_: str, done: int, total: int | None) -> None:
-            status.update(escape(f"{text}: {rate.told(done, total, time.monotonic())}"))
+        def draw(one: Progress) -> None:
+            said[one.unit] = rates[one.unit].told(one, time.monotonic())
+            if one.done == one.total:
+                del said[one.unit]
+            status.update(escape(": ".join([text, *(["; ".join(said.values())] if said else [])])))
 
         with watching(draw):
             yield
+
+
+@contextmanager
+def sending(quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Give what :func:`step` is; on a terminal, show how far a push is, on a line of its own.
+
+    Nothing moves by itself: ssh and ssh-keygen may be asking for a passphrase meanwhile.
+    """
+    if quiet or asked_for("quiet") or not sys.stderr.isatty():
+        yield (lambda _: None) if quiet else step
+        return
+    rate, since, drawn = Rate(), dict[str, float](), False
+
+    def draw(one: Progress) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        text = f"  {rate.told(one, now)}"
+        if now - since.setdefault(one.what, now) >= _SOON:
+            wide = shutil.get_terminal_size().columns
+            click.echo(f"{_ERASE}{text[: wide - 1]}", nl=False, err=True)
+            drawn = True
+
+    def erase() -> None:
+        nonlocal drawn
+        if drawn:
+            click.echo(_ERASE, nl=False, err=True)
+            drawn = False
+
+    def line(text: str) -> None:
+        erase()
+        step(text)
+
+    try:
+        with watching(draw):
+            yield line
+    finally:
+        erase()
 
 
 class Rate:
@@ -143,32 +186,41 @@ class Rate:
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
-    def told(self, done: int, total: int | None, now: float) -> str:
+    def told(self, one: Progress, now: float) -> str:
         """Say how far it has come, as fast as in the last seconds.
 
         Args:
-            done: Bytes that have arrived.
-            total: How many there will be, if that is known.
+            one: How far it is.
             now: Seconds on any clock.
         """
-        if self._seen and done < self._seen[-1][1]:
+        if self._seen and one.done < self._seen[-1][1]:
             self._seen.clear()  # something else
-        self._seen.append((now, done))
+        self._seen.append((now, one.done))
         while len(self._seen) > 2 and now - self._seen[1][0] > _RECENT:
             self._seen.popleft()
-        (since, had), text = self._seen[0], f"{done / 1e6:.1f}{'' if total is None else f' of {total / 1e6:.1f}'} MB"
-        speed = (done - had) / (now - since) if now > since else 0.0
+        since, had = self._seen[0]
+
+        def number(value: float) -> str:
+            return f"{value / 1e6:.1f}" if one.unit == "bytes" else f"{value:,.0f}"
+
+        unit = "MB" if one.unit == "bytes" else one.unit
+        text = f"{number(one.done)}{'' if one.total is None else f' of {number(one.total)}'} {unit}"
+        speed = (one.done - had) / (now - since) if now > since else 0.0
         if speed <= 0:
             return text
-        left = "" if total is None else f", {math.ceil(max(0, total - done) / speed)} s left"
-        return f"{text}, {speed / 1e6:.1f} MB/s{left}"
+        left = "" if one.total is None else f", {math.ceil(max(0, one.total - one.done) / speed)} s left"
+        return f"{text}, {number(speed) if one.unit == 'bytes' else f'{speed:.3g}'} {unit}/s{left}"
 
 
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], None]]:
-    """Give a function ``report(stage, done, total, note)`` that draws bars on stderr; without a terminal, lines."""
+    """Give a function ``report(stage, done, total, note)`` that draws bars on stderr; without a terminal, lines.
+
+    What is told to whoever watches has bars too: a base model that is downloaded first.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
     from rich.table import Column
     from rich.text import Text
 
@@ -200,7 +252,7 @@ def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], Non
         TimeRemainingColumn(table_column=Column(no_wrap=True)),
         Note("{task.fields[note]}", table_column=Column()),
     )
-    with Progress(*columns, console=console) as bar:
+    with Bars(*columns, console=console) as bar:
         tasks: dict[str, Any] = {}
 
         def draw(stage: str, done: int, total: int, note: str) -> None:
@@ -212,7 +264,14 @@ def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], Non
             if note:
                 bar.update(tasks[stage], note=note)
 
-        yield draw
+        def follow(one: Progress) -> None:
+            if one.unit != "bytes":
+                draw(f"loading {one.unit}", one.done, one.total or 0, "")
+            elif one.total is not None and one.total >= 10**6:
+                draw("downloading MB", one.done // 10**6, one.total // 10**6, one.what)
+
+        with watching(follow) if not console.quiet else nullcontext():
+            yield draw
 
 
 def quiet_transformers() -> None:

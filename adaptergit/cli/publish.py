@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adaptergit.cli.output import clean, json_option, print_json, step
+from adaptergit.cli.output import clean, json_option, print_json, sending
 
 
 @click.command()
@@ -111,9 +111,10 @@ def publish(
         "pull_request": pull_request,
         "model_signing_key": model_signing_key,
         "dry_run": dry_run,
-        "report": (lambda _: None) if as_json else step,
     }
-    releases = publish_all(paths, **options) if to is None else [publish_one(paths[0], to=to, **options)]
+    with sending(quiet=as_json) as report:
+        options["report"] = report
+        releases = publish_all(paths, **options) if to is None else [publish_one(paths[0], to=to, **options)]
     if as_json:
         print_json(releases[0] if len(releases) == 1 else {"releases": releases})
         return

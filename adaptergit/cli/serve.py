@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,22 +79,30 @@ def serve(
     bound(host, port).close()  # a port that is taken is said before anything is loaded
     with waiting("starting PyTorch and transformers", quiet=as_json):
         quiet_transformers()
-    run(
-        [_named(one) for one in references],
-        base=base,
-        host=host,
-        port=port,
-        max_batch=max_batch,
-        max_wait_ms=max_wait_ms,
-        grace=grace,
-        policy=policy,
-        offline=offline,
-        refresh=refresh,
-        lock=lock,
-        device=device,
-        report=(lambda _: None) if as_json else step,
-        started=lambda facts: _started(facts, as_json),
-    )
+    wanted = [_named(one) for one in references]
+    with ExitStack() as loading:
+        loading.enter_context(waiting("loading", quiet=as_json))
+
+        def open_now(facts: Started) -> None:
+            loading.close()
+            _started(facts, as_json)
+
+        run(
+            wanted,
+            base=base,
+            host=host,
+            port=port,
+            max_batch=max_batch,
+            max_wait_ms=max_wait_ms,
+            grace=grace,
+            policy=policy,
+            offline=offline,
+            refresh=refresh,
+            lock=lock,
+            device=device,
+            report=(lambda _: None) if as_json else step,
+            started=open_now,
+        )
     if not as_json:
         step("stopped")
 

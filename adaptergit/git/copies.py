@@ -121,7 +121,9 @@ def _push(
                     changed[ref] = commit
         changed |= dict.fromkeys(_stale(remote, folder, wanted, complete, there), "")
         if refspecs:
-            pushed = push(git, remote.url, refspecs, protocols=remote.protocols)
+            fresh = [package for (package, _), is_new in zip(releases, new, strict=True) if is_new]
+            size = sum(file.stat().st_size for package in fresh for file in package.iterdir())
+            pushed = push(git, remote.url, refspecs, protocols=remote.protocols, size=size)
             if pushed.refused is not None:
                 raise pushed.refused
         _change(git, remote, changed)  # apart: many servers refuse that

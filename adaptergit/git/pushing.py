@@ -6,14 +6,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptergit.errors import TransportError
+from adaptergit.errors import TransportError, without_secrets
 from adaptergit.git.runner import Git
+from adaptergit.progress import Progress, Watcher, watcher
 
 _PROTOCOLS = ("https", "http", "ssh", "file")
 # Weights are like no other weights: looking for what they share with others takes as long as all the rest of a push.
 _SETTINGS = ("core.bigFileThreshold=1m",)
 _NO_ATOMIC = "does not support --atomic"
 _MAX_SAID = 1 << 16
+_WRITTEN = re.compile(rb"Writing objects: [^\r\n]*?, ([0-9.]+) (bytes|KiB|MiB|GiB)")
+_UNITS = {b"bytes": 1, b"KiB": 2**10, b"MiB": 2**20, b"GiB": 2**30}
+_LINE = 4096
+_TIMEOUT = 3600.0
+"""Seconds: a slow line is seen to move, and can be interrupted."""
 _ADDRESS = re.compile(r"https?://[^\s\"'<>]+")
 
 
@@ -38,6 +44,28 @@ class Pushed:
         )
 
 
+class _Sent:
+    """Reads how many bytes git has sent, and tells it."""
+
+    def __init__(self, to: str, size: int | None, report: Watcher | None) -> None:
+        self._to, self._size, self._report = without_secrets(to), size, report
+        self._kept, self._told = b"", 0
+
+    def heard(self, block: bytes) -> None:
+        """Take what git says as it comes."""
+        self._kept = (self._kept + block)[-_LINE:]
+
+    def tell(self) -> None:
+        """Tell what was said last."""
+        found = _WRITTEN.findall(self._kept)
+        if self._report is not None and found:
+            number, unit = found[-1]
+            sent = int(float(number) * _UNITS[unit])
+            if sent != self._told:
+                self._told = sent
+                self._report(Progress(self._to, sent, self._size))
+
+
 def push(
     git: Git,
     to: str,
@@ -46,6 +74,7 @@ def push(
     protocols: Sequence[str] = _PROTOCOLS,
     options: Sequence[str] = (),
     settings: Sequence[str] = (),
+    size: int | None = None,
 ) -> Pushed:
     """Push refs.
 
@@ -56,17 +85,25 @@ def push(
         protocols: What may be used.
         options: More options of ``git push``.
         settings: More settings, ``name=value``.
+        size: About how many bytes there are to be sent, for those who watch.
 
     Raises:
         TransportError: The server cannot be reached, or took nothing.
     """
 
+    report = watcher()
+
     def run(*arguments: str) -> str:
-        said = bytearray()
+        said, sent = bytearray(), _Sent(to, size, report)
+
+        def heard(block: bytes) -> None:
+            said.extend(block[: _MAX_SAID - len(said)])
+            sent.heard(block)
+
         git.raw(
-            "push", "--quiet", "--no-verify", "--signed=no", "--no-follow-tags", *options, *arguments,
-            protocols=protocols, settings=(*_SETTINGS, *settings), timeout=600.0,
-            heard=lambda block: said.extend(block[: _MAX_SAID - len(said)]),
+            "push", "--quiet", *(["--progress"] if report else []), "--no-verify", "--signed=no", "--no-follow-tags",
+            *options, *arguments, protocols=protocols, settings=(*_SETTINGS, *settings), timeout=_TIMEOUT,
+            heard=heard, meanwhile=sent.tell if report else None,
         )  # fmt: skip
         return said.decode("utf-8", "replace")
 

@@ -166,8 +166,9 @@ def publish_releases(plans: Sequence[Plan], remote: str | None, *, branch: str |
     options = ("--no-follow-tags", "--signed=no")
     # Else a partial clone fetches the files of the last release, to send only what is new in them.
     settings = ("pack.window=0",) if is_partial(clone.git) else ()
+    size = sum(file.stat().st_size for plan in plans for file in plan.package.iterdir())
     try:
-        pushed = push(clone.git, remote, refspecs, options=options, settings=settings)
+        pushed = push(clone.git, remote, refspecs, options=options, settings=settings, size=size)
     except TransportError as error:
         if _has(last, remote):  # the answer was lost, not the push
             _follow_or_warn(plans, branch)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from adaptergit.errors import NotFoundError, PackageError, StorageError, TransportError, UsageError
 from adaptergit.git.runner import Git, init_bare, transport_settings
-from adaptergit.progress import watcher
+from adaptergit.progress import Progress, watcher
 from adaptergit.reference import Source
 from adaptergit.settings import Limits
 
@@ -174,7 +174,7 @@ def _fetch(
             "fetch", "--quiet", "--no-tags", *options, "--", remote.url, *wants,
             protocols=remote.protocols, settings=remote.settings,
             timeout=seconds, max_file_bytes=limits.package_bytes + 2**20,
-            meanwhile=_Received(git, lambda done: report(remote.url, done, size)) if report else None,
+            meanwhile=_Received(git, lambda done: report(Progress(remote.url, done, size))) if report else None,
         )  # fmt: skip
 
     patiently(remote, limits, attempt)

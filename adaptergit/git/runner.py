@@ -406,6 +406,13 @@ _MISSING = re.compile(
 )
 
 
+_PROGRESS = re.compile(
+    r"(?<![^\r\n])(?:(?:Enumerating|Counting|Compressing|Writing) objects: |Delta compression using |Total \d)"
+    r"[^\r\n]*[\r\n]+"
+)
+"""What ``git push --progress`` tells beside what went wrong."""
+
+
 def _may_be_full(directory: Path) -> bool:
     """Tell whether the disk may be as somebody says: over ssh, a server's words look like git's own."""
     there = next((folder for folder in (directory, *directory.parents) if folder.is_dir()), Path("/"))
@@ -414,6 +421,7 @@ def _may_be_full(directory: Path) -> bool:
 
 def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path) -> TransportError:
     # What a server says is somebody else's text: it must not drive the terminal.
+    errors = _PROGRESS.sub("", errors)
     plain = "".join(char if char.isprintable() or char == "\n" else " " for char in errors)
     said = _SECRETS.sub(r"\1***@", plain.strip())
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("hint:", "warning: "))]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from adaptergit._version import __version__
 from adaptergit.errors import AdaptergitWarning, NotFoundError, PackageError, ReleaseError, TransportError, printable
 from adaptergit.hf.reference import DEFAULT_REVISION
-from adaptergit.progress import watcher
+from adaptergit.progress import Progress, watcher
 from adaptergit.settings import Settings
 from adaptergit.web.download import Download
 
@@ -354,7 +354,7 @@ def _bounded(size: int, seconds: float, where: str) -> Any:
             if time.monotonic() > deadline:
                 raise TransportError(f"no end within {seconds:.0f} s", where=where, hint="try again later")
             if report is not None:
-                report(where, min(self.arrived, size), size)
+                report(Progress(where, min(self.arrived, size), size))
             return super().update(n)
 
     return Bounded

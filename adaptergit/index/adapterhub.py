@@ -22,6 +22,7 @@ from adaptergit.index.sources import SourceFile
 from adaptergit.package import yamlfile
 from adaptergit.package.card import is_language
 from adaptergit.package.version import is_version
+from adaptergit.progress import each
 
 PRINCIPAL = "github.com/adapter-hub/Hub"
 _URL = "https://github.com/adapter-hub/Hub.git"
@@ -82,7 +83,7 @@ def import_adapterhub(index: IndexRepository, clone: Path) -> Imported:
     cut: dict[str, tuple[str, ...]] = {}
     refused: dict[str, str] = {}
     left: Counter[str] = Counter()
-    for path in paths:
+    for path in each(paths, "cards", "cards"):
         card = path.relative_to(clone).as_posix()
         try:
             raw = yamlfile.loads(path.read_bytes(), where=card, limit=_MAX_CARD_BYTES).data

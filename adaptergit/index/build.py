@@ -22,6 +22,7 @@ from adaptergit.index.entry import Entry
 from adaptergit.index.local import document
 from adaptergit.index.repository import IndexRepository, replace
 from adaptergit.package import canonical
+from adaptergit.progress import each
 
 AGGREGATED = 20_000
 """Releases up to which there is an ``index.json``."""
@@ -103,7 +104,7 @@ def shard_path(digest: str) -> str:
 
 def _shards(index: IndexRepository, skipped: dict[str, str]) -> Iterator[tuple[str, bytes, list[Entry]]]:
     """Yield principal, content and entries of every shard: the source, its proofs, its releases, one per line."""
-    for principal in index.principals():
+    for principal in each(index.principals(), "shards", "sources"):
         try:
             source, proofs, entries = index.source(principal), index.proofs(principal), index.entries(principal)
         except (AdaptergitError, OSError) as error:

@@ -18,10 +18,12 @@ import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from adaptergit.errors import NotFoundError, PackageError
 from adaptergit.package import canonical
 from adaptergit.package.archive import BoundedMember
+from adaptergit.progress import tell
 from adaptergit.settings import Limits
 from adaptergit.store.mirror import MARK, SIGNERS
 
@@ -39,7 +41,7 @@ _AGAIN = "copy it once more from where it was made"
 def pack(folder: Path, file: Path) -> None:
     """Write a folder to a new tar file."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = [
+    files: list[dict[str, Any]] = [
         {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": _sha256(path)}
         for path in paths
     ]
@@ -48,8 +50,11 @@ def pack(folder: Path, file: Path) -> None:
         first = tarfile.TarInfo(CONTENTS)
         first.size = len(contents)
         archive.addfile(_anonymous(first), io.BytesIO(contents))
-        for path in paths:
+        done, total = 0, sum(one["size"] for one in files)
+        for path, one in zip(paths, files, strict=True):
             archive.add(path, path.relative_to(folder).as_posix(), recursive=False, filter=_anonymous)
+            done += one["size"]
+            tell(str(file), done, total)
 
 
 def unpack(file: Path, folder: Path, limits: Limits) -> None:
@@ -76,6 +81,7 @@ def unpack(file: Path, folder: Path, limits: Limits) -> None:
                 if member.size > limits.file_bytes or number > _MAX_FILES:
                     raise PackageError("too many files, or one that is too large", where=where)
                 found[path.as_posix()] = member.size, _extract(archive, member, folder.joinpath(*path.parts), where)
+                tell(str(file), archive.offset, file.stat().st_size)
     except (tarfile.TarError, EOFError, ValueError, IndexError) as error:
         raise PackageError(f"not a bundle, or not all of one: {error}", where=str(file), hint=_AGAIN) from error
     if found.pop(CONTENTS, None):

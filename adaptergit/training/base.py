@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from adaptergit.base_place import not_loaded, place_of
+from adaptergit.base_watch import told_of
 from adaptergit.errors import AdaptergitWarning, UsageError
 from adaptergit.splice.anatomy import base_of
 from adaptergit.training.tasks import TASKS, Task
@@ -54,9 +55,9 @@ def load_for(base: str, task: type[Task], *, offline: bool = False) -> tuple[Any
                 where=base,
                 hint=f"it does {' and '.join(does)}; " * bool(does) + "name another base model with --base",
             )
-        with _quiet():
+        with _quiet(), told_of(base) as watched:
             made_by = getattr(transformers, task.model_class)
-            model, told = made_by.from_pretrained(place.source, output_loading_info=True, **options)
+            model, told = made_by.from_pretrained(place.source, output_loading_info=True, **options, **watched)
     except (OSError, ValueError) as error:
         raise not_loaded("the base model cannot be loaded", base, error) from error
     return model, load_inputs(base, task, model, offline=offline), _fresh(model, told["missing_keys"])

@@ -26,7 +26,7 @@ from requests.adapters import HTTPAdapter
 
 from adaptergit._version import __version__
 from adaptergit.errors import AdaptergitError, NotFoundError, TransportError, UsageError
-from adaptergit.progress import watcher
+from adaptergit.progress import tell
 from adaptergit.settings import check_online
 
 _REDIRECTS = 5
@@ -171,7 +171,7 @@ class Download:
                     raise TransportError(f"the server says a length of {length[:40]!r}", where=url)
                 expected = int(length) if length else -1
                 total = into.tell() + expected if expected >= 0 else None
-                got, report = 0, watcher()
+                got = 0
                 # What has arrived, not whole blocks: a byte now and then must not outlive the deadline.
                 while block := response.raw.read1(_BLOCK):
                     got += len(block)
@@ -180,8 +180,7 @@ class Download:
                     if time.monotonic() > deadline:
                         raise TransportError(f"no end within {self.seconds:.0f} s", where=url, hint=_SLOW)
                     into.write(block)
-                    if report is not None:
-                        report(url, into.tell(), total)
+                    tell(url, into.tell(), total)
                 if time.monotonic() > deadline:  # the connection was cut, perhaps before there was a length
                     raise TransportError(f"no end within {self.seconds:.0f} s", where=url, hint=_SLOW)
                 if 0 <= expected != got:

@@ -37,6 +37,7 @@ from adaptergit.index.site.model import (
 )
 from adaptergit.index.standing import Standing
 from adaptergit.package.curve import FAR, Series, picture
+from adaptergit.progress import each
 from adaptergit.trust import parse_revocations
 
 _TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -101,7 +102,7 @@ def _releases(index: IndexRepository) -> tuple[int, dict[str, list[Release]]]:
     standing = Standing(parse_revocations(index.revoked(), source="revoked.jsonl"))
     found: dict[str, list[Release]] = defaultdict(list)
     sources = 0
-    for principal in index.principals():
+    for principal in each(index.principals(), "reading", "sources"):
         try:
             source, entries = index.source(principal), index.entries(principal)
         except (AdaptergitError, OSError):
@@ -214,7 +215,7 @@ class _Writer:
         # Once for all adapters that are compared with one another, not once for each of them.
         compared = {key: boards(same, most=6, dots=60) for key, same in rivals.items() if len(same) > 1}
         drawn: dict[int, Markup] = {}
-        for adapter in every:
+        for adapter in each(every, "pages", "adapters"):
             mine = compared.get((adapter.entry.task, adapter.entry.base_model), [])
             mine = [board for board in mine if adapter.page in board.places][:3]
             self._page(
