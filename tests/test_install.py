@@ -80,6 +80,43 @@ def test_a_wheel_finds_them_too(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-I", "-c", script, str(target)], check=True, cwd=tmp_path)
 
 
+MAKE = """
+import sys, adaptergit, transformers
+panel = adaptergit.adapters(transformers.AutoModel.from_pretrained(sys.argv[1]))
+panel.add("a", "seq_bn")
+panel.save("a", "out", name="a", description="Anything.", license="MIT", task={"id": "text-classification"})
+"""
+
+
+@pytest.mark.slow
+def test_pipx_installs_the_wheel_in_an_empty_environment(tmp_path: Path) -> None:
+    """With what it declares and nothing else, it makes, publishes and loads an adapter."""
+    wheel = built(ROOT, tmp_path / "dist", "--wheel")
+    settings = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "XDG_CONFIG", "SSL_"))}
+    who = {f"GIT_{role}_{key}": f"me@{role}.example" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+    place = {"PIPX_HOME": str(tmp_path / "pipx"), "PIPX_BIN_DIR": str(tmp_path / "bin"), "HOME": str(tmp_path)}
+    environment = {**settings, **who, **place, "PATH": f"{tmp_path / 'bin'}:/usr/local/bin:/usr/bin:/bin"}
+
+    def run(*argv: str) -> str:
+        done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    versions = f"--constraint {ROOT / 'constraints.txt'}"
+    run(sys.executable, "-m", "pipx", "install", "--pip-args", versions, str(wheel))
+    assert run("adaptergit", "--version") == f"adaptergit, version {adaptergit.__version__}\n"
+    python = tmp_path / "pipx" / "venvs" / "adaptergit" / "bin" / "python"
+    run(str(python), "-c", MAKE, str(Path(__file__).parent / "assets" / "golden" / "bases" / "bert"))
+    run("git", "init", "-q", "--bare", "-b", "main", "there.git")
+    run("git", "clone", "-q", "there.git", "clone")
+    key = json.loads(run("adaptergit", "keygen", "--json"))["public_key"]
+    run("adaptergit", "trust", "add", "example.org/me/adapters", key)
+    told = ["--repo", "clone", "--repository", "example.org/me/adapters"]
+    run("adaptergit", "publish", "out", "--version", "1.0.0", *told)
+    found = run("adaptergit", "load", f"file://{tmp_path / 'there.git'}@a", "--json")
+    assert json.loads(found)["card"]["name"] == "a"
+
+
 @pytest.mark.slow
 def test_everybody_builds_the_same_bytes(tmp_path: Path) -> None:
     """What the release workflow does, in two places, at two times, by people with other habits."""
