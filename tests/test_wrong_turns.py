@@ -434,3 +434,11 @@ def test_rows_of_another_task_name_it(tmp_path: Path, name: str, text: str, said
     argv = ["train", "--base", "x", "--train", file, "--eval", file, "--output", str(tmp_path / "o")]
     result = CliRunner().invoke(main, argv)
     assert (result.exit_code, said in result.stderr) == (8, True), result.stderr
+
+
+@pytest.mark.parametrize("said", ["foo", "", "acme adapters", "file:///srv/adapters.git"])
+def test_what_is_no_repository_is_not_explained(home: Path, said: str) -> None:
+    done = CliRunner().invoke(main, ["trust", "explain", said])
+    assert done.exit_code == 2
+    assert "hint: write host/org/repo, or its address" in done.stderr
+    assert CliRunner().invoke(main, ["trust", "explain", "acme/x"]).stdout.startswith("repository   github.com/acme/x\n")

@@ -9,6 +9,7 @@ import click
 
 from adaptergit.cli.groups import Group
 from adaptergit.cli.output import json_option, print_json
+from adaptergit.errors import UsageError
 
 if TYPE_CHECKING:
     from adaptergit.trust import AllowedSigner
@@ -141,11 +142,15 @@ def explain(repository: str, as_json: bool) -> None:
     """
     from adaptergit.indexes import revoked as revoked_by_indexes
     from adaptergit.indexes import word_on
+    from adaptergit.package.names import PRINCIPAL
     from adaptergit.pins import known_checkpoints, known_revocations, known_signers, principal_of
     from adaptergit.settings import load_settings
 
     settings = load_settings()
-    repository = principal_of(repository, settings)
+    asked, repository = repository, principal_of(repository, settings)
+    if not PRINCIPAL.fullmatch(repository):
+        hint = "write host/org/repo, or its address"
+        raise UsageError(f"{asked!r} is not the public name of a repository", hint=hint)
     level, threshold = settings.policy_for(repository), settings.threshold_for(repository)
     signers = [s for s in known_signers(settings) if s.names(repository)]
     word = word_on(repository, settings)
@@ -182,6 +187,7 @@ def explain(repository: str, as_json: bool) -> None:
             }
         )
         return
+    click.echo(f"repository   {repository}")
     click.echo(f"policy       {level}, {threshold} {'key' if threshold == 1 else 'different keys'}")
     for signer in signers:
         gone, limits = revoked[signer.key.fingerprint], _limits(signer, now)
