@@ -22,6 +22,7 @@ from adaptergit.errors import NotFoundError, PackageError, ReleaseError, Transpo
 from adaptergit.git import Git
 from adaptergit.index.propose import check_change
 from adaptergit.index.repository import IndexRepository
+from adaptergit.progress import each
 from adaptergit.reference import Source
 from adaptergit.settings import load_settings
 from adaptergit.web.download import Download
@@ -97,7 +98,7 @@ def review(
             numbers = [one.number for one in _reviews(url, kind, token).open()]
         base = git.text("rev-parse", "--verify", "HEAD^{commit}")
         found = []
-        for number in numbers:
+        for number in each(numbers, "reviews", "pull requests"):
             head = _fetched(git, of or remote, number, kind)
             checked = check_change(index, settings, base=base, head=head)
             found.append(Review(number, head, checked.passed, checked.report))
@@ -137,7 +138,7 @@ def settle(
     hours = index.policy().waiting_hours
     me, still_open = forge_side.me(), {one.number: one.head for one in forge_side.open()}
     done = []
-    for one in reviews:
+    for one in each(reviews, "settled", "pull requests"):
         if still_open.get(one.number) != one.head:
             continue  # closed, or pushed to: the next review looks at what it is now
         try:

@@ -26,6 +26,7 @@ from adaptergit.bundle import export_bundle, import_bundle
 from adaptergit.lock import lock, sync
 from adaptergit.mirror import mirror
 from adaptergit.progress import Progress, watching
+from adaptergit.settings import load_settings
 
 Source = Callable[..., Path]
 BIG = os.urandom(3_000_000)
@@ -106,12 +107,15 @@ def test_compared_tensors_are_counted(tmp_path: Path) -> None:
 
 def test_an_index_is_built_source_by_source(listed: Index) -> None:  # noqa: F811 - fixture
     from adaptergit.index.build import build
+    from adaptergit.index.crawl import crawl
     from adaptergit.index.site import build_site
 
     told = heard(lambda: build(listed.repository, listed.dist, root=listed.root, now=datetime.now(UTC)))
     assert [(one.done, one.total, one.unit) for one in told] == [(0, 1, "sources"), (1, 1, "sources")]
     told = heard(lambda: build_site(listed.repository, listed.dist, root=listed.root))
     assert told[-1] == Progress("pages", 1, 1, "adapters")
+    told = heard(lambda: crawl(listed.repository, load_settings()))
+    assert [one for one in told if one.unit == "sources"] == [Progress("sources", 1, 1, "sources")]
 
 
 def tiny(folder: Path) -> Path:

@@ -161,15 +161,16 @@ def crawl(
     if not part.isdigit() or not parts.isdigit() or not int(part) < int(parts):
         raise UsageError(f"--shard {shard!r}: write i/n, with i from 0 to n-1")
 
-    found = run(
-        IndexRepository(folder.resolve()),
-        load_settings(),
-        only=principals or None,
-        shard=(int(part), int(parts)),
-        jobs=jobs,
-        now=now.replace(tzinfo=UTC) if now else None,
-        report=lambda one: None if as_json else tell(one),
-    )
+    with waiting("looking at sources", quiet=as_json):
+        found = run(
+            IndexRepository(folder.resolve()),
+            load_settings(),
+            only=principals or None,
+            shard=(int(part), int(parts)),
+            jobs=jobs,
+            now=now.replace(tzinfo=UTC) if now else None,
+            report=lambda one: None if as_json else tell(one),
+        )
     if as_json:
         print_json({"sources": found})
         return

@@ -30,6 +30,7 @@ from adaptergit.index.repository import IndexPolicy, IndexRepository, Proof
 from adaptergit.index.rules import broken_by
 from adaptergit.index.sources import SourceFile
 from adaptergit.package import check_files, read_package
+from adaptergit.progress import tell
 from adaptergit.reference import Source
 from adaptergit.settings import Settings
 from adaptergit.trust import (
@@ -307,5 +308,6 @@ def _in_turns(principals: list[str], one: Callable[[str], Crawled], jobs: int) -
                 host, crawled = pending.pop(future), future.result()
                 running[host] -= 1
                 found[crawled.principal] = crawled
+                tell("sources", len(found), len(principals), "sources")
                 (answered.discard if crawled.error else answered.add)(host)
     return [found[principal] for principal in principals]
