@@ -33,7 +33,7 @@ from adaptergit.package.foreign import check_header_of
 from adaptergit.package.local import local_card
 from adaptergit.package.modelcard import card_fields, told_front_matter
 from adaptergit.package.weights import tensors_in
-from adaptergit.reference import expand, is_hub, is_path
+from adaptergit.reference import check_flags, check_paths, expand, is_hub, is_path
 from adaptergit.resolve import fetch
 from adaptergit.settings import load_settings
 from adaptergit.splice.checkpoint import card_data, card_name
@@ -93,6 +93,8 @@ def convert(
         PackageError, TrustError: The source is damaged, pickled, or refused.
         ModelError: It does not fit the base model. Nothing is written, whatever was raised.
     """
+    check_paths(target=target)
+    check_flags(head=head, allow_pickle=allow_pickle)
     if to not in FORMATS:
         raise UsageError(f"unknown format {to!r}", hint=", ".join(FORMATS))
     if about and to != "adaptergit":
@@ -168,6 +170,8 @@ def _held(folder: Path, source: Path) -> _Held:
         return _Held(folder, card, str(card.data["adapter"]["format"]))
     if (found := foreign_format(Folder(folder))) is None:
         hint = "name a package folder, or the folder with adapter_config.json"
+        if (folder / WEIGHTS).is_file():
+            hint = f"weights alone do not say what they are of: bring back their {CARD}, or save the adapter once more"
         raise NotFoundError(
             "neither a package nor a checkpoint of AdapterHub's or PEFT's", where=str(source), hint=hint
         )

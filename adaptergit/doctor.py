@@ -236,9 +236,9 @@ def _store(settings: Settings, _: datetime) -> Iterator[Finding]:
     contents = list(Store(root).contents())
     size = sum(one.size for one in contents)
     damaged = [one for one in contents if _is_damaged(one, Store(root), settings, size)]
-    yield Finding("store", OK, f"{len(contents)} packages, {size:,} bytes in {root}")
+    yield Finding("store", OK, f"{counted(len(contents), 'package')}, {size:,} bytes in {root}")
     if damaged:
-        text = f"{len(damaged)} packages are damaged: {', '.join(one.digest[:16] for one in damaged[:5])}"
+        text = f"{counted(len(damaged), 'package')} damaged: {', '.join(one.digest[:16] for one in damaged[:5])}"
         yield Finding("store", PROBLEM, text, "adaptergit store verify --remove; they are fetched again when needed")
     elif size > _READ_AT_MOST:
         yield Finding("store", NOTE, "its bytes were not all read", "adaptergit store verify reads them")
@@ -291,7 +291,9 @@ def _devices(_: Settings, __: datetime) -> Iterator[Finding]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         yield Finding("devices", PROBLEM, f"PyTorch does not start: {reason}", "install it anew: https://pytorch.org")
         return
-    yield Finding("devices", OK, ", ".join(names) or f"no GPU; {torch.get_num_threads()} threads of the processor")
+    yield Finding(
+        "devices", OK, ", ".join(names) or f"no GPU; {counted(torch.get_num_threads(), 'thread')} of the processor"
+    )
 
 
 def _base_models(settings: Settings, _: datetime) -> Iterator[Finding]:

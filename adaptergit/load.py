@@ -26,7 +26,7 @@ from adaptergit.judge import Asked, accepted
 from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
 from adaptergit.package.local import local_card
-from adaptergit.reference import check_paths, expand, is_folder, is_hub
+from adaptergit.reference import check_flags, check_paths, expand, is_folder, is_hub
 from adaptergit.resolve import Fetched, check_policy, fetch
 from adaptergit.settings import Settings, load_settings
 from adaptergit.splice.anatomy import Site
@@ -133,6 +133,7 @@ def load(
         TrustError, PackageError: It was refused.
         ModelError: It does not fit the model. The model is as it was, whatever was raised.
     """
+    check_flags(head=head, activate=activate, dependencies=dependencies, offline=offline, refresh=refresh)
     settings = load_settings()
     _check_arguments(ref, model, dtype, index, lock)
     target = _device(device)

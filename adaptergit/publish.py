@@ -38,7 +38,7 @@ from adaptergit.package.names import PRINCIPAL, as_typed, needs_host
 from adaptergit.package.version import check_version
 from adaptergit.packing import Report, card_to_publish, check_weights, packed, sign_package
 from adaptergit.pins import known_revocations, known_signers
-from adaptergit.reference import Source, check_adapter_name, expand
+from adaptergit.reference import Source, check_adapter_name, check_flags, check_paths, expand
 from adaptergit.settings import Limits, Settings, cache_dir, check_online, load_settings
 from adaptergit.store import Store
 from adaptergit.trust import (
@@ -132,6 +132,7 @@ def publish(
         ReleaseError: The version exists or is too old, or the server refused the push.
         TransportError: The server cannot be reached.
     """
+    check_paths(path=path, clone=clone)
     if to is not None:
         from adaptergit.hf_publish import publish_to_hub
 
@@ -192,6 +193,7 @@ def publish_all(
     from adaptergit.git import Clone, complete, last_releases, publish_releases, rotations_in
     from adaptergit.ladder import rotations_at
 
+    check_flags(pull_request=pull_request, dry_run=dry_run)
     sources = [Path(path) for path in paths]
     if len(sources) > 1:  # of a pattern such as out/*: a file beside the folders is no mistake
         for stray in [source for source in sources if source.is_file()]:

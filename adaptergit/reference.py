@@ -244,6 +244,10 @@ def is_folder(text: str | Path) -> bool:
     """
     if is_hub(text):
         return False
+    if not isinstance(text, str | Path):
+        raise UsageError(
+            f"expected a reference or a folder, not {type(text).__name__}", hint='write "org/repo@adapter"'
+        )
     if isinstance(text, Path) or "@" not in text:
         return True
     return _is_local(text) and expand(text).is_dir()
@@ -263,6 +267,17 @@ def check_paths(**given: object) -> None:
     for name, value in given.items():
         if value is not None and not isinstance(value, str | Path):
             raise UsageError(f"{name} must be a path, not {type(value).__name__}")
+
+
+def check_flags(**given: object) -> None:
+    """Refuse arguments that are neither True nor False: a text is always true.
+
+    Raises:
+        UsageError: With the name of one.
+    """
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} must be True or False, not {value!r}")
 
 
 def expand(path: str | Path) -> Path:

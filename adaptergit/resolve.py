@@ -32,7 +32,7 @@ from adaptergit.judge import Asked, accepted, history_of, judged, take_over, ver
 from adaptergit.legacy import refusal
 from adaptergit.package import WEIGHTS, Card, Manifest, read_package
 from adaptergit.package.version import is_version
-from adaptergit.reference import Reference, check_paths
+from adaptergit.reference import Reference, check_flags, check_paths
 from adaptergit.settings import POLICY_LEVELS, Settings, cache_dir, load_settings
 from adaptergit.store import Known, Store
 from adaptergit.store.lockfile import lock_id, read_lock
@@ -156,6 +156,7 @@ def fetch(
     """
     check_policy(policy)
     check_paths(index=index, lock=lock)
+    check_flags(offline=offline, refresh=refresh)
     settings = settings or load_settings()
     reference = parse_reference(ref, settings)
     store = Store(cache_dir())

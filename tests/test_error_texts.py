@@ -138,7 +138,7 @@ def data(request: Request) -> list[str]:
 
 @case(
     "ReleaseError",
-    "error: sst2 1.0.0 was released already, and releases never change\n  hint: choose a higher --version\n",
+    "error: sst2 1.0.0 was released already, and releases never change\n  hint: choose a higher --version; if it is yours, of a push that was interrupted: git pull\n",
 )
 def release(request: Request) -> list[str]:
     hub = released(request)

@@ -441,4 +441,155 @@ def test_what_is_no_repository_is_not_explained(home: Path, said: str) -> None:
     done = CliRunner().invoke(main, ["trust", "explain", said])
     assert done.exit_code == 2
     assert "hint: write host/org/repo, or its address" in done.stderr
-    assert CliRunner().invoke(main, ["trust", "explain", "acme/x"]).stdout.startswith("repository   github.com/acme/x\n")
+    assert (
+        CliRunner().invoke(main, ["trust", "explain", "acme/x"]).stdout.startswith("repository   github.com/acme/x\n")
+    )
+
+
+# --- a fifth reader ---------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_saved_over_another_adapter(tmp_path: Path, hub: Hub, source: Source) -> None:
+    panel = adaptergit.adapters(tiny_model())
+    for name in ("a", "b"):
+        panel.add(name, "lora[r=2]")
+    panel.save("a", tmp_path / "out", license="MIT")
+    before = (tmp_path / "out" / "adapter.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="there is another adapter, a") as refused:
+        panel.save("b", tmp_path / "out", license="MIT")
+    assert refused.value.hint == "name a new folder, or remove this one"
+    assert (tmp_path / "out" / "adapter.safetensors").read_bytes() == before
+    panel.save("a", tmp_path / "out", license="MIT")  # once more
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    with pytest.raises(UsageError, match="there is a signed package"):
+        panel.save("a", adaptergit.fetch(f"{hub.url}@sst2").path, license="MIT")
+
+
+def test_a_panel_that_was_taken_away_takes_nothing_in() -> None:
+    model = tiny_model()
+    panel = adaptergit.adapters(model)
+    panel.detach()
+    with pytest.raises(UsageError, match="the panel was taken away from its model"):
+        panel.add("a", "lora[r=2]")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_json_for_which_there_is_no_room_is_said_on_stderr() -> None:
+    with Path("/dev/full").open("w") as full:
+        argv = [sys.executable, "-m", "adaptergit", "trust", "ls", "--json"]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == "error: No space left on device\n  hint: free some space\n"
+    assert done.returncode == TransportError.exit_code
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda text: text.replace("version: 1.0.0", "version: 1.0"), 'in quotes: "1.0"'),
+        (lambda text: text.replace("license:", "licence:"), "take the line out, or write the key as it is meant"),
+        (lambda text: "".join(line for line in text.splitlines(True) if "license" not in line), "adaptergit card edit"),
+        (lambda text: "name: [a\n", "mend it in the file"),
+    ],
+    ids=["number", "typo", "missing", "no YAML"],
+)
+def test_a_card_is_mended_as_its_message_says(source: Source, change: Callable[[str], str], hint: str) -> None:
+    path = source() / "card.yaml"
+    before = path.read_text()
+    path.write_text(change(before))
+    assert path.read_text() != before
+    done = CliRunner().invoke(main, ["card", "validate", str(path)])
+    assert done.exit_code == PackageError.exit_code
+    assert f"  hint: {hint}" in done.stderr or hint in done.stderr
+
+
+def test_a_folder_without_a_card_says_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    done = CliRunner().invoke(main, ["load", str(tmp_path)])
+    assert f"adaptergit card make {tmp_path}" in done.stderr
+    folder = tmp_path / "only-weights"
+    folder.mkdir()
+    (folder / "adapter.safetensors").write_bytes(b"x")
+    done = CliRunner().invoke(main, ["card", "make", str(folder)])
+    assert "weights alone do not say what they are of" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: adaptergit.load("acme/a@b", offline="no"),  # type: ignore[arg-type]
+        lambda: adaptergit.load("acme/a@b", head="no"),  # type: ignore[arg-type]
+        lambda: adaptergit.fetch("acme/a@b", refresh=3),  # type: ignore[arg-type]
+        lambda: adaptergit.publish("out", dry_run="yes"),  # type: ignore[arg-type]
+    ],
+)
+def test_flags_are_true_or_false(call: Callable[[], object]) -> None:
+    with pytest.raises(UsageError, match="must be True or False, not"):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: adaptergit.convert(3, "out", to="peft"),  # type: ignore[arg-type]
+        lambda: adaptergit.convert("a", 3, to="peft"),  # type: ignore[arg-type]
+        lambda: adaptergit.predict(3, texts=["a"]),  # type: ignore[arg-type]
+        lambda: adaptergit.publish(3),  # type: ignore[arg-type]
+        lambda: adaptergit.publish("out", clone=3),  # type: ignore[arg-type]
+        lambda: adaptergit.adapters(tiny_model()).route(3),  # type: ignore[arg-type]
+    ],
+)
+def test_a_number_in_the_place_of_a_name_is_refused_as_such(call: Callable[[], object]) -> None:
+    with pytest.raises(UsageError, match=r"not int|not 3"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("Average(a, b, weights=[1])", "as many values as children"),
+        ("Average(a, b, wights=[1, 2])", "did you mean 'weights'?"),
+    ],
+)
+def test_fields_of_compositions_are_hinted_at(text: str, hint: str) -> None:
+    panel = adaptergit.adapters(tiny_model())
+    with pytest.raises(UsageError) as refused:
+        panel.active = text
+    assert hint in str(refused.value.hint)
+
+
+def test_runs_say_where_a_licence_goes(tmp_path: Path) -> None:
+    from adaptergit.training.sweep import read_runs
+
+    for key, hint in (("license", 'about.license = "…"'), ("adaptors", "did you mean 'adapters'")):
+        (tmp_path / "runs.toml").write_text(
+            f'{key} = "MIT"\nbase = "b"\n[[run]]\ntrain = "t"\neval = "e"\noutput = "o"\n'
+        )
+        with pytest.raises(UsageError) as refused:
+            read_runs(tmp_path / "runs.toml")
+        assert hint in str(refused.value.hint)
+
+
+def test_an_index_that_is_nowhere_is_looked_for_by_its_path(home: Path) -> None:
+    done = CliRunner().invoke(main, ["index", "add", "nixdir", "--root", f"sha256:{'0' * 64}"])
+    assert done.stderr == (
+        "error: nixdir: neither a folder that is there nor an address\n"
+        "  hint: check the path, or write https://host/path\n"
+    )
+    done = CliRunner().invoke(main, ["index", "add", "http://127.0.0.1:9/x", "--root", f"sha256:{'0' * 64}"])
+    assert "no answer: connection refused" in done.stderr
+
+
+def test_a_repository_that_is_no_folder_is_looked_for_by_its_path(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(TransportError) as refused:
+        adaptergit.fetch(f"{(tmp_path / 'nowhere.git').as_uri()}@sst2")
+    assert refused.value.hint == "check the path: there is no git repository"
+    assert "access rights" not in refused.value.what
+
+
+def test_an_index_is_named_as_indexes_can_be(tmp_path: Path, key: SigningKey) -> None:
+    public = f"{key.path}.pub"
+    argv = ["index", "init", str(tmp_path / "i"), "--name", "A B", "--maintainer", public, "--online", public]
+    done = CliRunner().invoke(main, [*argv, "--key", str(key.path)])
+    assert "hint: --name community: small letters and digits" in done.stderr
+    assert not (tmp_path / "i").exists()

@@ -110,6 +110,17 @@ def edit(path: Path, fields: tuple[str, ...], unset: tuple[str, ...], as_json: b
         step("the release it came from stays as it is: publish the folder as a new version")
 
 
+def _mended_by(path: Path, what: str) -> str:
+    """Say how what is wrong with a card is mended: what is missing can be written by ``card edit``, a line cannot."""
+    if "was unexpected" in what:
+        return "take the line out, or write the key as it is meant"
+    if "is not of type 'string'" in what:
+        return 'a text that looks like something else is in quotes: "1.0"'
+    if "is a required property" in what:
+        return f"adaptergit card edit {path} FIELD=VALUE …"
+    return "mend it in the file"
+
+
 @card.command("validate")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @json_option
@@ -135,7 +146,7 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
                 check_weights(folder, found, lambda _: None)
         except AdaptergitError as error:
             if isinstance(error, PackageError) and error.hint is None:
-                error.hint = f"adaptergit card edit {path} FIELD=VALUE …"
+                error.hint = _mended_by(path, error.what)
             failed.append((path, error))
             if not as_json:
                 show_error(error)

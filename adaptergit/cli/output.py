@@ -85,7 +85,11 @@ def report(error: AdaptergitError) -> None:
             detail["notes"] = notes
         if isinstance(error, TrustError) or error.steps:
             detail["passed"] = list(error.steps)
-        click.echo(_as_json({"error": detail}))
+        try:
+            click.echo(_as_json({"error": detail}))
+        except OSError:  # it is stdout that cannot be written
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            show_error(error)
     else:
         show_error(error)
 
@@ -180,6 +184,15 @@ def sending(quiet: bool = False) -> Iterator[Callable[[str], None]]:
         erase()
 
 
+def per_second(speed: float) -> str:
+    """Return a rate with as many digits as tell something.
+
+    >>> per_second(10_612.3), per_second(1.234)
+    ('10,612', '1.23')
+    """
+    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+
+
 class Rate:
     """How fast something comes, and how long the rest will take."""
 
@@ -209,7 +222,7 @@ class Rate:
         if speed <= 0:
             return text
         left = "" if one.total is None else f", {math.ceil(max(0, one.total - one.done) / speed)} s left"
-        return f"{text}, {number(speed) if one.unit == 'bytes' else f'{speed:.3g}'} {unit}/s{left}"
+        return f"{text}, {number(speed) if one.unit == 'bytes' else per_second(speed)} {unit}/s{left}"
 
 
 @contextmanager
@@ -260,7 +273,7 @@ def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], Non
                 tasks[stage] = bar.add_task(stage, total=total, note="", rate="")
             bar.update(tasks[stage], completed=done, total=total)
             speed = bar.tasks[tasks[stage]].speed
-            bar.update(tasks[stage], rate=f"{speed:.3g}/s" if speed else "")
+            bar.update(tasks[stage], rate=f"{per_second(speed)}/s" if speed else "")
             if note:
                 bar.update(tasks[stage], note=note)
 

@@ -66,7 +66,8 @@ def predict(
     """Load the adapter REFERENCE and answer every TEXT, line of standard input, or row of a file.
 
     What is asked depends on the adapter's task: a text, a pair, a sentence, question and context, text and choices, a
-    text with [MASK] in it, a beginning to go on from, the path of an image. On a line, tabs stand between texts.
+    text with [MASK] in it, a beginning to go on from, the path of an image. On a line, tabs stand between texts; empty
+    lines are left out.
 
     \b
     Example:

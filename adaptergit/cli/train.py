@@ -25,6 +25,7 @@ _file = click.Path(path_type=Path)
 _text_column = click.option("--text-column", help="Column of the text; default: the task's own name for it.")
 _pair_column = click.option("--pair-column", help="Column of a second text.")
 _label_column = click.option("--label-column", help="Column of the label; default: the task's own name for it.")
+_WIDE = 1000
 _MISSING = {
     "--base": "name the base model with --base bert-base-uncased",
     "--train": "name examples with --train train.csv",
@@ -372,7 +373,8 @@ def _show_sweep(result: Sweep) -> None:
         numbers = (f"{one.adapter_parameters:,}", f"{one.adapter_bytes:,}", f"{one.seconds:.0f}")
         deviation = f"{one.deviation:.4f}" if one.runs > 1 else ""
         table.add_row(one.task, one.data, one.adapter, one.metric, f"{one.mean:.4f}", deviation, *numbers)
-    Console().print(table)
+    # Numbers are not cut where nobody looks at columns.
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
     click.echo(f"plot         {result.plot}")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
 from adaptergit.errors import UsageError
 from adaptergit.formats.adapterhub import CONFIG
 from adaptergit.formats.files import Folder
@@ -36,9 +38,12 @@ def write_vllm(panel: Panel, name: str, folder: Path) -> None:
         raise UsageError("vLLM reads one rank and one alpha for all layers", hint="this one has patterns of them")
     if not hasattr(panel.model, "lm_head"):
         kind = type(panel.model).__name__
+        causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         raise UsageError(
             f"vLLM serves adapters of causal language models, and this is a {kind}",
-            hint="load the base model with AutoModelForCausalLM (--model-class)",
+            hint="it serves Llama and its kin; adaptergit serve and predict run this one"
+            if causal
+            else "load the base model with AutoModelForCausalLM (--model-class)",
         )
     if config.r > RANKS[-1]:
         raise UsageError(f"vLLM serves ranks up to {RANKS[-1]}, and this is {config.r}")

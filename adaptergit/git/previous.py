@@ -42,7 +42,8 @@ class Last:
         """
         if version in self.versions:
             raise ReleaseError(
-                f"{name} {version} was released already, and releases never change", hint="choose a higher --version"
+                f"{name} {version} was released already, and releases never change",
+                hint="choose a higher --version; if it is yours, of a push that was interrupted: git pull",
             )
         if self.newest is not None and Version(version) <= Version(self.newest):
             raise ReleaseError(

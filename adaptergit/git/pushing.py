@@ -17,6 +17,7 @@ _NO_ATOMIC = "does not support --atomic"
 _MAX_SAID = 1 << 16
 _WRITTEN = re.compile(rb"Writing objects: [^\r\n]*?, ([0-9.]+) (bytes|KiB|MiB|GiB)")
 _UNITS = {b"bytes": 1, b"KiB": 2**10, b"MiB": 2**20, b"GiB": 2**30}
+_ALL = b"Writing objects: 100%"
 _LINE = 4096
 _TIMEOUT = 3600.0
 """Seconds: a slow line is seen to move, and can be interrupted."""
@@ -63,7 +64,8 @@ class _Sent:
             sent = int(float(number) * _UNITS[unit])
             if sent != self._told:
                 self._told = sent
-                self._report(Progress(self._to, sent, self._size))
+                # Compressed, it is less than was thought: what was sent is all there was.
+                self._report(Progress(self._to, sent, sent if _ALL in self._kept else self._size))
 
 
 def push(

@@ -413,6 +413,11 @@ _PROGRESS = re.compile(
 """What ``git push --progress`` tells beside what went wrong."""
 
 
+_NOTHING_NEW = (
+    "hint:", "warning: ", "Please make sure you have the correct access rights", "and the repository exists.",
+)  # fmt: skip
+
+
 def _may_be_full(directory: Path) -> bool:
     """Tell whether the disk may be as somebody says: over ssh, a server's words look like git's own."""
     there = next((folder for folder in (directory, *directory.parents) if folder.is_dir()), Path("/"))
@@ -424,8 +429,8 @@ def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path
     errors = _PROGRESS.sub("", errors)
     plain = "".join(char if char.isprintable() or char == "\n" else " " for char in errors)
     said = _SECRETS.sub(r"\1***@", plain.strip())
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("hint:", "warning: "))]
-    what = "; ".join(lines[-8:]) or f"exit status {status}"
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(_NOTHING_NEW)]
+    what = "; ".join(line.removesuffix(".") for line in lines[-8:]) or f"exit status {status}"
     hint = None
     if "could not read Username" in said or "Authentication failed" in said:
         hint = "store credentials with git's credential helper; adaptergit never asks for passwords"
@@ -443,6 +448,8 @@ def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path
         hint = "the folder belongs to somebody else: ask its owner to serve it (ssh, http), or clone it with git first"
     elif "hash algorithm" in said:
         hint = "one is a SHA-1 repository, the other a SHA-256 one: publish from a clone of the other"
+    elif re.search(r"'(/|file:)[^']*' does not appear to be a git repository", said):
+        hint = "check the path: there is no git repository"
     elif _MISSING.search(said):
         hint = "check the address; a private repository is not found without credentials"
     elif any(_DISK.search(line) for line in lines if not _REMOTE.match(line)) and _may_be_full(directory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from adaptergit.resources import resource
 from adaptergit.trust import PublicKey, SigningKey, sign
 
 T = TypeVar("T")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _ROOT_DAYS = 365
 
 
@@ -65,6 +67,9 @@ def init_index(
         raise UsageError(
             f"there is something already: {', '.join(sorted(taken))}", where=str(folder), hint="name a new folder"
         )
+    if not _NAME.fullmatch(name):
+        hint = "--name community: small letters and digits, and between them . _ -; 64 at most"
+        raise UsageError(f"{name!r} cannot be the name of an index", hint=hint)
     if not set(maintainers) & {key.public for key in keys}:
         raise UsageError("none of the keys is a maintainer's", hint="name one with --key")
     expires = (now or datetime.now(UTC)).replace(microsecond=0) + timedelta(days=_ROOT_DAYS)
@@ -155,6 +160,20 @@ def sign_root(index: IndexRepository, version: int, keys: Sequence[SigningKey]) 
     return True
 
 
+def check_online(root: Root, key: SigningKey) -> None:
+    """Refuse a key that may not sign snapshots.
+
+    Raises:
+        UsageError: It is none of the root's online keys.
+    """
+    if key.public not in root.online:
+        raise UsageError(
+            f"{key.public.fingerprint} is not an online key of {root.index}",
+            where=f"root {root.version}",
+            hint=_one_of(root.online),
+        )
+
+
 def sign_snapshot(index: IndexRepository, dist: Path, key: SigningKey, *, now: datetime | None = None) -> None:
     """Sign what was built.
 
@@ -171,12 +190,7 @@ def sign_snapshot(index: IndexRepository, dist: Path, key: SigningKey, *, now: d
     path, root = dist / "snapshot.json", index.current_root()
     if not path.is_file():
         raise NotFoundError("nothing was built", where=str(path), hint="adaptergit index build")
-    if key.public not in root.online:
-        raise UsageError(
-            f"{key.public.fingerprint} is not an online key of {root.index}",
-            where=f"root {root.version}",
-            hint=_one_of(root.online),
-        )
+    check_online(root, key)
     snapshot = parse_snapshot(path.read_bytes())
     if now is not None:
         moment = now.astimezone(UTC).replace(microsecond=0)

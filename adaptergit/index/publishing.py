@@ -13,7 +13,7 @@ from adaptergit.errors import ReleaseError, TransportError, UsageError
 from adaptergit.git import Git, commit_time
 from adaptergit.index.build import Built, build
 from adaptergit.index.crawl import Crawled, crawl
-from adaptergit.index.maintain import check_index, sign_snapshot
+from adaptergit.index.maintain import check_index, check_online, sign_snapshot
 from adaptergit.index.repository import IndexRepository
 from adaptergit.index.site import build_site
 from adaptergit.settings import Settings
@@ -76,6 +76,7 @@ def publish_index(
         TransportError: The remote cannot be reached or does not take it.
     """
     root, git = index.current_root(), Git(index.root, trusted=True)
+    check_online(root, key)
     index.policy()
     sound = check_index(index)
     for where, why in sound.changed.items():

@@ -46,7 +46,9 @@ def local_card(folder: Path, limits: Limits = Limits()) -> Card:  # noqa: B008 -
         package = read_package(folder, limits)
         return check_files(package, Manifest.from_bytes(package.manifest_bytes, where=str(folder / MANIFEST)), limits)
     if not (folder / CARD).is_file():
-        hint = "this is neither a package folder nor an AdapterHub checkpoint"
+        hint = "this is neither a package folder nor a checkpoint of AdapterHub's or PEFT's"
+        if (folder / "adapter_config.json").is_file():
+            hint = f"a checkpoint of AdapterHub's or PEFT's gets one: adaptergit card make {folder}"
         raise NotFoundError(f"there is no {CARD}", where=str(folder), hint=inside(folder) or hint)
     return Card.from_yaml(read_bounded(folder / CARD, MAX_BYTES), where=str(folder / CARD))
 

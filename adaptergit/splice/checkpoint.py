@@ -22,7 +22,7 @@ from torch import nn
 
 from adaptergit.base_place import place_of
 from adaptergit.errors import OTHER_MODEL, ModelError, PackageError, UsageError
-from adaptergit.package import CARD, WEIGHTS, Card
+from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card
 from adaptergit.package.card import UNSPECIFIED
 from adaptergit.splice.anatomy import Site, as_records
 from adaptergit.splice.fingerprint import fingerprint_of
@@ -56,6 +56,7 @@ def save(panel: Panel, setup: Setup, folder: str | Path, about: Mapping[str, Any
     if len(setup.embeddings) > 1 and tokenizers:
         raise UsageError("a package holds one tokenizer", hint="save the adapters one by one")
     card = Card(card_data(panel, setup, about))
+    _check_place(folder, card)
     tensors = tensors_of(panel, setup)
     for key in sorted(tensors):
         if not is_finite(tensors[key].detach()):
@@ -66,6 +67,22 @@ def save(panel: Panel, setup: Setup, folder: str | Path, about: Mapping[str, Any
     _replace(folder / WEIGHTS, lambda path: write_tensors(path, {key: tensors[key] for key in sorted(tensors)}))
     _replace(folder / CARD, lambda path: path.write_bytes(card.to_yaml()))
     return card
+
+
+def _check_place(folder: Path, card: Card) -> None:
+    """Refuse to write over another adapter, or over a release.
+
+    Raises:
+        UsageError: One is there.
+    """
+    if (folder / MANIFEST).is_file():
+        raise UsageError("there is a signed package", where=str(folder), hint="name a new folder")
+    if (folder / CARD).is_file():
+        with contextlib.suppress(PackageError, OSError):  # of a card that is none, nothing is lost
+            there = Card.from_yaml((folder / CARD).read_bytes())
+            if there.name != card.name:
+                hint = "name a new folder, or remove this one"
+                raise UsageError(f"there is another adapter, {there.name}", where=str(folder), hint=hint)
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:

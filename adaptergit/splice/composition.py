@@ -244,7 +244,9 @@ class _Parser:
             if field is None:
                 children.append(self.composition())
             elif field[1] not in BLOCKS[kind].named:
-                raise self.error(f"{kind} has no field {field[1]!r}")
+                raise self.error(
+                    f"{kind} has no field {field[1]!r}", did_you_mean(field[1], BLOCKS[kind].named) or "leave it out"
+                )
             else:
                 self.at = field.end()
                 if field[1] in options:
@@ -261,7 +263,9 @@ class _Parser:
             return made
         except UsageError as error:
             self.at = start
-            raise self.error(error.what, error.hint or "write fields as in Split(a, b, splits=[3, 5])") from error
+            raise self.error(
+                error.what, error.hint or "as many values as children: Split(a, b, splits=[3, 5])"
+            ) from error
         except TypeError as error:
             self.at = start
             raise self.error(f"a field of {kind} has a value of the wrong type") from error

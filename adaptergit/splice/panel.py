@@ -119,6 +119,7 @@ class Panel(Inventory):
             UsageError: The name is taken, or the dtype is none.
             ModelError: The model's forward fails with it.
         """
+        self._check_attached()
         self._check_called(parts)
         super().insert(name, config, parts, **options)
         if family_of(self.host.model_type) is None and any(
@@ -354,6 +355,8 @@ class Panel(Inventory):
         Raises:
             UsageError: An adapter that is not there, or rows of which some have a head.
         """
+        if isinstance(rows, str) or not isinstance(rows, Sequence):
+            raise UsageError(f"expected a name for each row, not {rows!r}", hint='panel.route(["a", "b", None])')
         self.activate(Route(*rows), head)
 
     @contextmanager
@@ -787,6 +790,12 @@ class Panel(Inventory):
             return composition
         return parse_composition(composition)
 
+    def _check_attached(self) -> None:
+        if self._detached:
+            raise UsageError(
+                "the panel was taken away from its model", hint="adaptergit.adapters(model) makes a new one"
+            )
+
     def _compile(
         self,
         composition: Composition | None,
@@ -795,10 +804,7 @@ class Panel(Inventory):
         task_ids: Sequence[int] | torch.Tensor | None,
         embeddings: str | None,
     ) -> Plan:
-        if self._detached:
-            raise UsageError(
-                "the panel was taken away from its model", hint="adaptergit.adapters(model) makes a new one"
-            )
+        self._check_attached()
         kind = self.host.model_type
         if kind in POSITIONS_FIRST and partitions_rows(composition):
             raise UsageError(

@@ -69,6 +69,7 @@ def unpack(file: Path, folder: Path, limits: Limits) -> None:
             "there is no such bundle", where=str(file), hint="name the file that adaptergit bundle export wrote"
         )
     found: dict[str, tuple[int, str]] = {}
+    size = file.stat().st_size
     try:
         with tarfile.open(file, "r:", tarinfo=BoundedMember) as archive:
             for number, member in enumerate(archive):
@@ -81,7 +82,8 @@ def unpack(file: Path, folder: Path, limits: Limits) -> None:
                 if member.size > limits.file_bytes or number > _MAX_FILES:
                     raise PackageError("too many files, or one that is too large", where=where)
                 found[path.as_posix()] = member.size, _extract(archive, member, folder.joinpath(*path.parts), where)
-                tell(str(file), archive.offset, file.stat().st_size)
+                tell(str(file), archive.offset, size)
+            tell(str(file), size, size)
     except (tarfile.TarError, EOFError, ValueError, IndexError) as error:
         raise PackageError(f"not a bundle, or not all of one: {error}", where=str(file), hint=_AGAIN) from error
     if found.pop(CONTENTS, None):

@@ -60,7 +60,7 @@ class Metrics:
 
     def __str__(self) -> str:
         parts = [f"{name} {value:.4f} [{low:.4f}, {high:.4f}]" for name, value, low, high in self._rows()]
-        return f"{', '.join(parts)} on {self.samples} examples"
+        return f"{', '.join(parts)} on {self.samples} example{'' if self.samples == 1 else 's'}"
 
     def _rows(self) -> list[tuple[str, float, float, float]]:
         return [(name, value, *self.intervals.get(name, (value, value))) for name, value in self.values.items()]

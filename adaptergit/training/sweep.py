@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import statistics
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from adaptergit.errors import UsageError, no_file
+from adaptergit.errors import UsageError, did_you_mean, no_file
+from adaptergit.package.schemas import field
 from adaptergit.training.resume import begun
 from adaptergit.training.spec import TrainSpec
 from adaptergit.training.train import Progress, TrainResult, train
@@ -124,10 +125,10 @@ def read_runs(path: Path) -> list[TrainSpec]:
     specs: list[TrainSpec] = []
     for number, run in enumerate(runs, 1):
         options = {**common, **run}
-        more: dict[str, Any] = {key: options.pop(key) for key in ("adapters", "seeds", "sweep") if key in options}
+        more: dict[str, Any] = {key: options.pop(key) for key in _SEVERAL if key in options}
         where = f"{path}: run {number}"
         if unknown := sorted(set(options) - known):
-            raise UsageError(f"unknown key {unknown[0]!r}", where=where, hint=f"known: {', '.join(sorted(known))}")
+            raise UsageError(f"unknown key {unknown[0]!r}", where=where, hint=_instead(unknown[0], known))
         if missing := sorted({"base", "train", "eval", "output"} - set(options)):
             raise UsageError(
                 f"{missing[0]!r} is missing",
@@ -141,6 +142,17 @@ def read_runs(path: Path) -> list[TrainSpec]:
             TrainSpec(**options), adapters=more.get("adapters", ()), seeds=more.get("seeds", ()), over=over
         )
     return specs
+
+
+_SEVERAL = ("adapters", "seeds", "sweep")
+"""What makes several runs of one."""
+
+
+def _instead(key: str, known: Collection[str]) -> str:
+    if field("card", (key,)) is not None:
+        return f'the card says that: about.{key} = "…"'
+    every = sorted({*known, *_SEVERAL})
+    return did_you_mean(key, every) or f"known: {', '.join(every)}"
 
 
 def _check_kinds(options: Mapping[str, Any], where: str) -> None:

@@ -27,7 +27,7 @@ from datetime import datetime
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from adaptergit.errors import PackageError, TrustError, quoted
+from adaptergit.errors import PackageError, TrustError, counted, quoted
 from adaptergit.package import canonical
 from adaptergit.package.manifest import MAX_BYTES, Manifest
 from adaptergit.package.names import as_typed
@@ -190,7 +190,7 @@ def _check_history(digest: str, manifest: Manifest, policy: Policy) -> list[str]
             )
     known = {past.digest for past in policy.history}
     follows = "" if manifest.previous not in known else ", and follows one of them"
-    return [f"it contradicts none of the {len(known)} releases seen before{follows}"]
+    return [f"it contradicts nothing of {counted(len(known), 'release')} seen before{follows}"]
 
 
 def _check_release(digest: str, policy: Policy) -> list[str]:

@@ -34,6 +34,14 @@ _ATTEMPTS = 4
 _BLOCK = 1 << 18
 _NETWORK = "check the address and the network, and the proxy, if there is one (https_proxy)"
 _SLOW = "check the network, or try again later"
+_REASONS = {
+    "Connection refused": "connection refused",
+    "Failed to resolve|Name or service not known": "there is no such host",
+    "timed out": "it took too long",
+    "reset by peer|aborted": "the connection was lost",
+    "CERTIFICATE|certificate": "its certificate is not one that is known here",
+}
+"""What people are told of errors of connections, whose texts are long."""
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -190,7 +198,7 @@ class Download:
                 raise
             if time.monotonic() > deadline:
                 raise TransportError(f"no end within {self.seconds:.0f} s", where=url, hint=_SLOW) from error
-            raise _TransientError(f"no answer: {type(error).__name__}", unreachable=into.tell() == start) from error
+            raise _TransientError(f"no answer: {_reason(error)}", unreachable=into.tell() == start) from error
         except requests.RequestException as error:
             raise TransportError(f"cannot be asked for: {type(error).__name__}", where=url, hint=_NETWORK) from error
 
@@ -247,8 +255,17 @@ class Download:
             raise UsageError(f"{parts.scheme}://…@{host}: an address never holds credentials", hint="use ~/.netrc")
         if parts.scheme == "https" or (parts.scheme == "http" and (is_loopback(host) or host in self.allow_http)):
             return
+        if not parts.scheme:
+            hint = "check the path, or write https://host/path"
+            raise UsageError("neither a folder that is there nor an address", where=url, hint=hint)
         hint = f'or list "{host}" under allow_http in the settings' if host else "write https://host/path"
         raise UsageError(f"{url}: only https is allowed", hint=hint)
+
+
+def _reason(error: Exception) -> str:
+    said = str(error)
+    found = (text for pattern, text in _REASONS.items() if re.search(pattern, said))
+    return "it took too long" if isinstance(error, requests.Timeout) else next(found, type(error).__name__)
 
 
 @dataclass
