@@ -139,7 +139,13 @@ def public_key(key: str) -> PublicKey:
     is_line = len(key.split()) > 1
     if not is_line and not path.is_file():
         raise NotFoundError("no such key file", where=key, hint="give a public key line in quotes, or a .pub file")
-    return parse_public_key(key if is_line else path.read_text("utf-8", errors="replace"))
+    if is_line:
+        return parse_public_key(key)
+    try:
+        return parse_public_key(path.read_text("utf-8", errors="replace"))
+    except TrustError as error:  # of a file that is no key, nothing is shown
+        what = "this file holds no public key" if "is not a public key" in error.what else error.what
+        raise TrustError(what, where=str(path), hint=error.hint) from error
 
 
 def unpin_repository(repository: str) -> int:

@@ -547,7 +547,7 @@ def test_a_number_in_the_place_of_a_name_is_refused_as_such(call: Callable[[], o
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("Average(a, b, weights=[1])", "as many values as children"),
+        ("Average(a, b, weights=[1])", "one value for each"),
         ("Average(a, b, wights=[1, 2])", "did you mean 'weights'?"),
     ],
 )
@@ -593,3 +593,18 @@ def test_an_index_is_named_as_indexes_can_be(tmp_path: Path, key: SigningKey) ->
     done = CliRunner().invoke(main, [*argv, "--key", str(key.path)])
     assert "hint: --name community: small letters and digits" in done.stderr
     assert not (tmp_path / "i").exists()
+
+
+def test_a_file_that_is_no_key_is_named_and_not_shown(home: Path, tmp_path: Path, hub: Hub, source: Source) -> None:
+    (tmp_path / "train.tsv").write_text("text\tlabel\nsecret words\tpos\n")
+    done = CliRunner().invoke(main, ["trust", "add", "acme/a", str(tmp_path / "train.tsv")])
+    assert done.stderr.startswith(f"error: {tmp_path / 'train.tsv'}: this file holds no public key\n")
+    assert "secret" not in done.stderr
+    argv = ["publish", str(source()), "--repo", str(hub.clone), "--key", str(tmp_path / "train.tsv")]
+    done = CliRunner().invoke(main, argv)
+    assert "train.tsv holds no private key\n  hint: this is no OpenSSH private key; adaptergit keygen" in done.stderr
+
+
+def test_an_adapter_is_no_model_to_inspect(home: Path) -> None:
+    done = CliRunner().invoke(main, ["inspect", "acme/adapters@sst2"])
+    assert "this names an adapter, not a model\n  hint: adaptergit summary acme/adapters@sst2" in done.stderr

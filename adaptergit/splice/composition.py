@@ -244,9 +244,7 @@ class _Parser:
             if field is None:
                 children.append(self.composition())
             elif field[1] not in BLOCKS[kind].named:
-                raise self.error(
-                    f"{kind} has no field {field[1]!r}", did_you_mean(field[1], BLOCKS[kind].named) or "leave it out"
-                )
+                raise self.error(f"{kind} has no field {field[1]!r}", did_you_mean(field[1], BLOCKS[kind].named))
             else:
                 self.at = field.end()
                 if field[1] in options:
@@ -263,9 +261,7 @@ class _Parser:
             return made
         except UsageError as error:
             self.at = start
-            raise self.error(
-                error.what, error.hint or "as many values as children: Split(a, b, splits=[3, 5])"
-            ) from error
+            raise self.error(error.what, error.hint or "one value for each: Split(a, b, splits=[3, 5])") from error
         except TypeError as error:
             self.at = start
             raise self.error(f"a field of {kind} has a value of the wrong type") from error
@@ -289,7 +285,7 @@ class _Parser:
     def peek(self) -> str:
         return self.text[self.at : self.at + 1]
 
-    def error(self, what: str, hint: str = 'write "qa" or "Stack(de, Fuse(a, b))"') -> UsageError:
+    def error(self, what: str, hint: str | None = 'write "qa" or "Stack(de, Fuse(a, b))"') -> UsageError:
         return UsageError(f"{what}\n  {self.text}\n  {' ' * self.at}^", hint=hint)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from adaptergit.base_place import not_loaded, place_of
+from adaptergit.errors import NotFoundError
 from adaptergit.splice.anatomy import Anatomy, anatomy_of, as_records, base_of, projections_of
 
 _LETTERS: Mapping[str, str] = {"attention": "A", "cross_attention": "X", "ffn": "F", "moe": "M", "mixer": "S"}
@@ -26,6 +28,8 @@ def model_for_inspection(source: str) -> nn.Module:
     import transformers
 
     place = place_of(source)
+    if "@" in source and not Path(place.source).exists():
+        raise NotFoundError("this names an adapter, not a model", where=source, hint=f"adaptergit summary {source}")
     try:
         config = transformers.AutoConfig.from_pretrained(
             place.source, trust_remote_code=False, local_files_only=place.offline

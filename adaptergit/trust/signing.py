@@ -170,7 +170,15 @@ def _public_half(path: Path) -> str:
 def _hinted(error: TrustError, remedies: Mapping[str, str], path: Path) -> TrustError:
     hints = (hint for said, hint in remedies.items() if said in error.what)
     hint = error.hint or _of_file(path) or next(hints, "")
-    return TrustError(error.what, where=error.where, hint=hint.format(path=path) or None)
+    what = error.what
+    with contextlib.suppress(OSError):
+        if path.suffix != ".pub" and _holds_no_key(path):  # ssh-keygen complains of its permissions first
+            what = f"{path} holds no private key"
+    return TrustError(what, where=error.where, hint=hint.format(path=path) or None)
+
+
+def _holds_no_key(path: Path) -> bool:
+    return b"PRIVATE KEY" not in path.read_bytes()[:100]
 
 
 def _of_file(path: Path) -> str | None:
@@ -178,7 +186,7 @@ def _of_file(path: Path) -> str | None:
     if path.suffix == ".pub":
         return None
     with contextlib.suppress(OSError):
-        if b"PRIVATE KEY" not in path.read_bytes()[:100]:
+        if _holds_no_key(path):
             return _REMEDIES["invalid format"]
         if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
             return _REMEDIES["bad permissions"]
