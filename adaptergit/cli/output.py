@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from adaptergit.errors import AdaptergitError, AdaptergitWarning, TransportError, TrustError, printable, without_secrets
 from adaptergit.progress import Progress, watching
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 T = TypeVar("T")
 _HINTS = {
@@ -128,23 +131,35 @@ def step(text: str) -> None:
 def waiting(text: str, quiet: bool = False) -> Iterator[None]:
     """Show that something is going on, on a terminal: a spinner, and how far whatever is told of has come."""
     from rich.console import Console
-    from rich.markup import escape
 
     console = Console(stderr=True, quiet=quiet or asked_for("quiet"))
     if not console.is_terminal:
         yield
         return
-    rates, said = defaultdict[str, Rate](Rate), dict[str, str]()
-    with console.status(escape(text)) as status:
+    line = _Line(text)
+    with console.status(line), watching(line.draw):
+        yield
 
-        def draw(one: Progress) -> None:
-            said[one.unit] = rates[one.unit].told(one, time.monotonic())
-            if one.done == one.total:
-                del said[one.unit]
-            status.update(escape(": ".join([text, *(["; ".join(said.values())] if said else [])])))
 
-        with watching(draw):
-            yield
+class _Line:
+    """What is going on, how far it is, and, where nobody tells, since when."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._began = text, time.monotonic()
+        self._rates, self._said = defaultdict[str, Rate](Rate), dict[str, str]()
+
+    def draw(self, one: Progress) -> None:
+        """Take over how far it is."""
+        self._said[one.unit] = self._rates[one.unit].told(one, time.monotonic())
+        if one.done == one.total:
+            del self._said[one.unit]
+
+    def __rich__(self) -> Text:
+        from rich.text import Text
+
+        seconds = time.monotonic() - self._began
+        said = "; ".join(list(self._said.values())) or (f"{seconds:.0f} s" if seconds >= _SOON else "")
+        return Text(f"{self._text}: {said}" if said else self._text)
 
 
 @contextmanager
@@ -235,7 +250,6 @@ def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, str], Non
     from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
     from rich.table import Column
-    from rich.text import Text
 
     class Note(TextColumn):
         """What gives way first where a terminal is narrow."""
