@@ -583,7 +583,7 @@ def test_an_index_that_is_nowhere_is_looked_for_by_its_path(home: Path) -> None:
 def test_a_repository_that_is_no_folder_is_looked_for_by_its_path(home: Path, tmp_path: Path) -> None:
     with pytest.raises(TransportError) as refused:
         adaptergit.fetch(f"{(tmp_path / 'nowhere.git').as_uri()}@sst2")
-    assert refused.value.hint == "check the path: there is no git repository"
+    assert refused.value.hint == "check the address: there is no git repository"
     assert "access rights" not in refused.value.what
 
 

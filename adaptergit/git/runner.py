@@ -449,7 +449,7 @@ def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path
     elif "hash algorithm" in said:
         hint = "one is a SHA-1 repository, the other a SHA-256 one: publish from a clone of the other"
     elif re.search(r"'(/|file:)[^']*' does not appear to be a git repository", said):
-        hint = "check the path: there is no git repository"
+        hint = "check the address: there is no git repository"
     elif _MISSING.search(said):
         hint = "check the address; a private repository is not found without credentials"
     elif any(_DISK.search(line) for line in lines if not _REMOTE.match(line)) and _may_be_full(directory):
