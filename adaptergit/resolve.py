@@ -377,7 +377,8 @@ def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> 
     try:
         said = released(reference, settings)
     except TransportError as error:
-        if store.known(who, adapter).fetched and not isinstance(error, StorageError):
+        stored = any(store.find(seen.digest) is not None for seen in store.known(who, adapter).fetched.values())
+        if stored and not isinstance(error, StorageError):
             error.hint = "what was fetched before can be loaded with --offline, or offline=True"
         raise
     own, yanked = said.failed is None, said.listing.yanked | word.yanked(adapter)

@@ -42,7 +42,11 @@ def read_index(path: str | Path) -> list[Entry]:
             where=str(path),
             hint="name a file that adaptergit index list wrote; a whole index is added: adaptergit index add",
         ) from error
-    return check_document(data, str(path), MAX_BYTES)
+    try:
+        return check_document(data, str(path), MAX_BYTES)
+    except PackageError as error:
+        error.hint = error.hint or "name a file that adaptergit index list wrote"
+        raise
 
 
 def add_entry(path: str | Path, entry: Entry) -> None:
