@@ -196,7 +196,7 @@ def test_a_damaged_package_of_the_store_is_found_and_mended(hub: Hub, source: So
     publish(source(), clone=hub.clone, key=hub.key.path)
     hub.trust()
     found = fetch(f"{hub.url}@sst2")
-    assert "1 packages" in only("store", OK).text
+    assert "1 package," in only("store", OK).text
     weights = found.path / "adapter.safetensors"
     weights.chmod(0o644)
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
