@@ -34,10 +34,10 @@ _HINTS = {
     errno.ENOSPC: "free some space",
 }
 _RECENT = 5.0
+"""Seconds."""
 _SOON = 1.0
 """Seconds that something takes without a word."""
 _ERASE = "\r\x1b[K"
-"""Seconds."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 

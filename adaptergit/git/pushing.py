@@ -99,7 +99,7 @@ def push(
         said, sent = bytearray(), _Sent(to, size, report)
 
         def heard(block: bytes) -> None:
-            said.extend(block[: _MAX_SAID - len(said)])
+            said[:] = (said + block)[-_MAX_SAID:]  # what the server has to say comes last
             sent.heard(block)
 
         git.raw(

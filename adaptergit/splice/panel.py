@@ -737,7 +737,7 @@ class Panel(Inventory):
             about: Card fields to set (``description``, ``license``, ``task`` …).
 
         Raises:
-            UsageError: No adapter of that name.
+            UsageError: No adapter of that name, or the folder holds another one or a signed package.
             PackageError: A card field is not valid; nothing is written.
         """
         save(self, single(self, name), folder, about)
