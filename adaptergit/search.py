@@ -243,7 +243,7 @@ def _searched(index: str | Path | None, settings: Settings) -> Iterable[_Searche
     try:
         entries = read_index(path)
     except PackageError as error:
-        error.hint = error.hint or "--index takes the name of an index (adaptergit index ls), or a file of 'index list'"
+        error.hint = "--index takes the name of an index (adaptergit index ls), or a file of 'index list'"
         raise
     principals = dict.fromkeys(entry.principal for entry in entries)
     database.replace((), [News(one, "", [entry for entry in entries if entry.principal == one]) for one in principals])
