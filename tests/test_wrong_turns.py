@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from click.testing import CliRunner
 from conftest import Hub, tiny_model
 
@@ -608,3 +609,15 @@ def test_a_file_that_is_no_key_is_named_and_not_shown(home: Path, tmp_path: Path
 def test_an_adapter_is_no_model_to_inspect(home: Path) -> None:
     done = CliRunner().invoke(main, ["inspect", "acme/adapters@sst2"])
     assert "this names an adapter, not a model\n  hint: adaptergit summary acme/adapters@sst2" in done.stderr
+
+
+def test_a_model_that_vllm_does_not_serve_is_not_sent_in_a_circle(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    for kind, hint in (("BertLMHeadModel", "adaptergit serve and predict run"), ("BertForMaskedLM", "--model-class")):
+        model = getattr(transformers, kind)(config)
+        adaptergit.adapters(model).add("a", "lora[r=2]")
+        with pytest.raises(UsageError, match=f"this is a {kind}") as refused:
+            adaptergit.export(model, "a", tmp_path / "out", to="vllm")
+        assert hint in str(refused.value.hint)

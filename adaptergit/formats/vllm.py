@@ -5,8 +5,6 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
 from adaptergit.errors import UsageError
 from adaptergit.formats.adapterhub import CONFIG
 from adaptergit.formats.files import Folder
@@ -37,6 +35,9 @@ def write_vllm(panel: Panel, name: str, folder: Path) -> None:
     if config.rank_pattern or config.alpha_pattern:
         raise UsageError("vLLM reads one rank and one alpha for all layers", hint="this one has patterns of them")
     if not hasattr(panel.model, "lm_head"):
+        # Seldom needed, and slow to import.
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
         kind = type(panel.model).__name__
         causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         raise UsageError(

@@ -19,6 +19,7 @@ from adaptergit.errors import AdaptergitError, NotFoundError, PackageError, Tran
 from adaptergit.index.build import shard_path
 from adaptergit.index.database import Database
 from adaptergit.index.documents import (
+    INDEX_NAME,
     Root,
     parse_root,
 )
@@ -44,8 +45,6 @@ from adaptergit.package import canonical
 from adaptergit.reference import expand
 from adaptergit.settings import Settings, cache_dir, config_dir
 from adaptergit.trust import Revocation, parse_revocations
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass
@@ -124,7 +123,7 @@ class Client:
         one = Subscription(name or "", url, digest, priority, tuple(scope), lazy)
         found = told_root(one, self.opened(one))
         one = replace(one, name=name or found.index)
-        if not _NAME.fullmatch(one.name):
+        if not INDEX_NAME.fullmatch(one.name):
             raise UsageError(f"{one.name!r} is no name of an index", hint="a-z 0-9 . _ -")
         if any(other.name == one.name for other in self.subscriptions()):
             raise UsageError(f"there is an index {one.name!r} already", hint="give this one another --name")

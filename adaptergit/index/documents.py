@@ -32,6 +32,7 @@ MAX_ROOT_BYTES = 64 * 1024
 MAX_SNAPSHOT_BYTES = 16 * 1024
 MAX_CATALOG_BYTES = 64 * 2**20
 MAX_SIGNATURES_BYTES = 64 * 1024
+INDEX_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _ARMOR = re.compile(rb"-----BEGIN SSH SIGNATURE-----.*?-----END SSH SIGNATURE-----\r?\n?", re.DOTALL)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import TypeVar
 
 from adaptergit.errors import AdaptergitError, NotFoundError, TrustError, UsageError, did_you_mean
 from adaptergit.index.documents import (
+    INDEX_NAME,
     RECOVERY_NAMESPACE,
     ROOT_NAMESPACE,
     SNAPSHOT_NAMESPACE,
@@ -31,7 +31,6 @@ from adaptergit.resources import resource
 from adaptergit.trust import PublicKey, SigningKey, sign
 
 T = TypeVar("T")
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _ROOT_DAYS = 365
 
 
@@ -67,7 +66,7 @@ def init_index(
         raise UsageError(
             f"there is something already: {', '.join(sorted(taken))}", where=str(folder), hint="name a new folder"
         )
-    if not _NAME.fullmatch(name):
+    if not INDEX_NAME.fullmatch(name):
         hint = "--name community: small letters and digits, and between them . _ -; 64 at most"
         raise UsageError(f"{name!r} cannot be the name of an index", hint=hint)
     if not set(maintainers) & {key.public for key in keys}:
