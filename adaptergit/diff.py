@@ -176,8 +176,12 @@ def _scores(one: Contents) -> dict[str, Any]:
 def _fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[FieldDiff, ...]:
     names = [*a, *(name for name in b if name not in a)]
     pairs = [(name, a.get(name), b.get(name)) for name in names]
-    # To Python, but not to a reader, 1 is True.
-    return tuple(FieldDiff(*pair) for pair in pairs if pair[1] != pair[2] or type(pair[1]) is not type(pair[2]))
+    # To Python, but not to a reader, 1 is True. 16 and 16.0 are the same number to both.
+    return tuple(FieldDiff(*pair) for pair in pairs if pair[1] != pair[2] or _kind_of(pair[1]) != _kind_of(pair[2]))
+
+
+def _kind_of(value: Any) -> type:
+    return float if type(value) is int else type(value)
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -25,7 +25,8 @@ class Progress:
     """Who sends, or is sent to: an address; or what is worked on."""
     done: int
     total: int | None
-    """Of how many; None: that is not known."""
+    """Of how many; None: that is not known. Of what git receives, it is read off what has come: should a second large
+    file follow, it grows."""
     unit: str = "bytes"
     """What is counted: ``bytes``, ``tensors``, ``releases`` …"""
 

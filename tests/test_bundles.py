@@ -20,7 +20,7 @@ from test_ladder import BIG, forget, release
 
 from adaptergit.bundle import export_bundle, import_bundle
 from adaptergit.cli import main
-from adaptergit.errors import AdaptergitError, AdaptergitWarning, NotFoundError, PackageError, TrustError
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, NotFoundError, PackageError, TrustError, UsageError
 from adaptergit.housekeeping import stored
 from adaptergit.index.repository import replace as write
 from adaptergit.indexes import client
@@ -365,6 +365,8 @@ def test_an_index_can_be_added_from_a_bundle_by_its_root(
         import_bundle(tmp_path / "a.tar")
     with pytest.raises(NotFoundError, match="no index with the root"):
         import_bundle(tmp_path / "a.tar", index_root=f"sha256:{'0' * 64}")
+    with pytest.raises(UsageError, match=r"'sha256:12' is no digest[^$]*64 hex digits"):
+        import_bundle(tmp_path / "a.tar", index_root="sha256:12")
     assert client(load_settings()).subscriptions() == []
     import_bundle(tmp_path / "a.tar", index_root=f"sha256:{listed.root.digest}")
     assert fetch(f"{hub.url}@sst2", offline=True).verdict.vouched_by == ("the index community",)

@@ -125,6 +125,16 @@ def test_tensors_that_only_one_has(tmp_path: Path) -> None:
     assert "+ new" in text
 
 
+def test_a_number_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    def with_config(name: str, **config: object) -> Path:
+        return package(tmp_path / name, A, adapter={"format": "adaptergit", "method": "seq_bn", "config": config})
+
+    a, b = (with_config(name, reduction_factor=value, ln_before=True) for name, value in (("a", 16), ("b", 16.0)))
+    assert adaptergit.diff(a, b).config == ()
+    c = with_config("c", reduction_factor=16, ln_before=1)  # which is no yes
+    assert [one.field for one in adaptergit.diff(a, c).config] == ["ln_before"]
+
+
 def test_configuration_card_and_scores_are_told_apart(tmp_path: Path) -> None:
     score = {"dataset": "sst2", "split": "dev", "metric": "accuracy", "value": 0.9}
     a = package(tmp_path / "a", A, evaluation=[score], keywords=["x"])

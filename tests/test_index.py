@@ -397,12 +397,15 @@ def test_yanked_by_its_publisher_and_by_the_index(listed: Index, hub: Hub, sourc
     listed.release()
     user = listed.user()
     yank("sst2", "1.1.0", reason="bad", clone=hub.clone)
+    (found,) = crawl(listed.repository, load_settings())
+    assert (found.yanked, found.restored) == (("sst2==1.1.0",), ())
     listed.release()
     user.update("community")
     assert fetch(f"{hub.url}@sst2").version == "1.0.0"
     assert adaptergit.show(f"{hub.url}@sst2").releases[0].yanked == "withdrawn by its publisher: bad"
     yank("sst2", "1.1.0", reason="", clone=hub.clone, undo=True)
-    crawl(listed.repository, load_settings())
+    (found,) = crawl(listed.repository, load_settings())
+    assert (found.yanked, found.restored) == ((), ("sst2==1.1.0",))
     assert [entry.yanked for entry in listed.repository.entries(PRINCIPAL)] == [None, None]
     yank_entry(listed.repository, PRINCIPAL, "sst2", "1.0.0", "worse")
     listed.release()

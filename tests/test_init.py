@@ -134,6 +134,9 @@ def test_a_key_of_ssh_is_offered_and_publishing_is_told_to_name_it(clone: Path, 
     assert [one.path for one in usable_keys(home)] == [key.path]
     person = Terminal(clone)
     person.reads(key.public.fingerprint)
+    for wrong in ("7", "key"):
+        person.answers("Key to sign with [2]", wrong)
+        person.reads("Error: a number from 1 to 2")
     person.answers("Key to sign with [2]", "1")
     for question in ("Remote", "What", "Base model"):
         person.answers(question)

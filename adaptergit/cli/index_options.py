@@ -26,7 +26,9 @@ def tell(one: Crawled) -> None:
     for release in one.added:
         step(f"{one.principal}@{release}")
     for release in one.yanked:
-        step(f"{one.principal}@{release} yanked or no longer yanked")
+        step(f"{one.principal}@{release} yanked")
+    for release in one.restored:
+        step(f"{one.principal}@{release} no longer yanked")
     for release in one.missing:
         step(clean(f"{one.principal} does not have {release} of the repository that it copies"))
     for release, why in one.refused.items():

@@ -68,6 +68,7 @@ def init(
         try:
             wanted = _asked(clone, wanted)
         except click.Abort as error:
+            click.echo(err=True)  # what was typed stands on a line of its own
             raise KeyboardInterrupt from error  # said as for every command
     written = initialise(
         clone,
@@ -133,9 +134,14 @@ def _which_key(wanted: _Wanted, principal: str | None) -> _Wanted:
     most = len(keys) + fresh
     if most == 0:  # what there is was replaced, and is refused with what to do
         return wanted
-    chosen = click.prompt(
-        "Key to sign with", type=click.IntRange(1, most), default=1 if ours and keys else most, err=True
-    )
+
+    def parsed(text: str) -> int:
+        if not text.strip().isdecimal() or not 1 <= int(text) <= most:
+            raise click.UsageError("there is one key: 1" if most == 1 else f"a number from 1 to {most}")
+        return int(text)
+
+    default = 1 if ours and keys else most
+    chosen = int(click.prompt("Key to sign with", value_proc=parsed, default=str(default), err=True))
     if chosen > len(keys):
         return replace(wanted, new_key=True)
     path = keys[chosen - 1].path
@@ -151,7 +157,7 @@ def _answer(question: str, default: str, check: Callable[[str], object]) -> str:
             if answer:
                 check(answer)
         except AdaptergitError as error:
-            raise click.UsageError(clean(error.what)) from error
+            raise click.UsageError(clean(": ".join(filter(None, (error.what, error.hint))))) from error
         return answer
 
     return str(click.prompt(question, default=default, value_proc=parsed, err=True))

@@ -15,6 +15,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from adaptergit.errors import NotFoundError, PackageError, StorageError, TransportError, UsageError
+from adaptergit.git.incoming import Incoming
 from adaptergit.git.runner import Git, init_bare, transport_settings
 from adaptergit.progress import Progress, watcher
 from adaptergit.reference import Source
@@ -174,24 +175,32 @@ def _fetch(
             "fetch", "--quiet", "--no-tags", *options, "--", remote.url, *wants,
             protocols=remote.protocols, settings=remote.settings,
             timeout=seconds, max_file_bytes=limits.package_bytes + 2**20,
-            meanwhile=_Received(git, lambda done: report(Progress(remote.url, done, size))) if report else None,
+            meanwhile=_Received(git, lambda *come: report(Progress(remote.url, *come)), size) if report else None,
         )  # fmt: skip
 
     patiently(remote, limits, attempt)
 
 
 class _Received:
-    """Looks how large the pack is that git is writing: git itself says nothing before its first object is whole."""
+    """Looks how much has come of the pack that git writes: git itself says nothing before its first object is whole."""
 
-    def __init__(self, git: Git, report: Callable[[int], None]) -> None:
+    def __init__(self, git: Git, report: Callable[[int, int | None], None], size: int | None) -> None:
         self._packs, self._report, self._last = git.directory / "objects" / "pack", report, 0
+        self._size, self._incoming = size, Incoming()
 
     def __call__(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            done = max((path.stat().st_size for path in self._packs.glob("*pack*") if path.suffix != ".idx"), default=0)
-            if done != self._last:
-                self._last = done
-                self._report(done)
+            packs = [(path.stat().st_size, path) for path in self._packs.glob("*pack*") if path.suffix != ".idx"]
+            done, path = max(packs, default=(0, self._packs))
+            if done == self._last:
+                return
+            if path.suffix == ".pack":  # it is whole
+                total: int | None = done
+            elif (total := self._size) is None:
+                self._incoming.follow(path)
+                total = self._incoming.total
+            self._last = done
+            self._report(done, total)
 
 
 def _is_loopback(host: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from adaptergit.durable import replace_file
 from adaptergit.errors import NotFoundError, PackageError
 from adaptergit.index.build import shard_path
-from adaptergit.index.client import Client
+from adaptergit.index.client import Client, root_digest
 from adaptergit.index.documents import (
     MAX_CATALOG_BYTES,
     MAX_ROOT_BYTES,
@@ -74,8 +74,8 @@ def add_carried(client: Client, folder: Path, root: str) -> bool:
         UsageError: No digest, or there is an index of that name already.
         TrustError, PackageError, NotFoundError: It cannot be believed, or is not complete. Nothing was added.
     """
-    place = FolderPlace(folder)
-    if not any(canonical.sha256(data) == root.removeprefix("sha256:") for data in _roots(place)):
+    place, digest = FolderPlace(folder), root_digest(root)
+    if not any(canonical.sha256(data) == digest for data in _roots(place)):
         return False
     url = place.read("url", _MAX_URL_BYTES).decode("utf-8", "replace")
     if "://" not in url or not url.isprintable() or "@" in url.partition("://")[2].partition("/")[0]:

@@ -115,9 +115,7 @@ class Client:
             UsageError: The digest is malformed, or the name is taken.
             TrustError, PackageError, TransportError: It cannot be believed, had, or kept.
         """
-        digest = root.removeprefix("sha256:")
-        if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise UsageError(f"{root!r} is no digest", hint="--root sha256:… as the index's page says")
+        digest = root_digest(root)
         if "://" not in url and expand(url).is_dir():
             url = str(expand(url).resolve())
         one = Subscription(name or "", url, digest, priority, tuple(scope), lazy)
@@ -323,6 +321,18 @@ class Client:
     def _forget(name: str) -> None:
         for folder in (trusted_dir(name), fetched_dir(name)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def root_digest(root: str) -> str:
+    """Return the digits of a root's digest, with or without ``sha256:`` before them.
+
+    Raises:
+        UsageError: It is none.
+    """
+    digest = root.removeprefix("sha256:")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise UsageError(f"{root!r} is no digest", hint="sha256: and 64 hex digits, as the index's page says")
+    return digest
 
 
 def _updated(one: Subscription, place: Place, root: Root, only: Collection[str] | None = None) -> Update:

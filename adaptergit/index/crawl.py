@@ -58,6 +58,8 @@ class Crawled:
     added: tuple[str, ...] = ()
     """``adapter==version``."""
     yanked: tuple[str, ...] = ()
+    restored: tuple[str, ...] = ()
+    """Releases that are yanked no more."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Releases that were not listed, and why."""
     missing: tuple[str, ...] = ()
@@ -186,7 +188,8 @@ def crawl_source(
     return Crawled(
         source.repository,
         tuple(f"{name}=={version}" for name, version in added),
-        tuple(f"{name}=={version}" for name, version in changed),
+        tuple(f"{one.name}=={one.version}" for one in changed.values() if one.yanked is not None),
+        tuple(f"{one.name}=={one.version}" for one in changed.values() if one.yanked is None),
         refused,
     )
 

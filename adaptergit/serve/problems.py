@@ -20,6 +20,15 @@ _CODES = {404: "not-found", 405: "method-not-allowed", 400: "invalid-input", 413
 _ASKED = "POST /v1/predict answers texts, GET /v1/adapters lists what can answer, GET /openapi.json describes both"
 _HINTS = {404: _ASKED, 405: _ASKED, 400: "send JSON in UTF-8; GET /openapi.json describes it"}
 """For what the framework refuses by itself."""
+_SAID = {
+    "missing": "is missing",
+    "extra_forbidden": "there is no such field",
+    "string_type": "is no text",
+    "list_type": "is no list",
+    "int_type": "is no whole number",
+    "model_attributes_type": "is no JSON object",
+}
+"""Where the framework's words are about itself."""
 _MOST = 20
 """Things that are wrong with one request and named."""
 _DRAINED = 8
@@ -147,4 +156,5 @@ def _wrong(error: Mapping[str, Any]) -> Wrong:
     location = [part for part in error["loc"] if part != "body"]
     if error["type"] == "json_invalid":  # where it is, in characters
         return Wrong(where="body", what=f"not JSON, from character {location[0] if location else 0} on")
-    return Wrong(where=".".join(map(str, location)) or "body", what=str(error["msg"]))
+    said = _SAID.get(error["type"], str(error["msg"]))
+    return Wrong(where=".".join(map(str, location)) or "body", what=said)
