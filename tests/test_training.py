@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 from conftest import tiny_model
 
 import adaptergit
+from adaptergit.cli import main
 from adaptergit.errors import AdaptergitError, DataError, NotFoundError, UsageError
 from adaptergit.package import Card
 from adaptergit.splice import FusionConfig, adapters
@@ -400,3 +402,12 @@ def test_a_checkpoint_holds_how_far_a_fusion_has_cooled(tmp_path: Path) -> None:
         model(input_ids=torch.arange(1, 9)[None])
     load_adapters(model, tmp_path)
     assert {round(float(one.temperature), 2) for one in fusions} == {49.85}
+
+
+@needs_model
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="has no folder in which nobody can write")
+def test_a_place_where_nothing_can_be_written_is_told_from_a_training_that_failed(files: tuple[Path, Path]) -> None:
+    data = ["--train", str(files[0]), "--eval", str(files[1]), "--text-column", "sentence", "--license", "CC0-1.0"]
+    done = CliRunner().invoke(main, ["train", "--base", BASE, *data, "--output", "/proc/x"])
+    assert done.exit_code == 6, done.stderr
+    assert "name another place" in done.stderr

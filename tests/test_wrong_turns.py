@@ -621,3 +621,30 @@ def test_a_model_that_vllm_does_not_serve_is_not_sent_in_a_circle(tmp_path: Path
         with pytest.raises(UsageError, match=f"this is a {kind}") as refused:
             adaptergit.export(model, "a", tmp_path / "out", to="vllm")
         assert hint in str(refused.value.hint)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "--learning-rate", "0"],
+        ["train", "--early-stopping", "0"],
+        ["predict", "acme/a@b", "a [MASK]", "--top-k", "0"],
+        ["predict", "acme/a@b", "--text", "a", "--max-new-tokens", "0"],
+        ["store", "prune", "--older-than", "-1"],
+        ["index", "submit", "--to", "https://host.example/i.git", "--threshold", "0"],
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_by_the_option_it_was_given_to(home: Path, argv: list[str]) -> None:
+    done = CliRunner().invoke(main, argv)
+    assert done.exit_code == 2
+    assert f"Invalid value for '{argv[-2]}': " in done.stderr
+
+
+def test_a_name_of_two_words_is_shown_how_to_be_composed() -> None:
+    panel = adaptergit.adapters(tiny_model("bert"))
+    for name in ("My X", "b"):
+        panel.add(name, "seq_bn")
+    with pytest.raises(UsageError, match=r"Stack\(de, Fuse\(a, 'b c'\)\)"):
+        panel.active = "Stack(My X, b)"
+    panel.active = "Stack('My X', b)"
+    assert str(panel.active) == "Stack('My X', b)"

@@ -236,7 +236,9 @@ def _refused(refused: tuple[str, ...]) -> None:
     type=click.Path(path_type=Path),
     help="Key that signs a change of what is listed already; default: --key, else your signing key.",
 )
-@click.option("--threshold", type=int, help="How many different keys sign each release; default: as listed, else 1.")
+@click.option(
+    "--threshold", type=click.IntRange(1), help="How many different keys sign each release; default: as listed, else 1."
+)
 @click.option("--mirror", "mirrors", multiple=True, help="Where else the releases are; default: as listed.")
 @click.option("--contact", help="Default: as listed, else git's user.email.")
 @click.option("--tracks", help="The repository host/org/repo that yours is a copy of: asked where that one is gone.")

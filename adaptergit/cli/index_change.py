@@ -15,7 +15,7 @@ from adaptergit.cli.output import json_option, print_json
 @here_option
 @click.option("--maintainer", "maintainers", multiple=True, help="All maintainers from now on; default: as before.")
 @click.option("--online", multiple=True, help="All online keys from now on; default: as before.")
-@click.option("--threshold", type=int, help="How many maintainers must sign; default: as before.")
+@click.option("--threshold", type=click.IntRange(1), help="How many maintainers must sign; default: as before.")
 @keys_option
 @json_option
 def rotate(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _HINTS = {
+    errno.ENOENT: "look whether the path is right (ls), or name another place",
     errno.EACCES: "look at who may read and write there (ls -ld), or name another place",
     errno.EROFS: "nothing can be written there: name another place",
     errno.ENOSPC: "free some space",

@@ -30,8 +30,10 @@ _SHOWN = 100
 @click.option("--label-column", help="Also score the predictions against this column.")
 @click.option("--column", "columns", multiple=True, help="Any other column, as ROLE=NAME: question=q; may be repeated.")
 @click.option("--score", is_flag=True, help="Also score them against the column that training learnt from.")
-@click.option("--top-k", type=int, help="Guesses for each [MASK].  [default: 5]")
-@click.option("--max-new-tokens", type=int, help="The most tokens to write.  [default: 32, or as in training]")
+@click.option("--top-k", type=click.IntRange(1), help="Guesses for each [MASK].  [default: 5]")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), help="The most tokens to write.  [default: 32, or as in training]"
+)
 @click.option("--base", help="Folder of the base model; default: the settings', or the id in the card.")
 @click.option("--batch-size", default=32, show_default=True)
 @policy_option

@@ -97,7 +97,9 @@ def verify(remove: bool, as_json: bool) -> None:
 
 @store.command("prune")
 @click.option("--keep", multiple=True, type=click.Path(path_type=Path), help="A lock file; what it names stays.")
-@click.option("--older-than", type=float, default=0.0, metavar="DAYS", help="Only what was stored before that.")
+@click.option(
+    "--older-than", type=click.FloatRange(0), default=0.0, metavar="DAYS", help="Only what was stored before that."
+)
 @click.option("--all", "everything", is_flag=True, help="Also the newest versions.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @json_option

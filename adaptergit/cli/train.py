@@ -55,7 +55,7 @@ _columns = click.option(
 @click.option("--output", type=_file, help="Package folder to write; of several runs, the folder of their folders.")
 @click.option("--name", help="Adapter name; default: the output folder's.")
 @click.option("--epochs", type=click.FloatRange(0, min_open=True), default=3.0, show_default=True)
-@click.option("--learning-rate", type=float, help="Default: that of the method's paper.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Default: that of the method's paper.")
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -72,7 +72,9 @@ _columns = click.option(
 )
 @click.option("--seed", "seeds", type=int, multiple=True, help="May be repeated.  [default: 42]")
 @click.option("--sweep", multiple=True, help="FIELD=V1,V2: train with each value of a method's field; may be repeated.")
-@click.option("--early-stopping", "patience", type=int, help="Stop after so many epochs without a better score.")
+@click.option(
+    "--early-stopping", "patience", type=click.IntRange(1), help="Stop after so many epochs without a better score."
+)
 @click.option("--validation", type=_file, help="What early stopping looks at; default: a tenth of --train.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--fsdp", is_flag=True, help="Shard the model over the processes of torchrun or accelerate launch.")

@@ -285,7 +285,7 @@ class _Parser:
     def peek(self) -> str:
         return self.text[self.at : self.at + 1]
 
-    def error(self, what: str, hint: str | None = 'write "qa" or "Stack(de, Fuse(a, b))"') -> UsageError:
+    def error(self, what: str, hint: str | None = 'write "qa" or "Stack(de, Fuse(a, \'b c\'))"') -> UsageError:
         return UsageError(f"{what}\n  {self.text}\n  {' ' * self.at}^", hint=hint)
 
 
