@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +15,7 @@ import transformers
 from conftest import Hub, git
 from hf_server import HubServer, served
 from safetensors.torch import save_file
+from terminal import at_a_terminal
 from test_index import Index, index, listed, people  # noqa: F401 - fixtures
 from test_ladder import forget, release
 
@@ -151,30 +149,6 @@ def test_a_base_model_is_downloaded_and_loaded_in_sight(hf: HubServer, tmp_path:
     }
     told = load_of("acme/tiny-bert", offline=True)
     assert {one.unit for one in told} == {"tensors"}  # it is here
-
-
-def at_a_terminal(argv: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Run a command whose stderr is a terminal; return its exit code and what it showed."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "adaptergit", *argv], stdout=subprocess.DEVNULL, stderr=theirs, env=environment
-    )
-    os.close(theirs)
-    shown = bytearray()
-
-    def read() -> None:
-        try:
-            while block := os.read(ours, 4096):
-                shown.extend(block)
-        except OSError:  # the other end is closed
-            pass
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    code = process.wait(timeout=120)
-    reader.join(timeout=10)
-    os.close(ours)
-    return code, shown.decode("utf-8", "replace")
 
 
 SLOWLY = """#!/bin/sh

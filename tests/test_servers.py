@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Hub, git
+from terminal import at_a_terminal
 
 from adaptergit.errors import ReleaseError, TransportError, TrustError
 from adaptergit.housekeeping import stored, verify_store
@@ -470,6 +472,14 @@ def test_it_is_known_of_how_many_bytes_where_all_comes_at_once(hub: Hub, source:
     told = [(one.done, one.total) for one in seen if one.what == url and one.total != one.done]
     assert len(told) >= 3
     assert all(total == pytest.approx(size, rel=0.01) for _, total in told)
+
+
+def test_a_terminal_shows_rate_and_remaining_time_on_one_line(hub: Hub, source: Source, nginx: Nginx) -> None:
+    published(hub, source, 6_000_000)
+    url = f"http://127.0.0.1:{nginx.port}/acme/adapters.git"
+    code, shown = at_a_terminal(["load", f"{url}@sst2==1.0.0"], os.environ | {"TERM": "xterm", "COLUMNS": "70"})
+    assert code == 0, shown
+    assert re.search(r"fetching http://127[^\r\n]*…: [0-9.]+ of 6\.0 MB, [0-9.]+ MB/s, [0-9]+ s left", shown), shown
 
 
 def test_who_watches_can_end_it(hub: Hub, source: Source, nginx: Nginx) -> None:

@@ -38,6 +38,8 @@ _RECENT = 5.0
 """Seconds."""
 _SOON = 1.0
 """Seconds that something takes without a word."""
+_SPINNER, _SOME = 3, 20
+"""Characters, and what is left of a text at least."""
 _ERASE = "\r\x1b[K"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -160,7 +162,10 @@ class _Line:
 
         seconds = time.monotonic() - self._began
         said = "; ".join(list(self._said.values())) or (f"{seconds:.0f} s" if seconds >= _SOON else "")
-        return Text(f"{self._text}: {said}" if said else self._text)
+        # An address may be long, and how far it is must be seen.
+        room = shutil.get_terminal_size().columns - len(": ") - len(said) - _SPINNER
+        text = self._text if len(self._text) <= room else f"{self._text[: max(room, _SOME) - 1]}…"
+        return Text(f"{text}: {said}" if said else text)
 
 
 @contextmanager
