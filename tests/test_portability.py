@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import GOLDEN, Hub
+from test_ladder import release
+
+from adaptergit.errors import AdaptergitError
+from adaptergit.git import runner
+from adaptergit.resolve import fetch
+from adaptergit.settings import load_settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,3 +52,40 @@ def test_every_module_is_imported_without_what_only_posix_has() -> None:
     done = subprocess.run([sys.executable, "-c", _WITHOUT_POSIX], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 200
+
+
+@pytest.fixture
+def no_posix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git is started as it is on Windows: by no shell, and not by GitPython, which hands on all variables."""
+    monkeypatch.setattr(runner, "_POSIX", False)
+    runner.transport_settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "name", ["GIT_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE", "GIT_CONFIG_PARAMETERS", "GIT_TRACE"]
+)
+def test_an_outer_git_does_not_reach_ours_without_a_shell(
+    hub: Hub, source: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_posix: None, name: str
+) -> None:
+    monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    release(hub, source())
+    assert fetch(f"{hub.url}@sst2").version == "1.0.0"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_pack_that_is_too_large_is_ended_where_no_system_bounds_it(
+    hub: Hub, source: Callable[..., Path], no_posix: None
+) -> None:
+    release(hub, source(os.urandom(20_000_000)))
+    settings = load_settings()
+    limits = dataclasses.replace(settings.limits, package_bytes=3_000_000)
+    with pytest.raises(AdaptergitError, match="the server sent more than the limit allows"):
+        fetch(f"{hub.url}@sst2==1.0.0", settings=dataclasses.replace(settings, limits=limits))
+
+
+def test_a_letter_that_an_output_does_not_have_is_no_error(home: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    argv = [sys.executable, "-m", "adaptergit", "inspect", str(GOLDEN / "bases" / "bert")]
+    done = subprocess.run(argv, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u2514" in done.stdout

@@ -14,7 +14,7 @@ import click
 
 from adaptergit._version import __version__
 from adaptergit.cli.groups import Group, with_switches
-from adaptergit.cli.output import report, run_safely
+from adaptergit.cli.output import report, run_safely, write_any_letter
 from adaptergit.errors import UsageError
 
 # name: (module, one line for --help). The order is the order of a first hour with adaptergit.
@@ -92,6 +92,7 @@ class _Lazy(Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Answer a wrong call in JSON too, where that was asked for."""
+        write_any_letter()
         if "--json" not in sys.argv:
             return super().main(*args, **options)
         try:

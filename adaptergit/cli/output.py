@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import math
@@ -43,6 +44,14 @@ _SPINNER, _SOME = 3, 20
 _ERASE = "\r\x1b[K"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+
+
+def write_any_letter() -> None:
+    """Let no letter be an error of the terminal; into files and pipes, Windows writes UTF-8 as others do."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            unset = os.name == "nt" and not stream.isatty() and "PYTHONIOENCODING" not in os.environ
+            stream.reconfigure(encoding="utf-8" if unset else None, errors="backslashreplace")
 
 
 def run_safely(action: Callable[[], T]) -> T:

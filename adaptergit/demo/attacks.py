@@ -86,7 +86,7 @@ def _move_tag(person: Person, bare: Path, tag: str, changes: Mapping[str, Callab
         input="\n".join(lines) + "\n",
         env=person.settings,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     commit = person.run("git", "-C", str(bare), "commit-tree", done.stdout.strip(), "-m", "attack").strip()

@@ -45,7 +45,7 @@ class Person:
             cwd=cwd or self.home,
             stdout=subprocess.PIPE,
             stderr=None if show else subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             check=False,
             stdin=subprocess.DEVNULL,
         )
@@ -69,7 +69,7 @@ class Person:
             env=self.settings,
             cwd=self.home,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=False,
             stdin=subprocess.DEVNULL,
         )

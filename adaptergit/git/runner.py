@@ -13,7 +13,8 @@ What is switched off, and why:
 * prompts: a missing credential is an error, not a hang.
 
 Objects are checked on arrival (``transfer.fsckObjects``). Time is bounded by killing the whole session, memory and
-files by ``ulimit``, answers by reading no more than a limit.
+files by ``ulimit``, answers by reading no more than a limit. On Windows, packs are looked at while they grow, and git's
+memory has no bound.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ _PASSED_THROUGH = (
 _FROM_CLONES = r"^(http\.(.*\.)?(extraheader|sslcert|sslkey)|url\..*\.insteadof)$"
 MINIMUM = (2, 32)
 """The oldest git that is supported: an older one does not hear of the settings that harden it."""
-_TIMEOUT = 120.0
+_TIMEOUT, _PATIENCE = 120.0, 20.0
 _NOW_AND_THEN = 0.2
 _MAX_OUTPUT = 64 * 2**20
 _MAX_MEMORY_KB = 4 * 2**20
@@ -75,6 +76,7 @@ _KEPT = re.compile(
     r"GIT_(AUTHOR|COMMITTER)_(NAME|EMAIL|DATE)|GIT_SSH(_COMMAND|_VARIANT)?|GIT_EXEC_PATH|GIT_SSL_CA(INFO|PATH)|GIT_PYTHON_.*"
 )
 _KEPT_IN_CLONES = re.compile(r"GIT_CONFIG_(GLOBAL|SYSTEM|NOSYSTEM)")
+_POSIX = os.name == "posix"
 _ROOM = 2**29
 """Bytes: with more room than this, no disk is full."""
 _REMOTE = re.compile("remote:|fatal: remote error:")
@@ -123,6 +125,8 @@ class Git:
         Raises:
             TransportError: Git failed, with what it said.
         """
+        if not _POSIX and max_file_bytes is not None:
+            meanwhile = self._watched(max_file_bytes, meanwhile)
         process = self._start(arguments, stdin, env or {}, protocols, max_file_bytes, settings)
         with _Deadline(process, timeout) as deadline, _Meanwhile(meanwhile, deadline.kill):
             errors = _Tail(process.stderr, heard)
@@ -151,6 +155,18 @@ class Git:
         """Tell whether git was stopped for writing too large a pack: it says so in many ways, or not at all."""
         packs = (self.directory / "objects" / "pack").glob("tmp_*")
         return any(path.stat().st_size >= max_file_bytes // 512 * 512 for path in packs)
+
+    def _watched(self, max_file_bytes: int, meanwhile: Callable[[], None] | None) -> Callable[[], None]:
+        """Return what ends git when a pack is too large, where no system does."""
+
+        def look() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                if self._is_full(max_file_bytes):
+                    raise TransportError("the server sent more than the limit allows")
+            if meanwhile is not None:
+                meanwhile()
+
+        return look
 
     @contextmanager
     def stream(self, *arguments: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
@@ -181,9 +197,13 @@ class Git:
         if not self.trusted and any(protocol != "file" for protocol in protocols):
             check_online(f"git {arguments[0]}")
         environment = {**self._environment(protocols, settings), **env}
+        command = [*self._command(), *arguments]
+        istream = stdin if stdin is not None else subprocess.DEVNULL
+        if not _POSIX:
+            return _popen(command, self.directory, environment, istream, trusted=self.trusted)
         started = _git_class()(str(self.directory)).execute(
-            _confined([*self._command(), *arguments], max_file_bytes, trusted=self.trusted, own=environment),
-            istream=stdin if stdin is not None else subprocess.DEVNULL,
+            _confined(command, max_file_bytes, trusted=self.trusted, own=environment),
+            istream=istream,
             env=environment,
             as_process=True,
             start_new_session=True,
@@ -237,10 +257,12 @@ def init_bare(directory: Path, *, object_format: str = "sha1") -> Git:
     """Make an empty bare repository without templates or hooks, to be thrown away: no process is started for it."""
     for name in ("objects", "refs"):
         (directory / name).mkdir(parents=True, exist_ok=True)
-    (directory / "HEAD").write_text("ref: refs/heads/main\n")
+    (directory / "HEAD").write_text("ref: refs/heads/main\n", newline="\n")
     wide = object_format != "sha1"
     extension = f"[extensions]\n\tobjectFormat = {object_format}\n" if wide else ""
-    (directory / "config").write_text(f"[core]\n\trepositoryFormatVersion = {int(wide)}\n\tbare = true\n{extension}")
+    (directory / "config").write_text(
+        f"[core]\n\trepositoryFormatVersion = {int(wide)}\n\tbare = true\n{extension}", newline="\n"
+    )
     return Git(directory)
 
 
@@ -281,17 +303,54 @@ def transport_settings(clone: Path | None = None) -> tuple[str, ...]:
     outside = {} if clone is not None else {"GIT_DIR": os.devnull}
     found: list[str] = []
     for names in (_PASSED_THROUGH, *((_FROM_CLONES,) if clone is not None else ())):
-        status, output, _ = _git_class()(str(clone or Path.home())).execute(
-            _confined(["git", "config", "--includes", "-z", "--get-regexp", names], None, trusted=True, own=outside),
-            env=outside,
-            with_extended_output=True,
-            with_exceptions=False,
-            kill_after_timeout=20.0 if os.name == "posix" else None,  # GitPython has it nowhere else
-        )
+        command = ["git", "config", "--includes", "-z", "--get-regexp", names]
+        status, output = _said(command, clone or Path.home(), outside)
         if status == 0:
             pairs = (entry.partition("\n") for entry in output.split("\0") if entry)
             found += [f"{name}={value}" for name, _, value in pairs if "=" not in name]
     return tuple(found)
+
+
+def _said(command: list[str], directory: Path, environment: dict[str, str]) -> tuple[int, str]:
+    """Run a command of git's that needs no network; return how it ended and what it printed."""
+    if not _POSIX:
+        process = _popen(command, directory, environment, subprocess.DEVNULL, trusted=True)
+        with _Deadline(process, _PATIENCE):
+            output, _ = process.communicate()
+        return process.returncode, output.decode("utf-8", "replace")
+    status, said, _ = _git_class()(str(directory)).execute(
+        _confined(command, None, trusted=True, own=environment),
+        env=environment,
+        with_extended_output=True,
+        with_exceptions=False,
+        kill_after_timeout=_PATIENCE,
+    )
+    return status, said
+
+
+def _popen(
+    command: list[str], directory: Path, environment: dict[str, str], stdin: IO[bytes] | int, *, trusted: bool
+) -> subprocess.Popen[bytes]:
+    """Start git where no shell takes variables away: GitPython hands on all there are."""
+    _git_class()
+    doomed = _outer(environment, trusted=trusted)
+    kept = {name: value for name, value in os.environ.items() if name not in doomed}
+    return subprocess.Popen(
+        command, cwd=directory, env=kept | environment, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+    )  # fmt: skip
+
+
+def _outer(own: Iterable[str], *, trusted: bool) -> list[str]:
+    """Return the variables that git must not see, of those that are set."""
+    return [
+        name
+        for name in os.environ
+        if re.fullmatch(r"GIT_[A-Z0-9_]+", name)
+        and name not in own
+        and not _KEPT.fullmatch(name)
+        and not (trusted and _KEPT_IN_CLONES.fullmatch(name))
+    ]
 
 
 def _confined(command: list[str], max_file_bytes: int | None, *, trusted: bool, own: Iterable[str] = ()) -> list[str]:
@@ -300,17 +359,8 @@ def _confined(command: list[str], max_file_bytes: int | None, *, trusted: bool, 
     The person's own clone may be of any size: there, git may map what it likes. The script is constant but for names of
     variables; the command is passed as arguments.
     """
-    if os.name != "posix":
-        return command
     blocks = "unlimited" if max_file_bytes is None else str(max_file_bytes // 512 + 1)
-    doomed = [
-        name
-        for name in os.environ
-        if re.fullmatch(r"GIT_[A-Z0-9_]+", name)
-        and name not in own
-        and not _KEPT.fullmatch(name)
-        and not (trusted and _KEPT_IN_CLONES.fullmatch(name))
-    ]
+    doomed = _outer(own, trusted=trusted)
     forget = f"unset {' '.join(doomed)};" if doomed else ""
     memory = "" if trusted else f"ulimit -v {_MAX_MEMORY_KB} 2>/dev/null;"
     return ["/bin/sh", "-c", f'{forget} {memory} ulimit -f "$1"; shift; exec "$@"', "sh", blocks, *command]
@@ -327,7 +377,14 @@ class _Deadline:
     def kill(self) -> None:
         """Kill the whole session: git's helpers would keep its pipes open."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL) if os.name == "posix" else self._process.kill()
+            if _POSIX:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            elif self._process.poll() is None:
+                with contextlib.suppress(OSError):
+                    subprocess.run(
+                        ["taskkill", "/T", "/F", "/PID", str(self._process.pid)], capture_output=True, check=False
+                    )
+                self._process.kill()
 
     def _expire(self) -> None:
         self.expired = True

@@ -63,7 +63,7 @@ class GitServer:
             ["git", "init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(target)],
             ["git", "-C", str(target), "config", "http.receivepack", "true"],
         ):
-            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+            done = subprocess.run(argv, capture_output=True, encoding="utf-8", errors="replace", check=False)
             if done.returncode != 0:
                 raise TransportError(f"cannot create {target}: {done.stderr.strip()}")
         return f"{self.url}/{path}.git"

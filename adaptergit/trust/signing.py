@@ -90,7 +90,9 @@ def unlocked(path: Path) -> PublicKey | None:
 def openssh_version() -> tuple[int, int] | None:
     """Return the version of OpenSSH's client, or None where it cannot be told."""
     try:
-        done = subprocess.run(["ssh", "-V"], capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        done = subprocess.run(
+            ["ssh", "-V"], capture_output=True, encoding="utf-8", errors="replace", timeout=_TIMEOUT, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.search(r"OpenSSH\D*(\d+)\.(\d+)", done.stderr + done.stdout)
@@ -204,7 +206,8 @@ def _run(argv: list[str], what: str, *, interactive: bool = False) -> str:
             env=environment,
             stdin=None if interactive else subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_TIMEOUT,
             check=False,
         )
