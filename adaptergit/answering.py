@@ -14,7 +14,7 @@ from adaptergit.errors import ModelError, UsageError
 from adaptergit.hf import Checkpoint, fetch_hub
 from adaptergit.load import About, about_of, base_for, load_found, obtain
 from adaptergit.package import CARD, Card
-from adaptergit.reference import is_hub
+from adaptergit.reference import check_paths, check_pinned_by, is_hub
 from adaptergit.settings import Settings, load_settings
 from adaptergit.splice.panel import adapters
 from adaptergit.training.base import load_base, load_inputs, words_tokenizer
@@ -30,6 +30,7 @@ class Opened:
     policy: str | None
     offline: bool
     index: str | Path | None
+    lock: str | Path | None
     settings: Settings
 
     @property
@@ -70,7 +71,8 @@ class Opened:
             inputs = load_inputs(place, kind, model, offline=self.offline)
         model.eval()
         try:
-            load_found(self.about, model, policy=self.policy, offline=self.offline, index=self.index)
+            asked: Any = {"policy": self.policy, "offline": self.offline, "index": self.index, "lock": self.lock}
+            load_found(self.about, model, **asked)
         except ModelError as error:
             if base is not None and "another base model" in error.what:
                 error.hint = f"name the folder of {self.card.base_model.id} with --base"
@@ -97,18 +99,21 @@ def opened(
     offline: bool = False,
     refresh: bool = False,
     index: str | Path | None = None,
+    lock: str | Path | None = None,
 ) -> Opened:
     """Fetch a package and say which task its card, or its head, is for.
 
     Args:
         ref: A reference or a package folder.
-        policy: See :func:`adaptergit.load`, as ``offline`` and ``index``.
+        policy: See :func:`adaptergit.load`, as ``offline``, ``index`` and ``lock``.
         refresh: Ask for a newer version even if a recent answer is known.
 
     Raises:
         UsageError: Nothing is known of its task.
         AdaptergitError: It cannot be had, or was refused.
     """
+    check_paths(index=index, lock=lock)
+    check_pinned_by(ref, index, lock)
     settings = load_settings()
     offline = offline or settings.offline
     if is_hub(ref):
@@ -121,8 +126,9 @@ def opened(
             )
         about = about_of(found)
     else:
-        about = obtain(ref, settings, policy=policy, offline=offline, refresh=refresh, index=index)
-    return Opened(about, _kind(about.card), policy, offline, index, settings)
+        asked: Any = {"policy": policy, "offline": offline, "refresh": refresh, "index": index, "lock": lock}
+        about = obtain(ref, settings, **asked)
+    return Opened(about, _kind(about.card), policy, offline, index, lock, settings)
 
 
 def _kind(card: Card) -> type[Task]:

@@ -52,6 +52,7 @@ def evaluate(
     offline: bool = False,
     refresh: bool = False,
     index: str | Path | None = None,
+    lock: str | Path | None = None,
     report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Evaluation:
     """Score an adapter on a file with its task's own measures.
@@ -62,7 +63,7 @@ def evaluate(
         columns: Columns by role; default: those it was trained with.
         base: Folder of the base model; default: the settings' mapping of the card's id, or the id.
         batch_size: Examples at once.
-        policy: See :func:`adaptergit.load`, as ``offline`` and ``index``.
+        policy: See :func:`adaptergit.load`, as ``offline``, ``index`` and ``lock``.
         refresh: Ask for a newer version even if a recent answer is known.
         report: Called with (done, total).
 
@@ -73,7 +74,7 @@ def evaluate(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size must be positive, not {batch_size}")
-    package = opened(ref, policy=policy, offline=offline, refresh=refresh, index=index)
+    package = opened(ref, policy=policy, offline=offline, refresh=refresh, index=index, lock=lock)
     named = package.columns(columns or {})
     rows = read_rows(data, list(named.values()))
     task, model, tools = package.answering(named, base)

@@ -26,7 +26,7 @@ from adaptergit.judge import Asked, accepted
 from adaptergit.legacy import LegacyError, legacy_file
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card, Manifest, read_package
 from adaptergit.package.local import local_card
-from adaptergit.reference import check_flags, check_paths, expand, is_folder, is_hub
+from adaptergit.reference import check_flags, check_paths, check_pinned_by, expand, is_folder, is_hub
 from adaptergit.resolve import Fetched, check_policy, fetch
 from adaptergit.settings import Settings, load_settings
 from adaptergit.splice.anatomy import Site
@@ -136,20 +136,15 @@ def load(
     check_flags(head=head, activate=activate, dependencies=dependencies, offline=offline, refresh=refresh)
     settings = load_settings()
     _check_arguments(ref, model, dtype, index, lock)
+    check_pinned_by(ref, index, lock)
     target = _device(device)
     offline = offline or settings.offline
     wanted = _Wanted(settings, head, target, dtype, policy, offline, refresh, index, lock, dependencies)
     if is_hub(ref):
-        if index is not None or lock is not None:
-            hint = f"write the commit and the digest: {ref}@<commit>#sha256:…"
-            raise UsageError("neither an index file nor a lock file names what is on the Hub", hint=hint)
         found = fetch_hub(str(ref), policy=policy, offline=offline, refresh=refresh, settings=settings)
         if isinstance(found, Checkpoint) and CARD not in found.digests:
             return _load_checkpoint(found, model, name, activate, wanted)
         about = about_of(found)
-    elif is_folder(ref) and (index is not None or lock is not None):
-        hint = "leave index= and lock= out, or load the release by its reference"
-        raise UsageError("neither an index file nor a lock file names a folder", where=str(ref), hint=hint)
     elif is_folder(ref) and not (expand(ref) / CARD).exists() and is_foreign(expand(ref)):
         if model is None:
             hint = "pass model=, or write a card: adaptergit card make"

@@ -54,6 +54,7 @@ def predict(
     offline: bool = False,
     refresh: bool = False,
     index: str | Path | None = None,
+    lock: str | Path | None = None,
     report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Predictions:
     """Run an adapter over texts, or over a file, and put into words what it says.
@@ -73,7 +74,7 @@ def predict(
             texts from texts as many as training read.
         base: Folder of the base model; default: the settings' mapping of the card's id, or the id.
         batch_size: Rows at once.
-        policy: See :func:`adaptergit.load`, as ``offline`` and ``index``.
+        policy: See :func:`adaptergit.load`, as ``offline``, ``index`` and ``lock``.
         refresh: Ask for a newer version even if a recent answer is known.
         report: Called with (done, total).
 
@@ -92,7 +93,7 @@ def predict(
     wishes = Wishes(top_k, max_new_tokens)
     if file is not None and not file.exists():  # said before anything is fetched
         raise no_file(file)
-    package = opened(ref, policy=policy, offline=offline, refresh=refresh, index=index)
+    package = opened(ref, policy=policy, offline=offline, refresh=refresh, index=index, lock=lock)
     kind = package.kind
     wishes.check(kind)
     columns = dict(columns or {})

@@ -269,6 +269,22 @@ def check_paths(**given: object) -> None:
             raise UsageError(f"{name} must be a path, not {type(value).__name__}")
 
 
+def check_pinned_by(ref: object, index: object, lock: object) -> None:
+    """Refuse an index file or a lock file beside what neither can name.
+
+    Raises:
+        UsageError: The reference is of the Hub, or of a folder.
+    """
+    if index is None and lock is None:
+        return
+    if is_hub(ref):
+        hint = f"write the commit and the digest: {ref}@<commit>#sha256:…"
+        raise UsageError("neither an index file nor a lock file names what is on the Hub", hint=hint)
+    if isinstance(ref, str | Path) and is_folder(ref):
+        hint = "leave the file out, or name the release by its reference"
+        raise UsageError("neither an index file nor a lock file names a folder", where=str(ref), hint=hint)
+
+
 def check_flags(**given: object) -> None:
     """Refuse arguments that are neither True nor False: a text is always true.
 

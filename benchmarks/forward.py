@@ -23,8 +23,8 @@ def measure(bench: Bench, batch: int, length: int, size: str) -> dict[tuple[str,
     shape = {"batch": batch, "length": length, "size": size}
     methods = {"ours": ("seq_bn", "lora"), "adapters": ("seq_bn", "lora"), "peft": ("lora",)}
     if not bench.quick:
-        methods = {"ours": ("seq_bn", "double_seq_bn", "lora"), "ours on 4.57": ("seq_bn",), **methods}
-        methods["adapters"] = ("seq_bn", "double_seq_bn", "lora")
+        whole = ("seq_bn", "double_seq_bn", "lora")
+        methods = {"ours": whole, "ours on 4.57": ("seq_bn",), "adapters": whole, "peft": ("lora",)}
     cases = []
     for who, listed in methods.items():
         base = (who, PLAIN)

@@ -25,7 +25,9 @@ _SIGNS = {"met": "met", "missed": "**missed**", "open": "not judged"}
 _HEAD = """# Performance
 
 This page is written by `benchmarks/report.py` from `benchmarks/results/`; do not edit it. `make bench-full` measures
-everything again, `make bench` in a hurry (its numbers go to `benchmarks/results/quick` and not here).
+again all that needs one CPU and an hour or two, `make bench` the same in a hurry (its numbers go to
+`benchmarks/results/quick` and not here); `make bench-quality`, `make bench-serve` and `make bench-stress` measure what
+is trained, served and attacked, `benchmarks/gpu.py` and `benchmarks/gpu_compiled.py` what needs a GPU.
 
 Every claim is a ratio against what one would use instead, measured side by side: each library in a process and an
 environment of its own (`adapters` 1.3.0 needs transformers 4.57), pinned to the same processors with as many threads,

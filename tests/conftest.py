@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from posix_only import needs_posix
 
 from adaptergit.git import GitServer
 from adaptergit.package import Card
@@ -31,6 +32,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: threads of theirs would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out, where that is not POSIX, what only POSIX has."""
+    if os.name == "posix" and "ADAPTERGIT_TEST_WITHOUT_POSIX" not in os.environ:
+        return
+    for item in items:
+        if isinstance(item, pytest.Function) and needs_posix(item):
+            item.add_marker(pytest.mark.skip(reason="needs POSIX"))
 
 
 def card_data(**changes: Any) -> dict[str, Any]:
@@ -60,7 +70,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home.mkdir()
     for name in [n for n in os.environ if n.startswith(("GIT_", "ADAPTERGIT_", "XDG_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(home))
+    for name in ("HOME", "USERPROFILE"):  # Windows looks at the latter, and its git at both
+        monkeypatch.setenv(name, str(home))
     monkeypatch.setenv("ADAPTERGIT_CONFIG_DIR", str(home / "config"))
     monkeypatch.setenv("ADAPTERGIT_CACHE_DIR", str(home / "cache"))
     (home / ".gitconfig").write_text("[user]\nname = Test\nemail = test@example.org\n[init]\ndefaultBranch = main\n")

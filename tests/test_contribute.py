@@ -1031,3 +1031,6 @@ def test_publishing_crawls_commits_builds_signs_and_pushes(
 def test_the_page_about_the_rules_is_what_the_rules_say() -> None:
     page = Path(__file__).parent.parent / "docs" / "rules.md"
     assert page.read_text("utf-8") == documentation().rstrip() + "\n", "adaptergit index check --rules > docs/rules.md"
+    told = json.loads(CliRunner().invoke(main, ["index", "check", "--rules", "--json"]).stdout)
+    known = {rule.id for rule in (*SOURCE_RULES, *RELEASE_RULES, *ENTRY_RULES)}
+    assert {rule for table in told["tables"] for rule in table["rules"]} == known

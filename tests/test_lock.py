@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from conftest import Hub, git, machine_of, snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
 import adaptergit
+from adaptergit.cli import main
 from adaptergit.errors import AdaptergitError, AdaptergitWarning, NotFoundError, PackageError, TrustError, UsageError
 from adaptergit.housekeeping import prune, stored, verify_store
 from adaptergit.lock import check_lock, lock, not_compared, sync
@@ -54,6 +56,23 @@ def test_a_lock_file_says_exactly_what_is_used(hub: Hub, source: Source, tmp_pat
     assert fetch(f"{hub.url}@sst2", lock=file).version == "1.0.0"
     assert lock(path=file, upgrade=True)[0].after == "1.1.0"
     assert fetch(f"{hub.url}@sst2>=1", lock=file).version == "1.1.0"
+
+
+def test_commands_use_what_is_locked(hub: Hub, source: Source, tmp_path: Path) -> None:
+    release(hub, source())
+    file, reference = tmp_path / "adaptergit.lock", f"{hub.url}@sst2"
+    lock([reference], path=file)
+    release(hub, source(b"new"), version="1.1.0")
+    for command in ("load", "info"):
+        done = CliRunner().invoke(main, [command, reference, "--lock", str(file), "--json"])
+        assert json.loads(done.stdout)["card"]["version"] == "1.0.0"
+    assert "sst2==1.0.0" in CliRunner().invoke(main, ["verify", reference, "--lock", str(file)]).output
+    for command in (["predict", reference, "x"], ["eval", reference, "--data", str(file)]):
+        done = CliRunner().invoke(main, [*command, "--lock", str(tmp_path / "no.lock")])
+        assert "no.lock" in done.stderr
+    for command in ("load", "verify", "info"):
+        done = CliRunner().invoke(main, [command, str(tmp_path / "out"), "--lock", str(file)])
+        assert "neither an index file nor a lock file names a folder" in done.stderr
 
 
 def test_a_locked_release_is_fetched_by_its_tree_in_two_requests(hub: Hub, source: Source, tmp_path: Path) -> None:

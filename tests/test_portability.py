@@ -8,9 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import test_hub
+import test_wrong_turns
 from conftest import GOLDEN, Hub
+from posix_only import needs_posix
 from test_ladder import release
 
 from adaptergit.errors import AdaptergitError
@@ -89,3 +93,20 @@ def test_a_letter_that_an_output_does_not_have_is_no_error(home: Path) -> None:
     done = subprocess.run(argv, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert b"\\u2514" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("test", "needs"),
+    [
+        (test_hub.test_a_git_too_old_to_be_hardened_is_refused, True),  # its own text
+        (test_hub.test_an_outer_git_cannot_redirect_a_fetch, False),
+        (test_wrong_turns.test_a_pin_is_removed_by_the_name_it_is_listed_by, False),
+    ],
+)
+def test_what_needs_posix_is_seen_in_what_it_says(test: Callable[..., None], needs: bool) -> None:
+    fixtures = SimpleNamespace(name2fixturedefs={})
+    assert needs_posix(SimpleNamespace(function=test, _fixtureinfo=fixtures)) is needs
+
+
+def test_what_a_fixture_needs_its_tests_need(request: pytest.FixtureRequest, small_disk: Path) -> None:
+    assert needs_posix(request.node)

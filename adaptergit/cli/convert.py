@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptergit.cli.load import index_option, named, offline_option, policy_option
+from adaptergit.cli.load import index_option, lock_option, named, offline_option, policy_option
 from adaptergit.cli.output import clean, json_option, print_json, quiet_transformers, step, waiting
 from adaptergit.errors import NotFoundError
 from adaptergit.reference import expand, is_path
@@ -24,7 +24,6 @@ _no_head = click.option("--no-head", is_flag=True, help="Leave heads out: PEFT h
 _pickle = click.option(
     "--allow-pickle", is_flag=True, help="Read pickled weights too, in a process of its own with limits."
 )
-_lock = click.option("--lock", type=click.Path(path_type=Path), help="Lock file that names the release.")
 
 
 @click.command()
@@ -43,7 +42,7 @@ _lock = click.option("--lock", type=click.Path(path_type=Path), help="Lock file 
 @policy_option
 @offline_option
 @index_option
-@_lock
+@lock_option
 @json_option
 def convert(
     source: str,
@@ -101,7 +100,7 @@ def convert(
 @policy_option
 @offline_option
 @index_option
-@_lock
+@lock_option
 @json_option
 def export(
     source: str,

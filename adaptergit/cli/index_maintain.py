@@ -90,11 +90,16 @@ def check(
     from adaptergit.index.maintain import check_index
     from adaptergit.index.propose import check_change
     from adaptergit.index.repository import IndexRepository
-    from adaptergit.index.rules import documentation
+    from adaptergit.index.rules import TABLES, documentation
+    from adaptergit.index.source_rules import SCOPE
     from adaptergit.settings import load_settings
 
     if rules:
-        click.echo(documentation().rstrip())
+        if as_json:
+            tables = [{"about": title, "rules": {one.id: one.docs for one in some}} for title, some in TABLES]
+            print_json({"scope": SCOPE, "tables": tables})
+        else:
+            click.echo(documentation().rstrip())
         return
     repository = IndexRepository(folder.resolve())
     if base is None:

@@ -10,7 +10,7 @@ import click
 from adaptergit.cli.checkpoint import show_checkpoint
 from adaptergit.cli.output import clean, json_option, print_json, step, waiting
 from adaptergit.errors import UsageError, counted
-from adaptergit.reference import expand, is_folder, is_hub
+from adaptergit.reference import check_pinned_by, expand, is_folder, is_hub
 
 if TYPE_CHECKING:
     from adaptergit.package import Card
@@ -24,6 +24,7 @@ policy_option = click.option(
 )
 offline_option = click.option("--offline", is_flag=True, help="Touch no network.")
 index_option = click.option("--index", type=click.Path(path_type=Path), help="Index file that pins the release.")
+lock_option = click.option("--lock", type=click.Path(path_type=Path), help="Lock file that names the release.")
 refresh_option = click.option("--refresh", is_flag=True, help="Ask the repository for new versions now.")
 
 
@@ -32,9 +33,18 @@ refresh_option = click.option("--refresh", is_flag=True, help="Ask the repositor
 @policy_option
 @offline_option
 @index_option
+@lock_option
 @refresh_option
 @json_option
-def load(reference: str, policy: str | None, offline: bool, index: Path | None, refresh: bool, as_json: bool) -> None:
+def load(
+    reference: str,
+    policy: str | None,
+    offline: bool,
+    index: Path | None,
+    lock: Path | None,
+    refresh: bool,
+    as_json: bool,
+) -> None:
     """Fetch the adapter REFERENCE, verify it, and say what it is and where it lies.
 
     In Python, adaptergit.load(REFERENCE) does the same and splices it into the model.
@@ -46,10 +56,13 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
       adaptergit load hf:acme/bert-sst2 --policy tofu
     """
     reference = named(reference)
+    check_pinned_by(reference, index, lock)
     if is_folder(reference):
         _show_folder(expand(reference), policy, as_json, weights=True)
         return
-    found = _fetched(reference, policy=policy, offline=offline, index=index, refresh=refresh, as_json=as_json)
+    found = _fetched(
+        reference, policy=policy, offline=offline, index=index, lock=lock, refresh=refresh, as_json=as_json
+    )
     if found is None:
         return
     if as_json:
@@ -66,6 +79,7 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
 @click.argument("reference")
 @policy_option
 @offline_option
+@lock_option
 @refresh_option
 @click.option(
     "--model-signing-key",
@@ -74,7 +88,13 @@ def load(reference: str, policy: str | None, offline: bool, index: Path | None, 
 )
 @json_option
 def verify(
-    reference: str, policy: str | None, offline: bool, refresh: bool, model_signing_key: Path | None, as_json: bool
+    reference: str,
+    policy: str | None,
+    offline: bool,
+    lock: Path | None,
+    refresh: bool,
+    model_signing_key: Path | None,
+    as_json: bool,
 ) -> None:
     """Verify the release REFERENCE means, or a package folder, step by step.
 
@@ -91,12 +111,13 @@ def verify(
     from adaptergit.trust.oms import verify_bundle
 
     reference = named(reference)
+    check_pinned_by(reference, None, lock)
     steps: tuple[str, ...] = ()
     try:
         if is_folder(reference):
             folder, verdict = expand(reference), check(expand(reference), policy=policy)
         else:
-            found = _fetched(reference, policy=policy, offline=offline, refresh=refresh, as_json=as_json)
+            found = _fetched(reference, policy=policy, offline=offline, lock=lock, refresh=refresh, as_json=as_json)
             if found is None:
                 return
             folder, verdict = found.path, found.verdict
@@ -120,9 +141,10 @@ def verify(
 @click.command()
 @click.argument("reference")
 @offline_option
+@lock_option
 @refresh_option
 @json_option
-def info(reference: str, offline: bool, refresh: bool, as_json: bool) -> None:
+def info(reference: str, offline: bool, lock: Path | None, refresh: bool, as_json: bool) -> None:
     """Show the card of REFERENCE, or of a local package folder, whoever signed it.
 
     Every byte is compared with the manifest; whether to trust its signer is for load and verify to decide.
@@ -133,6 +155,7 @@ def info(reference: str, offline: bool, refresh: bool, as_json: bool) -> None:
       adaptergit info ./out/sst2
     """
     reference = named(reference)
+    check_pinned_by(reference, None, lock)
     if is_folder(reference):
         _show_folder(expand(reference), None, as_json)
         return
@@ -140,7 +163,7 @@ def info(reference: str, offline: bool, refresh: bool, as_json: bool) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what load warns of, this command is for
-        found = _fetched(reference, policy="unsigned", offline=offline, refresh=refresh, as_json=as_json)
+        found = _fetched(reference, policy="unsigned", offline=offline, lock=lock, refresh=refresh, as_json=as_json)
     if found is None:
         return
     if as_json:
@@ -184,8 +207,8 @@ def _fetched(reference: str, *, as_json: bool, **options: Any) -> Fetched | None
     from adaptergit.hf import Checkpoint, fetch_hub
     from adaptergit.resolve import fetch
 
-    if is_hub(reference) and options.pop("index", None) is not None:
-        raise UsageError("--index is not for what is on the Hub", hint=f"write {reference}@<commit>#sha256:…")
+    if is_hub(reference):
+        options = {name: value for name, value in options.items() if name not in ("index", "lock")}
     with waiting(f"fetching {reference}", quiet=as_json):
         found = fetch_hub(reference, **options) if is_hub(reference) else fetch(reference, **options)
     if isinstance(found, Checkpoint):

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from adaptergit.cli.load import index_option, named_adapter, offline_option, policy_option, refresh_option
+from adaptergit.cli.load import index_option, lock_option, named_adapter, offline_option, policy_option, refresh_option
 from adaptergit.cli.output import clean, json_option, print_json, progress, quiet_transformers, waiting
 from adaptergit.cli.train import check_there, chosen_columns
 from adaptergit.errors import UsageError
@@ -40,6 +40,7 @@ _SHOWN = 100
 @offline_option
 @refresh_option
 @index_option
+@lock_option
 @json_option
 @click.option("--json-lines", is_flag=True, help="Print one JSON object a line, one for each row.")
 def predict(
@@ -62,6 +63,7 @@ def predict(
     offline: bool,
     refresh: bool,
     index: Path | None,
+    lock: Path | None,
     as_json: bool,
     json_lines: bool,
 ) -> None:
@@ -102,6 +104,7 @@ def predict(
             offline=offline,
             refresh=refresh,
             index=index,
+            lock=lock,
             report=lambda done, total: bar("predicting", done, total, ""),
         )
     if as_json:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptergit.base_place import place_of
-from adaptergit.cli.load import index_option, named_adapter, offline_option, policy_option, refresh_option
+from adaptergit.cli.load import index_option, lock_option, named_adapter, offline_option, policy_option, refresh_option
 from adaptergit.cli.output import json_option, print_json, progress, quiet_transformers, step, waiting
 from adaptergit.errors import StorageError, UsageError, no_file
 from adaptergit.package.card import UNSPECIFIED, is_language, wrong_license
@@ -252,6 +252,7 @@ def train(
 @offline_option
 @refresh_option
 @index_option
+@lock_option
 @json_option
 def evaluate(
     reference: str,
@@ -266,6 +267,7 @@ def evaluate(
     offline: bool,
     refresh: bool,
     index: Path | None,
+    lock: Path | None,
     as_json: bool,
 ) -> None:
     """Score the adapter REFERENCE on a file, and say whether its card's numbers are reproduced.
@@ -294,6 +296,7 @@ def evaluate(
             offline=offline,
             refresh=refresh,
             index=index,
+            lock=lock,
             report=lambda done, total: bar("evaluating", done, total, ""),
         )
     if as_json:

@@ -153,7 +153,7 @@ class Git:
 
     def _is_full(self, max_file_bytes: int) -> bool:
         """Tell whether git was stopped for writing too large a pack: it says so in many ways, or not at all."""
-        packs = (self.directory / "objects" / "pack").glob("tmp_*")
+        packs = (self.directory / "objects" / "pack").glob("*pack*")
         return any(path.stat().st_size >= max_file_bytes // 512 * 512 for path in packs)
 
     def _watched(self, max_file_bytes: int, meanwhile: Callable[[], None] | None) -> Callable[[], None]:
