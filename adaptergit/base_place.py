@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from adaptergit.reference import expand
 from adaptergit.settings import config_dir, load_settings
 
 _NAMED = "name its folder (--base; in Python base=, and to load model=AutoModel.from_pretrained(FOLDER))"
+_DAMAGED = re.compile("deserializing header|InvalidHeader|MetadataIncomplete|invalid UTF-8 in header|size mismatch")
+"""What safetensors says of half a file, and of what git keeps in a file's place."""
 _FOLDER = "name a folder with config.json and model.safetensors"
 
 
@@ -72,6 +75,9 @@ def not_loaded(
     if any("outgoing traffic has been disabled" in said for said in _chain(error)):
         first = "it is not on this machine, and offline was asked for"
         hint = f"load it once with network, {ways}"
+    elif _DAMAGED.search(first):
+        first = f"its weights are damaged, or not all there ({first})"
+        hint = "fetch them again; where git keeps them with LFS: git lfs pull"
     elif "couldn't connect" in first:
         hint = f"look at the network and try again, {ways}"
     hint, known = hint or _other_hint(), load_settings().base_models

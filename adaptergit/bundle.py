@@ -10,6 +10,7 @@ A tar file (``store/bundle.py``) of a static mirror (``store/mirror.py``), and b
 
 from __future__ import annotations
 
+import tarfile
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,18 +61,20 @@ def export_bundle(
     An index that cannot be asked now is left out, with a warning.
 
     Args:
-        file: A new tar file; an existing one is replaced.
+        file: A new tar file; an existing tar file is replaced.
         references: See :func:`mirror`, as ``lock``, ``policy`` and ``settings``.
 
     Raises:
         See :func:`mirror`.
-        UsageError: There is no such folder to write to, or the file is one.
+        UsageError: There is no such folder to write to, or the file is one, or holds something else.
         StorageError: The file cannot be written; one that was there is as it was.
     """
     settings = settings or load_settings()
     file = expand(file)
     if file.is_dir():
         raise UsageError("this is a folder", where=str(file), hint="name a file: adapters.tar")
+    if file.is_file() and file.stat().st_size and not tarfile.is_tarfile(file):
+        raise UsageError("there is a file that is no bundle", where=str(file), hint="name another file: adapters.tar")
     if not file.resolve().parent.is_dir():
         raise UsageError("there is no such folder", where=str(file.parent), hint="make it, or name a file elsewhere")
     found, answers = fetched_all(references, lock, policy, settings)
@@ -137,7 +140,8 @@ def import_bundle(
                     for verdict in verdicts:
                         take_over(verdict, settings)
         except TrustError as error:
-            if not trust_keys and "nobody you know" in error.what and (folder / SIGNERS).is_file():
+            brings = (folder / SIGNERS).is_file() and (folder / SIGNERS).stat().st_size > 0
+            if not trust_keys and "nobody you know" in error.what and brings:
                 error.hint = f"{error.hint}\n        or take the bundle's word for whose it is: --trust-keys"
             raise
         return copied

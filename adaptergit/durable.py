@@ -37,6 +37,8 @@ def disk_errors(what: str, where: Path, hint: str) -> Iterator[None]:
                 raise StorageError(said, where=str(named), hint="look at who may read it") from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # there is space enough
                 hint = hint.replace("free some space", "look at who may write there")
+            if error.errno == errno.ENOTDIR:
+                hint = hint.replace("free some space, or ", "there is a file where a folder must be: ")
             raise StorageError(f"cannot write to {what}: {error.strerror}", where=str(where), hint=hint) from error
         raise
 

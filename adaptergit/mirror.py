@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adaptergit.durable import disk_errors
 from adaptergit.errors import UsageError
+from adaptergit.indexes import word_on
 from adaptergit.locks import exclusively
 from adaptergit.pins import known_signers
 from adaptergit.progress import each
@@ -124,7 +125,11 @@ def copy_to_folder(root: Path, found: Sequence[Fetched], settings: Settings, ans
             tree=tree_oid(one.path, len(one.tree)) if one.tree else "",  # a signature may have been added
             yanked=withdrawn.get((manifest.repository, manifest.name)),
         )
-        own = [s for s in signers if s.names(manifest.repository) and s.key.fingerprint in one.verdict.signers]
+        vouched = word_on(manifest.repository, settings, offline=True).signers
+        own = [
+            s for s in (*signers, *vouched)
+            if s.names(manifest.repository) and s.key.fingerprint in one.verdict.signers
+        ]  # fmt: skip
         add_signers(root, [format_signer(replace(s, principals=(manifest.repository,))) for s in own])
         copied.append(_copied(one, added is Added.NEW, added is Added.MENDED))
     return copied

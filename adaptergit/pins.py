@@ -95,6 +95,8 @@ def _meant(repository: str) -> str | None:
         address = repository if "://" in repository else f"https://{repository}"
         address = re.sub(r"(/[^/@]+)@[^/]*$", r"\1", address)  # an adapter's key is its repository's
         meant = Source.parse(address).principal
+        if meant is None:
+            return "a folder has no public name: trust the one it was published under, which adaptergit info shows"
         return f"did you mean {meant}?" if meant != repository else None
     return None
 

@@ -31,7 +31,7 @@ HUB = "hf:"
 """What a reference to the Hugging Face Hub starts with."""
 
 _ADAPTER = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
+HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
 _SEGMENT = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
 _SCP = re.compile(r"(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*):(?P<path>[^:].*)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -114,7 +114,7 @@ def _parse_url(text: str) -> Source:
     if parts.username is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", parts.username):
         raise UsageError(f"{text!r}: {parts.username!r} is not a user name", hint=_EXAMPLE)
     host = parts.hostname
-    if not host or not _HOST.fullmatch(host) or port == 0 or not parts.path.strip("/"):
+    if not host or not HOST.fullmatch(host) or port == 0 or not parts.path.strip("/"):
         raise UsageError(f"{text!r}: expected {parts.scheme}://host/path", hint=_EXAMPLE)
     _check_path(text, parts.path)
     return Source(text, "url", text, _principal(host, parts.path))
@@ -125,7 +125,7 @@ def _parse_hosted(text: str, default_host: str) -> Source:
     if len(segments) < 2 or not all(segments):
         raise UsageError(f"{text!r} is not org/repo", hint=_EXAMPLE)
     host, path = (default_host, segments) if len(segments) == 2 else (segments[0], segments[1:])
-    if not _HOST.fullmatch(host):
+    if not HOST.fullmatch(host):
         raise UsageError(f"{text!r}: {host!r} is not a host name", hint=_EXAMPLE)
     for segment in path:
         if not _SEGMENT.fullmatch(segment) or segment in (".", ".."):

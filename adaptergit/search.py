@@ -278,9 +278,16 @@ def _fingerprint(base_of: str | Path | nn.Module) -> Fingerprint:
 
     if not isinstance(base_of, str | Path):
         return fingerprint_of(base_of)
+    from safetensors import SafetensorError
     from transformers import AutoModel
 
-    return fingerprint_of(AutoModel.from_pretrained(str(base_of), local_files_only=True))
+    from adaptergit.base_place import not_loaded
+
+    try:
+        return fingerprint_of(AutoModel.from_pretrained(str(base_of), local_files_only=True))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        hint = "name a folder with config.json and model.safetensors"
+        raise not_loaded("the model cannot be loaded", str(base_of), error, hint) from error
 
 
 def _same_base(mine: Fingerprint, database: Database) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from adaptergit.errors import UsageError, did_you_mean
-from adaptergit.reference import DEFAULT_HOST, Source, expand
+from adaptergit.reference import DEFAULT_HOST, HOST, Source, expand
 
 POLICY_LEVELS = ("enforce", "tofu", "digest", "unsigned")
 
@@ -236,6 +236,9 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         kind, example = _KINDS[key]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UsageError(f"{key} cannot be {_said(value)}", where=str(path), hint=f"write {example}")
+    if (host := raw.get("default_host")) is not None and not HOST.fullmatch(host):
+        hint = f"write {_KINDS['default_host'][1]}"
+        raise UsageError(f"default_host {host!r} is not a host name", where=str(path), hint=hint)
     checked = dict(raw)
     if "allow_http" in raw:
         checked["allow_http"] = tuple(str(host) for host in raw["allow_http"])

@@ -18,6 +18,7 @@ from conftest import Hub, tiny_model
 import adaptergit
 from adaptergit.cli import main
 from adaptergit.errors import (
+    AdaptergitWarning,
     DataError,
     ModelError,
     NotFoundError,
@@ -37,6 +38,7 @@ from adaptergit.rotate import rotate
 from adaptergit.settings import load_settings
 from adaptergit.store.lockfile import read_lock
 from adaptergit.training import TrainSpec, train
+from adaptergit.training.base import load_base
 from adaptergit.trust import SigningKey, generate_key, parse_allowed_signers
 
 Source = Callable[..., Path]
@@ -648,3 +650,78 @@ def test_a_name_of_two_words_is_shown_how_to_be_composed() -> None:
         panel.active = "Stack(My X, b)"
     panel.active = "Stack('My X', b)"
     assert str(panel.active) == "Stack('My X', b)"
+
+
+def test_a_card_whose_head_nobody_can_load_is_told_before_it_is_published(source: Source) -> None:
+    folder = source(head={"type": "classification", "config": {"num_labels": 2}, "labels": ["bad", "good"]})
+    with pytest.raises(PackageError, match="there are 1, and the head has 2 logits"):
+        edit_card(folder / "card.yaml", ["head.labels=positive"])
+    text = (folder / "card.yaml").read_text()
+    (folder / "card.yaml").write_text(text.replace("  - good\n", ""))
+    done = CliRunner().invoke(main, ["card", "validate", str(folder)])
+    assert done.exit_code == 3
+    assert "one label for each" in done.stderr
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 90868376\n"
+
+
+def test_a_base_model_that_git_lfs_keeps_says_so(home: Path, tmp_path: Path) -> None:
+    tiny_model("bert").save_pretrained(tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    for data in (LFS, weights.read_bytes()[:-100]):
+        weights.write_bytes(data)
+        with pytest.raises(NotFoundError, match=r"damaged, or not all there[^$]*git lfs pull"):
+            load_base(str(tmp_path / "base"))
+        with pytest.raises(NotFoundError, match="git lfs pull"):
+            adaptergit.search(base_of=tmp_path / "base")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFoundError, match=r"name a folder with config\.json"):
+        adaptergit.search(base_of=tmp_path / "empty")
+
+
+def test_what_is_read_is_not_written_over(home: Path, tmp_path: Path, hub: Hub) -> None:
+    (tmp_path / "dev.csv").write_text("text,label\na,b\n")
+    data = ["--train", str(tmp_path / "dev.csv"), "--eval", str(tmp_path / "dev.csv")]
+    done = CliRunner().invoke(main, ["train", "--base", "x", *data, "--predictions", str(tmp_path / "dev.csv")])
+    assert "--predictions would write over it" in done.stderr
+    done = CliRunner().invoke(main, ["bundle", "export", str(tmp_path / "dev.csv"), f"{hub.url}@sst2"])
+    assert "there is a file that is no bundle" in done.stderr
+    assert (tmp_path / "dev.csv").read_text() == "text,label\na,b\n"
+
+
+def test_a_misspelt_module_beside_right_ones_is_told() -> None:
+    panel = adaptergit.adapters(tiny_model("bert"))
+    with pytest.warns(AdaptergitWarning, match=r"nothing in the model is called 'vlaue'[^$]*did you mean 'value'"):
+        panel.add("a", adaptergit.LoRA(target_modules=("query", "vlaue")))
+    panel.add("b", adaptergit.LoRA(target_modules=("query", "attention.self.value")))  # ends of paths
+    with pytest.raises(UsageError, match=r"train takes names[^$]*panel\.train\(\"a\", \"b\"\)"):
+        panel.train(["a"])  # type: ignore[arg-type]
+
+
+def test_a_wrong_default_host_is_told_where_it_is_written(home: Path) -> None:
+    config = home / "config" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('default_host = "https://github.com"\n')
+    with pytest.raises(UsageError, match=r"config\.toml: default_host 'https://github\.com' is not a host name"):
+        load_settings()
+
+
+def test_a_folder_has_no_name_to_trust(home: Path, key: SigningKey, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a folder has no public name") as refused:
+        pin_key((tmp_path / "r.git").as_uri(), key.public.line)
+    assert "None" not in str(refused.value)
+
+
+def test_the_private_half_goes_to_the_agent_whichever_was_named(
+    home: Path, source: Source, hub: Hub, tmp_path: Path
+) -> None:
+    path = tmp_path / "locked"
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(path)]
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
+    argv = ["publish", str(source()), "--repo", str(hub.clone), "--key", f"{path}.pub"]
+    done = subprocess.run(  # without a terminal, which would be asked for the passphrase
+        [sys.executable, "-m", "adaptergit", *argv], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        start_new_session=True, check=False,
+    )  # fmt: skip
+    assert f"ssh-add {path} once" in done.stderr

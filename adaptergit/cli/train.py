@@ -148,6 +148,10 @@ def train(
     """
     if predictions is not None and not predictions.parent.is_dir():
         raise UsageError("no such folder", where=str(predictions.parent), hint="make it, or name a file elsewhere")
+    read = [one.resolve() for one in (train_file, eval_file, validation, runs) if one is not None]
+    if predictions is not None and predictions.resolve() in read:
+        what = "this file is read: --predictions would write over it"
+        raise UsageError(what, where=str(predictions), hint="name another")
     if (wrong := wrong_license(license)) is not None:
         raise UsageError(f"--license {wrong}")
     for tag in languages:

@@ -510,6 +510,7 @@ def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path
     elif _MISSING.search(said):
         hint = "check the address; a private repository is not found without credentials"
     elif any(_DISK.search(line) for line in lines if not _REMOTE.match(line)) and _may_be_full(directory):
-        hint = f"free some space in {directory}; ADAPTERGIT_CACHE_DIR moves the store, TMPDIR what is temporary"
+        mend = "look at who may write in" if "Read-only" in what else "free some space in"
+        hint = f"{mend} {directory}; ADAPTERGIT_CACHE_DIR moves the store, TMPDIR what is temporary"
         return StorageError(f"git {arguments[0]}: {what}", where=str(directory), hint=hint)
     return TransportError(f"git {arguments[0]}: {what}", hint=hint)

@@ -159,4 +159,9 @@ def _semantic_problems(data: Mapping[str, Any]) -> list[tuple[schemas.Path, str]
         found.append((("license",), wrong))
     if len(data.get("head", {}).get("labels", ())) != len(set(data.get("head", {}).get("labels", ()))):
         found.append((("head", "labels"), "two labels are equal"))
+    labels, answers = data.get("head", {}).get("labels"), data.get("head", {}).get("config", {}).get("num_labels")
+    if labels and type(answers) is int and len(labels) != answers:
+        found.append(
+            (("head", "labels"), f"there are {len(labels)}, and the head has {answers} logits: one label for each")
+        )
     return found

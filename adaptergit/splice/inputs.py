@@ -70,7 +70,7 @@ def tiny_inputs(model: nn.Module) -> dict[str, torch.Tensor]:
     if not inputs:
         raise ModelError(
             f"no inputs for {type(model).__name__} can be made up (it takes {', '.join(parameters[:6])} …)",
-            hint="pass inputs= with keyword arguments for one small forward",
+            hint="adaptergit.adapters(model, inputs=…) takes keyword arguments for one small forward",
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return {name: value.to(device) for name, value in inputs.items()}

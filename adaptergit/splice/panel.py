@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from adaptergit.errors import ModelError, UsageError
+from adaptergit.errors import AdaptergitWarning, ModelError, UsageError, did_you_mean
 from adaptergit.splice.anatomy import Projection, Site, anatomy_of, by_hand
 from adaptergit.splice.checkpoint import card_name, save
 from adaptergit.splice.composition import (
@@ -182,7 +183,21 @@ class Panel(Inventory):
         """
         parsed = parse_config(config)
         check_new(name, self._adapters)
+        self._warn_of_unknown_modules(parsed)
         self.insert(name, parsed, self.make(parsed), dtype=dtype)
+
+    def _warn_of_unknown_modules(self, config: MethodConfig) -> None:
+        """Lists are written for many models at once, as PEFT takes them; half of a misspelt one would be missed."""
+        paths = [path for path, _ in self.host.base.named_modules()]
+        for part in (config, *getattr(config, "configs", ())):
+            wanted = getattr(part, "target_modules", None)
+            for end in wanted if isinstance(wanted, tuple) else ():
+                if not any(path == end or path.endswith(f".{end}") for path in paths):
+                    near = (
+                        did_you_mean(end, {path.rpartition(".")[2] for path in paths}) or "adaptergit inspect shows all"
+                    )
+                    told = f"target_modules: nothing in the model is called {end!r}: it is left out\n  hint: {near}"
+                    warnings.warn(told, AdaptergitWarning, stacklevel=3)
 
     def add_fusion(
         self, children: str | Fuse | Sequence[str], config: str | FusionConfig = "dynamic", *, name: str | None = None
@@ -394,6 +409,10 @@ class Panel(Inventory):
         """
         if not names:
             raise UsageError("name at least one adapter to train", hint=f"adapters: {', '.join(self.names) or 'none'}")
+        if not all(isinstance(name, str) for name in names):
+            raise UsageError(
+                "train takes names", hint='panel.train("a", "b"); a fusion: panel.train_fusion("Fuse(a, b)")'
+            )
         for name in names:
             self.spliced(name)
         acting = self._embeddings_of(Stack(*names))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from adaptergit.base_place import not_loaded, place_of
@@ -58,7 +59,7 @@ def load_for(base: str, task: type[Task], *, offline: bool = False) -> tuple[Any
         with _quiet(), told_of(base) as watched:
             made_by = getattr(transformers, task.model_class)
             model, told = made_by.from_pretrained(place.source, output_loading_info=True, **options, **watched)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise not_loaded("the base model cannot be loaded", base, error) from error
     return model, load_inputs(base, task, model, offline=offline), _fresh(model, told["missing_keys"])
 

@@ -176,7 +176,8 @@ def _hinted(error: TrustError, remedies: Mapping[str, str], path: Path) -> Trust
     with contextlib.suppress(OSError):
         if path.suffix != ".pub" and _holds_no_key(path):  # ssh-keygen complains of its permissions first
             what = f"{path} holds no private key"
-    return TrustError(what, where=error.where, hint=hint.format(path=path) or None)
+    # What is done is done to the private half, whichever was named.
+    return TrustError(what, where=error.where, hint=hint.format(path=str(path).removesuffix(".pub")) or None)
 
 
 def _holds_no_key(path: Path) -> bool:
