@@ -24,6 +24,7 @@ class Progress:
     what: str
     """Who sends, or is sent to: an address; or what is worked on."""
     done: int
+    """So many of them are done."""
     total: int | None
     """Of how many; None: that is not known. Of what git receives, it is read off what has come: should a second large
     file follow, it grows."""
@@ -49,8 +50,9 @@ def watching(report: Watcher) -> Iterator[None]:
     Raises:
         UsageError: It is no function.
 
-    >>> with watching(lambda progress: print(progress.what, progress.done, progress.total)):
-    ...     pass
+    Examples:
+        >>> with watching(lambda progress: print(progress.what, progress.done, progress.total)):
+        ...     pass
     """
     if not callable(report):
         hint = "watching(lambda progress: print(progress.done, progress.total))"

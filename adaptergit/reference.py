@@ -151,13 +151,16 @@ def _principal(host: str, path: str) -> str:
 class Reference:
     """One parsed reference.
 
-    >>> ref = Reference.parse("acme/adapters@ner>=1.2,<2")
-    >>> ref.adapter, str(ref.specifier), ref.source.principal
-    ('ner', '<2,>=1.2', 'github.com/acme/adapters')
+    Examples:
+        >>> ref = Reference.parse("acme/adapters@ner>=1.2,<2")
+        >>> ref.adapter, str(ref.specifier), ref.source.principal
+        ('ner', '<2,>=1.2', 'github.com/acme/adapters')
     """
 
     source: Source
+    """The repository."""
     adapter: str
+    """Name of the adapter in it."""
     specifier: SpecifierSet
     """Empty: the newest release that is neither a pre-release nor yanked."""
     digest: str | None = None

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import enum
 import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
+import pytest
 
 import adaptergit
 import adaptergit.training
+import adaptergit.trust
 from adaptergit import errors
 from adaptergit.splice.panel import Panel
 
@@ -109,6 +115,27 @@ def test_every_public_name_explains_itself() -> None:
             value = getattr(module, name)
             if callable(value):
                 assert inspect.getdoc(value), name
+
+
+def records() -> dict[str, type]:
+    modules = (adaptergit, adaptergit.training, adaptergit.trust)
+    named = {f"{one.__name__}.{name}": getattr(one, name) for one in modules for name in one.__all__}
+    return {name: one for name, one in named.items() if inspect.isclass(one) and dataclasses.is_dataclass(one)}
+
+
+@pytest.mark.parametrize("name", records())
+def test_every_field_of_a_public_record_says_what_it_is(name: str) -> None:
+    """In a line below it, or in the text of its class; children of a composition are what it is made of."""
+    said, text = {"children"}, ""
+    for base in (base for base in records()[name].__mro__ if dataclasses.is_dataclass(base)):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        text += inspect.getdoc(base) or ""
+        for field, below in pairwise(tree.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                said.add(ast.unparse(field.target))
+    fields = {one.name for one in dataclasses.fields(records()[name])}
+    assert {one for one in fields - said if f"``{one}``" not in text} == set()
 
 
 if __name__ == "__main__":

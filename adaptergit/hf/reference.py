@@ -34,9 +34,10 @@ _EXAMPLE = "write it like hf:acme/bert-sst2, hf:acme/adapters/sst2@v1.0.0 or hf:
 class HubReference:
     """One parsed reference.
 
-    >>> ref = HubReference.parse("hf:acme/adapters/sst2@v1.0.0")
-    >>> ref.repository, ref.folder, ref.revision, ref.principal
-    ('acme/adapters', 'sst2', 'v1.0.0', 'huggingface.co/acme/adapters')
+    Examples:
+        >>> ref = HubReference.parse("hf:acme/adapters/sst2@v1.0.0")
+        >>> ref.repository, ref.folder, ref.revision, ref.principal
+        ('acme/adapters', 'sst2', 'v1.0.0', 'huggingface.co/acme/adapters')
     """
 
     repository: str

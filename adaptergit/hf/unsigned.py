@@ -23,6 +23,7 @@ class Checkpoint:
     """An unsigned checkpoint that the policy accepts."""
 
     reference: HubReference
+    """What was asked for."""
     commit: str
     """Where it was found; empty if only its digest is known."""
     identity: str
@@ -30,6 +31,7 @@ class Checkpoint:
     path: Path
     """Folder of its files, kept by their identity."""
     files: tuple[File, ...]
+    """With size and sha256 each."""
     level: str
     """The policy that accepted it."""
     steps: tuple[str, ...]

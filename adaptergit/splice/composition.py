@@ -71,8 +71,9 @@ Composition = str | Block
 class Stack(Block):
     """One after another, first to last.
 
-    >>> str(Stack("de", "qa"))
-    'Stack(de, qa)'
+    Examples:
+        >>> str(Stack("de", "qa"))
+        'Stack(de, qa)'
     """
 
     def __str__(self) -> str:
@@ -102,6 +103,7 @@ class Split(Block):
     """Positions of the sequence are shared out: the first ``splits[0]`` go to the first child, and so on."""
 
     splits: tuple[int, ...] = ()
+    """Positions for each child."""
     named: ClassVar[tuple[str, ...]] = ("splits",)
 
     def __init__(self, *children: Composition, splits: Sequence[int] | int = ()) -> None:
@@ -119,6 +121,7 @@ class BatchSplit(Block):
     """
 
     batch_sizes: tuple[int, ...] = ()
+    """Rows for each child."""
     named: ClassVar[tuple[str, ...]] = ("batch_sizes",)
 
     def __init__(self, *children: Composition, batch_sizes: Sequence[int] | int = ()) -> None:

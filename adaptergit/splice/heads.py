@@ -184,7 +184,9 @@ class LayersHead(HeadConfig):
     """1 means regression, where that means something."""
     layers: int = 2
     activation_function: str | None = "tanh"
+    """Between layers: a transformers activation, or None."""
     bias: bool = True
+    """The last layer has a bias."""
     dropout_prob: float | None = None
     """None: the model's own dropout."""
     use_pooler: bool = False

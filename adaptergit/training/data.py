@@ -14,9 +14,13 @@ class Examples:
     """Texts and, where asked for, their labels, in file order."""
 
     path: Path
+    """The file."""
     texts: list[str]
+    """One for each row."""
     labels: list[str] | None
+    """One for each text; None: they were not asked for."""
     sha256: str
+    """Of the file's bytes."""
 
     def __len__(self) -> int:
         return len(self.texts)

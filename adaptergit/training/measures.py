@@ -37,6 +37,7 @@ class Metrics:
     intervals: Mapping[str, tuple[float, float]]
     """95 % confidence intervals, by name."""
     samples: int
+    """Examples that were scored."""
     main: str
     """The name of the first."""
     higher_is_better: bool = True

@@ -25,10 +25,13 @@ class TrainSpec:
     base: str
     """Folder or Hugging Face id of the base model; the settings may map it to a folder."""
     train: Path
+    """File of any kind that :func:`~adaptergit.training.readers.read_rows` reads."""
     eval: Path
+    """Held-out examples, of the same kind."""
     output: Path
     """Package folder to write; must be new, or an earlier output."""
     task: str = "text-classification"
+    """One of :data:`~adaptergit.training.tasks.TASKS`."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Columns by role, where the files do not use the task's own names."""
     adapter: str = "seq_bn"
@@ -38,6 +41,7 @@ class TrainSpec:
     base_id: str | None = None
     """What the card calls the base model, where ``base`` is a folder; default: what the settings call that folder."""
     epochs: float = 3.0
+    """Times that every example is seen; parts of one will do."""
     learning_rate: float | None = None
     """None: that of the method's paper, see :mod:`~adaptergit.training.presets`."""
     batch_size: int = 32
@@ -45,6 +49,7 @@ class TrainSpec:
     max_length: int = 128
     """Tokens."""
     seed: int = 42
+    """Of all random numbers."""
     patience: int | None = None
     """Stop after so many epochs without a better score, and keep the best; None: train all epochs."""
     validation: Path | None = None
@@ -56,6 +61,7 @@ class TrainSpec:
     deepspeed: Path | None = None
     """DeepSpeed's configuration, passed on."""
     resume: bool = False
+    """Go on from the last checkpoint of the same run, if there is one."""
     overwrite: bool = False
     """Replace an adapter that is in the output folder."""
     about: Mapping[str, Any] = field(default_factory=dict)

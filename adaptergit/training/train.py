@@ -51,9 +51,13 @@ class Progress:
     """One report while training."""
 
     stage: str
+    """``loading the base model``, ``training``, and what comes then, in words."""
     done: int
+    """Steps, or examples."""
     total: int
+    """Of how many."""
     loss: float | None = None
+    """Mean since the last report; None: nothing was trained."""
 
 
 @dataclass(frozen=True)
@@ -61,22 +65,35 @@ class TrainResult:
     """What came out."""
 
     output: Path
+    """The package folder."""
     name: str
+    """Of the adapter."""
     task: str
+    """As ``adaptergit train --task`` knows it."""
     method: str
+    """As the card names it."""
     labels: tuple[str, ...]
+    """In the order of the logits."""
     metrics: Metrics
+    """On the held-out file."""
     learning_rate: float
+    """That was used."""
     seed: int
+    """That was used."""
     adapter_parameters: int
+    """Trained, without the head."""
     base_parameters: int
+    """Of the base model, all frozen."""
     adapter_bytes: int
+    """Of all files of the package."""
     seconds: float
+    """Of training and evaluation."""
     losses: tuple[float, ...]
     """Mean training loss of every logging interval."""
     answers: tuple[Any, ...]
     """What the model says to every held-out example: logits (labels,), tags, texts …; of a finished run, nothing."""
     notes: tuple[str, ...] = ()
+    """What the person should know, for example that the run was finished before."""
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the answers as plain data; the last key holds the evaluation metrics."""

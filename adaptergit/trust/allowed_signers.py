@@ -23,11 +23,15 @@ class AllowedSigner:
     principals: tuple[str, ...]
     """Patterns with ``*`` and ``?``; ``!pattern`` excludes."""
     key: PublicKey
+    """The public key."""
     namespaces: tuple[str, ...] = ()
     """Patterns; empty means any."""
     valid_after: datetime | None = None
+    """It signs nothing before; None: no limit."""
     valid_before: datetime | None = None
+    """It signs nothing from then on; None: no limit."""
     comment: str = ""
+    """What stands behind the key."""
     source: str = ""
     """Where the line was found, for people: a file and line, a pin, an index."""
     vouched: bool = False

@@ -44,7 +44,9 @@ class Past:
     """A release that was seen before."""
 
     version: str
+    """Of the release."""
     digest: str
+    """sha256 of its manifest."""
     previous: str | None
     """Digest of the manifest it says it follows; None for the first one, or if that is not known."""
     chained: bool = True
@@ -60,13 +62,17 @@ class Policy:
     signers: tuple[AllowedSigner, ...] = ()
     """Everybody the caller knows: allowed-signers file, pins, index."""
     digest: str | None = None
+    """sha256 that the caller pinned; None: any."""
     repository: str | None = None
     """The principal asked for; None when the source is a local path, which names nobody."""
     name: str | None = None
+    """Adapter that was asked for; None: any."""
     specifier: SpecifierSet = field(default_factory=SpecifierSet)
+    """Versions that were asked for."""
     threshold: int = 1
     """How many different keys must have signed, under ``enforce`` and ``tofu``."""
     revocations: tuple[Revocation, ...] = ()
+    """Keys and releases that the person no longer believes."""
     first_seen: datetime | None = None
     """When this machine first had this very release; None if never before."""
     history: tuple[Past, ...] = ()
@@ -86,8 +92,11 @@ class Verdict:
     """Why a package was accepted. There is no verdict for a refusal: that is a :class:`TrustError`."""
 
     level: str
+    """The policy that accepted it: ``enforce``, ``tofu``, ``digest`` or ``unsigned``."""
     digest: str
+    """sha256 of the manifest, in hexadecimal digits."""
     manifest: Manifest
+    """What was signed, parsed."""
     signers: tuple[str, ...]
     """Fingerprints of keys that signed validly."""
     vouched_by: tuple[str, ...]
@@ -97,6 +106,7 @@ class Verdict:
     steps: tuple[str, ...]
     """What was checked, in order, for people."""
     warnings: tuple[str, ...] = ()
+    """What the person should know all the same, for example of a revoked key."""
     change: Change = field(default_factory=Change)
     """Keys that a rotation brought or took, to be remembered."""
 

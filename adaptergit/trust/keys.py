@@ -52,6 +52,7 @@ class PublicKey:
     """A public key as its SSH wire bytes. Equal bytes, equal key."""
 
     blob: bytes
+    """As in the second field of a ``.pub`` file, decoded."""
 
     @property
     def type(self) -> str:

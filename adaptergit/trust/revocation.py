@@ -36,10 +36,13 @@ class Revocation:
     key: str | None = None
     """Fingerprint."""
     manifest_sha256: str | None = None
+    """Digest of a release."""
     since: datetime | None = None
     """For keys: what was seen before still counts."""
     severity: str = "refuse"
+    """``refuse``, or ``warn``: it still counts, and a warning says why it should not."""
     reason: str = ""
+    """In words, for people."""
     source: str = ""
     """Where it is written."""
     repository: str | None = None

@@ -49,10 +49,13 @@ class Rotation:
     """Which keys a repository is signed with from now on."""
 
     repository: str
+    """Its public name, ``host/org/repo``."""
     add: tuple[PublicKey, ...]
+    """Keys that sign from now on."""
     remove: tuple[str, ...]
     """Fingerprints."""
     effective: datetime
+    """When it holds from."""
     previous: str | None = None
     """SHA-256 of the bytes of the rotation before it; None: it is the first."""
 
@@ -97,6 +100,7 @@ class SignedRotation:
     """A rotation as it was found; nothing about it is verified yet."""
 
     data: bytes
+    """The bytes that were signed."""
     signatures: Mapping[str, bytes]
     """Armored SSHSIGs by file name."""
 
@@ -142,7 +146,9 @@ class Change:
     """What a chain of rotations changes for those for whom some keys counted."""
 
     added: tuple[AllowedSigner, ...] = ()
+    """Keys that count from now on."""
     removed: tuple[Revocation, ...] = ()
+    """Keys that no longer do."""
     path: tuple[SignedRotation, ...] = ()
     """What was followed, from the first rotation on."""
     beyond: tuple[SignedRotation, ...] = ()

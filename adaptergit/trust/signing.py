@@ -48,7 +48,9 @@ class SigningKey:
     """A key ``ssh-keygen`` can sign with: a private key file, or a ``.pub`` file whose private half is in the agent."""
 
     path: Path
+    """The file."""
     public: PublicKey
+    """Its public half."""
 
     @classmethod
     def open(cls, path: Path) -> SigningKey:

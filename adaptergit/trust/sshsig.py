@@ -30,8 +30,11 @@ class Signature:
     """A parsed SSHSIG; nothing about it is verified yet."""
 
     key: PublicKey
+    """Whose it says it is."""
     namespace: str
+    """What it is for: a signature of another namespace does not count."""
     hash_algorithm: str
+    """``sha512`` or ``sha256``."""
     raw: bytes
     """The SSH wire signature."""
 

@@ -57,9 +57,10 @@ _LOCATIONS = {
 class Bottleneck(MethodConfig):
     """Configuration of a bottleneck adapter; fields and defaults are those of ``adapters``' ``BnConfig``.
 
-    >>> config = Bottleneck(mh_adapter=False, output_adapter=True, reduction_factor=16, non_linearity="relu")
-    >>> config.bottleneck_size(hidden_size=768, block=0)
-    48
+    Examples:
+        >>> config = Bottleneck(mh_adapter=False, output_adapter=True, reduction_factor=16, non_linearity="relu")
+        >>> config.bottleneck_size(hidden_size=768, block=0)
+        48
     """
 
     family: ClassVar[str] = "bottleneck"
@@ -73,7 +74,9 @@ class Bottleneck(MethodConfig):
     non_linearity: str
     """A transformers activation, or "leakyrelu"."""
     original_ln_before: bool = False
+    """The host's residual sum and post-norm come before the adapter reads."""
     original_ln_after: bool = True
+    """They come after the adapter, too."""
     ln_before: bool = False
     """A LayerNorm of the adapter's own before the down-projection."""
     ln_after: bool = False
@@ -81,18 +84,23 @@ class Bottleneck(MethodConfig):
     init_weights: str = "bert"
     """"bert", "mam_adapter" or "houlsby"."""
     init_weights_seed: int | None = None
+    """Random numbers of the initial weights; None: those of torch's own generator."""
     is_parallel: bool = False
+    """The adapter reads the branch's input, and not its output."""
     scaling: float | str = 1.0
     """A factor, "learned" (one scalar) or "channel" (one factor per hidden dimension)."""
     use_gating: bool = False
+    """Scale the adapter's output by a learned gate that reads its input."""
     residual_before_ln: bool | str = True
     """True, False or "post_add"."""
     adapter_residual_before_ln: bool = False
+    """``ln_after`` takes the sum with the adapter's residual, and not the adapter's output alone."""
     cross_adapter: bool = False
     """After cross-attention."""
     leave_out: tuple[int, ...] = ()
     """Blocks without adapter."""
     dropout: float = 0.0
+    """Share of the up-projection's outputs that is dropped in training."""
     inv_adapter: str | None = None
     """Invertible adapter at the embedding: "nice" (Dinh et al. 2015), "glow" (Kingma & Dhariwal 2018) or None."""
     inv_adapter_reduction_factor: float | None = None
@@ -103,6 +111,7 @@ class Bottleneck(MethodConfig):
     phm_layer: bool = False
     """Parameterised hypercomplex projections (Compacter, Mahabadi et al. 2021, arXiv:2106.04647)."""
     phm_dim: int = 4
+    """Kronecker products that a projection is the sum of; both its sizes are multiples."""
     factorized_phm_W: bool = True  # noqa: N815 - the field's name
     """Each block of a projection is a product of two thin matrices."""
     shared_W_phm: bool = False  # noqa: N815
@@ -114,12 +123,15 @@ class Bottleneck(MethodConfig):
     phm_c_init: str = "normal"
     """Of the rule: "normal" or "uniform"."""
     phm_init_range: float = 0.0001
+    """Standard deviation of what is drawn from a normal distribution."""
     learn_phm: bool = True
     """Train the rule."""
     hypercomplex_nonlinearity: str = "glorot-uniform"
     """Initial values of the blocks: "glorot-uniform", "glorot-normal" or "normal"."""
     phm_rank: int = 1
+    """Inner size of the thin matrices."""
     phm_bias: bool = True
+    """Projections have a bias."""
     stochastic_depth: float = 0.0
     """Probability of skipping the adapter for a whole row, in training."""
 

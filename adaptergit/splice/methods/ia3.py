@@ -34,9 +34,11 @@ class IA3(LowRank):
 
     intermediate_lora: bool = True
     r: int = 1
+    """One factor for each output: always 1."""
     alpha: float = 1
     """A factor for the factors."""
     attn_matrices: tuple[str, ...] = ("k", "v")
+    """Of "q", "k" and "v": the projections whose outputs are scaled."""
     composition_mode: str = "scale"
     init_weights: str = "ia3"
     feedforward_modules: tuple[str, ...] = ()

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 class LoRA(LowRank):
     """Configuration of LoRA; fields and defaults are those of ``adapters``' ``LoRAConfig``, with some of PEFT's.
 
-    >>> LoRA(r=4, alpha=16).scaling(4)
-    4.0
+    Examples:
+        >>> LoRA(r=4, alpha=16).scaling(4)
+        4.0
     """
 
     family: ClassVar[str] = "lora"
@@ -41,12 +42,15 @@ class LoRA(LowRank):
     gated: ClassVar[bool] = True
 
     use_dora: bool = False
+    """DoRA (Liu et al. 2024, arXiv:2402.09353): norms of the weight's rows are trained apart from their directions."""
     vera_d: float | None = None
     """Of VeRA, which is a method of its own here."""
     vera_b: float | None = None
+    """Of VeRA, as ``vera_d``."""
     dora_norm: str = "paper"
     """"paper", or "adapters": that library leaves alpha/r out of the norm and scales the bias too."""
     use_rslora: bool = False
+    """Scale by ``alpha / √r`` (Kalajdzievski 2023, arXiv:2312.03732)."""
     rank_pattern: Mapping[str, int] | None = None
     """Other ranks for some paths."""
     alpha_pattern: Mapping[str, float] | None = None

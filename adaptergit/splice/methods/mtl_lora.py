@@ -29,6 +29,7 @@ class MTLLoRA(LowRank):
     family: ClassVar[str] = "mtl_lora"
 
     n_up_projection: int = 1
+    """Matrices B that are mixed, with weights of the task's own."""
     task_specific_matrix_type: str = "singular_values"
     """"singular_values" (a diagonal) or "linear" (r × r)."""
     weights_sharpness: float = 0.05

@@ -39,10 +39,15 @@ class PrefixTuning(MethodConfig):
     leave_out: tuple[int, ...] = ()
     """Blocks without prefix."""
     flat: bool = False
+    """Keys and values are parameters themselves, and come from no network."""
     prefix_length: int = 30
+    """Positions in front of the keys and values of every attention."""
     bottleneck_size: int = 512
+    """Inner size of the network that the prefix comes from."""
     non_linearity: str = "tanh"
+    """Inside that network: a transformers activation."""
     dropout: float = 0.0
+    """Share of the prefix that is dropped in training."""
     use_gating: bool = False
     """Scale the prefix by ``sigmoid`` of a projection of the attention's input, mean over the sequence."""
     shared_gating: bool = True
@@ -51,6 +56,7 @@ class PrefixTuning(MethodConfig):
     """"none": real tokens start at position 0, as in ``adapters``; "before": the prefix has the first positions, as in
     PEFT."""
     init_weights_seed: int | None = None
+    """Random numbers of the initial weights; None: those of torch's own generator."""
 
     def __post_init__(self) -> None:
         require_counts(self, "prefix_length", "bottleneck_size")

@@ -37,9 +37,11 @@ class OnLinears(MethodConfig):
     leave_out: tuple[int, ...] = ()
     """Blocks without adapter."""
     attn_matrices: tuple[str, ...] = ("q", "v")
+    """Of "q", "k" and "v": the projections of an attention that are adapted."""
     target_modules: tuple[str, ...] | str | None = None
     """Paths of linear layers, as in PEFT; None: by role."""
     init_weights_seed: int | None = None
+    """Random numbers of the initial weights; None: those of torch's own generator."""
     dtype: str | None = None
     """Of the parameters, like "float16"; None: the host's."""
 
@@ -84,12 +86,17 @@ class LowRank(OnLinears):
     """Whether there are gates."""
 
     r: int = 8
+    """Rank of the update."""
     alpha: float = 8
+    """The update is scaled by ``alpha / r``."""
     dropout: float = 0.0
+    """Share of the layer's inputs that is dropped in training, in front of A."""
     composition_mode: str = "add"
     """What is done with the layer's output: "add", or "scale" in IA3."""
     init_weights: str = "lora"
+    """One of ``starts``: how the matrices begin."""
     use_gating: bool = False
+    """Scale the update by a learned gate that reads the layer's input."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

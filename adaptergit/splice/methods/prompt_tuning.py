@@ -30,13 +30,17 @@ class PromptTuning(MethodConfig):
     family: ClassVar[str] = "prompt_tuning"
 
     prompt_length: int = 10
+    """Tokens in front of the text."""
     prompt_init: str = "random_uniform"
     """"random_uniform", or "from_string": the embeddings of a text's tokens (``prompt_init_ids``)."""
     prompt_init_text: str | None = None
+    """The text, with "from_string"."""
     prompt_init_ids: tuple[int, ...] = ()
     """The text's tokens, repeated to fill the prompt."""
     random_uniform_scale: float = 0.5
+    """With "random_uniform": embeddings are drawn between minus and plus this."""
     init_weights_seed: int | None = None
+    """Random numbers of the initial weights; None: those of torch's own generator."""
     combine: str = "prefix"
     """"prefix", or "prefix_after_bos": behind the first token."""
     before_positions: bool = False

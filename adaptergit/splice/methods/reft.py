@@ -39,19 +39,27 @@ class ReFT(MethodConfig):
     layers: tuple[int, ...] | str = "all"
     """Blocks to act behind."""
     prefix_positions: int = 3
+    """First positions of a text that are changed."""
     suffix_positions: int = 0
+    """Last positions of a text that are changed."""
     r: int = 1
+    """Rank: dimensions of the subspace."""
     orthogonality: bool = True
+    """The rows that span the subspace stay orthonormal."""
     tied_weights: bool = False
     """The same weights for first and last positions."""
     subtract_projection: bool = True
+    """Take away what the hidden state has in the subspace, before the new value is put there (LoReFT)."""
     dropout: float = 0.05
+    """Share of the output that is dropped in training."""
     non_linearity: str | None = None
+    """Behind the learned source: a transformers activation, or None."""
     dtype: str | None = None
     """Of the parameters, like "float16"; None: the host's."""
     output_reft: bool = True
     """Behind blocks; False: nowhere."""
     init_weights_seed: int | None = None
+    """Random numbers of the initial weights; None: those of torch's own generator."""
 
     def __post_init__(self) -> None:
         require_counts(self, "prefix_positions", "suffix_positions", least=0)

@@ -67,6 +67,7 @@ class Task(ABC):
     columns: Mapping[str, str]
     """Column by role."""
     labels: tuple[str, ...] = ()
+    """In the order of the logits."""
 
     name: ClassVar[str]
     """As on the Hugging Face Hub, where it has a name there."""
