@@ -13,6 +13,8 @@ from adaptergit.settings import Settings
 DEPTH = 8
 """Adapters on top of each other, at most."""
 
+_WITHOUT = "load(…, dependencies=False) leaves it out; its publisher can mend the card in a new version"
+
 
 def dependencies_of(card: Card, settings: Settings, *, of: str | None) -> list[Reference]:
     """Return the releases that a card names, pinned where it gives a digest.
@@ -33,12 +35,15 @@ def dependencies_of(card: Card, settings: Settings, *, of: str | None) -> list[R
         local = reference.source.kind == "path" or reference.source.url.startswith("file:")
         plain = reference.source.url.startswith("http:") and _host(reference.source.principal) != _host(of)
         if of is not None and plain:
-            raise PackageError(f"the dependency {reference} is asked for without https", where=f"{card.name}/{CARD}")
+            what = f"the dependency {reference} is asked for without https"
+            raise PackageError(what, where=f"{card.name}/{CARD}", hint=_WITHOUT)
         if of is not None and local:
-            raise PackageError(f"the dependency {reference} is a place of this machine", where=f"{card.name}/{CARD}")
+            what = f"the dependency {reference} is a place of this machine"
+            raise PackageError(what, where=f"{card.name}/{CARD}", hint=_WITHOUT)
         digest = entry.get("digest")
         if digest is not None and reference.digest not in (None, digest):
-            raise PackageError(f"the dependency {reference} has two digests", where=f"{card.name}/{CARD}")
+            what = f"the dependency {reference} has two digests"
+            raise PackageError(what, where=f"{card.name}/{CARD}", hint="write it once: in the reference, or as digest")
         found.append(replace(reference, digest=digest or reference.digest))
     return found
 

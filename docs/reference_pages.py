@@ -271,7 +271,7 @@ def error_page() -> str:
         "Each message says what happened and where, and, where that is not plain from it, what to do next. The command "
         "line prints it without a traceback and ends with the exit code of its class; `adaptergit -v …` adds where it "
         "comes from. In Python, catch `AdaptergitError`, or the class that you can mend. What differs from "
-        "case to case is in braces.",
+        "case to case is in braces; where a message has no hint of its own, the remedy of its class is what helps.",
     ]
     for one in error_classes():
         code = getattr(one, "exit_code", None)
@@ -301,7 +301,8 @@ def messages() -> dict[str, list[tuple[str, str]]]:
                 if isinstance(node, ast.Call) and node.args:
                     kind = _kind_of(node)
                     what = _text(node.args[0], names)
-                    hint = next((_text(word.value, names) for word in node.keywords if word.arg == "hint"), "")
+                    # What is put together elsewhere is at least known to be there.
+                    hint = next((_text(one.value, names) or "{…}" for one in node.keywords if one.arg == "hint"), "")
                     if what and kind in found:
                         found[kind].add((what, hint))
     return {name: sorted(pairs) for name, pairs in found.items()}

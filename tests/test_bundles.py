@@ -363,6 +363,10 @@ def test_an_index_can_be_added_from_a_bundle_by_its_root(
     machine("far away")
     with pytest.raises(TrustError, match="nobody you know"):
         import_bundle(tmp_path / "a.tar")
+    machine("elsewhere")  # whose word for the key is the bundle's, which has it of the index
+    import_bundle(tmp_path / "a.tar", trust_keys=True)
+    assert fetch(f"{hub.url}@sst2", offline=True).version == "1.0.0"
+    machine("far away")
     with pytest.raises(NotFoundError, match="no index with the root"):
         import_bundle(tmp_path / "a.tar", index_root=f"sha256:{'0' * 64}")
     with pytest.raises(UsageError, match=r"'sha256:12' is no digest[^$]*64 hex digits"):

@@ -226,7 +226,8 @@ def _one_config(
         "reft": ReFT,
     }
     if architecture not in kinds:
-        raise UsageError(f"unknown architecture {architecture!r}")
+        named = ", ".join(repr(one) for one in kinds if one is not None)
+        raise UsageError(f"unknown architecture {architecture!r}", hint=f"known: {named}, lora …, or none")
     if architecture == "reft":
         fields_.pop("output_reft", None)
         fields_.pop("dtype", None)

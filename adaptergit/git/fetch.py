@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptergit.errors import NotFoundError, PackageError, TransportError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, TransportError, UsageError, did_you_mean
 from adaptergit.git.listing import list_refs
 from adaptergit.git.objects import Judge, Missing, extract, find_tree
 from adaptergit.git.remote import OID, SMALL, TAGS, YANKED, Remote, fetch_objects
@@ -20,6 +20,7 @@ from adaptergit.git.runner import Git
 from adaptergit.settings import Limits
 
 _MAX_LISTING_BYTES = 16 * 2**20
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -166,4 +167,6 @@ def _tree_in_branch(directory: Path, remote: Remote, adapter: str, limits: Limit
         fields, _, name = entry.partition(b"\t")
         if name == adapter.encode() and fields.split()[1] == b"tree":
             return fields.split()[2].decode()
-    raise NotFoundError(f"the branch has no adapter {adapter!r} in {remote.url}")
+    names = [one.partition(b"\t")[2].decode("utf-8", "replace") for one in listing.split(b"\0") if one]
+    hint = did_you_mean(adapter, names) or f"it has {', '.join(names[:_SHOWN])}"
+    raise NotFoundError(f"the branch has no adapter {adapter!r} in {remote.url}", hint=hint)
