@@ -97,7 +97,7 @@ def storage(request: Request) -> list[str]:
 @case(
     "ModelError",
     "error: this is another base model than the one the adapter was trained in: it has 1 blocks of hidden size 48, "
-    "not 2 of 32\n  hint: give it tiny: its folder or id, with --base, in Python base= or the model itself\n",
+    "not 2 of 32\n  hint: give it tiny: its folder or id with --base, in Python the model itself: load(…, model)\n",
 )
 def model(request: Request) -> list[str]:
     folder: Path = request.getfixturevalue("tmp_path")

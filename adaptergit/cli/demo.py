@@ -18,7 +18,12 @@ from adaptergit.cli.output import print_json, quiet_transformers, waiting
     "--folder", type=click.Path(path_type=Path), help="Empty folder to work in and keep; default: a temporary one."
 )
 @click.option(
-    "--report", "report_file", type=click.Path(path_type=Path), default=Path("demo-report.json"), show_default=True
+    "--report",
+    "report_file",
+    type=click.Path(path_type=Path),
+    default=Path("demo-report.json"),
+    show_default=True,
+    help="Where the numbers go, as JSON.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of tables.")
 def demo(folder: Path | None, report_file: Path, as_json: bool) -> None:

@@ -239,14 +239,18 @@ def _refused(refused: tuple[str, ...]) -> None:
 @click.option(
     "--threshold", type=click.IntRange(1), help="How many different keys sign each release; default: as listed, else 1."
 )
-@click.option("--mirror", "mirrors", multiple=True, help="Where else the releases are; default: as listed.")
-@click.option("--contact", help="Default: as listed, else git's user.email.")
+@click.option(
+    "--mirror", "mirrors", multiple=True, help="Where else the releases are; may be repeated; default: as listed."
+)
+@click.option("--contact", help="Where the maintainers can write to; default: as listed, else git's user.email.")
 @click.option("--tracks", help="The repository host/org/repo that yours is a copy of: asked where that one is gone.")
 @click.option("--remote", default="origin", show_default=True, help="Git remote of your clone.")
 @click.option("--repository", help="Public name host/org/repo, where the remote's URL does not tell it.")
 @click.option("--url", help="What people fetch from, where it is not the remote's URL.")
 @click.option("--fork", help="URL of your fork of the index, where you may not push to the index itself.")
-@click.option("--forge", type=click.Choice(["github", "gitlab", "gitea"]), help="Default: from the host's name.")
+@click.option(
+    "--forge", type=click.Choice(["github", "gitlab", "gitea"]), help="What the host runs; default: told by its name."
+)
 @click.option("--dry-run", is_flag=True, help="Check, and push nothing.")
 @json_option
 def submit(

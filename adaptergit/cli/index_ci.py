@@ -16,7 +16,7 @@ from adaptergit.cli.output import clean, json_option, print_json, step, waiting
 from adaptergit.errors import counted
 
 _forge = click.option(
-    "--forge", type=click.Choice(["github", "gitlab", "gitea"]), help="Default: from the host's name."
+    "--forge", type=click.Choice(["github", "gitlab", "gitea"]), help="What the host runs; default: told by its name."
 )
 
 

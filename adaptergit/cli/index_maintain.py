@@ -15,8 +15,20 @@ from adaptergit.errors import counted
 @click.command("init")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="What the index calls itself.")
-@click.option("--maintainer", "maintainers", multiple=True, required=True, help="Public key line, or .pub file.")
-@click.option("--online", "online", multiple=True, required=True, help="Public key that signs snapshots, often in CI.")
+@click.option(
+    "--maintainer",
+    "maintainers",
+    multiple=True,
+    required=True,
+    help="Key of one: a public key line, or a .pub file; may be repeated.",
+)
+@click.option(
+    "--online",
+    "online",
+    multiple=True,
+    required=True,
+    help="Public key that signs snapshots, often in CI; may be repeated.",
+)
 @click.option("--threshold", default=1, show_default=True, help="How many maintainers must sign.")
 @keys_option
 @json_option
@@ -186,7 +198,7 @@ def crawl(
 
 @click.command("build")
 @here_option
-@click.option("--out", type=click.Path(path_type=Path), help="Default: dist/ in the index.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: dist/ in the index.")
 @now_option
 @json_option
 def build(folder: Path, out: Path | None, now: datetime | None, as_json: bool) -> None:
@@ -259,7 +271,7 @@ def sign(
 
 @click.command("site")
 @here_option
-@click.option("--out", type=click.Path(path_type=Path), help="Default: dist/ in the index.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: dist/ in the index.")
 @json_option
 def site(folder: Path, out: Path | None, as_json: bool) -> None:
     """Write the index's web pages into dist/: static, for any web server, readable without JavaScript.

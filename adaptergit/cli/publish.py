@@ -42,7 +42,9 @@ clone_option = click.option(
 )
 _repository = click.option("--repository", help="Public name host/org/repo, where the remote's URL does not tell it.")
 key_option = click.option(
-    "--key", type=click.Path(path_type=Path), help="Private key file, or .pub file of a key in the agent."
+    "--key",
+    type=click.Path(path_type=Path),
+    help="Private key file, or .pub file of a key in the agent; default: the settings' signing_key, or keygen's.",
 )
 
 
@@ -53,7 +55,11 @@ key_option = click.option(
 @clone_option
 @key_option
 @click.option(
-    "--cosigner", "cosigners", multiple=True, type=click.Path(path_type=Path), help="One more key that signs."
+    "--cosigner",
+    "cosigners",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="One more key that signs; may be repeated.",
 )
 @click.option("--remote", default="origin", show_default=True, help="Git remote to push to.")
 @click.option("--no-push", is_flag=True, help="Commit and tag here only.")
@@ -163,7 +169,11 @@ def yank(name: str, version: str, reason: str, undo: bool, clone: Path, remote: 
 @click.argument("new", type=click.Path(path_type=Path))
 @key_option
 @click.option(
-    "--cosigner", "cosigners", multiple=True, type=click.Path(path_type=Path), help="One more old key that signs."
+    "--cosigner",
+    "cosigners",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="One more old key that signs; may be repeated.",
 )
 @click.option("--keep", is_flag=True, help="The old key goes on counting, beside the new one.")
 @clone_option

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     help="For so many seconds, once told to stop, requests that were begun are waited for.",
 )
 @click.option("--lock", type=click.Path(path_type=Path), help="Lock file that names the releases.")
-@click.option("--device", help="Where the model goes: cpu, cuda, cuda:1 …")
+@click.option("--device", help="Where the model goes: cpu, cuda, cuda:1 …; default: cpu.")
 @policy_option
 @offline_option
 @refresh_option

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -54,7 +55,13 @@ _columns = click.option(
 )
 @click.option("--output", type=_file, help="Package folder to write; of several runs, the folder of their folders.")
 @click.option("--name", help="Adapter name; default: the output folder's.")
-@click.option("--epochs", type=click.FloatRange(0, min_open=True), default=3.0, show_default=True)
+@click.option(
+    "--epochs",
+    type=click.FloatRange(0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="Times that every example is seen; 0.5 will do, too.",
+)
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Default: that of the method's paper.")
 @click.option(
     "--batch-size",
@@ -76,7 +83,13 @@ _columns = click.option(
     "--early-stopping", "patience", type=click.IntRange(1), help="Stop after so many epochs without a better score."
 )
 @click.option("--validation", type=_file, help="What early stopping looks at; default: a tenth of --train.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="What is computed in; the adapter itself stays fp32.",
+)
 @click.option("--fsdp", is_flag=True, help="Shard the model over the processes of torchrun or accelerate launch.")
 @click.option("--deepspeed", type=_file, help="DeepSpeed's configuration file, passed on.")
 @click.option("--runs", type=_file, help="TOML file with several runs, in place of the options above.")
@@ -251,7 +264,7 @@ def train(
 @_label_column
 @_columns
 @click.option("--base", help="Folder of the base model; default: the settings', or the id in the card.")
-@click.option("--batch-size", default=32, show_default=True)
+@click.option("--batch-size", default=32, show_default=True, help="Examples at once.")
 @policy_option
 @offline_option
 @refresh_option
@@ -366,7 +379,7 @@ def _show(result: TrainResult, spec: TrainSpec) -> None:
     for note in result.notes:
         click.echo(f"note         {note}")
     click.echo(f"written to   {result.output}   in {result.seconds:.0f} s")
-    click.echo(f"next         adaptergit publish {result.output} --version 1.0.0")
+    click.echo(f"next         adaptergit publish {shlex.quote(str(result.output))} --version 1.0.0")
 
 
 def _show_sweep(result: Sweep) -> None:

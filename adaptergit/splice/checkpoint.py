@@ -60,7 +60,10 @@ def save(panel: Panel, setup: Setup, folder: str | Path, about: Mapping[str, Any
     tensors = tensors_of(panel, setup)
     for key in sorted(tensors):
         if not is_finite(tensors[key].detach()):
-            raise PackageError(f"the tensor {key} holds values that are not finite", hint="training has diverged")
+            raise PackageError(
+                f"the tensor {key} holds values that are not finite",
+                hint="training has diverged: lower its learning rate",
+            )
     folder.mkdir(parents=True, exist_ok=True)
     for tokenizer in tokenizers:
         _save_tokenizer(tokenizer, folder)

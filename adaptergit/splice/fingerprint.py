@@ -159,7 +159,7 @@ def compare(
         return
     raise ModelError(
         f"this is another base model than the one the adapter was trained in: it has {what}",
-        hint=f"give it {name}: its folder with --base, in Python the model itself: load(…, model)",
+        hint=f"give it {name}: its folder or id with --base, in Python the model itself: load(…, model)",
     )
 
 

@@ -91,7 +91,9 @@ class TrainSpec:
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}", hint=f"one of {', '.join(PRECISIONS)}")
         if self.validation is not None and self.patience is None:
-            raise UsageError("a validation file is read for early stopping only", hint="give patience too")
+            raise UsageError(
+                "a validation file is read for early stopping only", hint="give patience too (--early-stopping)"
+            )
         if (wrong := wrong_license(str(self.about.get("license", "MIT")))) is not None:
             raise UsageError(f"license: {wrong}")
         check_adapter_name(self.adapter_name)
