@@ -134,6 +134,7 @@ def test_the_readme_tells_the_numbers_of_the_committed_results() -> None:
         assert f"| {what} | {' | '.join(cells)} |\n" in text
 
 
+@pytest.mark.slow
 def test_every_result_can_be_drawn() -> None:
     pytest.importorskip("matplotlib")
     from plots import draw
