@@ -159,7 +159,14 @@ def check_remote(url: str, root: Path) -> None:
     Raises:
         UsageError: Naming it.
     """
-    if push_source(url, root).kind == "hosted":  # short names are ours: git would take them for folders
+    example = "write https://github.com/acme/adapters.git or git@github.com:acme/adapters.git"
+    if "://" in url and "@" in url.rpartition("/")[2]:
+        raise UsageError(f"{url!r} names an adapter, and no repository", hint="leave out what begins with its last @")
+    try:
+        source = push_source(url, root)
+    except UsageError as error:
+        raise UsageError(error.what, hint=example) from error
+    if source.kind == "hosted":  # short names are ours: git would take them for folders
         hint = f"write https://github.com/{url}.git or git@github.com:{url}.git"
         raise UsageError(f"{url!r} is no URL to git", hint=hint)
 

@@ -192,7 +192,7 @@ TRAIN = ("train", "--base", "x", "--eval", "rows.csv", "--output", "o")
         (("search", "x", "--index", "rows.csv"), 3, "--index takes the name of an index"),
         (("index", "add", "rows.csv", "--root", ZEROS), 5, "name a folder that 'adaptergit index build' wrote"),
         (("bundle", "import", "nope.tar"), 5, "name the file that adaptergit bundle export wrote"),
-        (("sync", "--file", "ci.lock"), 5, "--file ci.lock"),
+        (("sync", "--file", "ci.lock"), 5, "--lock ci.lock"),
         (("train", "--base", "x", "--train", "rows.csv", "--eval", "rows.csv", "--output", "rows.csv"), 2, "is a file"),
         (
             ("train", "--base", "x", "--train", "a", "--eval", "b", "--output", "o", "--language", "english"),
@@ -725,3 +725,22 @@ def test_the_private_half_goes_to_the_agent_whichever_was_named(
         start_new_session=True, check=False,
     )  # fmt: skip
     assert f"ssh-add {path} once" in done.stderr
+
+
+def test_what_a_re_check_of_all_that_found(home: Path, source: Source, tmp_path: Path, hub: Hub) -> None:
+    for wrong in ("https://host.example/a/b.git", "acme/adapters"):
+        done = CliRunner().invoke(main, ["verify", wrong])
+        assert "@adapter" in done.stderr
+    for url, said in (("bad url", "git@github.com:acme"), ("https://h.example/a/b.git@sst2", "names an adapter")):
+        subprocess.run(["git", "init", "-q", str(tmp_path / "c")], check=True)
+        done = CliRunner().invoke(
+            main, ["init", "--repo", str(tmp_path / "c"), "--yes", "--new-key", "--remote-url", url]
+        )
+        assert said in done.stderr
+    done = CliRunner().invoke(main, ["load", f"{hub.url}@sst2", "--lock", str(tmp_path / "no.lock")])
+    assert f"--lock {tmp_path / 'no.lock'}" in done.stderr
+    folder = source()
+    text = (folder / "card.yaml").read_text()
+    (folder / "card.yaml").write_text(text.replace("license: Apache-2.0", "licence: Apache-2.0"))
+    with pytest.raises(PackageError, match="mend it in the file, then edit"):
+        edit_card(folder / "card.yaml", ["version=1.0.1"])

@@ -115,6 +115,7 @@ def verify(
     steps: tuple[str, ...] = ()
     try:
         if is_folder(reference):
+            _refuse_missing(reference)
             folder, verdict = expand(reference), check(expand(reference), policy=policy)
         else:
             found = _fetched(reference, policy=policy, offline=offline, lock=lock, refresh=refresh, as_json=as_json)
@@ -194,12 +195,17 @@ def named_adapter(reference: str) -> str:
     Raises:
         NotFoundError: There is none.
     """
+    meant = named(reference)
+    if is_folder(meant):
+        _refuse_missing(meant)
+    return meant
+
+
+def _refuse_missing(folder: str) -> None:
     from adaptergit.package.local import no_folder
 
-    meant = named(reference)
-    if is_folder(meant) and not expand(meant).exists():
-        raise no_folder(expand(meant))
-    return meant
+    if not expand(folder).exists():
+        raise no_folder(expand(folder))
 
 
 def _fetched(reference: str, *, as_json: bool, **options: Any) -> Fetched | None:

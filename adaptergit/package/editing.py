@@ -61,7 +61,11 @@ def edit_card(path: str | Path, assignments: Iterable[str] = (), *, unset: Itera
     """
     found = card_path(path)
     before = read_bounded(found, MAX_BYTES)
-    card = Card.from_yaml(before, where=str(found))
+    try:
+        card = Card.from_yaml(before, where=str(found))
+    except PackageError as error:
+        error.hint = error.hint or "the card is wrong as it is: mend it in the file, then edit"
+        raise
     changes, removed = parse_fields(assignments), [parse_field(name) for name in unset]
     try:
         after = yamlfile.update(before, changes, removed)

@@ -60,10 +60,10 @@ def read_lock(path: str | Path) -> dict[str, Locked]:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        hint = f"adaptergit lock REFERENCE… --file {path}, or name another with --file (in Python lock=)"
+        hint = f"adaptergit lock REFERENCE… --lock {path}, or name another with --lock (in Python lock=)"
         raise NotFoundError("there is no lock file", where=str(path), hint=hint) from error
     except OSError as error:
-        hint = "name the lock file itself with --file (in Python lock=)"
+        hint = "name the lock file itself with --lock (in Python lock=)"
         raise PackageError(f"cannot be read: {error.strerror}", where=str(path), hint=hint) from error
     try:
         raw = canonical.loads(data, where=str(path), limit=MAX_BYTES)

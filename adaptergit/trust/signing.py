@@ -38,7 +38,7 @@ _TO_SIGN = {
     **_REMEDIES,
     "incorrect passphrase": "the passphrase was not typed, or another: try again at a terminal, or ssh-add {path} once "
     '(eval "$(ssh-agent)" starts the agent)',
-    "No private key found": "ssh-add the private key, or name its file instead of {path}",
+    "No private key found": "ssh-add the private key, or name its file instead of {path}.pub",
 }
 """The same, when it signs."""
 
