@@ -11,7 +11,7 @@ from adaptergit.reference import expand
 from adaptergit.settings import config_dir, load_settings
 
 _NAMED = "name its folder (--base; in Python base=, and to load model=AutoModel.from_pretrained(FOLDER))"
-_DAMAGED = re.compile("deserializing header|InvalidHeader|MetadataIncomplete|invalid UTF-8 in header|size mismatch")
+_DAMAGED = re.compile("deserializing header|InvalidHeader|MetadataIncomplete|invalid UTF-8 in header")
 """What safetensors says of half a file, and of what git keeps in a file's place."""
 _FOLDER = "name a folder with config.json and model.safetensors"
 
