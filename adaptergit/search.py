@@ -93,10 +93,14 @@ def search(
     query = Query(text, tuple((name, value) for name, value in filters.items() if value), sort, limit)
     settings = load_settings()
     standing = Standing([*revoked(settings), *known_revocations(settings)])
-    fingerprint = None if base_of is None else _fingerprint(base_of)
+    fingerprint: Fingerprint | None = None
     found: dict[str, tuple[Entry, str]] = {}
     for searched in _searched(index, settings):
         try:
+            if (
+                base_of is not None and fingerprint is None
+            ):  # here, so that nobody waits for a model with no index to search
+                fingerprint = _fingerprint(base_of)
             same = None if fingerprint is None else _same_base(fingerprint, searched.database)
             hits = _hits(searched, replace(query, fingerprints=same), standing)
         finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -384,6 +386,15 @@ def test_what_was_trained_in_a_model_is_found_by_its_fingerprint(make: Callable[
         f"{PRINCIPAL}@fits",
         f"{PRINCIPAL}@fits-too",
     ]
+    argv = [sys.executable, "-m", "adaptergit", "search", "--base-of", folder]
+    assert (
+        subprocess.run(argv, capture_output=True, text=True, check=True).stderr == ""
+    )  # no library's bars and reports
     assert adaptergit.search(base_of=tiny_model("roberta")) == []
     with pytest.raises(NotFoundError, match="no such model folder"):
+        adaptergit.search(base_of="./nowhere")
+
+
+def test_without_an_index_no_model_is_looked_at() -> None:
+    with pytest.raises(UsageError, match="no index to search"):
         adaptergit.search(base_of="./nowhere")

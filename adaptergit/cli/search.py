@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from adaptergit.cli.load import named
-from adaptergit.cli.output import clean, json_option, print_json, waiting
+from adaptergit.cli.output import clean, json_option, print_json, quiet_transformers, waiting
 
 
 @click.command()
@@ -59,6 +59,8 @@ def search(
     from adaptergit.search import search as run
 
     with waiting("looking at the model", quiet=as_json or base_of is None):
+        if base_of is not None and base_of.is_dir():  # what is no folder is said before PyTorch starts
+            quiet_transformers()
         found = run(
             " ".join(text),
             index=index,
