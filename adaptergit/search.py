@@ -91,6 +91,10 @@ def search(
     """
     filters = {"task": task, "base_model": base_model, "method": method, "language": language, "license": license}
     query = Query(text, tuple((name, value) for name, value in filters.items() if value), sort, limit)
+    if isinstance(base_of, str | Path) and not Path(base_of).is_dir():
+        raise NotFoundError(
+            "no such model folder", where=str(base_of), hint="name a folder with config.json and model.safetensors"
+        )
     settings = load_settings()
     standing = Standing([*revoked(settings), *known_revocations(settings)])
     fingerprint: Fingerprint | None = None
@@ -274,10 +278,6 @@ def _of_index(one: Subscription, every: Sequence[Subscription], added: Client) -
 
 def _fingerprint(base_of: str | Path | nn.Module) -> Fingerprint:
     """Return the fingerprint of a model, or of a folder with one."""
-    if isinstance(base_of, str | Path) and not Path(base_of).is_dir():  # said before PyTorch starts
-        raise NotFoundError(
-            "no such model folder", where=str(base_of), hint="name a folder with config.json and model.safetensors"
-        )
     from adaptergit.splice.fingerprint import fingerprint_of
 
     if not isinstance(base_of, str | Path):

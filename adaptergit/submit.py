@@ -112,14 +112,20 @@ def submit(
             report(f"note: releases signed by {', '.join(gone)}, which a rotation replaced, will not be listed")
         SourceFile.from_yaml(source.to_yaml(), where=source.path)  # as strictly as the index will read it
         if source == before:
-            raise ReleaseError(f"the index lists {principal} exactly so already", where=index)
+            raise ReleaseError(
+                f"the index lists {principal} exactly so already", where=index, hint="there is nothing to propose"
+            )
         title = f"{'Add' if before is None else 'Change'} {principal}"
         commit = _commit(target, source, title, Path(folder), _signed(target, source, data, sign_with or keys))
         report(f"{'would write' if dry_run else 'wrote'} {source.path}")
         checked = check_change(IndexRepository(target.root), settings, base=target.head or "HEAD", head=commit)
         if not checked.passed:
             said = "\n".join(f"  {rule}: {why}" for broken in checked.problems.values() for rule, why in broken)
-            raise ReleaseError(f"the index would refuse this:\n{said}", where=index)
+            raise ReleaseError(
+                f"the index would refuse this:\n{said}",
+                where=index,
+                hint="nothing was sent: mend what the rules name, and propose again",
+            )
         report("it keeps every rule of the index")
         branch = f"add-{re.sub(r'[^a-z0-9]+', '-', principal.casefold()).strip('-')}"
         if dry_run:

@@ -271,7 +271,8 @@ def error_page() -> str:
         "Each message says what happened and where, and, where that is not plain from it, what to do next. The command "
         "line prints it without a traceback and ends with the exit code of its class; `adaptergit -v …` adds where it "
         "comes from. In Python, catch `AdaptergitError`, or the class that you can mend. What differs from "
-        "case to case is in braces; where a message has no hint of its own, the remedy of its class is what helps.",
+        "case to case is in braces. Where a message has no hint of its own, the command line ends it with the remedy "
+        "of its class, in short.",
     ]
     for one in error_classes():
         code = getattr(one, "exit_code", None)

@@ -15,6 +15,7 @@ from conftest import GOLDEN, Hub, tiny_model
 from test_legacy import Archive, archive  # noqa: F401 - a fixture
 
 import adaptergit
+import adaptergit.lock
 from adaptergit import errors
 from adaptergit.cli import main
 from adaptergit.publish import publish
@@ -178,3 +179,22 @@ def test_the_text(name: str, request: Request) -> None:
 def test_every_class_has_its_text_here() -> None:
     """But for the one that all others are made of, which nothing raises, and for warnings."""
     assert {*CASES, "AdaptergitError", "AdaptergitWarning"} == {one.__name__ for one in error_classes()}
+
+
+@pytest.mark.parametrize(
+    "one", [c for c in error_classes() if issubclass(c, errors.AdaptergitError)], ids=lambda c: str(c.__name__)
+)
+def test_what_has_no_hint_of_its_own_ends_with_that_of_its_class(
+    one: type[errors.AdaptergitError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise one("it broke", where="here")
+
+    monkeypatch.setattr(sys.modules["adaptergit.lock"], "sync", broken)
+    monkeypatch.setattr("adaptergit.housekeeping.stored", broken)
+    for argv, command in ((["sync"], "sync"), (["store", "ls"], "store ls")):
+        done = CliRunner().invoke(main, argv)
+        said, _, hint = done.stderr.rpartition("\n  hint: ")
+        assert (said, done.exit_code) == ("error: here: it broke", one.exit_code)
+        assert (f" {command} --help" in hint) == (one is errors.UsageError), hint
+        assert len(hint) > 20

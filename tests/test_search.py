@@ -395,6 +395,6 @@ def test_what_was_trained_in_a_model_is_found_by_its_fingerprint(make: Callable[
         adaptergit.search(base_of="./nowhere")
 
 
-def test_without_an_index_no_model_is_looked_at() -> None:
+def test_without_an_index_no_model_is_looked_at(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no index to search"):
-        adaptergit.search(base_of="./nowhere")
+        adaptergit.search(base_of=tmp_path)  # there is none in it

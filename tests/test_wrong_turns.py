@@ -669,15 +669,17 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 908683
 def test_a_base_model_that_git_lfs_keeps_says_so(home: Path, tmp_path: Path) -> None:
     tiny_model("bert").save_pretrained(tmp_path / "base")
     weights = tmp_path / "base" / "model.safetensors"
+    index = tmp_path / "index.json"
+    index.write_text('{"schema": "adaptergit.index/1", "entries": []}')
     for data in (LFS, weights.read_bytes()[:-100]):
         weights.write_bytes(data)
         with pytest.raises(NotFoundError, match=r"damaged, or not all there[^$]*git lfs pull"):
             load_base(str(tmp_path / "base"))
         with pytest.raises(NotFoundError, match="git lfs pull"):
-            adaptergit.search(base_of=tmp_path / "base")
+            adaptergit.search(base_of=tmp_path / "base", index=index)
     (tmp_path / "empty").mkdir()
     with pytest.raises(NotFoundError, match=r"name a folder with config\.json"):
-        adaptergit.search(base_of=tmp_path / "empty")
+        adaptergit.search(base_of=tmp_path / "empty", index=index)
 
 
 def test_what_is_read_is_not_written_over(home: Path, tmp_path: Path, hub: Hub) -> None:

@@ -6,6 +6,9 @@ import click
 
 from adaptergit.errors import did_you_mean
 
+CALLED = "adaptergit.called"
+"""Where the contexts of a call keep the command, for whoever speaks of it after it has ended."""
+
 
 def with_switches(command: click.Command) -> click.Command:
     """Let a command take ``--quiet`` and ``--verbose``; they mean the same there as before it."""
@@ -37,6 +40,7 @@ class Group(click.Group):
         if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
             near = self.suggestion(ctx, name)
             ctx.fail(f"No such command {name!r}." + (f" {near[0].upper()}{near[1:]}" if near else ""))
+        ctx.meta[CALLED] = f"{ctx.command_path} {name}"
         return super().resolve_command(ctx, args)
 
     def suggestion(self, ctx: click.Context, name: str) -> str | None:

@@ -22,7 +22,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from adaptergit.errors import AdaptergitError, AdaptergitWarning, TransportError, TrustError, printable, without_secrets
+from adaptergit.cli.groups import CALLED
+from adaptergit.errors import (
+    AdaptergitError,
+    AdaptergitWarning,
+    DataError,
+    ModelError,
+    NotFoundError,
+    PackageError,
+    ReleaseError,
+    TransportError,
+    TrustError,
+    UsageError,
+    printable,
+    without_secrets,
+)
 from adaptergit.progress import Progress, watching
 
 if TYPE_CHECKING:
@@ -35,6 +49,19 @@ _HINTS = {
     errno.EROFS: "nothing can be written there: name another place",
     errno.ENOSPC: "free some space",
 }
+_REMEDIES: dict[type[AdaptergitError], str] = {
+    UsageError: "{command} --help shows how it is written",
+    PackageError: "if it is yours, mend what is named (adaptergit card validate FOLDER looks at a package); "
+    "if not, tell whoever made it",
+    TrustError: "if that is a file of yours, mend it; if not, load nothing of it, and ask whoever published it",
+    NotFoundError: "look at how it is written; adaptergit search finds adapters, adaptergit store ls what is here",
+    TransportError: "try again; adaptergit doctor looks at git, ssh, indexes and the store",
+    ModelError: "adaptergit inspect MODEL shows what the model has, and where adapters go in it",
+    DataError: "mend what is named in the data, and run the command again",
+    ReleaseError: "nothing was changed: mend what is named, and run the command again",
+    AdaptergitError: "adaptergit doctor looks at everything that is needed on this machine",
+}
+"""What is said to whoever meets an error that has no hint of its own."""
 _RECENT = 5.0
 """Seconds."""
 _SOON = 1.0
@@ -85,7 +112,11 @@ def asked_for(flag: str) -> bool:
 
 
 def report(error: AdaptergitError) -> None:
-    """Print an error as it was asked for: for people, or as JSON."""
+    """Print an error as it was asked for, for people or as JSON; one without a hint gets that of its class."""
+    if error.hint is None:
+        context = click.get_current_context(silent=True)
+        called = context.meta.get(CALLED, context.command_path) if context else "adaptergit"
+        error.hint = next(_REMEDIES[one] for one in type(error).__mro__ if one in _REMEDIES).format(command=called)
     if asked_for("verbose"):
         for line in "".join(traceback.format_exception(error)).splitlines():
             click.echo(clean(without_secrets(line)), err=True)
