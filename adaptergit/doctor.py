@@ -88,6 +88,8 @@ def _settings(settings: Settings) -> Iterator[Finding]:
         if not folder.is_dir():
             said = f"there is no folder {folder}, which is a mirror"
             yield Finding("settings", NOTE, said, f"mend [mirrors] in {path}")
+    if (index := settings.index_path) is not None and not index.is_file():
+        yield Finding("settings", NOTE, f"there is no index file {index}", f'mend index = "…" in {path}')
     for glob, level, _ in settings.policy:
         if level == "unsigned":
             yield Finding("settings", NOTE, f"what {glob} publishes is loaded unsigned", f"a stricter policy in {path}")

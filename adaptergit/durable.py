@@ -95,6 +95,10 @@ def prepared_file(path: Path, data: bytes, *, mode: int = 0o666) -> Iterator[Cal
             file.flush()
             os.fsync(file.fileno())
         yield put
+    except OSError as error:
+        if error.filename == str(temporary):  # people know the file by its own name
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -236,8 +236,7 @@ class DataError(AdaptergitError):
 class ReleaseError(AdaptergitError):
     """Publishing would break a rule of releases. The repository is as it was.
 
-    Cause: a version that exists, a history that somebody else continued, a key that is not the repository's, a folder
-    that is not a clone.
+    Cause: a version that exists, a history that somebody else continued, or a key that is not the repository's.
 
     Remedy: raise the version, pull, or sign with the announced key; ``adaptergit publish --dry-run`` shows what would
     happen.

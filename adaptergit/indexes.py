@@ -172,5 +172,5 @@ def full_name(name: str, settings: Settings) -> str:
             )
     update = f"what {', '.join(lost)} said is no longer here: adaptergit index update" if lost else None
     hint = update or did_you_mean(bare, sorted(alike)) or f"adaptergit search {bare}"
-    what = f"no index knows an adapter named {bare!r}, and there is no folder of that name"
+    what = f"no index knows an adapter named {bare!r}, and there is no file or folder of that name here"
     raise NotFoundError(what, hint=hint)

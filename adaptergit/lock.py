@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptergit.dependencies import DEPTH, dependencies_of
-from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError, quoted
+from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError
 from adaptergit.locks import exclusively
 from adaptergit.package import CARD, Card, Manifest, Package
 from adaptergit.progress import each
@@ -16,7 +16,7 @@ from adaptergit.reference import Reference
 from adaptergit.resolve import Fetched, fetch, parse_reference
 from adaptergit.settings import Settings, cache_dir, load_settings
 from adaptergit.store import Store
-from adaptergit.store.lockfile import DEFAULT, Locked, lock_id, read_lock, write_lock
+from adaptergit.store.lockfile import DEFAULT, Locked, lock_id, read_lock, relock, write_lock
 from adaptergit.trust import parse_signature
 from adaptergit.yanks import ask_for_yanks
 
@@ -83,7 +83,7 @@ def lock(
             found = fetch(reference, lock=path if keep else None, **options)
         except TrustError as error:
             if known is not None and keep:
-                more = f"{path} holds {known.version}: adaptergit lock --upgrade {reference}"
+                more = f"{path} holds {known.version}: {relock(path, reference, upgrade=True)}"
                 error.hint = f"{error.hint}; {more}" if error.hint else more
             raise
         entry = _locked(reference, found)
@@ -136,7 +136,9 @@ def check_lock(
         known = entries.get(lock_id(reference))
         if known is None or not _fits(reference, known):
             what = "is not locked" if known is None else f"is locked to {known.version}, which does not fit"
-            raise NotFoundError(f"{reference} {what}", where=str(path), hint=f"adaptergit lock {quoted(reference)}")
+            raise NotFoundError(
+                f"{reference} {what}", where=str(path), hint=relock(path, reference, upgrade=known is not None)
+            )
     for one in entries.values():
         if lock_id(parse_reference(one.reference, settings)) != one.id:
             raise PackageError(f"{one.id} is not what {one.reference} asks for", where=str(path))
@@ -149,7 +151,7 @@ def check_lock(
             raise PackageError(
                 f"{one.id}: {difference}",
                 where=str(path),
-                hint=f"somebody edited it: adaptergit lock --upgrade {quoted(one.reference)} writes it anew",
+                hint=f"somebody edited it: {relock(path, one.reference, upgrade=True)} writes it anew",
             )
         for below in _below(one, settings, store):
             there = entries.get(lock_id(below))
@@ -158,7 +160,7 @@ def check_lock(
                 raise PackageError(
                     f"{one.id} was trained on {below}, which {what}",
                     where=str(path),
-                    hint=f"adaptergit lock --upgrade {quoted(one.reference)}",
+                    hint=relock(path, one.reference, upgrade=True),
                 )
     return list(entries.values())
 

@@ -12,7 +12,7 @@ from adaptergit.indexes import word_on
 from adaptergit.locks import exclusively
 from adaptergit.pins import known_signers
 from adaptergit.progress import each
-from adaptergit.reference import Source, expand
+from adaptergit.reference import Source, check_no_adapter, expand
 from adaptergit.resolve import Fetched, fetch, parse_reference
 from adaptergit.settings import Settings, load_settings
 from adaptergit.store.lockfile import read_lock
@@ -60,6 +60,8 @@ def mirror(
         StorageError: The folder cannot be written to; what is in it already is as good as before.
     """
     settings = settings or load_settings()
+    if isinstance(to, str):
+        check_no_adapter(to)
     found, answers = fetched_all(references, lock, policy, settings)
     if not (isinstance(to, str) and ("://" in to or ":" in to.partition("/")[0])):
         root = expand(to)
@@ -70,7 +72,7 @@ def mirror(
                 return copy_to_folder(root, found, settings, answers)
     from adaptergit.git import Remote, push_copies
 
-    remote = Remote.of(Source.parse(to), allow_http=settings.allow_http)
+    remote = Remote.of(Source.named(to), allow_http=settings.allow_http)
     copies = [(one.path, one.verdict.manifest) for one in found]
     rotations = {
         principal: ([one.files() for one in listed], own)
@@ -91,7 +93,7 @@ def fetched_all(
     named = [parse_reference(text, settings) for text in references]
     locked = [] if lock is None else [parse_reference(one.reference, settings) for one in read_lock(lock).values()]
     if not (named or locked):
-        raise UsageError("there is nothing to copy", hint="name references, or a lock file")
+        raise UsageError("there is nothing to copy", hint="name references, or a lock file: --lock adaptergit.lock")
     answers = ask_for_yanks([*named, *locked], settings)
     wanted = [*((one, None) for one in named), *((one, lock) for one in locked)]
     found = [

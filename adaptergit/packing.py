@@ -23,7 +23,7 @@ from adaptergit.package import (
 from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.card import UNSPECIFIED, is_language
 from adaptergit.package.folder import MODEL_SIGNATURE, read_bounded
-from adaptergit.package.local import inside
+from adaptergit.package.local import no_card
 from adaptergit.package.version import check_version
 from adaptergit.package.weights import opened
 from adaptergit.reference import check_adapter_name, expand
@@ -41,11 +41,10 @@ def card_to_publish(source: Path, name: str | None, version: str | None) -> Card
         PackageError, UsageError: The card, the name or the version is not valid.
     """
     if not source.is_dir():
-        raise NotFoundError("no such folder", where=str(source), hint="name the folder that 'adaptergit train' wrote")
+        what = "this is a file, and no folder" if source.is_file() else "no such folder"
+        raise NotFoundError(what, where=str(source), hint="name the folder that 'adaptergit train' wrote")
     if not (source / CARD).is_file():
-        raise NotFoundError(
-            f"there is no {CARD}", where=str(source), hint=inside(source) or f"adaptergit card make {source}"
-        )
+        raise no_card(source)
     card = Card.from_yaml(read_bounded(source / CARD, MAX_CARD_BYTES), where=str(source / CARD))
     changes: dict[str, str] = {}
     if name is not None and check_adapter_name(name) != card.name:

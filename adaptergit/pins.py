@@ -94,7 +94,7 @@ def _meant(repository: str) -> str | None:
     with contextlib.suppress(UsageError):
         address = repository if "://" in repository else f"https://{repository}"
         address = re.sub(r"(/[^/@]+)@[^/]*$", r"\1", address)  # an adapter's key is its repository's
-        meant = Source.parse(address).principal
+        meant = Source.named(address).principal
         if meant is None:
             return "a folder has no public name: trust the one it was published under, which adaptergit info shows"
         return f"did you mean {meant}?" if meant != repository else None
@@ -117,7 +117,7 @@ def principal_of(repository: str, settings: Settings) -> str:
         UsageError: An address that is none.
     """
     if "://" in repository or ("@" in repository and ":" in repository):
-        return Source.parse(repository).principal or repository
+        return Source.named(repository).principal or repository
     return _with_host(repository, settings)
 
 

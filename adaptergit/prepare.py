@@ -6,14 +6,16 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 from adaptergit.durable import replace_file
-from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, TrustError, UsageError, quoted
 from adaptergit.pins import known_revocations
 from adaptergit.publish import default_key, push_source, signing_key
-from adaptergit.reference import expand
+from adaptergit.reference import check_no_adapter, expand
 from adaptergit.settings import config_dir, load_settings
 from adaptergit.trust import MANIFEST_NAMESPACE, AllowedSigner, SignedRotation, SigningKey, format_signer, generate_key
 from adaptergit.trust.rotation import MAX_ROTATIONS, Rotation
@@ -159,16 +161,25 @@ def check_remote(url: str, root: Path) -> None:
     Raises:
         UsageError: Naming it.
     """
+    from adaptergit.git import Remote
+
     example = "write https://github.com/acme/adapters.git or git@github.com:acme/adapters.git"
-    if "://" in url and "@" in url.rpartition("/")[2]:
-        raise UsageError(f"{url!r} names an adapter, and no repository", hint="leave out what begins with its last @")
+    if not url.strip():
+        raise UsageError("an empty text is no address", hint=example)
+    check_no_adapter(url)
     try:
         source = push_source(url, root)
     except UsageError as error:
         raise UsageError(error.what, hint=example) from error
-    if source.kind == "hosted":  # short names are ours: git would take them for folders
-        hint = f"write https://github.com/{url}.git or git@github.com:{url}.git"
-        raise UsageError(f"{url!r} is no URL to git", hint=hint)
+    if source.kind == "hosted" and source.principal is not None:
+        host, _, path = source.principal.partition("/")
+        raise UsageError(f"{url!r} is no URL to git", hint=f"write {source.url} or git@{host}:{path}.git")
+    Remote.of(source, allow_http=load_settings().allow_http)  # nobody else could fetch from there either
+    if source.principal is None:
+        place = root / (expand(url) if "://" not in url else url2pathname(urlsplit(source.url).path))
+        if not place.is_dir():  # where git looks for it, from the clone
+            hint = f"git init --bare {quoted(place)} makes one, or name another"
+            raise UsageError("there is no such repository", where=str(place), hint=hint)
 
 
 def state_of(clone: Clone) -> State:

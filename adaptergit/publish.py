@@ -235,6 +235,15 @@ def publish_all(
     if asked is not None and said.rotated:
         for one in signers:
             _check_counts(rotations_at(asked, Limits()), target.principal, one.public)
+    if said.behind and proposal is None:
+        for card in cards:
+            said.last[card.name].check_new(card.name, card.version)  # it may be this very release that it lacks
+        branch = here.branch.removeprefix("refs/heads/")
+        raise ReleaseError(
+            f"{branch} of {remote} has commits that this clone has not",
+            where=str(here.root),
+            hint=f"git -C {quoted(here.root)} pull {remote} {branch}, then publish again",
+        )
     page: str | None = None
     with contextlib.ExitStack() as stack:
         drafts: list[_Draft] = []
@@ -530,11 +539,13 @@ def check_announced(clone: Clone, signer: SigningKey) -> None:
     if announced is not None and signer.public not in {
         s.key for s in parse_allowed_signers(announced, source=_ANNOUNCED)
     }:
+        at = "" if clone.root == Path.cwd() else f" --repo {quoted(clone.root)}"
         raise ReleaseError(
             f"the key {signer.public.fingerprint} is not among those the repository announces",
             where=str(clone.root / _ANNOUNCED),
             hint="sign with an announced key (--key); with one of those, this one is added by: "
-            f"adaptergit rotate --keep {signer.path}; before the first release: adaptergit init --key {signer.path}",
+            f"adaptergit rotate --keep {signer.path}{at}; before the first release: "
+            f"adaptergit init --key {signer.path}{at}",
         )
 
 
@@ -584,7 +595,7 @@ def push_source(url: str, root: Path) -> Source:
     path = expand(url)
     if "://" not in url and (path.is_absolute() or (root / path).exists()):  # else host:path, as ssh is written
         return Source.parse((root / path).resolve().as_uri())
-    return Source.parse(url)
+    return Source.named(url)
 
 
 def signing_keys(

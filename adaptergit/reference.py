@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
@@ -39,6 +40,8 @@ _PATHS = ("./", "../", "/", "~/")
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|(~|\.{1,2})?\\")
 """How paths begin there: with a drive, or with backslashes."""
 _SCHEMES = ("https", "http", "ssh", "file")
+_ADDRESS = "write host/org/repo, or an address as git takes it: https://host/acme/adapters.git"
+_BEFORE_THE_PATH = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://[^/]*|[^/@:]+@[^/:]+:)")
 _EXAMPLE = "write it like acme/adapters@sst2, acme/adapters@sst2==1.2.0 or https://host/acme/adapters.git@sst2"
 
 SourceKind = Literal["hosted", "url", "scp", "path"]
@@ -88,6 +91,37 @@ class Source:
             return cls(text, "scp", text, _principal(match["host"], match["path"]))
         return _parse_hosted(text, default_host)
 
+    @classmethod
+    def named(cls, text: str, *, default_host: str = DEFAULT_HOST) -> Source:
+        """Parse the address of a repository that stands alone.
+
+        Raises:
+            UsageError: The text is no repository, or names an adapter in one.
+
+        >>> Source.named("git@codeberg.org:acme/adapters.git").principal
+        'codeberg.org/acme/adapters'
+        """
+        check_no_adapter(text)
+        try:
+            return cls.parse(text, default_host=default_host)
+        except UsageError as error:
+            if error.hint == _EXAMPLE:
+                error.hint = _ADDRESS
+            raise
+
+
+def check_no_adapter(address: str) -> None:
+    """Refuse a reference where a repository or a folder is asked for; a path means what it says.
+
+    Raises:
+        UsageError: It names an adapter.
+    """
+    local = _is_local(address) or (address.startswith("file://") and Path(url2pathname(address[7:])).exists())
+    if not local and re.search(r"[^/@]@[^/@]+/?$", _BEFORE_THE_PATH.sub("", address)):
+        raise UsageError(
+            f"{address!r} names an adapter, and no repository", hint="leave out what begins with its last @"
+        )
+
 
 def _parse_url(text: str) -> Source:
     try:
@@ -123,7 +157,8 @@ def _parse_url(text: str) -> Source:
 def _parse_hosted(text: str, default_host: str) -> Source:
     segments = text.split("/")
     if len(segments) < 2 or not all(segments):
-        raise UsageError(f"{text!r} is not org/repo", hint=_EXAMPLE)
+        here = f"for what lies here, write ./{text}" if text and expand(text).exists() else _EXAMPLE
+        raise UsageError(f"{text!r} is not org/repo", hint=here)
     host, path = (default_host, segments) if len(segments) == 2 else (segments[0], segments[1:])
     if not HOST.fullmatch(host):
         raise UsageError(f"{text!r}: {host!r} is not a host name", hint=_EXAMPLE)
@@ -179,7 +214,9 @@ class Reference:
                 f"{text[:200]!r} is on the Hugging Face Hub, and here a git repository is needed", hint=hint
             )
         if not isinstance(text, str) or "@" not in text:
-            raise UsageError(f"{text!r} is not a reference: it names no adapter", hint=_EXAMPLE)
+            address = isinstance(text, str) and "/" in text and "#" not in text
+            hint = f"name an adapter in it: {text}@adapter" if address else _EXAMPLE
+            raise UsageError(f"{text!r} is not a reference: it names no adapter", hint=hint)
         body, hash_mark, digest_text = text.partition("#")
         digest: str | None = None
         if hash_mark:

@@ -8,6 +8,7 @@ can never stand between a user and an honest server. Nothing here knows torch.
 from __future__ import annotations
 
 import functools
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,7 @@ from adaptergit.package.version import is_version
 from adaptergit.reference import Reference, check_flags, check_paths
 from adaptergit.settings import POLICY_LEVELS, Settings, cache_dir, load_settings
 from adaptergit.store import Known, Store
-from adaptergit.store.lockfile import lock_id, read_lock
+from adaptergit.store.lockfile import DEFAULT, lock_id, read_lock, relock
 from adaptergit.trust import AllowedSigner, Verdict
 from adaptergit.yanks import noted, warn_if_yanked
 
@@ -245,15 +246,13 @@ def _pin(
     if lock is not None:
         locked = read_lock(lock).get(lock_id(reference))
         if locked is None:
-            raise NotFoundError(
-                f"{reference} is not locked", where=str(lock), hint=f"adaptergit lock {quoted(reference)}"
-            )
+            raise NotFoundError(f"{reference} is not locked", where=str(lock), hint=relock(lock, reference))
         fits = reference.specifier.contains(locked.version, prereleases=True)
         if not fits or reference.digest not in (None, locked.manifest_sha256):
             raise NotFoundError(
                 f"{reference} is locked to {locked.version}, which does not fit",
                 where=str(lock),
-                hint=f"adaptergit lock --upgrade {quoted(reference)}",
+                hint=relock(lock, reference, upgrade=True),
             )
         return Pin(locked.version, locked.manifest_sha256, locked.tree, locked.urls, lock=str(lock))
     if index is not None:
@@ -379,7 +378,8 @@ def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> 
     except TransportError as error:
         stored = any(store.find(seen.digest) is not None for seen in store.known(who, adapter).fetched.values())
         if stored and not isinstance(error, StorageError):
-            error.hint = "what was fetched before can be loaded with --offline, or offline=True"
+            stays = "what was fetched before can be loaded with --offline, or offline=True"
+            error.hint = f"{error.hint}; {stays}" if shutil.which("git") is None and error.hint else stays
         raise
     own, yanked = said.failed is None, said.listing.yanked | word.yanked(adapter)
 
@@ -554,7 +554,7 @@ def _check_lock(pin: Pin | None, reference: Reference, folder: Path) -> None:
             else f"the lock file says {pin.digest}, and the tree beside it holds {package.digest}",
             where=pin.lock,
             hint="somebody edited it, and this writes it anew: "
-            f"adaptergit lock --upgrade {quoted(replace(reference, digest=None))}",
+            + relock(pin.lock or DEFAULT, replace(reference, digest=None), upgrade=True),
         )
 
 
@@ -589,11 +589,27 @@ def _refuse_offline(reference: Reference, store: Store, offline: bool, refresh: 
         stored = sorted((v for v, seen in known.fetched.items() if store.find(seen.digest) is not None), key=Version)
         said = ", ".join(f"{version}{' (yanked)' if version in known.yanked else ''}" for version in stored)
         named = f"; stored is {said}: name a version to have it, {reference.adapter}==…" if stored else ""
+        named = named or _from_elsewhere(reference, store)
         raise NotFoundError(
             f"{reference} is not in the store, and offline was asked for",
             where=str(store.root),
             hint=f"load it once with network{named}",
         )
+
+
+def _from_elsewhere(reference: Reference, store: Store) -> str:
+    """Say how a release is had that is stored, but was fetched from another address than the reference's."""
+    there = [(one.manifest, one.digest) for one in store.contents() if one.manifest is not None]
+    same = {
+        manifest.version: digest
+        for manifest, digest in there
+        if (manifest.repository, manifest.name) == (reference.source.principal, reference.adapter)
+    }
+    version = reference.newest(same)
+    if version is None:
+        return ""
+    text = f"{reference.source.text}@{reference.adapter}#sha256:{same[version]}"
+    return f"; {version} is stored, from another address, and is had by its digest: {quoted(text)}"
 
 
 def _exact(reference: Reference) -> str | None:

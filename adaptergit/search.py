@@ -23,7 +23,7 @@ from adaptergit.indexes import any_index, client, revoked, word_on
 from adaptergit.pins import known_revocations
 from adaptergit.reference import Reference, expand
 from adaptergit.resolve import fetch, parse_reference
-from adaptergit.settings import Settings, load_settings
+from adaptergit.settings import Settings, config_dir, load_settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -166,7 +166,7 @@ def show(ref: str) -> Shown:
     if not releases:
         listed = sorted({entry.name for one in word.known for entry in one.entries()})
         raise NotFoundError(
-            f"no index lists {reference.source.principal}@{reference.adapter}",
+            f"no index lists {reference.source.publisher}@{reference.adapter}",
             hint=did_you_mean(reference.adapter, listed) or f"adaptergit info {ref} asks the repository itself",
         )
     every = sorted((entry for entry, _ in releases.values()), key=lambda e: Version(e.version), reverse=True)
@@ -238,7 +238,14 @@ def _searched(index: str | Path | None, settings: Settings) -> Iterable[_Searche
                 yield _of_index(one, every, added)
         if index is not None or settings.index_path is None:
             return
-    path = index or settings.index_path
+    named = settings.index_path
+    if index is None and named is not None and not named.exists():
+        raise NotFoundError(
+            f"there is no index file {named}, which the settings name",
+            where=str(config_dir() / "config.toml"),
+            hint='mend index = "…" there, or make the file: adaptergit index list FILE REFERENCE',
+        )
+    path = index or named
     if added is not None and index is not None and not expand(index).exists():
         hint = did_you_mean(index, [one.name for one in added.subscriptions()]) or "see adaptergit index ls"
         raise NotFoundError(f"there is no index {str(index)!r}, nor a file of that name", hint=hint)

@@ -180,7 +180,9 @@ def load_settings(path: Path | None = None) -> Settings:
         raise UsageError(
             f"not valid TOML: {error}",
             where=str(path),
-            hint="write a path with \\ in single quotes" if "\\" in str(error) or "hex" in str(error) else _QUOTES,
+            hint="write a path with \\ in single quotes"
+            if any(word in str(error) for word in ("Unescaped", "hex"))
+            else _QUOTES,
         ) from error
     return Settings(**_checked(raw, path), offline=offline)
 
@@ -209,7 +211,7 @@ def check_online(where: str) -> None:
         raise UsageError("this needs the network, and ADAPTERGIT_OFFLINE forbids it", where=where, hint="unset it")
 
 
-_QUOTES = 'texts are in quotes, and so is a name with / or * in it: "acme/model" = "/folder"'
+_QUOTES = 'texts are in a pair of quotes, and so is a name with / or * in it: "acme/model" = "/folder"'
 _READABLE = "make it a file that you may read, or move it away: without one, the defaults count"
 _KINDS: dict[str, tuple[type, str]] = {
     "default_host": (str, 'default_host = "github.com"'),

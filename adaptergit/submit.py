@@ -155,7 +155,7 @@ def _propose(
 
 def _bring(index: str, principal: str, folder: Path) -> Clone:
     """Clone the index without checking it out; only what the rules look at is written to files."""
-    Source.parse(index)  # no options, no helpers
+    Source.named(index)  # no options, no helpers
     git = Git(folder, trusted=True)
     try:
         git.text("clone", "--quiet", "--no-checkout", "--depth=1", "--", index, "index", protocols=_PROTOCOLS)

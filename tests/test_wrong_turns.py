@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import transformers
 from click.testing import CliRunner
-from conftest import Hub, tiny_model
+from conftest import Hub, git, tiny_model
 
 import adaptergit
 from adaptergit.cli import main
@@ -160,7 +160,7 @@ def test_what_a_reader_with_only_the_readme_ran_into(hub: Hub, tmp_path: Path, m
     (tmp_path / "l.lock").write_text("garbage")
     with pytest.raises(PackageError) as damaged:
         read_lock(tmp_path / "l.lock")
-    assert "delete it and write it anew" in str(damaged.value.hint)
+    assert "or write another: adaptergit lock" in str(damaged.value.hint)
     said = CliRunner().invoke(
         main, ["train", "--base", "x", "--train", "t", "--eval", "e", "--output", "o", "--language", "en us"]
     )
@@ -227,7 +227,7 @@ def test_the_message_says_what_mends_it(
         (b'base_models = "/models"', "base_models cannot be '/models'"),
         (b"mirrors = []", "mirrors cannot be a list"),
         (b"default_host = {}", "default_host cannot be a table"),
-        (b"default_host = github.com", "texts are in quotes"),
+        (b"default_host = github.com", "texts are in a pair of quotes"),
         (b"[base_models]\nacme/tiny = '/x'", "so is a name with / or * in it"),
         (b'allowed_signers = "C:\\Users"', "write a path with \\ in single quotes"),
         (b"[base_models]\na = 3", 'write "a" = "/folder"'),
@@ -744,5 +744,169 @@ def test_what_a_re_check_of_all_that_found(home: Path, source: Source, tmp_path:
     folder = source()
     text = (folder / "card.yaml").read_text()
     (folder / "card.yaml").write_text(text.replace("license: Apache-2.0", "licence: Apache-2.0"))
-    with pytest.raises(PackageError, match="mend it in the file, then edit"):
+    with pytest.raises(PackageError, match="this was wrong before: name that field too, or mend it in the file"):
         edit_card(folder / "card.yaml", ["version=1.0.1"])
+
+
+def said(*argv: str, code: int | None = None) -> str:
+    """Return what a person is told who types this."""
+    done = CliRunner().invoke(main, list(argv))
+    assert done.exit_code != 0 if code is None else done.exit_code == code, done.output
+    return done.stderr
+
+
+def test_a_card_is_edited_until_it_is_right(source: Source) -> None:
+    path = source() / "card.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("license: Apache-2.0\n", "").replace("version: 1.0.0", "version: 1.0"))
+    with pytest.raises(PackageError, match="this was wrong before: name that field too"):
+        edit_card(path, ["license=MIT"])
+    assert edit_card(path, ["license=MIT", "version=1.1.0"]).license == "MIT"
+    path.write_text(text.replace("license: Apache-2.0", "license: Apache2"))
+    assert f"adaptergit card edit {path} license=…" in said("card", "validate", str(path), code=3)
+    assert edit_card(path, ["license=Apache-2.0"]).license == "Apache-2.0"
+    with pytest.raises(PackageError, match="nothing was changed: write another value"):
+        edit_card(path, ["license=Apache2"])
+    path.write_text("name: [a\n")
+    with pytest.raises(PackageError, match="mend it in the file, then edit"):
+        edit_card(path, ["license=MIT"])
+    path.write_bytes(text.encode().replace(b"Apache-2.0", b"Apache-2.0 # \xe9"))
+    line = text[: text.index("Apache-2.0")].count("\n") + 1
+    assert f"card.yaml:{line}: not UTF-8 at byte" in said("card", "validate", str(path), code=3)
+    path.unlink()
+    path.mkdir()
+    assert "this is a folder, and no card" in said("card", "edit", str(path.parent), "license=MIT", code=5)
+
+
+def test_hints_about_a_lock_name_that_lock(hub: Hub, source: Source, tmp_path: Path, monkeypatch: Any) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    pin_key("127.0.0.1/acme/adapters", hub.key.public.line)
+    mine = tmp_path / "my.lock"
+    assert CliRunner().invoke(main, ["lock", f"{hub.url}@sst2", "--lock", str(mine)]).exit_code == 0
+    for asked, how in ((f"{hub.url}@sst2>1.0.0", "lock --upgrade"), (f"{hub.url}@other", "lock")):
+        for command in ("load", "verify", "info"):
+            told = said(command, asked, "--lock", str(mine), code=5)
+            assert f"hint: adaptergit {how} '{asked}' --lock '{mine}'" in told
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adaptergit.lock").write_bytes(mine.read_bytes())
+    told = said("load", f"{hub.url}@other", "--lock", "adaptergit.lock", code=5)
+    assert told.endswith(f"hint: adaptergit lock '{hub.url}@other'\n")
+
+
+def test_what_is_no_package_says_what_it_is(source: Source, hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
+    folder = source()
+    assert f"name its folder: {folder}" in said("verify", str(folder / "card.yaml"), code=5)
+    assert f"did you mean {folder}?" in said("verify", str(folder.parent), code=5)
+    assert "publish signs the copy it writes to adapters/NAME in the clone" in said("verify", str(folder), code=5)
+    publish(folder, clone=hub.clone, key=hub.key.path)
+    assert f"did you mean {hub.clone / 'adapters' / 'sst2'}?" in said("verify", str(hub.clone), code=5)
+    (tmp_path / "empty").mkdir()
+    for command in (
+        ["card", "validate"],
+        ["verify"],
+        ["publish", "--repo", str(hub.clone), "--key", str(hub.key.path)],
+    ):
+        told = said(*command, str(tmp_path / "empty"), code=5)
+        assert "neither a package folder nor a checkpoint" in told
+    git(tmp_path, "init", "-q", "--bare", "hub.git")
+    monkeypatch.chdir(tmp_path)
+    assert "a git repository: name an adapter in it, ./hub.git@adapter" in said("load", "hub.git", code=5)
+    assert "for what lies here, write ./hub.git" in said("load", "hub.git@mood", code=2)
+    assert f"name an adapter in it: {hub.url}@adapter" in said("lock", hub.url, code=2)
+    assert f"name an adapter in it: {hub.url}@adapter" in said("export", hub.url, "out", "--to", "vllm", code=5)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://git.example/me/adapters.git@mood", "git@git.example:me/adapters.git@mood", "me/adapters@mood",
+     "file:///nowhere/hub.git@mood", "ssh://git@git.example/me/adapters@mood"],
+)  # fmt: skip
+def test_an_adapter_is_no_repository(url: str, hub: Hub, key: SigningKey, tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q", "fresh")
+    clone = str(tmp_path / "fresh")
+    for argv in (
+        ["init", "--yes", "--repo", clone, "--key", str(key.path), "--remote-url", url],
+        ["mirror", f"{hub.url}@sst2", "--to", url],
+        ["index", "add", url, "--root", f"sha256:{'0' * 64}"],
+        ["index", "submit", "--to", url, "--repo", str(hub.clone), "--key", str(hub.key.path)],
+        ["index", "explain", url],
+    ):
+        told = said(*argv, code=2)
+        assert "names an adapter, and no repository\n  hint: leave out what begins with its last @" in told, argv
+    assert git(tmp_path / "fresh", "remote") == ""
+    assert not (tmp_path / "me").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("", "an empty text is no address"),
+        ("github.com/me/adapters", "write https://github.com/me/adapters.git or git@github.com:me/adapters.git"),
+        ("http://git.example/me/x", "plain http is allowed on loopback only"),
+        ("./hub.git", "there is no such repository"),
+        ("file:///nowhere.git", "git init --bare '/nowhere.git' makes one"),
+    ],
+)
+def test_a_remote_is_one_that_others_can_fetch_from(url: str, told: str, key: SigningKey, tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q", "fresh")
+    argv = ["init", "--yes", "--repo", str(tmp_path / "fresh"), "--key", str(key.path), "--remote-url", url]
+    assert told in said(*argv, code=2)
+    assert git(tmp_path / "fresh", "remote") == ""
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_clone_that_is_behind_is_told_before_anything_is_pushed(
+    dry: list[str], hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    git(tmp_path, "clone", "-q", hub.url, "old")
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    git(tmp_path, "init", "-q", "-b", git(hub.clone, "branch", "--show-current").strip(), "bare-start")
+    git(tmp_path / "bare-start", "remote", "add", "origin", hub.url)
+    for name in ("user.name", "user.email"):
+        for clone in ("old", "bare-start"):
+            git(tmp_path / clone, "config", name, "a@b.example")
+    for clone in ("old", "bare-start"):
+        other = source(b"other", version="1.1.0")
+        argv = ["publish", str(other), "--repo", str(tmp_path / clone), "--key", str(hub.key.path), *dry]
+        told = said(*argv, code=9)
+        assert "of origin has commits that this clone has not" in told
+        command = told.partition("hint: ")[2].partition(", then publish again")[0]
+        subprocess.run(command, shell=True, check=True, capture_output=True)
+        assert CliRunner().invoke(main, [*argv, "--dry-run"] if not dry else argv).exit_code == 0
+
+
+def test_what_came_from_another_address_is_had_by_its_digest(hub: Hub, source: Source) -> None:
+    done = publish(source(), clone=hub.clone, key=hub.key.path, repository="example.org/me/adapters")
+    pin_key("example.org/me/adapters", hub.key.public.line)
+    folder = (hub.server.root / "acme" / "adapters.git").as_uri()
+    assert CliRunner().invoke(main, ["load", f"{folder}@sst2"]).exit_code == 0
+    by_digest = f"example.org/me/adapters@sst2#sha256:{done.digest}"
+    told = said("load", "example.org/me/adapters@sst2", "--offline", code=5)
+    assert f"1.0.0 is stored, from another address, and is had by its digest: '{by_digest}'" in told
+    assert CliRunner().invoke(main, ["load", by_digest, "--offline"]).exit_code == 0
+
+
+def test_settings_that_name_no_index_are_told(home: Path) -> None:
+    config = home / "config" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('index = "nofile.json"\n')
+    told = said("search", "x", code=5)
+    assert "which the settings name" in told
+    assert 'mend index = "…" there' in told
+    assert "there is no index file" in CliRunner().invoke(main, ["doctor"]).stdout
+    config.write_text('default_host = "x\n')
+    assert "texts are in a pair of quotes" in said("search", "x", code=2)
+
+
+def test_small_things_are_said_as_they_are(hub: Hub, key: SigningKey, source: Source, tmp_path: Path) -> None:
+    assert "None@" not in said("show", f"{(tmp_path / 'x.git').as_uri()}@mood", code=5)
+    (tmp_path / "a.csv").write_text("a,b\n")
+    assert "this is a file, and no folder" in said("publish", str(tmp_path / "a.csv"), code=5)
+    assert "this is a file, and no folder" in said("init", "--repo", str(tmp_path / "a.csv"), code=2)
+    assert "SHA256:xx: not a key's fingerprint" in said("index", "revoke", "SHA256:xx", "--reason", "x", code=2)
+    told = said("publish", str(source()), "--repo", str(hub.clone), "--key", str(hub.key.path), "--remote", "orign")
+    assert "did you mean 'origin'?" in told
+    assert "--repo" in said("publish", str(source()), "--repo", str(tmp_path), code=2)
+    argv = ["index", "init", str(tmp_path / "ix"), "--name", "ix", "--maintainer", str(key.path) + ".pub"]
+    done = CliRunner().invoke(main, [*argv, "--online", str(key.path) + ".pub", "--key", str(key.path)])
+    assert "a maintainer's key is the online one too" in done.stderr

@@ -35,7 +35,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "summary": ("compare", "Say what an adapter is: parameters, placement, sizes."),
     "diff": ("compare", "Show what differs between two adapters."),
     "convert": ("convert", "Bring a checkpoint from one library's format to another's."),
-    "export": ("convert", "Write a published adapter for vLLM, PEFT or adapters."),
+    "export": ("convert", "Write a published adapter for vLLM, PEFT or AdapterHub's library."),
     "card": ("card", "Make, change, check and render the card of an adapter."),
     "search": ("search", "Search the indexes you have added."),
     "show": ("search", "Show what your indexes know of an adapter."),
@@ -120,7 +120,7 @@ class _Lazy(Group):
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="adaptergit")
-@click.option("-q", "--quiet", is_flag=True, help="Print results and errors only: no steps, no progress.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing beside results and errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print where an error comes from, and what libraries warn of.")
 @click.pass_context
 def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
@@ -129,10 +129,9 @@ def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     What an adapter is: show asks your indexes, info its card, summary its weights too; load also verifies and keeps it.
     --quiet, --verbose and --json may stand before or behind the command.
 
-    \b
     Exit codes: 0 done · 1 other error · 2 wrong usage · 3 invalid package · 4 refused by verification, or
     a key is of no use · 5 not found · 6 git, network or disk failed · 7 does not fit the model
-    8 unusable data · 9 release refused
+    8 unusable data · 9 release refused · 130 interrupted
     """
     if os.environ.get("NO_COLOR"):  # https://no-color.org
         ctx.color = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -116,8 +117,11 @@ def _mended_by(path: Path, what: str) -> str:
         return "take the line out, or write the key as it is meant"
     if "is not of type 'string'" in what:
         return 'a text that looks like something else is in quotes: "1.0"'
-    if "is a required property" in what:
-        return f"adaptergit card edit {path} FIELD=VALUE …"
+    field, _, said = what.partition(": ")
+    if missing := re.match(r"'(\w+)' is a required property", said):
+        field = missing[1] if field == "card" else f"{field}.{missing[1]}"
+    if re.fullmatch(r"[a-z_.]+", field) and not field.startswith(("adapter", "head", "card")):
+        return f"adaptergit card edit {path} {field}=…"
     return "mend it in the file"
 
 

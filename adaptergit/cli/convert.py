@@ -9,7 +9,7 @@ import click
 
 from adaptergit.cli.load import index_option, lock_option, named, offline_option, policy_option
 from adaptergit.cli.output import clean, json_option, print_json, quiet_transformers, step, waiting
-from adaptergit.errors import NotFoundError
+from adaptergit.package.local import no_folder
 from adaptergit.reference import expand, is_path
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def export(
 def _run(source: str, target: Path, to: str, as_json: bool, options: dict[str, Any]) -> None:
     source = named(source)
     if is_path(source) and not expand(source).exists():
-        raise NotFoundError("no such file or folder", where=source, hint="name one, or write org/repo@adapter")
+        raise no_folder(expand(source))
     with waiting("starting PyTorch and transformers", quiet=as_json):
         quiet_transformers()
         from adaptergit.convert import convert as run

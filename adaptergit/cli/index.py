@@ -184,7 +184,7 @@ def explain(repository: str, as_json: bool) -> None:
     from adaptergit.settings import load_settings
 
     settings = load_settings()
-    principal = Source.parse(repository, default_host=settings.default_host).principal or repository
+    principal = Source.named(repository, default_host=settings.default_host).principal or repository
     indexes = client(settings)
     asked, known = indexes.speaks_for(principal), {one.index: one for one in indexes.known(principal)}
     copies = indexes.copies(principal)

@@ -9,6 +9,7 @@ import click
 
 from adaptergit.cli.index_options import here_option, keys_option
 from adaptergit.cli.output import json_option, print_json
+from adaptergit.errors import TrustError, UsageError
 
 
 @click.command("rotate")
@@ -116,7 +117,10 @@ def revoke(what: str, since: datetime | None, warn: bool, reason: str, folder: P
         raise click.UsageError("--since is for keys: a release is revoked or not")
     moment = None if since is None else since.replace(tzinfo=UTC)
     one = Revocation(None if digest else what, digest, moment, "warn" if warn else "refuse", reason, "revoked.jsonl")
-    (parsed,) = parse_revocations(one.line().encode(), source="revoked.jsonl")
+    try:
+        (parsed,) = parse_revocations(one.line().encode(), source="revoked.jsonl")
+    except TrustError as error:
+        raise UsageError(error.what, where=what, hint=error.hint) from error
     IndexRepository(folder.resolve()).revoke(parsed)
     if as_json:
         print_json({"revoked": what, "severity": one.severity})

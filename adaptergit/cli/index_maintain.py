@@ -52,11 +52,12 @@ def init(
     from adaptergit.pins import public_key
     from adaptergit.trust import SigningKey
 
+    people, machines = [public_key(one) for one in maintainers], [public_key(one) for one in online]
     root = init_index(
         folder,
         name,
-        maintainers=[public_key(one) for one in maintainers],
-        online=[public_key(one) for one in online],
+        maintainers=people,
+        online=machines,
         threshold=threshold,
         keys=[SigningKey.open(path) for path in keys],
     )
@@ -64,6 +65,8 @@ def init(
         print_json({"folder": folder, "root": f"sha256:{root.digest}"})
         return
     click.echo(f"root         sha256:{root.digest}")
+    if any(one in people for one in machines):
+        step("note: a maintainer's key is the online one too: whoever gets at that machine can change the index's keys")
     if len(keys) < threshold:
         click.echo(f"{threshold - len(keys)} more must sign: adaptergit index sign --root 1 --key …")
     click.echo(f"next: read {folder}/README.md, git init, commit, push")

@@ -11,7 +11,8 @@ import click
 
 from adaptergit.cli.output import clean, json_option, print_json
 from adaptergit.cli.publish import clone_option, key_option
-from adaptergit.errors import AdaptergitError
+from adaptergit.errors import AdaptergitError, quoted
+from adaptergit.reference import expand
 
 _LICENSE = "Apache-2.0"
 _NONE = "none"
@@ -82,7 +83,8 @@ def init(
         return
     for path in written:
         click.echo(f"wrote {path}")
-    click.echo("review and commit: git add --all && git commit" if written else "nothing to do")
+    git = "git" if expand(clone).resolve() == Path.cwd() else f"git -C {quoted(clone)}"
+    click.echo(f"review and commit: {git} add --all && {git} commit" if written else "nothing to do")
     if wanted.key is not None:
         click.echo(f"publish with this key: adaptergit publish … --key {wanted.key}")
 

@@ -107,6 +107,8 @@ def verify(
       adaptergit verify hf:acme/bert-sst2
     """
     from adaptergit.errors import PackageError, TrustError
+    from adaptergit.package import MANIFEST
+    from adaptergit.package.local import local_card
     from adaptergit.resolve import verify as check
     from adaptergit.trust.oms import verify_bundle
 
@@ -116,6 +118,8 @@ def verify(
     try:
         if is_folder(reference):
             _refuse_missing(reference)
+            if not (expand(reference) / MANIFEST).is_file():
+                local_card(expand(reference))  # says what it is, if it is no package at all
             folder, verdict = expand(reference), check(expand(reference), policy=policy)
         else:
             found = _fetched(reference, policy=policy, offline=offline, lock=lock, refresh=refresh, as_json=as_json)
@@ -204,7 +208,7 @@ def named_adapter(reference: str) -> str:
 def _refuse_missing(folder: str) -> None:
     from adaptergit.package.local import no_folder
 
-    if not expand(folder).exists():
+    if not expand(folder).is_dir():
         raise no_folder(expand(folder))
 
 

@@ -10,6 +10,7 @@ import click
 
 from adaptergit.cli.groups import Group
 from adaptergit.cli.output import json_option, print_json, step, waiting
+from adaptergit.errors import counted
 
 if TYPE_CHECKING:
     from adaptergit.store import Stored
@@ -89,8 +90,8 @@ def verify(remove: bool, as_json: bool) -> None:
     else:
         for digest, why in found.items():
             click.echo(f"sha256:{digest}\t{why}")
-        todo = "removed: they are fetched again when they are needed" if remove else "damaged: --remove takes them away"
-        step("nothing is damaged" if not found else f"{len(found)} packages are {todo}")
+        done = "removed; what is needed is fetched again" if remove else "to be taken away with --remove"
+        step(f"{counted(len(found), 'damaged package')} {done}" if found else "nothing is damaged")
     if found:
         sys.exit(3)
 

@@ -64,7 +64,7 @@ def list_refs(remote: Remote, prefixes: tuple[str, ...], limits: Limits, *, git:
 
     Args:
         remote: Whom to ask.
-        prefixes: Of names of tags.
+        prefixes: Of full names.
         limits: Bounds on time.
         git: Of the user's own clone, where its configuration shall count.
 
@@ -80,7 +80,8 @@ def list_refs(remote: Remote, prefixes: tuple[str, ...], limits: Limits, *, git:
         # A clone knows its own settings: given twice, a header would be sent twice.
         asking, settings = (init_bare(folder), remote.settings) if git is None else (git, ())
         patterns = [f"{prefix}*" for prefix in prefixes]
-        arguments = ("ls-remote", "--quiet", "--tags", "--refs", "--", remote.url, *patterns)
+        kinds = ["--tags", *(["--heads"] if any(one.startswith("refs/heads/") for one in prefixes) else [])]
+        arguments = ("ls-remote", "--quiet", *kinds, "--refs", "--", remote.url, *patterns)
 
         def attempt(seconds: float) -> str:
             return asking.text(*arguments, protocols=remote.protocols, settings=settings, timeout=seconds)

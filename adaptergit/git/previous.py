@@ -62,6 +62,8 @@ class Asked:
     """It holds a rotation of its keys that the clone has not: a pull brings no tags that belong to no branch."""
     unpushed: tuple[str, ...] = ()
     """Tags of the newest releases, which the clone alone has."""
+    behind: bool = False
+    """The branch has commits there that the clone has not: no server takes another on top of an older one."""
 
 
 def last_releases(clone: Clone, names: Sequence[str], remote: Remote | None, limits: Limits) -> Asked:
@@ -80,7 +82,7 @@ def last_releases(clone: Clone, names: Sequence[str], remote: Remote | None, lim
     limits = limits.started()
     prefixes = tuple(f"{TAGS}/{name}/" for name in names)
     local = _refs(clone.git, prefixes)
-    asked = (*prefixes, f"{ROTATIONS}/")
+    asked = (*prefixes, f"{ROTATIONS}/", clone.branch)
     found = {} if remote is None else list_refs(remote, asked, limits, git=clone.git)
     listed = {ref: oid for ref, oid in found.items() if ref.startswith(prefixes)}
     tags = {**local, **listed}
@@ -97,9 +99,12 @@ def last_releases(clone: Clone, names: Sequence[str], remote: Remote | None, lim
         manifests[tag] = _manifest(clone.git, tags[tag], tag)
     if strange and remote is not None:
         manifests |= _fetched(remote, {tag: listed[tag] for tag in strange}, limits)
-    rotated = not found.keys() - listed.keys() <= _refs(clone.git, (f"{ROTATIONS}/",)).keys()
+    rotated = (
+        not {ref for ref in found if ref.startswith(f"{ROTATIONS}/")} <= _refs(clone.git, (f"{ROTATIONS}/",)).keys()
+    )
     unpushed = tuple(tag for tag in newest.values() if tag is not None and remote is not None and tag not in listed)
-    return Asked({name: _last(clone, name, tags, newest[name], manifests) for name in names}, rotated, unpushed)
+    behind = clone.branch in found and not clone.has(found[clone.branch])
+    return Asked({name: _last(clone, name, tags, newest[name], manifests) for name in names}, rotated, unpushed, behind)
 
 
 def _last(clone: Clone, name: str, tags: Mapping[str, str], newest: str | None, manifests: Mapping[str, bytes]) -> Last:

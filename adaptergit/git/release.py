@@ -17,7 +17,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from adaptergit.durable import scratch_file
-from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError, did_you_mean
+from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError, did_you_mean, quoted
 from adaptergit.git.listing import list_all
 from adaptergit.git.partial import is_partial
 from adaptergit.git.pushing import Pushed, push
@@ -174,11 +174,7 @@ def publish_releases(plans: Sequence[Plan], remote: str | None, *, branch: str |
             _follow_or_warn(plans, branch)
             return None
         if _is_refusal(error):
-            raise ReleaseError(
-                f"the server refused the push: {error.what}",
-                hint="if the branch moved on: git pull, then publish again; if it is protected: --pull-request; "
-                "nothing was changed here",
-            ) from error
+            raise _refused(error, clone, remote, "publish") from error
         raise
     if pushed.refused is not None:
         _released_in_part(plans, pushed.count, pushed.refused)
@@ -190,6 +186,16 @@ def publish_releases(plans: Sequence[Plan], remote: str | None, *, branch: str |
 def _is_refusal(error: TransportError) -> bool:
     """Tell a server that does not want the push from one that cannot be reached."""
     return any(word in error.what for word in ("rejected", "atomic", "fetch first"))
+
+
+def _refused(error: TransportError, clone: Clone, remote: str, action: str) -> ReleaseError:
+    """Say why a server does not want a push; nothing was changed here."""
+    branch = clone.branch.removeprefix("refs/heads/")
+    pull = f"git -C {quoted(clone.root)} pull {remote} {branch}, then {action} again"
+    if "non-fast-forward" in error.what or "fetch first" in error.what:
+        return ReleaseError(f"{branch} of {remote} has commits that this clone has not", hint=pull)
+    hint = f"if the branch moved on: {pull}; if it is protected: --pull-request; nothing was changed here"
+    return ReleaseError(f"the server refused the push: {error.what}", hint=hint)
 
 
 def _released_in_part(plans: Sequence[Plan], count: int, refused: TransportError) -> None:
@@ -291,10 +297,7 @@ def push_rotation(
         pushed = push(clone.git, remote, (f"{tag_commit}:{tag}", f"{commit}:{branch or clone.branch}"))
     except TransportError as error:
         if _is_refusal(error):
-            raise ReleaseError(
-                f"the server refused the push: {error.what}",
-                hint="if the branch moved on: git pull, then rotate again; if it is protected: --pull-request",
-            ) from error
+            raise _refused(error, clone, remote, "rotate") from error
         raise
     clone.git.text("update-ref", tag, tag_commit)
     if branch is not None and pushed.refused is None:

@@ -363,7 +363,7 @@ def _confined(command: list[str], max_file_bytes: int | None, *, trusted: bool, 
     doomed = _outer(own, trusted=trusted)
     forget = f"unset {' '.join(doomed)};" if doomed else ""
     memory = "" if trusted else f"ulimit -v {_MAX_MEMORY_KB} 2>/dev/null;"
-    return ["/bin/sh", "-c", f'{forget} {memory} ulimit -f "$1"; shift; exec "$@"', "sh", blocks, *command]
+    return ["/bin/sh", "-c", f'{forget} {memory} ulimit -f "$1" 2>/dev/null; shift; exec "$@"', "sh", blocks, *command]
 
 
 class _Deadline:

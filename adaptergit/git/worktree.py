@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from adaptergit.durable import scratch_file
-from adaptergit.errors import ReleaseError, StorageError, TransportError, UsageError
+from adaptergit.errors import ReleaseError, StorageError, TransportError, UsageError, did_you_mean, quoted
 from adaptergit.git.remote import Remote
 from adaptergit.git.runner import Git, check_installed, transport_settings
 from adaptergit.reference import Source
@@ -44,14 +44,17 @@ class Clone:
             TransportError: Git is not installed.
         """
         if not path.is_dir():
-            raise UsageError("no such folder", where=str(path), hint="git clone the repository, and name its folder")
+            what = "this is a file, and no folder" if path.is_file() else "no such folder"
+            raise UsageError(what, where=str(path), hint="git clone the repository, and name its folder")
         check_installed()
         git = Git(path, trusted=True)
         try:
             root = Path(git.text("rev-parse", "--show-toplevel"))
         except TransportError as error:
             raise UsageError(
-                "not inside a git clone", where=str(path), hint="cd into a clone of the repository you publish from"
+                "not inside a git clone",
+                where=str(path),
+                hint="name a clone of the repository you publish from with --repo, or cd into it",
             ) from error
         git = Git(root, trusted=True)
         try:
@@ -63,6 +66,14 @@ class Clone:
         except TransportError:
             head = None
         return cls(root, git, branch, head)
+
+    def has(self, commit: str) -> bool:
+        """Tell whether a commit is part of the branch."""
+        try:
+            self.git.text("merge-base", "--is-ancestor", commit, self.head or "")
+        except TransportError:  # it is not, or is not even here
+            return False
+        return True
 
     def remote_url(self, remote: str) -> str:
         """Return the URL that pushes to ``remote`` go to, as it is configured: it says whose repository that is.
@@ -76,7 +87,10 @@ class Clone:
             rewritten = self.git.text("remote", "get-url", "--push", "--", remote)
         except TransportError as error:
             raise UsageError(
-                f"the clone has no remote {remote!r}", where=str(self.root), hint=f"git remote add {remote} URL"
+                f"the clone has no remote {remote!r}",
+                where=str(self.root),
+                hint=did_you_mean(remote, self.git.text("remote").split())
+                or f"git -C {quoted(self.root)} remote add {remote} URL",
             ) from error
         for name in (f"remote.{remote}.pushurl", f"remote.{remote}.url"):
             with contextlib.suppress(TransportError, IndexError):

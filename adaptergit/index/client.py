@@ -42,7 +42,7 @@ from adaptergit.index.subscription import (
 from adaptergit.index.updating import MAX_SHARD_BYTES, judged, told_root, updated
 from adaptergit.locks import exclusively
 from adaptergit.package import canonical
-from adaptergit.reference import expand
+from adaptergit.reference import check_no_adapter, expand
 from adaptergit.settings import Settings, cache_dir, config_dir
 from adaptergit.trust import Revocation, parse_revocations
 
@@ -116,6 +116,7 @@ class Client:
             TrustError, PackageError, TransportError: It cannot be believed, had, or kept.
         """
         digest = root_digest(root)
+        check_no_adapter(url)
         if "://" not in url and expand(url).is_dir():
             url = str(expand(url).resolve())
         one = Subscription(name or "", url, digest, priority, tuple(scope), lazy)

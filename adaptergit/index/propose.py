@@ -105,7 +105,9 @@ def _changed(git: Git, base: str, head: str | None) -> list[str]:
             output = git.raw("diff", "--name-only", "--no-renames", "-z", base, "--")
             output += git.raw("ls-files", "--others", "--exclude-standard", "-z")
     except TransportError as error:
-        raise UsageError(f"git cannot compare {base} with {head or 'the files here'}: {error.what}") from error
+        what = f"git cannot compare {base} with {head or 'the files here'}: {error.what}"
+        hint = "name commits or branches that are here; --repo names the clone of the index"
+        raise UsageError(what, where=str(git.directory), hint=hint) from error
     return sorted({name.decode("utf-8", "replace") for name in output.split(b"\0") if name})
 
 

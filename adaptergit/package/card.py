@@ -92,7 +92,7 @@ class Card:
 def _validate(document: yamlfile.Document, where: str) -> None:
     if not isinstance(document.data, Mapping):  # of which nothing is printed: it may be a key
         at = f"{where}:1" if document.lines else where
-        hint = "name a card.yaml, or its folder"
+        hint = "a card is lines of FIELD: VALUE; train, save and convert write one"
         raise PackageError("card: it has no fields, so that it is none", where=at, hint=hint)
     found = [
         (path, wrong_name(document.data["name"]) or text if path == ("name",) else text)

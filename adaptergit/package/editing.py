@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from adaptergit.durable import replace_file
-from adaptergit.errors import NotFoundError, PackageError, UsageError
+from adaptergit.errors import NotFoundError, PackageError, TransportError, UsageError
 from adaptergit.package import yamlfile
 from adaptergit.package.card import MAX_BYTES, Card
 from adaptergit.package.fields import parse_field, parse_fields
 from adaptergit.package.folder import CARD, read_bounded
+from adaptergit.package.local import no_card
 from adaptergit.package.readme import render_readme
 from adaptergit.package.schemas import dotted
 from adaptergit.reference import expand
@@ -28,10 +29,14 @@ def card_path(path: str | Path) -> Path:
     found = expand(path)
     if not found.exists():
         hint = "name a card.yaml, or the folder it lies in"
+        if "@" in str(path):
+            hint = "adaptergit info shows the card of a release"
         raise NotFoundError("no card: no such file or folder", where=str(found), hint=hint)
     found = found / CARD if found.is_dir() else found
+    if found.is_dir():
+        raise NotFoundError("this is a folder, and no card", where=str(found), hint="move it elsewhere")
     if not found.is_file():
-        raise NotFoundError("there is no card", where=str(found), hint=f"adaptergit card make {expand(path)}")
+        raise no_card(found.parent)
     return found
 
 
@@ -62,18 +67,34 @@ def edit_card(path: str | Path, assignments: Iterable[str] = (), *, unset: Itera
     found = card_path(path)
     before = read_bounded(found, MAX_BYTES)
     try:
-        card = Card.from_yaml(before, where=str(found))
+        held = yamlfile.loads(before, where=str(found), limit=MAX_BYTES).data
+        if not isinstance(held, Mapping):
+            Card.from_yaml(before, where=str(found))
     except PackageError as error:
-        error.hint = error.hint or "the card is wrong as it is: mend it in the file, then edit"
+        error.hint = error.hint or "mend it in the file, then edit"
         raise
     changes, removed = parse_fields(assignments), [parse_field(name) for name in unset]
     try:
         after = yamlfile.update(before, changes, removed)
     except KeyError as error:
         raise UsageError(
-            f"{dotted(error.args[0])} is not there", where=str(found), hint=f"the card has {', '.join(card.data)}"
+            f"{dotted(error.args[0])} is not there", where=str(found), hint=f"the card has {', '.join(held)}"
         ) from error
-    return write_card(found, after, before=before)
+    try:
+        return write_card(found, after, before=before)
+    except PackageError as error:
+        if error.hint is None:
+            so_before = "nothing was changed, and this was wrong before: name that field too, or mend it in the file"
+            error.hint = so_before if _is_wrong(before) else "nothing was changed: write another value"
+        raise
+
+
+def _is_wrong(text: bytes) -> bool:
+    try:
+        Card.from_yaml(text)
+    except PackageError:
+        return True
+    return False
 
 
 def write_card(path: Path, text: bytes, *, before: bytes) -> Card:
@@ -81,8 +102,8 @@ def write_card(path: Path, text: bytes, *, before: bytes) -> Card:
 
     Raises:
         PackageError: The text is no card; the old one stays.
-        UsageError: Somebody else changed it meanwhile, it is in the store, it cannot be written, or it says something
-            else of the weights.
+        UsageError: Somebody else changed it meanwhile, it is in the store, or it says something else of the weights.
+        TransportError: It cannot be written.
     """
     path = path.resolve()
     if path.is_relative_to(cache_dir().resolve()):
@@ -95,7 +116,8 @@ def write_card(path: Path, text: bytes, *, before: bytes) -> Card:
         try:
             replace_file(path, text)
         except OSError as error:
-            raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from error
+            hint = "look at who may write there (ls -ld), or edit a copy"
+            raise TransportError(f"cannot be written: {error.strerror}", where=str(path), hint=hint) from error
     return card
 
 

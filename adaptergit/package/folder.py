@@ -147,7 +147,9 @@ def read_package(path: Path, limits: Limits = Limits()) -> Package:  # noqa: B00
     names = list_folder(path, limits)
     if MANIFEST not in names:
         raise NotFoundError(
-            f"there is no {MANIFEST}", where=str(path), hint="'adaptergit publish' writes and signs one"
+            f"there is no {MANIFEST}",
+            where=str(path),
+            hint="it is not signed: publish signs the copy it writes to adapters/NAME in the clone",
         )
     signatures = {n: read_bounded(path / n, _MAX_SIGNATURE_BYTES) for n in signature_names(names)}
     return Package(path, read_bounded(path / MANIFEST, MAX_MANIFEST_BYTES), signatures)

@@ -64,7 +64,9 @@ def loads(data: bytes, *, where: str, limit: int) -> Document:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise PackageError(f"not UTF-8 at byte {error.start}", where=where, hint="save the file as UTF-8") from error
+        line = data[: error.start].count(b"\n") + 1
+        what = f"not UTF-8 at byte {error.start}"
+        raise PackageError(what, where=f"{where}:{line}", hint="save the file as UTF-8") from error
     lines: dict[Path, int] = {}
     try:
         value = _Reader(text, where, lines).document()

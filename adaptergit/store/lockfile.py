@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptergit.durable import disk_errors, replace_file
-from adaptergit.errors import NotFoundError, PackageError
+from adaptergit.errors import NotFoundError, PackageError, quoted
 from adaptergit.package import File, canonical, schemas
 from adaptergit.package.version import check_version
 from adaptergit.reference import Reference
@@ -20,7 +20,10 @@ from adaptergit.reference import Reference
 SCHEMA = "adaptergit.lock/1"
 MAX_BYTES = 16 * 2**20
 DEFAULT = "adaptergit.lock"
-_ANEW = "take the file from your repository's history, or delete it and write it anew: adaptergit lock REFERENCE…"
+_ANEW = (
+    "if it is one that was damaged, take it from your repository's history, or write another: "
+    "adaptergit lock REFERENCE… --lock FILE"
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ class Locked:
 def lock_id(reference: Reference) -> str:
     """Return the name under which a lock file holds what a reference means."""
     return f"{reference.source.principal or reference.source.url}@{reference.adapter}"
+
+
+def relock(path: str | Path, reference: object, *, upgrade: bool = False) -> str:
+    """Return the command that locks a reference in this very file."""
+    where = "" if Path(path) == Path(DEFAULT) else f" --lock {quoted(path)}"
+    return f"adaptergit lock {'--upgrade ' if upgrade else ''}{quoted(reference)}{where}"
 
 
 def read_lock(path: str | Path) -> dict[str, Locked]:

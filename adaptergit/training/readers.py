@@ -70,7 +70,7 @@ def parse_rows(data: bytes, kind: str, path: Path, columns: Sequence[str] = ()) 
         line = data[: error.start].count(b"\n") + 1
         encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "latin1")
         raise DataError(
-            "not UTF-8", where=f"{path}:{line}", hint=f"convert it: iconv -f {encoding} -t utf-8"
+            "not UTF-8", where=f"{path}:{line}", hint=f"convert it: iconv -f {encoding} -t utf-8 {path} > NEW-FILE"
         ) from error
     rows = tuple(Row(values, f"{path}:{line}") for line, values in _READERS[kind](path, content, columns))
     if not rows:
