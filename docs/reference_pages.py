@@ -6,6 +6,7 @@ mkdocs adds them to the site (``hooks.py``); the tests read them without mkdocs.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -59,6 +60,7 @@ _TRAINING = {
 _DOCUMENTS = ("manifest", "lock", "source", "policy", "root", "snapshot", "index", "rotation", "recovery")
 
 
+@functools.cache
 def pages() -> dict[str, str]:
     """Return every generated page by its path below ``docs/``."""
     return {
@@ -257,9 +259,10 @@ def error_classes() -> list[type[Exception]]:
     return found
 
 
-def _sources() -> Iterator[tuple[Path, ast.Module]]:
-    for file in sorted((_ROOT / "adaptergit").rglob("*.py")):
-        yield file, ast.parse(file.read_text("utf-8"))
+@functools.cache
+def _sources() -> list[tuple[Path, ast.Module]]:
+    files = sorted((_ROOT / "adaptergit").rglob("*.py"))
+    return [(file, ast.parse(file.read_text("utf-8"))) for file in files]
 
 
 def error_page() -> str:
@@ -288,6 +291,7 @@ def error_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+@functools.cache
 def messages() -> dict[str, list[tuple[str, str]]]:
     """Return, by class, every pair of message and hint that is written out in the code, also of warnings."""
     found: dict[str, set[tuple[str, str]]] = {one.__name__: set() for one in error_classes()}
