@@ -241,6 +241,10 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     if (host := raw.get("default_host")) is not None and not HOST.fullmatch(host):
         hint = f"write {_KINDS['default_host'][1]}"
         raise UsageError(f"default_host {host!r} is not a host name", where=str(path), hint=hint)
+    if raw.get("resolution_max_age", 0) < 0:
+        raise UsageError(
+            "resolution_max_age is a number of seconds, from 0 on", where=str(path), hint="0 asks each time"
+        )
     checked = dict(raw)
     if "allow_http" in raw:
         checked["allow_http"] = tuple(str(host) for host in raw["allow_http"])

@@ -896,6 +896,8 @@ def test_settings_that_name_no_index_are_told(home: Path) -> None:
     assert "there is no index file" in CliRunner().invoke(main, ["doctor"]).stdout
     config.write_text('default_host = "x\n')
     assert "texts are in a pair of quotes" in said("search", "x", code=2)
+    config.write_text("resolution_max_age = -5\n")
+    assert "resolution_max_age is a number of seconds, from 0 on" in said("search", "x", code=2)
 
 
 def test_small_things_are_said_as_they_are(hub: Hub, key: SigningKey, source: Source, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ _SHOWN = 100
     "--max-new-tokens", type=click.IntRange(1), help="The most tokens to write.  [default: 32, or as in training]"
 )
 @click.option("--base", help="Folder of the base model; default: the settings', or the id in the card.")
-@click.option("--batch-size", default=32, show_default=True, help="Texts at once.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts at once.")
 @policy_option
 @offline_option
 @refresh_option

@@ -264,7 +264,7 @@ def train(
 @_label_column
 @_columns
 @click.option("--base", help="Folder of the base model; default: the settings', or the id in the card.")
-@click.option("--batch-size", default=32, show_default=True, help="Examples at once.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Examples at once.")
 @policy_option
 @offline_option
 @refresh_option
