@@ -21,7 +21,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	.venv/$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow"
 
-# What takes longer than ten seconds each: the demo, the examples, browsers, compilers, trainings of two processes.
+# What takes more than some three seconds each: the demo, the examples, browsers, compilers, trainings of two processes.
 test-slow: $(STAMP)
 	.venv/$(BIN)/python -m pytest -n auto --maxprocesses 8 -m slow
 

@@ -146,6 +146,7 @@ def test_every_result_can_be_drawn() -> None:
         assert draw(one) == drawn, f"{one.name} is not drawn the same twice"
 
 
+@pytest.mark.slow
 def test_a_contender_that_fails_says_why_and_goes_on(tmp_path: Path) -> None:
     from harness import ContenderError, Worker
 

@@ -308,6 +308,7 @@ def test_a_bundle_that_cannot_be_taken_in_pins_nothing(
     assert list(Store(cache_dir()).contents()) == []
 
 
+@pytest.mark.slow
 def test_what_is_taken_back_takes_nobody_elses_pin_along(home: Path) -> None:
     mine, others = generate_key(home / "mine"), generate_key(home / "others")
     settings, before = load_settings(), [sys.executable, "-m", "adaptergit", "trust", "add"]

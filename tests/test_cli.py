@@ -107,6 +107,7 @@ def test_from_keygen_to_search(hub: Hub, source: Source, tmp_path: Path) -> None
     run("load", reference, code=4)
 
 
+@pytest.mark.slow
 def test_verify_says_how_far_it_came(hub: Hub, source: Source, tmp_path: Path) -> None:
     hub.trust()
     publish(source(), clone=hub.clone, key=hub.key.path)
@@ -233,6 +234,7 @@ def test_weights_that_were_cut_off_are_to_be_had_once_more(hub: Hub, source: Sou
     assert "the file is damaged or cut off: get it once more" in said
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_key_file_is_said_with_what_mends_it(hub: Hub, source: Source, tmp_path: Path) -> None:
     key = tmp_path / "key"
     publishing = ("publish", str(source()), "--key", str(key))
@@ -265,6 +267,7 @@ def test_what_was_meant_is_said(home: Path, argv: list[str], said: str, code: in
     assert said in run(*argv, code=code)
 
 
+@pytest.mark.slow
 def test_a_damaged_entry_of_the_store_is_mended_by_what_the_error_says(hub: Hub, source: Source) -> None:
     from adaptergit.pins import pin_key
 
@@ -281,6 +284,7 @@ def test_a_damaged_entry_of_the_store_is_mended_by_what_the_error_says(hub: Hub,
     run("load", f"{hub.url}@sst2", "--offline")
 
 
+@pytest.mark.slow
 def test_a_new_release_is_listed_at_once(hub: Hub, source: Source, tmp_path: Path) -> None:
     from adaptergit.pins import pin_key
 

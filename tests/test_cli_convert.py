@@ -308,6 +308,7 @@ def test_a_release_nobody_vouches_for_is_not_converted(
 # --- pickles and zip files --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pickled_weights_are_read_only_when_that_was_asked_for(
     bottleneck: tuple[Path, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -364,6 +365,7 @@ def test_a_hostile_pickle_runs_nothing_and_leaves_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {"home", "hub", "old"}
 
 
+@pytest.mark.slow
 def test_modules_that_lie_in_the_working_folder_are_not_imported(
     bottleneck: tuple[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,6 +379,7 @@ def test_modules_that_lie_in_the_working_folder_are_not_imported(
     assert not (tmp_path / "it-ran").exists()
 
 
+@pytest.mark.slow
 def test_a_zip_file_as_adapterhub_served_it(bottleneck: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
     old = pickled(bottleneck[0], tmp_path / "old")
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:

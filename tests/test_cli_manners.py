@@ -166,7 +166,7 @@ def test_where_nothing_can_be_stored_what_is_stored_is_pointed_at(
         ),
         (["index", "add", "dist"], "its maintainers tell it"),
         (["card", "edit", "out/missing", "license=MIT"], "name a card.yaml, or the folder it lies in"),
-        (["card", "edit", ".", "license=MIT"], "adaptergit card make ."),
+        (["card", "edit", ".", "license=MIT"], "neither a package folder nor a checkpoint"),
         (["publish", "out/missing"], "name the folder that 'adaptergit train' wrote"),
         (["load", "file:///tmp/missing.git"], "name an adapter in it: file:///tmp/missing.git@adapter"),
         (["load", "https://github.com/a/b"], "name an adapter in it: https://github.com/a/b@adapter"),
@@ -196,12 +196,14 @@ def test_what_an_error_says_of_a_clone_and_its_keys(hub: Hub, source: Source, ot
     released = hub.clone / "adapters" / "sst2"
     (released / "card.yaml").write_text("x")
     assert f"git restore {released}/card.yaml, or publish the folder as a new" in error("verify", released)
-    assert "hint: git remote add upstream URL" in error("publish", folder, *clone, "--remote", "upstream")
+    assert f"hint: git -C '{hub.clone}' remote add upstream URL" in error(
+        "publish", folder, *clone, "--remote", "upstream"
+    )
     rotate(other_key.path, key=hub.key.path, clone=hub.clone)
     named = f"name the file of a key that counts with --key: the one of {other_key.public.fingerprint}"
     assert named in error("publish", folder, *clone, "--key", hub.key.path, "--version", "2.0.0")
     (folder / "card.yaml").unlink()
-    assert f"hint: adaptergit card make {folder}" in error("publish", folder, *clone)
+    assert "weights alone do not say what they are of" in error("publish", folder, *clone)
     said = error("trust", "add", "a.example/b/c", other_key.path)
     assert "this is a private key" in said
     assert "BEGIN" not in said

@@ -508,6 +508,7 @@ def test_a_change_that_enrolled_keys_signed_is_taken(
         assert check_change(index, load_settings(), base="main", head=head).passed is good
 
 
+@pytest.mark.slow
 def test_a_key_that_was_replaced_or_revoked_signs_no_change(
     index: IndexRepository, announced: Hub, pair: SourceFile, other_key: SigningKey, keys: list[SigningKey]
 ) -> None:
@@ -694,6 +695,7 @@ def test_submitting_what_the_index_would_refuse_pushes_nothing(
         submit("--upload-pack=x", clone=announced.clone)
 
 
+@pytest.mark.slow
 def test_submitting_again_keeps_what_is_not_said_and_signs_what_changes(
     pushed: str, index: IndexRepository, announced: Hub, other_key: SigningKey, home: Path
 ) -> None:
@@ -750,6 +752,7 @@ def test_a_forge_opens_the_pull_request(
         open_pull_request(replace(one, repository="http://forge.example/a/b.git"), kind, "secret", Download())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["github", "gitlab", "gitea"])
 def test_submitting_opens_the_pull_request_through_the_forge(
     index: IndexRepository, announced: Hub, api: tuple[str, type[Api]], monkeypatch: pytest.MonkeyPatch, kind: str
@@ -866,6 +869,7 @@ def decide(forge: Forge, index: IndexRepository, reviews: list[Review], **option
     return {one.number: one.outcome for one in done}
 
 
+@pytest.mark.slow
 def test_what_keeps_the_rules_waits_and_is_merged(forge: Forge, index: IndexRepository, announced: Hub) -> None:
     source = source_of(announced)
     head = propose(forge, index, announced, 7, {source.path: source.to_yaml()})
@@ -981,6 +985,7 @@ def test_ci_calls_commands_of_adaptergit_and_nothing_else() -> None:
         assert "pull_request_target" not in text
 
 
+@pytest.mark.slow
 def test_publishing_crawls_commits_builds_signs_and_pushes(
     index: IndexRepository,
     announced: Hub,

@@ -146,6 +146,7 @@ def test_the_page_of_an_index_draws_the_loss(tmp_path: Path, source: Callable[..
     assert "<b>" not in odd
 
 
+@pytest.mark.slow
 def test_training_writes_the_curve_into_the_card(tmp_path: Path) -> None:
     from test_predict import golden, moods
 

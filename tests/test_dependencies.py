@@ -58,6 +58,7 @@ def test_it_can_be_loaded_alone(published: tuple[str, Any, torch.Tensor]) -> Non
     assert adapters(model).active == "qa"
 
 
+@pytest.mark.slow
 def test_a_refresh_asks_for_the_adapter_and_takes_what_it_needs_from_the_store(
     published: tuple[str, Any, torch.Tensor], hub: Hub, tmp_path: Path
 ) -> None:

@@ -201,6 +201,7 @@ def test_checkpoints_of_others_are_compared_by_their_own_names(tmp_path: Path) -
     assert "the formats differ, so no names are alike: convert adapterhub to peft first" in told
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_weights_are_read_one_pair_at_a_time(tmp_path: Path) -> None:
     """Two files of 96 MiB are compared by a process that may map them, and allocate half as much besides."""

@@ -91,6 +91,7 @@ def prepared(base: Path, *names: str) -> Any:
     return model
 
 
+@pytest.mark.slow
 def test_the_readme(play: Play, packages: Path, hub: Hub) -> None:
     hub.trust()
     versions = {"sentiment": "1.0.0", "sst2": "1.0.0", "ner": "1.2.0", "qa": "1.0.0"}
@@ -142,6 +143,7 @@ def test_the_first_page(play: Play, packages: Path, hub: Hub) -> None:
     assert adapters(session["model"]).active == "sentiment"
 
 
+@pytest.mark.slow
 def test_the_hugging_face_hub(
     play: Play, packages: Path, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,6 +235,7 @@ def test_a_command_that_is_not_there_would_be_noticed() -> None:
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_badges_say_what_is_so() -> None:
     sys.path.insert(0, str(DOCS / "pictures"))
     import badges

@@ -583,6 +583,7 @@ def test_a_compiled_model_sees_what_is_activated_later(name: str, config: str) -
     assert len(graphs) <= (4 if NEWEST else 5), "what was compiled is found again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForSequenceClassification"])
 def test_a_head_compiles_to_one_graph(auto: str) -> None:
     model = tiny_model(auto=auto)

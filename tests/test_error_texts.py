@@ -54,7 +54,7 @@ def usage(_: Request) -> list[str]:
 
 @case(
     "PackageError",
-    "error: …/card.yaml:…: card: 'license' is a required property\n  hint: adaptergit card edit … FIELD=VALUE …\n",
+    "error: …/card.yaml:…: card: 'license' is a required property\n  hint: adaptergit card edit … license=…\n",
 )
 def package(request: Request) -> list[str]:
     folder: Path = request.getfixturevalue("tmp_path")

@@ -141,6 +141,7 @@ def test_an_answer_without_names_is_one_heads_alone() -> None:
         model(input_ids=IDS, labels=CLASSES, num_items_in_batch=4)
 
 
+@pytest.mark.slow
 def test_a_head_is_compiled_into_one_graph_with_the_model() -> None:
     model = tiny_model("bert")
     panel = adapters(model)

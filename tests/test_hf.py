@@ -296,6 +296,7 @@ def test_a_checkpoint_with_a_card_is_compared_with_the_model(hf: HubServer, tmp_
     assert getattr(model, "adaptergit", None) is None
 
 
+@pytest.mark.slow
 def test_pickles_are_never_fetched_to_be_loaded(hf: HubServer, tmp_path: Path) -> None:
     legacy = GOLDEN / "public" / "bert__legacy_min_config" / "checkpoint" / "a"
     hf.create("acme/old", {**files_of(legacy), "README.md": README})

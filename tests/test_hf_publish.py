@@ -124,6 +124,7 @@ def test_the_readme_is_a_model_card_that_the_manifest_covers(hf: HubServer, sour
     assert "README.md" in listed
 
 
+@pytest.mark.slow
 def test_releases_follow_each_other_and_never_change(hf: HubServer, release: Callable[..., Any]) -> None:
     first = release()
     with pytest.raises(ReleaseError, match="published already"):
@@ -373,6 +374,7 @@ def test_a_key_that_is_not_the_publishers_is_refused(
         got(policy="tofu")
 
 
+@pytest.mark.slow
 def test_a_release_of_another_place_is_refused(hf: HubServer, release: Callable[..., Any]) -> None:
     """The publisher's own signature, on a package that belongs elsewhere."""
     release()
@@ -393,6 +395,7 @@ def test_a_release_of_another_place_is_refused(hf: HubServer, release: Callable[
     assert got(f"{TO}@v1.0.0").card.name == "sst2"
 
 
+@pytest.mark.slow
 def test_a_moved_tag_and_a_branch_that_went_back_are_refused(hf: HubServer, release: Callable[..., Any]) -> None:
     release()
     release(b"new", version="1.1.0")

@@ -88,6 +88,7 @@ def test_git_never_changes_a_published_byte(hub: Hub, source: Source) -> None:
     verify(path)
 
 
+@pytest.mark.slow
 def test_only_this_adapters_bytes_are_fetched(hub: Hub, source: Source) -> None:
     for index in range(5):
         release(hub, source(os.urandom(200_000), name=f"other{index}"))
@@ -154,6 +155,7 @@ def test_what_the_list_says_of_a_tag_is_fetched_or_else_the_tag(hub: Hub, source
         assert requests is None or len(hub.server.traffic.requests) == requests
 
 
+@pytest.mark.slow
 def test_a_second_load_touches_no_network_and_starts_no_process(
     hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +179,7 @@ def test_a_second_load_touches_no_network_and_starts_no_process(
         assert hub.server.traffic.requests == []
 
 
+@pytest.mark.slow
 def test_versions_are_chosen_by_pep_440(hub: Hub, source: Source) -> None:
     for version in ("1.0.0", "1.9.0", "1.10.0", "2.0.0rc1"):
         release(hub, source(version=version))
@@ -402,6 +405,7 @@ def ssh_server(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> I
         server.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["ssh://user@host:port/path", "user@host:path"])
 def test_over_ssh(
     tmp_path: Path,
@@ -424,6 +428,7 @@ def test_over_ssh(
     assert fetch(f"{url}@sst2").verdict.digest == published.digest
 
 
+@pytest.mark.slow
 def test_a_large_adapter_over_ssh_from_a_server_that_filters(
     tmp_path: Path, source: Source, key: SigningKey, ssh_server: int
 ) -> None:
@@ -438,6 +443,7 @@ def test_a_large_adapter_over_ssh_from_a_server_that_filters(
     assert fetch(f"{url}@sst2").digest == published.digest
 
 
+@pytest.mark.slow
 def test_a_sha256_repository_over_ssh(tmp_path: Path, source: Source, key: SigningKey, ssh_server: int) -> None:
     """A stock sshd does not pass GIT_PROTOCOL on, so the server speaks protocol v0."""
     bare, clone = tmp_path / "srv" / "adapters.git", tmp_path / "clone2"
@@ -598,6 +604,7 @@ def test_init_prepares_a_clone_once(hub: Hub) -> None:
     assert hub.key.public.line in (hub.clone / ".adaptergit/allowed_signers").read_text()
 
 
+@pytest.mark.slow
 def test_a_file_of_the_persons_own_is_never_lost(hub: Hub, source: Source) -> None:
     release(hub, source())
     folder = hub.clone / "adapters" / "sst2"
@@ -857,6 +864,7 @@ def test_a_server_that_never_answers_is_given_up(source: Source) -> None:
             list_versions(remote, "x", Limits(fetch_seconds=1))
 
 
+@pytest.mark.slow
 def test_a_helper_that_lives_on_holds_nobody_up(tmp_path: Path, home: Path) -> None:
     """The user's own ssh command is used, and what it leaves running is killed with git."""
     from adaptergit.git import Remote, list_versions

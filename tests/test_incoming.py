@@ -39,6 +39,7 @@ def followed(folder: Path, data: bytes, ends: list[int]) -> list[tuple[int, int 
     return known
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.integers(0, 3_000), min_size=1, max_size=6),
     large=st.integers(300_000, 400_000),

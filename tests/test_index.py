@@ -452,6 +452,7 @@ def test_a_rotation_reaches_the_index_and_its_users(
     assert (found.version, found.verdict.signers) == ("1.1.0", (other_key.public.fingerprint,))
 
 
+@pytest.mark.slow
 def test_who_has_an_old_key_does_not_lock_out_the_users_of_an_index(
     listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
 ) -> None:
@@ -467,6 +468,7 @@ def test_who_has_an_old_key_does_not_lock_out_the_users_of_an_index(
         assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.2.0"
 
 
+@pytest.mark.slow
 def test_a_rotation_that_takes_the_place_of_another_tag_is_found(
     listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
 ) -> None:
@@ -483,6 +485,7 @@ def test_a_rotation_that_takes_the_place_of_another_tag_is_found(
     assert len(listed.repository.proofs(PRINCIPAL)) == 2
 
 
+@pytest.mark.slow
 def test_a_copy_with_other_signatures_takes_nothing_from_a_rotation(
     listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
 ) -> None:
@@ -509,6 +512,7 @@ def test_a_copy_with_other_signatures_takes_nothing_from_a_rotation(
     assert [one.version for one in listed.repository.entries(PRINCIPAL)][-1] == "1.2.0"
 
 
+@pytest.mark.slow
 def test_what_a_thief_of_a_key_rotated_does_not_stop_who_was_recovered(
     listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path
 ) -> None:
@@ -1012,6 +1016,7 @@ def test_an_index_is_no_pin_of_the_user(listed: Index, hub: Hub) -> None:
         fetch(f"{hub.url}@sst2", policy="digest")
 
 
+@pytest.mark.slow
 def test_old_releases_stay_for_those_who_come_later(
     listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey
 ) -> None:

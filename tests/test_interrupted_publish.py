@@ -42,6 +42,7 @@ def release(hub: Hub, folder: Path, version: str, **options: str | None) -> None
     publish(folder, version=version, clone=hub.clone, key=hub.key.path, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("command", ["update-index -z --index-info", "update-ref --stdin"])
 def test_a_kill_after_the_push_stages_nothing_that_takes_the_release_back(

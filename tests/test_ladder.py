@@ -211,6 +211,7 @@ def test_what_is_no_archive_or_no_listing_is_no_lie(
     assert (found.version, found.served_by) == ("1.0.0", mirrors[1])
 
 
+@pytest.mark.slow
 def test_the_time_there_is_is_for_all_ways_together(hub: Hub, source: Source, forge: Forge) -> None:
     """A server that sends a byte now and then has used it up: nobody else is asked."""
     release(hub, source())
@@ -224,6 +225,7 @@ def test_the_time_there_is_is_for_all_ways_together(hub: Hub, source: Source, fo
 # --- downloads --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_download_goes_on_where_it_was_cut(forge: Forge, tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000
     (forge.root / "file").write_bytes(content)
@@ -291,6 +293,7 @@ def test_credentials_of_netrc_stay_with_their_host(forge: Forge, home: Path, tmp
     assert "Authorization" not in second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("specifier", ["==1.0.0", ""])
 def test_mirrors_have_their_turn_when_a_repository_keeps_silent(
     hub: Hub, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, specifier: str
@@ -553,6 +556,7 @@ def test_what_is_no_plain_file_of_a_local_mirror_is_not_read(
     assert not list((cache_dir() / "packages").rglob("*"))
 
 
+@pytest.mark.slow
 def test_the_time_there_is_is_for_all_files_of_a_mirror_together(hub: Hub, source: Source, forge: Forge) -> None:
     release(hub, source())
     mirror([f"{hub.url}@sst2"], to=forge.root / "mirror")

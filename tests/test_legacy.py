@@ -96,6 +96,7 @@ def states(model: Any) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in adapters(model).spliced("a").parts.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_whoever_pins_the_file_gets_what_is_in_it(archive: Archive, home: Path) -> None:
     model = base_model(read(CASE))
     adaptergit.load(CHECKPOINT, model)
@@ -112,6 +113,7 @@ def test_whoever_pins_the_file_gets_what_is_in_it(archive: Archive, home: Path) 
     assert archive.index.forge.asked == []
 
 
+@pytest.mark.slow
 def test_the_base_model_is_the_one_that_the_archive_names(archive: Archive, home: Path) -> None:
     (home / "config").mkdir(exist_ok=True)
     bert = GOLDEN / "bases" / "bert"
@@ -163,6 +165,7 @@ def test_another_file_than_the_one_that_is_listed_is_refused(archive: Archive, h
         adaptergit.load(archive.reference, model, policy="digest", offline=True)
 
 
+@pytest.mark.slow
 def test_a_file_that_was_damaged_here_is_fetched_again(archive: Archive, home: Path) -> None:
     model = base_model(read(CASE))
     adaptergit.load(archive.reference, model, policy="digest")
@@ -172,6 +175,7 @@ def test_a_file_that_was_damaged_here_is_fetched_again(archive: Archive, home: P
     assert adapters(model).names == ["a"]
 
 
+@pytest.mark.slow
 def test_a_pickle_that_is_a_program_does_not_run(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +202,7 @@ def test_a_file_that_the_index_revoked_is_refused(archive: Archive) -> None:
         adaptergit.load(archive.reference, base_model(read(CASE)), policy="digest")
 
 
+@pytest.mark.slow
 def test_it_is_converted_when_the_pickle_is_allowed_by_name(archive: Archive, tmp_path: Path) -> None:
     model = base_model(read(CASE))
     options: dict[str, Any] = {"to": "adaptergit", "base": model, "policy": "digest"}

@@ -120,6 +120,7 @@ def test_a_failed_lock_leaves_the_file_as_it_was(hub: Hub, source: Source, tmp_p
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_three_at_once_lose_no_entry(hub: Hub, source: Source, tmp_path: Path) -> None:
     hub.trust()
     names = [f"a{number}" for number in range(3)]
@@ -354,6 +355,7 @@ def test_the_store_is_listed_checked_and_pruned(hub: Hub, source: Source, tmp_pa
     assert stored() == []
 
 
+@pytest.mark.slow
 def test_what_a_plain_reference_means_is_not_pruned(hub: Hub, source: Source) -> None:
     for version in ("0.9.0", "1.0.0", "1.1.0", "2.0.0rc1", "2.0.0rc2"):
         release(hub, source(version.encode()), version=version)
@@ -432,6 +434,7 @@ def test_releases_that_need_different_ones_of_a_third_are_not_locked_together(
         check_lock(path=tmp_path / "l")
 
 
+@pytest.mark.slow
 def test_more_on_top_of_each_other_than_is_loaded_is_not_locked(hub: Hub, source: Source, tmp_path: Path) -> None:
     below: list[dict[str, str]] = []
     for number in range(10):

@@ -112,6 +112,7 @@ def test_whoever_may_read_one_file_of_a_mirror_may_read_all(
     assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {folder}
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_to_be_that_of_what_is_written(hub: Hub, source: Source, small_disk: Path) -> None:
     release(hub, source(os.urandom(2_000_000)))
     release(hub, source(b"small"), version="1.1.0")
@@ -190,6 +191,7 @@ def _by_a_thief(hub: Hub, source: Source, tmp_path: Path, thief: SigningKey) -> 
     return evil
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["git", "static", "bundle"])
 def test_on_first_use_only_the_repository_itself_says_whose_it_is(
     hub: Hub, source: Source, tmp_path: Path, other_key: SigningKey, kind: str
@@ -347,6 +349,7 @@ def test_a_locked_release_is_found_in_a_mirror_with_other_object_ids(
         assert got.version == "1.0.0"
 
 
+@pytest.mark.slow
 def test_a_git_mirror_has_one_repository_s_adapter_of_a_name(hub: Hub, source: Source) -> None:
     """Tags and marks have the adapter's name only: two repositories' would be mixed."""
     release(hub, source())

@@ -40,6 +40,7 @@ TASKS = st.fixed_dictionaries(
 LICENSES = st.sampled_from(["MIT", "Apache-2.0", "CC-BY-SA-4.0", "GPL-3.0", "LicenseRef-llama3.1", "EUPL-1.2", "0BSD"])
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(task=TASKS, rows=st.lists(ROWS, max_size=4), license=LICENSES, keywords=st.lists(WORDS, max_size=4, unique=True))
 def test_there_and_back(task: dict[str, Any], rows: list[dict[str, Any]], license: str, keywords: list[str]) -> None:

@@ -47,6 +47,7 @@ def cloned(hub: Hub, tmp_path: Path, options: str) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", WAYS)
 def test_the_next_release_is_published_from_a_clone_that_lacks_most(
     hub: Hub, source: Source, tmp_path: Path, releases: list[str], options: str
@@ -67,6 +68,7 @@ def test_the_next_release_is_published_from_a_clone_that_lacks_most(
     git(hub.bare, "fsck", "--strict")
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_fetched_once_and_without_weights(
     hub: Hub, source: Source, tmp_path: Path, releases: list[str]
 ) -> None:

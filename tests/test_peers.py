@@ -290,6 +290,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow
 def test_peft_computes_the_same_with_what_came_back(tmp_path: Path) -> None:
     """Golden checkpoints of PEFT's become packages and checkpoints of PEFT's again."""
     asked, known = [], cases("peft")

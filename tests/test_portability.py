@@ -77,6 +77,7 @@ def test_an_outer_git_does_not_reach_ours_without_a_shell(
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.slow
 def test_a_pack_that_is_too_large_is_ended_where_no_system_bounds_it(
     hub: Hub, source: Callable[..., Path], no_posix: None
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_pack_that_is_too_large_is_ended_where_no_system_bounds_it(
         fetch(f"{hub.url}@sst2==1.0.0", settings=dataclasses.replace(settings, limits=limits))
 
 
+@pytest.mark.slow
 def test_a_letter_that_an_output_does_not_have_is_no_error(home: Path) -> None:
     environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
     argv = [sys.executable, "-m", "adaptergit", "inspect", str(GOLDEN / "bases" / "bert")]

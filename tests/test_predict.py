@@ -104,6 +104,7 @@ def mood(bases: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return Trained(folder, bases["bert"], "text-classification", rows, columns={"text": "sentence"})
 
 
+@pytest.mark.slow
 def test_a_label_for_each_text(mood: Trained) -> None:
     found = mood.scored()
     labels = [one.label for one in found.said if isinstance(one, Label)]
@@ -116,6 +117,7 @@ def test_a_label_for_each_text(mood: Trained) -> None:
     assert one.probabilities[one.label] == one.probability == max(one.probabilities.values())
 
 
+@pytest.mark.slow
 def test_a_release_is_asked_for_once_and_anew_when_told(hub: Hub, mood: Trained) -> None:
     options: dict[str, Any] = {"clone": hub.clone, "key": hub.key.path}
     name = adaptergit.publish(mood.out, version="1.0.0", **options).name
@@ -168,6 +170,7 @@ def test_several_labels_for_a_text(bases: Mapping[str, Path], tmp_path: Path) ->
         assert set(one.labels) == {label for label, probability in one.probabilities.items() if probability > 0.5}
 
 
+@pytest.mark.slow
 def test_a_number_for_a_text(bases: Mapping[str, Path], tmp_path: Path) -> None:
     counts = [DRAW.randint(0, 4) for _ in range(24)]
     rows = [{"text": " ".join(["good"] * n + ["bad"] * (4 - n)), "label": n / 4} for n in counts]
@@ -285,6 +288,7 @@ def writer(bases: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     )
 
 
+@pytest.mark.slow
 def test_a_text_goes_on(writer: Trained) -> None:
     both = writer.predict("the film", "the", max_new_tokens=2)
     alone = [writer.predict(text, max_new_tokens=2).said[0] for text in ("the film", "the")]
@@ -299,6 +303,7 @@ def test_a_text_goes_on(writer: Trained) -> None:
         writer.predict("the film", top_k=3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_texts_become_texts(bases: Mapping[str, Path], tmp_path: Path) -> None:
     rows = [{"text": f"the film was {word}", "target": word} for word, _ in moods(40)]
@@ -403,6 +408,7 @@ def test_arguments_a_file_and_standard_input_are_answered_alike(mood: Trained, t
     assert whole["metrics"] is None
 
 
+@pytest.mark.slow
 def test_a_pipe_is_answered_by_a_process_of_its_own(tagger: Trained) -> None:
     command = [sys.executable, "-m", "adaptergit", "predict", str(tagger.out), "--base", tagger.base]
     done = subprocess.run(command, input="Bob lives\nin Rome\n", capture_output=True, text=True, check=True)

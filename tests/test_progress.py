@@ -63,6 +63,7 @@ def test_a_refused_push_says_why_and_not_how_far_it_was(hub: Hub, source: Source
     assert "objects" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_copies_are_counted_and_their_bytes_too(hub: Hub, source: Source, tmp_path: Path) -> None:
     release(hub, source(BIG))
     release(hub, source(BIG[::-1]), version="1.1.0")
@@ -161,6 +162,7 @@ while block := os.read(0, 1 << 16):
 """
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_slow_push_moving(hub: Hub, source: Source, tmp_path: Path) -> None:
     line = tmp_path / "slowly"
     line.write_text(SLOWLY.format(python=sys.executable))

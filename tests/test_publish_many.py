@@ -55,6 +55,7 @@ def test_many_adapters_are_published_in_one_push(hub: Hub, source: Source) -> No
     assert [one.previous for one in again] == [one.digest for one in releases]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filters", ["true", "false"])
 def test_a_clone_that_is_behind_does_not_fork_the_history(
     hub: Hub, source: Source, tmp_path: Path, filters: str
@@ -387,6 +388,7 @@ def test_two_proposals_at_once_are_a_fork_and_said_to_be(
     assert fetch(f"{hub.url}@sst2").version == "2.0.0"
 
 
+@pytest.mark.slow
 def test_a_new_adapter_beside_very_many_looks_at_few(hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(40):
         publish(

@@ -145,6 +145,7 @@ def url(sshd: Sshd, tmp_path: Path, source: Source, key: SigningKey) -> str:
     return f"ssh://{getpass.getuser()}@127.0.0.1:{sshd.line.getsockname()[1]}{bare}"
 
 
+@pytest.mark.slow
 def test_an_sshd_that_dies_in_the_middle_is_asked_again(sshd: Sshd, url: str) -> None:
     deaths: list[int] = []
 
@@ -162,6 +163,7 @@ def test_an_sshd_that_dies_in_the_middle_is_asked_again(sshd: Sshd, url: str) ->
     assert verify_store() == {}
 
 
+@pytest.mark.slow
 def test_an_sshd_that_stays_dead_leaves_nothing(sshd: Sshd, url: str) -> None:
     waiting = sshd.when_half_way(sshd.kill)
     with pytest.raises(TransportError):

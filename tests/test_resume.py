@@ -88,6 +88,7 @@ def test_a_training_is_resumed_only_as_it_was_begun(
     assert not cut.output.exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_was_moved_and_another_description_are_no_difference(cut: TrainSpec) -> None:
     moved = cut.train.rename(cut.train.with_name("moved.jsonl"))
     result = train(replace(cut, train=moved, eval=moved, about={"license": "MIT"}))
@@ -103,6 +104,7 @@ def test_another_validation_file_is_a_difference(spec: TrainSpec) -> None:
         train(replace(stopping, resume=True, validation=other_file(spec)["train"]), never)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(spec: TrainSpec, cut: TrainSpec) -> None:
     whole = train(replace(spec, output=spec.output.with_name("whole"), name="out"))
     half = cut.checkpoints / "checkpoint-6"
@@ -146,6 +148,7 @@ def sweep(spec: TrainSpec) -> list[TrainSpec]:
     return [replace(one, resume=True) for one in specs]
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on(spec: TrainSpec, sweep: list[TrainSpec]) -> None:
     finished = (sweep[0].output / "card.yaml").read_bytes()
     found, seen = trained(sweep)
@@ -160,6 +163,7 @@ def test_an_interrupted_sweep_goes_on(spec: TrainSpec, sweep: list[TrainSpec]) -
     assert trained(sweep)[1] == [], "all are finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "why"),
     [({"learning_rate": 0.5}, "learning_rate was 0.01, is 0.5"), ({"about": {"license": "MIT"}}, "license was")],
@@ -176,6 +180,7 @@ def test_a_finished_run_with_other_options_is_not_taken_for_this_one(
     assert found.results[0].learning_rate == changes.get("learning_rate", 0.01)
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_was_scored_on_another_file_is_not_taken(sweep: list[TrainSpec]) -> None:
     with pytest.raises(UsageError, match=r"evaluation\.data_sha256 is another"):
         trained([replace(one, eval=other_file(one)["train"]) for one in sweep])
@@ -195,6 +200,7 @@ def test_runs_of_a_file_are_resumed_by_the_option(sweep: list[TrainSpec], tmp_pa
     assert [bool(run["notes"]) for run in json.loads(done.stdout)["runs"]] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_answers_of_a_run_that_was_finished_before_are_not_made_up(sweep: list[TrainSpec], tmp_path: Path) -> None:
     one = sweep[0]
     options = {

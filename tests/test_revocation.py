@@ -49,6 +49,7 @@ def test_a_revoked_key_no_longer_counts(hub: Hub, source: Source, home: Path) ->
             fetch(reference, offline=True)
 
 
+@pytest.mark.slow
 def test_what_was_seen_before_a_key_was_stolen_still_counts(hub: Hub, source: Source) -> None:
     release(hub, source())
     fetch(f"{hub.url}@sst2==1.0.0")
@@ -229,6 +230,7 @@ def test_looking_at_a_release_is_not_having_seen_it_signed(
         fetch(f"{hub.url}@sst2==1.0.0")
 
 
+@pytest.mark.slow
 def test_what_was_revoked_is_said_to_be_so_when_nobody_else_can_be_asked(hub: Hub, source: Source, home: Path) -> None:
     release(hub, source())
     fetch(f"{hub.url}@sst2")

@@ -142,6 +142,7 @@ QUERIES = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(QUERIES)
 @settings(max_examples=150, deadline=None)
 def test_the_database_finds_what_reading_every_entry_finds(database: Database, query: Query) -> None:
@@ -362,6 +363,7 @@ def test_a_key_that_an_index_revoked_signs_nothing_more(
 # --- what fits a model -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_was_trained_in_a_model_is_found_by_its_fingerprint(make: Callable[..., IndexRepository]) -> None:
     from adaptergit.splice.fingerprint import fingerprint_of
 

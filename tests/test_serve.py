@@ -70,6 +70,7 @@ def labels_of(name: str) -> list[str]:
     return list(head.labels) or [str(i) for i in range(head.num_labels)]
 
 
+@pytest.mark.slow
 def test_many_clients_at_once_each_get_their_adapters_own_answers(server: Server, base: Path) -> None:
     names = ["two", "five", "same", "prefix", "inverted", "number", "many", "prompted"]
     rng = random.Random(7)
@@ -188,6 +189,7 @@ def test_what_is_wrong_is_named_and_harms_nobody(
     assert server.predict(adapter="two", text="w1").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_second_text_goes_to_adapters_that_were_trained_on_pairs(
     base: Path, packages: list[Path], tmp_path: Path
 ) -> None:
@@ -401,6 +403,7 @@ def refused(*argv: str | Path, code: int) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_adapters_of_two_base_models_are_refused_by_name(packages: list[Path], base: Path, tmp_path: Path) -> None:
     other = save_adapters(base_folder(tmp_path / "other", "roberta"), tmp_path / "out", {"stray": KINDS["two"]})
     said = refused(packages[0], packages[1], *other, "--base", base, code=7)
@@ -495,6 +498,7 @@ def test_a_release_is_served_only_if_its_signer_is_known(
     assert not hub.server.traffic.requests
 
 
+@pytest.mark.slow
 def test_without_the_extra_it_is_said_what_to_install(packages: list[Path]) -> None:
     script = "import sys; sys.modules['fastapi'] = None; from adaptergit.cli import main; main()"
     done = subprocess.run(

@@ -69,6 +69,7 @@ def alone(base: Path, package: Path, length: int) -> Callable[[str, str | None],
     return answer
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @SLOW
 def test_a_mixed_batch_answers_as_each_adapter_alone(made: Made, data: st.DataObject) -> None:

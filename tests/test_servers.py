@@ -299,6 +299,7 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(hub: Hub, source: Sou
     assert " 503 " in (nginx.folder / "access.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_is_asked_again(hub: Hub, source: Source, nginx: Nginx) -> None:
     published(hub, source, 6_000_000)  # three seconds at this server's rate
     revived = threading.Event()
@@ -319,6 +320,7 @@ def test_a_server_that_dies_in_the_middle_is_asked_again(hub: Hub, source: Sourc
     assert verify_store() == {}
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_dead_leaves_nothing(hub: Hub, source: Source, nginx: Nginx) -> None:
     published(hub, source, 6_000_000)
     threading.Timer(1.2, nginx.kill).start()
@@ -441,6 +443,7 @@ def kill_after(seconds: float, *argv: str) -> None:
 # --- how far it has come ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_who_watches_is_told_how_far_a_fetch_has_come(hub: Hub, source: Source, nginx: Nginx) -> None:
     """Of how many bytes, too, where the manifest comes first."""
     git(hub.bare, "config", "uploadpack.allowFilter", "true")
@@ -461,6 +464,7 @@ def test_who_watches_is_told_how_far_a_fetch_has_come(hub: Hub, source: Source, 
     assert seen == []  # nobody watches
 
 
+@pytest.mark.slow
 def test_it_is_known_of_how_many_bytes_where_all_comes_at_once(hub: Hub, source: Source, nginx: Nginx) -> None:
     git(hub.bare, "config", "uploadpack.allowFilter", "false")
     published(hub, source, 6_000_000)
@@ -474,6 +478,7 @@ def test_it_is_known_of_how_many_bytes_where_all_comes_at_once(hub: Hub, source:
     assert all(total == pytest.approx(size, rel=0.01) for _, total in told)
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_rate_and_remaining_time_on_one_line(hub: Hub, source: Source, nginx: Nginx) -> None:
     published(hub, source, 6_000_000)
     url = f"http://127.0.0.1:{nginx.port}/acme/adapters.git"
@@ -482,6 +487,7 @@ def test_a_terminal_shows_rate_and_remaining_time_on_one_line(hub: Hub, source: 
     assert re.search(r"fetching http://127[^\r\n]*…: [0-9.]+ of 6\.0 MB, [0-9.]+ MB/s, [0-9]+ s left", shown), shown
 
 
+@pytest.mark.slow
 def test_who_watches_can_end_it(hub: Hub, source: Source, nginx: Nginx) -> None:
     published(hub, source, 6_000_000)
 
@@ -498,6 +504,7 @@ def test_who_watches_can_end_it(hub: Hub, source: Source, nginx: Nginx) -> None:
     assert not list((cache_dir() / "tmp").iterdir())
 
 
+@pytest.mark.slow
 def test_a_failure_while_somebody_watches_says_what_failed(hub: Hub, source: Source, nginx: Nginx) -> None:
     published(hub, source, 6_000_000)
     threading.Timer(1.2, nginx.kill).start()

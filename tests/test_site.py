@@ -234,6 +234,7 @@ def pages(site: Path) -> list[Path]:
     return sorted(site.rglob("*.html"))
 
 
+@pytest.mark.slow
 def test_every_page_is_valid_html(site: Path, realistic: Path) -> None:
     html5lib = pytest.importorskip("html5lib")
     for page in (*pages(site), *pages(realistic)):
@@ -398,6 +399,7 @@ def page(browser: Any) -> Iterator[Any]:
     assert problems == []
 
 
+@pytest.mark.slow
 @needs_browser
 def test_searching_and_copying_in_a_browser(page: Any, address: str) -> None:
     page.goto(f"{address}/index.html")
@@ -416,6 +418,7 @@ def test_searching_and_copying_in_a_browser(page: Any, address: str) -> None:
     assert "all-MiniLM-L6-v2" in page.inner_text("main")
 
 
+@pytest.mark.slow
 @needs_browser
 def test_filtering_in_a_browser(page: Any, rich: Path, served: Any) -> None:
     address = served(rich)

@@ -131,6 +131,7 @@ def test_offline_takes_the_newest_that_is_sound(hub: Hub, source: Source) -> Non
         fetch(f"{hub.url}@sst2==1.1.0", offline=True)
 
 
+@pytest.mark.slow
 def test_many_processes_fetch_once(hub: Hub, source: Source) -> None:
     publish(source(os.urandom(500_000)), clone=hub.clone, key=hub.key.path)
     hub.trust()
@@ -149,6 +150,7 @@ def test_many_processes_fetch_once(hub: Hub, source: Source) -> None:
     assert len(fetches) <= 3, "one listing, one fetch"
 
 
+@pytest.mark.slow
 def test_a_killed_load_leaves_no_half_package(hub: Hub, source: Source, home: Path) -> None:
     publish(source(os.urandom(2_000_000)), clone=hub.clone, key=hub.key.path)
     hub.trust()

@@ -45,6 +45,7 @@ def reproduced(tmp_path: Path, file: Path, base: str = BASE) -> bool | None:
     return adaptergit.evaluate(tmp_path / "out", file, base=base).reproduced
 
 
+@pytest.mark.slow
 @needs_model
 def test_several_labels_for_a_text(tmp_path: Path) -> None:
     kinds = [(DRAW.random() < 0.5, DRAW.random() < 0.5) for _ in range(64)]
@@ -59,6 +60,7 @@ def test_several_labels_for_a_text(tmp_path: Path) -> None:
     assert reproduced(tmp_path, files[1])
 
 
+@pytest.mark.slow
 @needs_model
 def test_a_number_for_a_text(tmp_path: Path) -> None:
     counts = [DRAW.randint(0, 5) for _ in range(64)]
@@ -69,6 +71,7 @@ def test_a_number_for_a_text(tmp_path: Path) -> None:
     assert reproduced(tmp_path, files[1])
 
 
+@pytest.mark.slow
 @needs_model
 def test_pairs_of_texts(tmp_path: Path) -> None:
     words = ("cat", "dog", "sun", "car")
@@ -85,6 +88,7 @@ def test_pairs_of_texts(tmp_path: Path) -> None:
 CITIES, NAMES = ("London", "Paris", "Rome"), ("Alice", "Bob", "Carol", "Dave")
 
 
+@pytest.mark.slow
 @needs_model
 @pytest.mark.parametrize("suffix", ["jsonl", "conll", "conllu"])
 def test_tags_of_words(tmp_path: Path, suffix: str) -> None:
@@ -134,6 +138,7 @@ def test_answers_in_texts_that_come_in_pieces(tmp_path: Path) -> None:
     assert reproduced(tmp_path, files[1])
 
 
+@pytest.mark.slow
 @needs_model
 def test_one_of_several_choices(tmp_path: Path) -> None:
     drawn = [DRAW.choice([(word, 0) for word in GOOD] + [(word, 1) for word in BAD]) for _ in range(48)]
@@ -146,6 +151,7 @@ def test_one_of_several_choices(tmp_path: Path) -> None:
     assert reproduced(tmp_path, files[1])
 
 
+@pytest.mark.slow
 @needs_model
 def test_a_language_adapter_of_a_base_without_output_layer(tmp_path: Path) -> None:
     """MiniLM has none: one is trained along, scored with, and left behind, and the card claims nothing of it."""
@@ -218,6 +224,7 @@ def test_masked_language_models_keep_their_output_layer(tmp_path: Path) -> None:
     assert reproduced(tmp_path, files[1], str(base))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_texts_become_texts(tmp_path: Path) -> None:
     base = tmp_path / "base"
@@ -234,6 +241,7 @@ def test_texts_become_texts(tmp_path: Path) -> None:
     assert reproduced(tmp_path, files[1], str(base))
 
 
+@pytest.mark.slow
 def test_pictures(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     base = tmp_path / "base"
@@ -268,6 +276,7 @@ def moods(tmp_path: Path) -> tuple[Path, Path]:
     return halves(tmp_path, [{"text": f"a {word} film", "label": label} for word, label in drawn])
 
 
+@pytest.mark.slow
 @needs_model
 def test_training_stops_when_nothing_gets_better(tmp_path: Path, moods: tuple[Path, Path]) -> None:
     steps: list[int] = []
@@ -364,6 +373,7 @@ def test_a_value_of_the_wrong_kind_in_a_file_of_runs_is_refused_by_name(tmp_path
     assert caught.value.where == f"{path}: run 1"
 
 
+@pytest.mark.slow
 @needs_model
 def test_eval_tells_when_a_card_exaggerates(tmp_path: Path, moods: tuple[Path, Path]) -> None:
     result = run("text-classification", tmp_path, moods)

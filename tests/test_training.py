@@ -60,6 +60,7 @@ def make_spec(files: tuple[Path, Path], output: Path, **changes: Any) -> TrainSp
     return TrainSpec(output=output, **{**options, **changes})
 
 
+@pytest.mark.slow
 @needs_model
 def test_an_adapter_is_trained_saved_and_loaded(files: tuple[Path, Path], tmp_path: Path) -> None:
     reports: list[str] = []
@@ -97,6 +98,7 @@ def test_an_adapter_is_trained_saved_and_loaded(files: tuple[Path, Path], tmp_pa
     assert torch.allclose(logits, torch.stack(result.answers), atol=1e-5)
 
 
+@pytest.mark.slow
 @needs_model
 def test_the_same_seed_gives_the_same_adapter(files: tuple[Path, Path], tmp_path: Path) -> None:
     outputs = [train(make_spec(files, tmp_path / name, name="mood", epochs=1)) for name in ("x", "y")]
@@ -110,6 +112,7 @@ class StopError(Exception):
     """Somebody pulled the plug."""
 
 
+@pytest.mark.slow
 @needs_model
 def test_an_interrupted_training_goes_on_where_it_was(files: tuple[Path, Path], tmp_path: Path) -> None:
     whole = train(make_spec(files, tmp_path / "whole", name="mood"))
@@ -192,6 +195,7 @@ def test_a_label_only_in_the_held_out_file_is_refused(files: tuple[Path, Path], 
         train(make_spec(files, tmp_path / "out"))
 
 
+@pytest.mark.slow
 @needs_model
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_trainer_of_ones_own_resumes_and_keeps_the_best(plain: bool, tmp_path: Path) -> None:
@@ -326,7 +330,7 @@ def test_a_file_of_another_kind_says_which(tmp_path: Path, name: str, content: s
 def test_a_file_of_another_encoding_says_how_to_convert_it(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(DataError, match="not UTF-8") as caught:
         read(tmp_path, "a.csv", "text,label\nschön,1\n".encode(encoding))
-    assert caught.value.hint == f"convert it: iconv -f {encoding} -t utf-8"
+    assert caught.value.hint == f"convert it: iconv -f {encoding} -t utf-8 {tmp_path / 'a.csv'} > NEW-FILE"
 
 
 def test_a_label_that_is_true_or_false_says_what_to_write(tmp_path: Path) -> None:
@@ -360,6 +364,7 @@ def test_scores_are_those_of_the_definitions() -> None:
     assert found.samples == 4
 
 
+@pytest.mark.slow
 def test_a_plain_trainer_adds_up_gradients_of_a_head_as_one_batch_has_them(tmp_path: Path) -> None:
     """transformers' Trainer leaves the division to models that take keyword arguments."""
     rows = [{"input_ids": [5 + i, 6, 7 + i], "labels": i % 3} for i in range(4)]

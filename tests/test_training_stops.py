@@ -61,6 +61,7 @@ def test_interrupted_before_the_first_checkpoint_nothing_is_left_and_nothing_pro
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
 def test_interrupted_later_it_goes_on_as_promised(
     bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_interrupted_later_it_goes_on_as_promised(
     assert [path.name for path in tmp_path.glob("out*")] == ["out"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 4, 16, 48, 96])
 def test_a_disk_that_is_full_after_some_kilobytes_is_a_clear_error(
     bert: Path, data: Path, small_disk: Path, room: int

@@ -129,9 +129,13 @@ def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     What an adapter is: show asks your indexes, info its card, summary its weights too; load also verifies and keeps it.
     --quiet, --verbose and --json may stand before or behind the command.
 
-    Exit codes: 0 done · 1 other error · 2 wrong usage · 3 invalid package · 4 refused by verification, or
-    a key is of no use · 5 not found · 6 git, network or disk failed · 7 does not fit the model
-    8 unusable data · 9 release refused · 130 interrupted
+    \b
+    Exit codes: 0 done · 1 other error
+    2 wrong usage · 3 invalid package
+    4 refused by verification, or a key is of no use
+    5 not found · 6 git, network or disk failed
+    7 does not fit the model · 8 unusable data
+    9 release refused · 130 interrupted
     """
     if os.environ.get("NO_COLOR"):  # https://no-color.org
         ctx.color = False
