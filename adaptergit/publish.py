@@ -190,7 +190,7 @@ def publish_all(
     Raises:
         See :func:`publish`.
     """
-    from adaptergit.git import Clone, complete, last_releases, publish_releases, rotations_in
+    from adaptergit.git import Clone, complete, last_releases, moved_on, publish_releases, rotations_in
     from adaptergit.ladder import rotations_at
 
     check_flags(pull_request=pull_request, dry_run=dry_run)
@@ -235,15 +235,10 @@ def publish_all(
     if asked is not None and said.rotated:
         for one in signers:
             _check_counts(rotations_at(asked, Limits()), target.principal, one.public)
-    if said.behind and proposal is None:
+    if said.behind and remote is not None and proposal is None:
         for card in cards:
             said.last[card.name].check_new(card.name, card.version)  # it may be this very release that it lacks
-        branch = here.branch.removeprefix("refs/heads/")
-        raise ReleaseError(
-            f"{branch} of {remote} has commits that this clone has not",
-            where=str(here.root),
-            hint=f"git -C {quoted(here.root)} pull {remote} {branch}, then publish again",
-        )
+        raise moved_on(here, remote, "publish")
     page: str | None = None
     with contextlib.ExitStack() as stack:
         drafts: list[_Draft] = []

@@ -14,7 +14,7 @@ from adaptergit.git.listing import Listing, list_all, list_versions, list_yanked
 from adaptergit.git.objects import check_tree, tree_oid
 from adaptergit.git.partial import complete
 from adaptergit.git.previous import Last, last_releases
-from adaptergit.git.release import Plan, plan_release, publish_releases, push_rotation, yank_release
+from adaptergit.git.release import Plan, moved_on, plan_release, publish_releases, push_rotation, yank_release
 from adaptergit.git.remote import Remote
 from adaptergit.git.runner import Git
 from adaptergit.git.server import GitServer
@@ -40,6 +40,7 @@ __all__ = [
     "list_all",
     "list_versions",
     "list_yanked",
+    "moved_on",
     "plan_release",
     "publish_releases",
     "push_copies",

@@ -188,13 +188,20 @@ def _is_refusal(error: TransportError) -> bool:
     return any(word in error.what for word in ("rejected", "atomic", "fetch first"))
 
 
+def moved_on(clone: Clone, remote: str, action: str) -> ReleaseError:
+    """Return the error for a clone that lacks what others pushed to its branch."""
+    branch = clone.branch.removeprefix("refs/heads/")
+    what = f"{branch} of {remote} has commits that this clone has not"
+    hint = f"git -C {quoted(clone.root)} pull {remote} {branch}, then {action} again"
+    return ReleaseError(what, where=str(clone.root), hint=hint)
+
+
 def _refused(error: TransportError, clone: Clone, remote: str, action: str) -> ReleaseError:
     """Say why a server does not want a push; nothing was changed here."""
-    branch = clone.branch.removeprefix("refs/heads/")
-    pull = f"git -C {quoted(clone.root)} pull {remote} {branch}, then {action} again"
+    behind = moved_on(clone, remote, action)
     if "non-fast-forward" in error.what or "fetch first" in error.what:
-        return ReleaseError(f"{branch} of {remote} has commits that this clone has not", hint=pull)
-    hint = f"if the branch moved on: {pull}; if it is protected: --pull-request; nothing was changed here"
+        return behind
+    hint = f"if the branch moved on: {behind.hint}; if it is protected: --pull-request; nothing was changed here"
     return ReleaseError(f"the server refused the push: {error.what}", hint=hint)
 
 
