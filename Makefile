@@ -21,7 +21,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	.venv/$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow"
 
-# What takes more than some three seconds each: the demo, the examples, browsers, compilers, trainings of two processes.
+# What takes more than some two seconds each: the demo, the examples, browsers, compilers, trainings of two processes.
 test-slow: $(STAMP)
 	.venv/$(BIN)/python -m pytest -n auto --maxprocesses 8 -m slow
 

@@ -140,6 +140,7 @@ def cut(file: Path, target: Path, *, before: Callable[[str], bool]) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contents", [True, False])
 @pytest.mark.parametrize("part", ["mirror.json", "packages", "releases", "last release"])
 def test_a_bundle_that_was_cut_off_is_refused(

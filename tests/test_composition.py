@@ -182,6 +182,7 @@ def methods(request: pytest.FixtureRequest) -> Any:
     return panel
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     tree=trees_of_rows(),

@@ -489,6 +489,7 @@ def test_a_signature_is_good_for_one_change_of_one_index(
     assert "signed" in dict(broken)
 
 
+@pytest.mark.slow
 def test_a_change_that_enrolled_keys_signed_is_taken(
     index: IndexRepository, announced: Hub, pair: SourceFile, other_key: SigningKey
 ) -> None:
@@ -663,6 +664,7 @@ def pushed(index: IndexRepository, announced: Hub) -> str:
     return url
 
 
+@pytest.mark.slow
 def test_submitting_writes_checks_pushes_and_gives_the_page(pushed: str, announced: Hub) -> None:
     told: list[str] = []
     dry = submit(pushed, clone=announced.clone, dry_run=True, report=told.append)
@@ -889,6 +891,7 @@ def test_what_keeps_the_rules_waits_and_is_merged(forge: Forge, index: IndexRepo
     assert not (index.root / source.path).exists(), "nothing was checked out"
 
 
+@pytest.mark.slow
 def test_a_push_begins_the_waiting_anew_and_a_strangers_comment_ends_nothing(
     forge: Forge, index: IndexRepository, announced: Hub
 ) -> None:
@@ -929,6 +932,7 @@ def test_a_token_that_may_not_ask_who_it_is_is_the_forges_own_bot(
         assert decide(forge, index, look(forge, index)) == {7: "waiting"}
 
 
+@pytest.mark.slow
 def test_the_steps_of_ci_on_the_command_line(
     forge: Forge, index: IndexRepository, announced: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

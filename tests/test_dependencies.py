@@ -42,6 +42,7 @@ def published(hub: Hub, tmp_path: Path) -> tuple[str, Any, torch.Tensor]:
     return hub.url, model, model(IDS)[0].detach()
 
 
+@pytest.mark.slow
 def test_an_adapter_is_loaded_on_top_of_what_it_was_trained_on(published: tuple[str, Any, torch.Tensor]) -> None:
     url, _, wanted = published
     model = adaptergit.load(f"{url}@qa", tiny_model())

@@ -403,6 +403,7 @@ def changed(data: st.DataObject, header: bytes, content: bytes) -> bytes:
     return size.to_bytes(8, "little") + header + content
 
 
+@pytest.mark.slow
 @quick(400)
 @given(data=st.data())
 def test_weights_are_what_safetensors_reads(

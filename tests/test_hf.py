@@ -413,6 +413,7 @@ def test_tofu_pins_the_first_bytes_and_refuses_others(hf: HubServer, repository:
         unpin("127.0.0.1/acme/never@main")
 
 
+@pytest.mark.slow
 def test_a_pinned_digest_is_exactly_that(repository: Repository) -> None:
     with pytest.raises(TrustError, match="needs a pinned digest"):
         got(policy="digest")
@@ -544,6 +545,7 @@ def test_what_is_damaged_is_never_used_and_fetched_again(damage: str, hf: HubSer
     assert snapshot(found.path)["adapter.safetensors"] == repository.files["adapter.safetensors"]
 
 
+@pytest.mark.slow
 def test_many_processes_fetch_it_once(hf: HubServer, repository: Repository, home: Path) -> None:
     script = (
         "import sys, huggingface_hub.constants as c; c.HF_HUB_OFFLINE = False; c.HF_HUB_DISABLE_TELEMETRY = True\n"

@@ -202,6 +202,7 @@ def test_a_tag_that_failed_is_made_the_next_time(hf: HubServer, release: Callabl
     assert done.digest == got().digest
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_repository_holds_an_adapter_of_its_name(hf: HubServer, release: Callable[..., Any]) -> None:
     with pytest.raises(UsageError, match="the folder is for 'ner', the card is of 'sst2'"):
         release(to="hf:acme/adapters/ner")

@@ -137,6 +137,7 @@ def test_a_pinned_tree_is_fetched_in_two_requests_or_by_its_tag(hub: Hub, source
     assert list(empty.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_the_list_says_of_a_tag_is_fetched_or_else_the_tag(hub: Hub, source: Source, tmp_path: Path) -> None:
     """The list may be a moment old, and a server of protocol v0 gives what has a name."""
     from adaptergit.git import Remote, fetch_release

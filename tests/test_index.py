@@ -178,6 +178,7 @@ def test_a_bare_name_is_looked_up_wherever_a_release_is_named(
         assert (done.exit_code, "sst2" in done.stdout) == (0, True), done.stderr
 
 
+@pytest.mark.slow
 def test_publishing_is_pushing(listed: Index, hub: Hub, source: Callable[..., Path]) -> None:
     user = listed.user()
     publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=hub.key.path)
@@ -392,6 +393,7 @@ def test_where_the_disk_is_full_nothing_is_added(
     assert [one.name for one in listed.user().subscriptions()] == ["community"]
 
 
+@pytest.mark.slow
 def test_yanked_by_its_publisher_and_by_the_index(listed: Index, hub: Hub, source: Callable[..., Path]) -> None:
     publish(source(b"x" * 5000, version="1.1.0"), clone=hub.clone, key=hub.key.path)
     listed.release()
@@ -437,6 +439,7 @@ def test_what_the_index_saw_before_a_key_was_stolen_still_counts(listed: Index, 
     assert fetch(f"{hub.url}@sst2").version == "1.0.0"  # this machine never saw it before, but the index did
 
 
+@pytest.mark.slow
 def test_a_rotation_reaches_the_index_and_its_users(
     listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey
 ) -> None:
@@ -545,6 +548,7 @@ def test_the_online_key_cannot_change_a_publishers_key(listed: Index, hub: Hub, 
     assert fetch(f"{hub.url}@sst2").verdict.signers == (hub.key.public.fingerprint,)
 
 
+@pytest.mark.slow
 def test_maintainers_recover_a_publisher(
     listed: Index, hub: Hub, source: Callable[..., Path], other_key: SigningKey
 ) -> None:
@@ -987,6 +991,7 @@ def test_what_was_revoked_stays_revoked(listed: Index, hub: Hub, home: Path) -> 
         fetch(f"{hub.url}@sst2")
 
 
+@pytest.mark.slow
 def test_a_second_index_cannot_speak_for_what_the_first_one_knows(
     listed: Index,
     hub: Hub,
@@ -1280,6 +1285,7 @@ def test_every_card_of_the_archive_is_taken_over(index: Index) -> None:
     assert build_site(index.repository, index.dist, root=index.root) > done.cards
 
 
+@pytest.mark.slow
 def test_a_yank_that_the_index_has_not_heard_of_counts(
     listed: Index, hub: Hub, source: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -1296,6 +1302,7 @@ def test_a_yank_that_the_index_has_not_heard_of_counts(
     assert fetch(reference, offline=True).version == "1.0.0"
 
 
+@pytest.mark.slow
 def test_offline_what_is_stored_is_given_though_the_index_lists_more(
     listed: Index, hub: Hub, source: Callable[..., Path]
 ) -> None:

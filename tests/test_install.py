@@ -46,6 +46,7 @@ def test_every_schema_is_valid_and_closed(path: Path) -> None:
 BROUGHT = {"deepspeed": "whoever names its configuration has it"}
 
 
+@pytest.mark.slow
 def test_whatever_is_imported_is_declared() -> None:
     """What comes with something else today is missing when that changes its mind."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

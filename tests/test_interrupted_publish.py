@@ -71,6 +71,7 @@ def test_a_kill_after_the_push_stages_nothing_that_takes_the_release_back(
     assert fetch(f"{hub.url}@sst2", refresh=True).version == "1.2.0"
 
 
+@pytest.mark.slow
 def test_a_commit_after_a_kill_keeps_the_release(hub: Hub, source: Source, wrapped: Callable[[str, str], None]) -> None:
     release(hub, source(b"old"), "1.0.0")
     wrapped("update-ref --stdin", KILL)
@@ -97,6 +98,7 @@ def test_a_full_disk_after_the_push_is_mended_by_the_command_that_is_named(
     assert hub.git("rev-parse", "HEAD") == git(hub.bare, "rev-parse", "main")
 
 
+@pytest.mark.slow
 def test_files_that_could_not_be_written_are_restored_by_hand_or_by_the_next_release(
     hub: Hub, source: Source, tmp_path: Path
 ) -> None:

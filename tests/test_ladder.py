@@ -321,6 +321,7 @@ def test_mirrors_have_their_turn_when_a_repository_keeps_silent(
 # --- mirrors ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_static_mirror_serves_when_the_repository_is_gone(hub: Hub, source: Source, forge: Forge) -> None:
     published = release(hub, source(BIG))
     release(hub, source(b"v" * 10), version="1.1.0")
@@ -410,6 +411,7 @@ def test_another_repository_as_a_mirror(hub: Hub, source: Source, tmp_path: Path
         assert (found.digest, found.tree) == (published.digest, published.tree)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["git", "static"])
 def test_a_mirror_says_what_was_yanked(hub: Hub, source: Source, tmp_path: Path, kind: str) -> None:
     release(hub, source())
@@ -513,6 +515,7 @@ def test_a_mirror_that_lies_is_named_and_nobody_else_is_asked(hub: Hub, source: 
     assert fetch(f"{hub.url}@sst2", settings=settings).version == "1.0.0"
 
 
+@pytest.mark.slow
 def test_a_mirror_never_changes_a_release(hub: Hub, source: Source, tmp_path: Path) -> None:
     release(hub, source())
     mirror([f"{hub.url}@sst2"], to=tmp_path / "mirror")

@@ -305,6 +305,7 @@ print(found.version)
 """
 
 
+@pytest.mark.slow
 def test_a_frozen_load_opens_no_socket_and_starts_no_process(hub: Hub, source: Source, tmp_path: Path) -> None:
     release(hub, source())
     lock([f"{hub.url}@sst2"], path=tmp_path / "l")
@@ -407,6 +408,7 @@ def test_what_is_stored_and_not_given_is_named_offline(hub: Hub, source: Source)
         assert fetch(f"{hub.url}@sst2==1.0.0", offline=True).from_store
 
 
+@pytest.mark.slow
 def test_releases_that_need_different_ones_of_a_third_are_not_locked_together(
     hub: Hub, source: Source, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_mirror_whose_making_was_killed_is_gone_on_with(hub: Hub, source: Source, tmp_path: Path) -> None:
     release(hub, source())
     root = tmp_path / "mirror"
@@ -275,6 +276,7 @@ def test_under_tofu_the_weights_of_a_mirror_are_not_even_asked_for(hub: Hub, sou
         fetch(f"{hub.url}@sst2", settings=replace(load_settings(), policy=(("*", "tofu", 1),), mirrors=mirrors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["unsigned", "digest"])
 def test_what_was_looked_at_before_is_no_first_use(
     hub: Hub, source: Source, tmp_path: Path, other_key: SigningKey, policy: str
@@ -298,6 +300,7 @@ def test_what_was_looked_at_before_is_no_first_use(
     assert known_signers(wanted) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["lock", "digest"])
 def test_a_pinned_release_that_the_repository_lost_is_fetched_from_a_mirror(
     hub: Hub, source: Source, tmp_path: Path, how: str

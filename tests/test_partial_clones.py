@@ -84,6 +84,7 @@ def test_what_is_missing_is_fetched_once_and_without_weights(
     assert settings.count("promisor") == 1
 
 
+@pytest.mark.slow
 def test_the_announced_keys_of_a_sparse_clone_count(
     hub: Hub, source: Source, tmp_path: Path, releases: list[str], other_key: SigningKey
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_release_is_asked_for_once_and_anew_when_told(hub: Hub, mood: Trained)
     assert adaptergit.fetch(ref, offline=True).version == "1.0.2"
 
 
+@pytest.mark.slow
 def test_two_texts_where_the_adapter_reads_pairs(bases: Mapping[str, Path], tmp_path: Path) -> None:
     pairs = [(DRAW.choice(GOOD), DRAW.choice(GOOD)) for _ in range(20)]
     rows = [{"a": a, "b": b, "label": "yes" if a == b else "no"} for a, b in [*pairs, *zip(GOOD, GOOD, strict=True)]]
@@ -159,6 +160,7 @@ def test_an_adapter_of_one_text_is_given_no_second_one(mood: Trained) -> None:
     assert (result.exit_code, "it reads no pair" in result.output) == (2, True)
 
 
+@pytest.mark.slow
 def test_several_labels_for_a_text(bases: Mapping[str, Path], tmp_path: Path) -> None:
     rows = [
         {"text": f"the film was {a} {b}", "label": [x for x, words in (("nice", GOOD), ("nasty", BAD)) if {a, b} & {*words}]}
@@ -188,6 +190,7 @@ def tagger(bases: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     return Trained(tmp_path_factory.mktemp("tags"), bases["bert"], "token-classification", rows)
 
 
+@pytest.mark.slow
 def test_a_tag_for_each_word(tagger: Trained, tmp_path: Path) -> None:
     found = tagger.scored()
     tags = [tag for one in found.said if isinstance(one, Tags) for tag in one.tags]
@@ -206,6 +209,7 @@ def test_a_tag_for_each_word(tagger: Trained, tmp_path: Path) -> None:
         tagger.predict(file=conll, score=True)
 
 
+@pytest.mark.slow
 def test_a_part_of_the_context_for_a_question(bases: Mapping[str, Path], tmp_path: Path) -> None:
     rows = []
     for _ in range(16):

@@ -34,6 +34,7 @@ def release(hub: Hub, folder: Path, **options: object) -> Any:
     return publish(folder, clone=hub.clone, key=hub.key.path, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_many_adapters_are_published_in_one_push(hub: Hub, source: Source) -> None:
     hub.trust()
     folders = [source(f"{i}".encode(), folder=f"out{i}", name=f"a{i}") for i in range(5)]
@@ -87,6 +88,7 @@ def test_a_tag_that_is_no_release_is_not_followed(hub: Hub, source: Source, tmp_
     assert state(hub) == before
 
 
+@pytest.mark.slow
 def test_the_server_is_asked_once_for_all_adapters(hub: Hub, source: Source) -> None:
     hub.trust()
     folders = [source(folder=f"out{i}", name=f"a{i}") for i in range(6)]
@@ -136,6 +138,7 @@ def test_a_base_model_without_organisation_is_noted_with_what_changes_it(hub: Hu
     assert any(f"adaptergit card edit {folder} base_model.id=organisation/name" in line for line in told)
 
 
+@pytest.mark.slow
 def test_a_yanked_release_is_given_to_those_who_name_it(hub: Hub, source: Source, tmp_path: Path) -> None:
     release(hub, source())
     release(hub, source(b"bad"), version="1.1.0")
@@ -188,6 +191,7 @@ def test_a_rewritten_address_runs_nothing(hub: Hub, source: Source, tmp_path: Pa
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_a_release_that_is_fetched_for_the_first_time_says_that_it_was_yanked(
     hub: Hub, source: Source, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_no_message_holds_a_secret_whatever_else_is_wrong(text: str) -> None:
         assert "s3cret" not in f"{caught.value!r} {caught.value} {pickle.loads(pickle.dumps(caught.value))}"
 
 
+@pytest.mark.slow
 def test_masking_takes_no_time() -> None:
     """A million letters of somebody else's: 27 s once, when every letter could begin an address."""
     long = "a" * 1_000_000

@@ -207,6 +207,7 @@ def test_a_revocation_is_added_on_a_line_of_its_own(key: SigningKey, other_key: 
     }
 
 
+@pytest.mark.slow
 def test_looking_at_a_release_is_not_having_seen_it_signed(
     hub: Hub, source: Source, other_key: SigningKey, tmp_path: Path
 ) -> None:
@@ -316,6 +317,7 @@ def test_of_two_keys_that_are_met_first_at_once_one_is_pinned(hub: Hub, source: 
     assert [one.key for one in known_signers(wanted)] == [hub.key.public]
 
 
+@pytest.mark.slow
 def test_pins_are_not_lost_where_the_cache_cannot_be_written(
     home: Path, key: SigningKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:

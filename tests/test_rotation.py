@@ -366,6 +366,7 @@ def test_a_folder_needs_as_many_keys_as_its_repository(
         verify(path, settings=settings)
 
 
+@pytest.mark.slow
 def test_a_repository_cannot_take_away_the_keys_of_another(
     hub: Hub, source: Callable[..., Path], other_key: SigningKey, home: Path, tmp_path: Path
 ) -> None:
@@ -495,6 +496,7 @@ def test_three_keys_of_which_two_must_sign_are_replaced_in_turn(
         assert fetch(f"{hub.url}@sst2", settings=wanted, refresh=True).version == "1.1.0"
 
 
+@pytest.mark.slow
 def test_a_rotation_of_unknown_keys_is_no_base_for_the_next(
     hub: Hub, source: Callable[..., Path], keys: list[SigningKey], home: Path
 ) -> None:
@@ -604,6 +606,7 @@ def test_a_clock_that_is_fast_forks_no_chain(hub: Hub, source: Callable[..., Pat
     assert rotate(c.path, key=a.path, clone=hub.clone).previous == SignedRotation(early.to_bytes(), {}).digest
 
 
+@pytest.mark.slow
 def test_a_protected_branch_keeps_nobody_from_rotating(
     hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
 ) -> None:
@@ -688,6 +691,7 @@ def test_work_on_the_announced_keys_is_not_lost(hub: Hub, source: Callable[..., 
     assert "# a note" in path.read_text()
 
 
+@pytest.mark.slow
 def test_where_the_settings_disk_is_full_all_is_remembered_or_nothing(
     hub: Hub, source: Callable[..., Path], keys: list[SigningKey], small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -756,6 +760,7 @@ def test_a_repository_that_no_longer_lists_the_newest_is_a_rollback(hub: Hub, so
     assert fetch(f"{hub.url}@sst2==1.0.0").version == "1.0.0"
 
 
+@pytest.mark.slow
 def test_what_was_only_looked_at_stands_in_nobodys_way(
     hub: Hub, source: Callable[..., Path], other_key: SigningKey
 ) -> None:
@@ -1137,6 +1142,7 @@ def test_what_one_thief_signs_at_the_same_time_does_not_trouble_owners_who_are_t
     assert len(hub.git("ls-remote", "origin", "adapters-rotations/*").splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_key_that_was_removed_stays_removed_after_another_was_added(
     hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
 ) -> None:
@@ -1251,6 +1257,7 @@ def test_a_mirror_that_refuses_deletions_keeps_what_is_gone_and_takes_what_is_ne
     assert set(gone).isdisjoint(git(bare, "for-each-ref", "--format=%(refname)").split())
 
 
+@pytest.mark.slow
 def test_in_a_git_mirror_of_many_repositories_each_finds_its_own_rotations(
     hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
 ) -> None:
@@ -1276,6 +1283,7 @@ def test_in_a_git_mirror_of_many_repositories_each_finds_its_own_rotations(
     assert found.version == "1.1.0"
 
 
+@pytest.mark.slow
 def test_what_is_no_rotation_is_removed_from_a_git_mirror(
     hub: Hub, source: Callable[..., Path], keys: list[SigningKey]
 ) -> None:
@@ -1299,6 +1307,7 @@ def test_what_is_no_rotation_is_removed_from_a_git_mirror(
     assert listed == sorted(good)
 
 
+@pytest.mark.slow
 def test_of_two_mirrors_the_one_that_knows_more_is_heard(
     hub: Hub, source: Callable[..., Path], keys: list[SigningKey], home: Path
 ) -> None:

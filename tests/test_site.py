@@ -516,6 +516,7 @@ def test_it_can_be_used_with_the_keyboard_alone(page: Any, address: str) -> None
     assert page.evaluate("document.getElementById('content').contains(document.activeElement)")
 
 
+@pytest.mark.slow
 @needs_browser
 def test_it_reads_without_javascript(browser: Any, address: str) -> None:
     context = browser.new_context(java_script_enabled=False)
