@@ -599,11 +599,11 @@ def _refuse_offline(reference: Reference, store: Store, offline: bool, refresh: 
 
 def _from_elsewhere(reference: Reference, store: Store) -> str:
     """Say how a release is had that is stored, but was fetched from another address than the reference's."""
-    there = [(one.manifest, one.digest) for one in store.contents() if one.manifest is not None]
+    wanted = reference.source.principal, reference.adapter
     same = {
-        manifest.version: digest
-        for manifest, digest in there
-        if (manifest.repository, manifest.name) == (reference.source.principal, reference.adapter)
+        one.manifest.version: one.digest
+        for one in store.contents()
+        if one.manifest is not None and (one.manifest.repository, one.manifest.name) == wanted
     }
     version = reference.newest(same)
     if version is None:

@@ -101,9 +101,8 @@ def search(
     found: dict[str, tuple[Entry, str]] = {}
     for searched in _searched(index, settings):
         try:
-            if (
-                base_of is not None and fingerprint is None
-            ):  # here, so that nobody waits for a model with no index to search
+            # Not before: nobody waits for a model where there is no index to search.
+            if base_of is not None and fingerprint is None:
                 fingerprint = _fingerprint(base_of)
             same = None if fingerprint is None else _same_base(fingerprint, searched.database)
             hits = _hits(searched, replace(query, fingerprints=same), standing)

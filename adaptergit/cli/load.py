@@ -117,10 +117,10 @@ def verify(
     steps: tuple[str, ...] = ()
     try:
         if is_folder(reference):
-            _refuse_missing(reference)
-            if not (expand(reference) / MANIFEST).is_file():
-                local_card(expand(reference))  # says what it is, if it is no package at all
-            folder, verdict = expand(reference), check(expand(reference), policy=policy)
+            folder = expand(reference)
+            if not (folder / MANIFEST).is_file():
+                local_card(folder)  # says what it is, if it is no package at all
+            verdict = check(folder, policy=policy)
         else:
             found = _fetched(reference, policy=policy, offline=offline, lock=lock, refresh=refresh, as_json=as_json)
             if found is None:
@@ -199,17 +199,12 @@ def named_adapter(reference: str) -> str:
     Raises:
         NotFoundError: There is none.
     """
-    meant = named(reference)
-    if is_folder(meant):
-        _refuse_missing(meant)
-    return meant
-
-
-def _refuse_missing(folder: str) -> None:
     from adaptergit.package.local import no_folder
 
-    if not expand(folder).is_dir():
-        raise no_folder(expand(folder))
+    meant = named(reference)
+    if is_folder(meant) and not expand(meant).is_dir():
+        raise no_folder(expand(meant))
+    return meant
 
 
 def _fetched(reference: str, *, as_json: bool, **options: Any) -> Fetched | None:

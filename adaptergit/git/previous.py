@@ -99,9 +99,8 @@ def last_releases(clone: Clone, names: Sequence[str], remote: Remote | None, lim
         manifests[tag] = _manifest(clone.git, tags[tag], tag)
     if strange and remote is not None:
         manifests |= _fetched(remote, {tag: listed[tag] for tag in strange}, limits)
-    rotated = (
-        not {ref for ref in found if ref.startswith(f"{ROTATIONS}/")} <= _refs(clone.git, (f"{ROTATIONS}/",)).keys()
-    )
+    rotations = {ref for ref in found if ref.startswith(f"{ROTATIONS}/")}
+    rotated = not rotations <= _refs(clone.git, (f"{ROTATIONS}/",)).keys()
     unpushed = tuple(tag for tag in newest.values() if tag is not None and remote is not None and tag not in listed)
     behind = clone.branch in found and not clone.has(found[clone.branch])
     return Asked({name: _last(clone, name, tags, newest[name], manifests) for name in names}, rotated, unpushed, behind)

@@ -63,6 +63,7 @@ def edit_card(path: str | Path, assignments: Iterable[str] = (), *, unset: Itera
         UsageError: No such field, or the card is in the store.
         NotFoundError: There is no card.
         PackageError: It would not be valid; it is as it was.
+        TransportError: It cannot be written.
     """
     found = card_path(path)
     before = read_bounded(found, MAX_BYTES)
