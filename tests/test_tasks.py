@@ -506,6 +506,27 @@ def test_measures_are_those_of_the_libraries_for_them() -> None:
     assert values(measures.spans(said, right), 20).f1 == pytest.approx(theirs.f1_score(right, said), abs=1e-6)
 
 
+def test_no_score_is_made_of_rounding() -> None:
+    """One text in two batches gives numbers a few last digits apart."""
+    draw = np.random.default_rng(0)
+    said, gold = draw.integers(0, 4, 24) * 0.25 - 0.4, draw.integers(0, 4, 24) * 1.0
+    found = [measures.regression((said + draw.normal(0, 1e-7, 24)).tolist(), gold.tolist()) for _ in range(5)]
+    first, *others = (values(one, 24) for one in [measures.regression(said.tolist(), gold.tolist()), *found])
+    assert -1 < first.spearman < 1
+    assert all(one == first for one in others)
+    flat = values(measures.regression((0.3 + draw.normal(0, 1e-7, 24)).tolist(), gold.tolist()), 24)
+    assert (flat.pearson, flat.spearman) == (0, 0)
+
+
+def test_many_different_numbers_are_no_ties() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    draw = np.random.default_rng(0)
+    said = draw.normal(size=100_000)
+    gold = said + draw.normal(size=100_000)
+    ours = measured(measures.regression(said.tolist(), gold.tolist()), 100_000, resamples=2)
+    assert ours.spearman == pytest.approx(stats.spearmanr(said, gold)[0], abs=1e-5)
+
+
 def test_an_interval_is_as_wide_as_theory_says() -> None:
     hits = [1] * 80 + [0] * 20
     low, high = measured([measures.mean("accuracy", hits)], 100).intervals["accuracy"]

@@ -6,6 +6,7 @@ them; its interval is the percentile bootstrap's (Efron & Tibshirani 1993, ch. 1
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 
 Values = np.ndarray[Any, np.dtype[Any]]
 RESAMPLES = 1000
+SAME = 1e-5
+"""Of the largest value: numbers closer than this are ties, a hundred times what float32 rounds off."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +130,20 @@ def regression(found: Sequence[float], gold: Sequence[float]) -> list[Measure]:
     from scipy.stats import rankdata
 
     said, truth = np.asarray(found, dtype=np.float64), np.asarray(gold, dtype=np.float64)
+    tied = _with_ties(said)
+
+    def pearson(i: Values) -> float:
+        return correlation(said[i], truth[i]) if np.ptp(tied[i]) else 0.0
+
+    def spearman(i: Values) -> float:
+        return correlation(rankdata(tied[i]), rankdata(truth[i]))
 
     def correlation(left: Values, right: Values) -> float:
-        if left.std() == 0 or right.std() == 0:
-            return 0.0
-        return float(np.corrcoef(left, right)[0, 1])
+        return float(np.corrcoef(left, right)[0, 1]) if np.ptp(left) and np.ptp(right) else 0.0
 
     return [
-        Measure("pearson", lambda i: correlation(said[i], truth[i])),
-        Measure("spearman", lambda i: correlation(rankdata(said[i]), rankdata(truth[i]))),
+        Measure("pearson", pearson),
+        Measure("spearman", spearman),
         Measure("mse", lambda i: float(((said[i] - truth[i]) ** 2).mean()), higher_is_better=False),
     ]
 
@@ -207,6 +215,19 @@ def perplexity(losses: Sequence[float], tokens: Sequence[int]) -> list[Measure]:
         Measure("perplexity", lambda indices: float(np.exp(loss(indices))), higher_is_better=False),
         Measure("loss", loss, higher_is_better=False),
     ]
+
+
+def _with_ties(values: Values) -> Values:
+    """Return the values with those equal that only rounding tells apart.
+
+    One text in two batches gives two numbers, a few last digits apart, and ranks would make much of the order of these.
+    """
+    order = np.argsort(values, kind="stable")
+    result, near = values.copy(), SAME * float(np.abs(values).max(initial=0.0))
+    for one, after in itertools.pairwise(order):
+        if values[after] - result[one] <= near:
+            result[after] = result[one]
+    return result
 
 
 def _f1(both: int, said: int, there: int) -> float:
