@@ -31,7 +31,6 @@ from adaptergit.training.tasks.said import Choice, Filled, Label, Labels, Number
 GOOD, BAD, PLAIN = ("good", "great", "lovely"), ("bad", "dull", "awful"), ("the", "film", "was", "it", "i", "who", "lives", "in", "Rome", "Bob", "?", "|")  # fmt: skip
 SPECIAL = ("[PAD]", "[UNK]", "[EOS]", "[MASK]", "[CLS]", "[SEP]")
 WORDS = [*SPECIAL, *GOOD, *BAD, *PLAIN, *(f"w{number}" for number in range(48))]  # the bases know 72
-DRAW = random.Random(3)
 
 
 def golden(name: str, folder: Path) -> Path:
@@ -90,7 +89,8 @@ class Trained:
 
 
 def moods(count: int = 24) -> list[tuple[str, str]]:
-    return [DRAW.choice([(word, "pos") for word in GOOD] + [(word, "neg") for word in BAD]) for _ in range(count)]
+    draw = random.Random(3)
+    return [draw.choice([(word, "pos") for word in GOOD] + [(word, "neg") for word in BAD]) for _ in range(count)]
 
 
 def accuracy(said: Sequence[Any], gold: Sequence[Any]) -> float:
@@ -143,7 +143,8 @@ def test_a_release_is_asked_for_once_and_anew_when_told(hub: Hub, mood: Trained)
 
 @pytest.mark.slow
 def test_two_texts_where_the_adapter_reads_pairs(bases: Mapping[str, Path], tmp_path: Path) -> None:
-    pairs = [(DRAW.choice(GOOD), DRAW.choice(GOOD)) for _ in range(20)]
+    draw = random.Random(3)
+    pairs = [(draw.choice(GOOD), draw.choice(GOOD)) for _ in range(20)]
     rows = [{"a": a, "b": b, "label": "yes" if a == b else "no"} for a, b in [*pairs, *zip(GOOD, GOOD, strict=True)]]
     made = Trained(tmp_path, bases["bert"], "text-classification", rows, columns={"text": "a", "pair": "b"})
     made.scored()
@@ -162,9 +163,10 @@ def test_an_adapter_of_one_text_is_given_no_second_one(mood: Trained) -> None:
 
 @pytest.mark.slow
 def test_several_labels_for_a_text(bases: Mapping[str, Path], tmp_path: Path) -> None:
+    draw = random.Random(3)
     rows = [
         {"text": f"the film was {a} {b}", "label": [x for x, words in (("nice", GOOD), ("nasty", BAD)) if {a, b} & {*words}]}
-        for a, b in ((DRAW.choice(GOOD + BAD), DRAW.choice(GOOD + BAD)) for _ in range(24))
+        for a, b in ((draw.choice(GOOD + BAD), draw.choice(GOOD + BAD)) for _ in range(24))
     ]  # fmt: skip
     made = Trained(tmp_path, bases["bert"], "multi-label-classification", rows)
     for one in made.scored().said:
@@ -174,7 +176,8 @@ def test_several_labels_for_a_text(bases: Mapping[str, Path], tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_number_for_a_text(bases: Mapping[str, Path], tmp_path: Path) -> None:
-    counts = [DRAW.randint(0, 4) for _ in range(24)]
+    draw = random.Random(3)
+    counts = [draw.randint(0, 4) for _ in range(24)]
     rows = [{"text": " ".join(["good"] * n + ["bad"] * (4 - n)), "label": n / 4} for n in counts]
     made = Trained(tmp_path, bases["bert"], "text-regression", rows)
     found = made.scored()
@@ -211,9 +214,10 @@ def test_a_tag_for_each_word(tagger: Trained, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_part_of_the_context_for_a_question(bases: Mapping[str, Path], tmp_path: Path) -> None:
+    draw = random.Random(3)
     rows = []
     for _ in range(16):
-        context = f"{DRAW.choice(GOOD)} Bob lives in Rome {DRAW.choice(BAD)}"
+        context = f"{draw.choice(GOOD)} Bob lives in Rome {draw.choice(BAD)}"
         answer = {"text": "Rome", "answer_start": context.index("Rome")}
         rows.append({"question": "who lives ?", "context": context, "answers": [answer]})
     made = Trained(tmp_path, bases["bert"], "question-answering", rows, epochs=4)

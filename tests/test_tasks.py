@@ -20,7 +20,6 @@ from adaptergit.training import TASKS, Metrics, TrainResult, TrainSpec, measures
 from adaptergit.training.measures import measured
 
 GOOD, BAD = ("good", "great", "superb", "lovely"), ("bad", "awful", "dull", "boring")
-DRAW = random.Random(0)
 
 
 def json_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -48,9 +47,10 @@ def reproduced(tmp_path: Path, file: Path, base: str = BASE) -> bool | None:
 @pytest.mark.slow
 @needs_model
 def test_several_labels_for_a_text(tmp_path: Path) -> None:
-    kinds = [(DRAW.random() < 0.5, DRAW.random() < 0.5) for _ in range(64)]
+    draw = random.Random(0)
+    kinds = [(draw.random() < 0.5, draw.random() < 0.5) for _ in range(64)]
     rows = [
-        {"text": f"{DRAW.choice(GOOD) if nice else ''} {DRAW.choice(BAD) if nasty else ''} film", "label": [label for label, there in (("nice", nice), ("nasty", nasty)) if there]}
+        {"text": f"{draw.choice(GOOD) if nice else ''} {draw.choice(BAD) if nasty else ''} film", "label": [label for label, there in (("nice", nice), ("nasty", nasty)) if there]}
         for nice, nasty in kinds
     ]  # fmt: skip
     files = halves(tmp_path, rows)
@@ -63,7 +63,8 @@ def test_several_labels_for_a_text(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_model
 def test_a_number_for_a_text(tmp_path: Path) -> None:
-    counts = [DRAW.randint(0, 5) for _ in range(64)]
+    draw = random.Random(0)
+    counts = [draw.randint(0, 5) for _ in range(64)]
     files = halves(tmp_path, [{"text": " ".join(["good"] * n + ["bad"] * (5 - n)), "label": n / 5} for n in counts])
     result = run("text-regression", tmp_path, files)
     assert result.metrics.pearson > 0.8
@@ -74,9 +75,10 @@ def test_a_number_for_a_text(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_model
 def test_pairs_of_texts(tmp_path: Path) -> None:
+    draw = random.Random(0)
     words = ("cat", "dog", "sun", "car")
-    pairs = [(DRAW.choice(words), DRAW.choice(words)) for _ in range(24)] + [(w, w) for w in words] * 6
-    DRAW.shuffle(pairs)
+    pairs = [(draw.choice(words), draw.choice(words)) for _ in range(24)] + [(w, w) for w in words] * 6
+    draw.shuffle(pairs)
     rows = [{"a": a, "b": b, "same": "yes" if a == b else "no"} for a, b in pairs]
     files = halves(tmp_path, rows)
     columns = {"text": "a", "pair": "b", "label": "same"}
@@ -92,8 +94,9 @@ CITIES, NAMES = ("London", "Paris", "Rome"), ("Alice", "Bob", "Carol", "Dave")
 @needs_model
 @pytest.mark.parametrize("suffix", ["jsonl", "conll", "conllu"])
 def test_tags_of_words(tmp_path: Path, suffix: str) -> None:
+    draw = random.Random(0)
     sentences = [
-        (["mr", DRAW.choice(NAMES), "lives", "in", DRAW.choice(CITIES)], ["O", "B-PER", "O", "O", "B-LOC"]) for _ in range(48)
+        (["mr", draw.choice(NAMES), "lives", "in", draw.choice(CITIES)], ["O", "B-PER", "O", "O", "B-LOC"]) for _ in range(48)
     ]  # fmt: skip
     files = (tmp_path / f"train.{suffix}", tmp_path / f"eval.{suffix}")
     for file, part in zip(files, (sentences[:36], sentences[36:]), strict=True):
@@ -121,9 +124,10 @@ def test_tags_of_words(tmp_path: Path, suffix: str) -> None:
 @needs_model
 @pytest.mark.slow
 def test_answers_in_texts_that_come_in_pieces(tmp_path: Path) -> None:
+    draw = random.Random(0)
     questions = []
     for number in range(64):
-        name, city = DRAW.choice(NAMES), DRAW.choice(CITIES)
+        name, city = draw.choice(NAMES), draw.choice(CITIES)
         context = "It rains a lot there. " * (number % 4) + f"{name} lives in {city} with a cat."
         answer = {"text": city, "answer_start": context.index(city)}
         questions.append((context, {"id": str(number), "question": f"Where does {name} live?", "answers": [answer]}))
@@ -141,7 +145,8 @@ def test_answers_in_texts_that_come_in_pieces(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_model
 def test_one_of_several_choices(tmp_path: Path) -> None:
-    drawn = [DRAW.choice([(word, 0) for word in GOOD] + [(word, 1) for word in BAD]) for _ in range(48)]
+    draw = random.Random(0)
+    drawn = [draw.choice([(word, 0) for word in GOOD] + [(word, 1) for word in BAD]) for _ in range(48)]
     rows = [
         {"text": f"it was {word}", "choices": ["i liked it", "i hated it"], "label": label} for word, label in drawn
     ]
@@ -155,7 +160,8 @@ def test_one_of_several_choices(tmp_path: Path) -> None:
 @needs_model
 def test_a_language_adapter_of_a_base_without_output_layer(tmp_path: Path) -> None:
     """MiniLM has none: one is trained along, scored with, and left behind, and the card claims nothing of it."""
-    lines = [f"the {DRAW.choice(GOOD)} film was {DRAW.choice(GOOD)}" for _ in range(120)]
+    draw = random.Random(0)
+    lines = [f"the {draw.choice(GOOD)} film was {draw.choice(GOOD)}" for _ in range(120)]
     files = (tmp_path / "train.txt", tmp_path / "eval.txt")
     files[0].write_text("\n".join(lines[:90]))
     files[1].write_text("\n".join(lines[90:]))
@@ -198,11 +204,12 @@ def texts(tmp_path: Path, rows: Sequence[dict[str, str]]) -> tuple[Path, Path]:
 
 
 def test_causal_language_models(tmp_path: Path) -> None:
+    draw = random.Random(0)
     base = tmp_path / "base"
     size = len(tokenizer(base))
     config = transformers.GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=2, n_positions=64)
     made_base(base, config, "AutoModelForCausalLM")
-    files = texts(tmp_path, [{"text": f"the film was {DRAW.choice(GOOD)}"} for _ in range(80)])
+    files = texts(tmp_path, [{"text": f"the film was {draw.choice(GOOD)}"} for _ in range(80)])
     result = run("text-generation", tmp_path, files, str(base), learning_rate=1e-2, batch_size=2)
     assert result.metrics.perplexity < size
     assert not result.metrics.higher_is_better
@@ -210,6 +217,7 @@ def test_causal_language_models(tmp_path: Path) -> None:
 
 
 def test_masked_language_models_keep_their_output_layer(tmp_path: Path) -> None:
+    draw = random.Random(0)
     base = tmp_path / "base"
     made = tokenizer(base)
     made.add_special_tokens({"mask_token": "[MASK]"})
@@ -218,7 +226,7 @@ def test_masked_language_models_keep_their_output_layer(tmp_path: Path) -> None:
         vocab_size=len(made), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
     )
     made_base(base, config, "AutoModelForMaskedLM")
-    files = texts(tmp_path, [{"text": f"the film was {DRAW.choice(GOOD)}"} for _ in range(80)])
+    files = texts(tmp_path, [{"text": f"the film was {draw.choice(GOOD)}"} for _ in range(80)])
     result = run("fill-mask", tmp_path, files, str(base), learning_rate=1e-2, batch_size=2)
     assert not result.notes
     assert reproduced(tmp_path, files[1], str(base))
@@ -227,13 +235,14 @@ def test_masked_language_models_keep_their_output_layer(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_texts_become_texts(tmp_path: Path) -> None:
+    draw = random.Random(0)
     base = tmp_path / "base"
     size = len(tokenizer(base))
     config = transformers.T5Config(
         vocab_size=size, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0
     )
     made_base(base, config, "AutoModelForSeq2SeqLM")
-    words = [DRAW.choice(GOOD + BAD) for _ in range(80)]
+    words = [draw.choice(GOOD + BAD) for _ in range(80)]
     files = texts(tmp_path, [{"text": f"the film was {word}", "target": word} for word in words])
     result = run("text2text-generation", tmp_path, files, str(base), learning_rate=1e-2, max_length=6)
     assert set(result.metrics.values) == {"chrf", "bleu", "exact_match"}
@@ -272,7 +281,8 @@ def test_pictures(tmp_path: Path) -> None:
 
 @pytest.fixture
 def moods(tmp_path: Path) -> tuple[Path, Path]:
-    drawn = [DRAW.choice([(word, "pos") for word in GOOD] + [(word, "neg") for word in BAD]) for _ in range(60)]
+    draw = random.Random(0)
+    drawn = [draw.choice([(word, "pos") for word in GOOD] + [(word, "neg") for word in BAD]) for _ in range(60)]
     return halves(tmp_path, [{"text": f"a {word} film", "label": label} for word, label in drawn])
 
 
