@@ -84,8 +84,11 @@ class TrainSpec:
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (number and 0 < value < inf):
-                known = f"{name} (--early-stopping)" if name == "patience" else name
-                raise UsageError(f"{known} must be a number, positive and finite, not {value!r}")
+                option = "early-stopping" if name == "patience" else name.replace("_", "-")
+                raise UsageError(
+                    f"{name} must be a number, positive and finite, not {value!r}",
+                    hint=f"on the command line it is --{option}",
+                )
         if not 0 <= self.seed < 1 << 32:
             raise UsageError(f"seed must be from 0 to {(1 << 32) - 1}, not {self.seed}")
         if self.precision not in PRECISIONS:
