@@ -11,7 +11,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from adaptergit._version import __version__
 from adaptergit.errors import AdaptergitError, counted, did_you_mean, installing
 from adaptergit.housekeeping import prune
+from adaptergit.index import read_index
 from adaptergit.indexes import client, revoked
 from adaptergit.pins import known_revocations, known_signers
 from adaptergit.publish import default_key
@@ -88,8 +89,11 @@ def _settings(settings: Settings) -> Iterator[Finding]:
         if not folder.is_dir():
             said = f"there is no folder {folder}, which is a mirror"
             yield Finding("settings", NOTE, said, f"mend [mirrors] in {path}")
-    if (index := settings.index_path) is not None and not index.is_file():
-        yield Finding("settings", NOTE, f"there is no index file {index}", f'mend index = "…" in {path}')
+    if settings.index_path is not None:
+        try:
+            read_index(settings.index_path)
+        except AdaptergitError as error:
+            yield replace(_problem("settings", error), hint=f'mend index = "…" in {path}, or the file')
     for glob, level, _ in settings.policy:
         if level == "unsigned":
             yield Finding("settings", NOTE, f"what {glob} publishes is loaded unsigned", f"a stricter policy in {path}")

@@ -61,7 +61,7 @@ def lock(
     wanted = [parse_reference(text, settings) for text in references]
     chosen = wanted or [parse_reference(one.reference, settings) for one in entries.values()]
     if not chosen:
-        raise UsageError("there is nothing to lock", where=str(path), hint="adaptergit lock org/repo@adapter")
+        raise UsageError("there is nothing to lock", where=str(path), hint=relock(path, "org/repo@adapter"))
     ids = [lock_id(reference) for reference in chosen]
     if twice := next((one for one in ids if ids.count(one) > 1), None):
         raise UsageError(f"{twice} is asked for twice")

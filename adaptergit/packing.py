@@ -24,7 +24,7 @@ from adaptergit.package.card import MAX_BYTES as MAX_CARD_BYTES
 from adaptergit.package.card import UNSPECIFIED, is_language
 from adaptergit.package.folder import MODEL_SIGNATURE, read_bounded
 from adaptergit.package.local import no_card
-from adaptergit.package.version import check_version
+from adaptergit.package.version import check_named_version
 from adaptergit.package.weights import opened
 from adaptergit.reference import check_adapter_name, expand
 from adaptergit.trust import SigningKey, sign
@@ -52,10 +52,7 @@ def card_to_publish(source: Path, name: str | None, version: str | None) -> Card
     if version is not None:
         if not isinstance(version, str):
             raise UsageError(f"a version is text, not {version!r}", hint='version="1.0.0"')
-        try:
-            check_version(version)
-        except PackageError as error:
-            raise UsageError(error.what.replace("version:", "--version:"), hint=error.hint) from error
+        check_named_version(version)
         if version != card.version:
             changes["version"] = version
     return card.updated(**changes) if changes else card

@@ -98,7 +98,7 @@ def initialise(
     here = Clone.at(Path(clone))
     remote = state_of(here).remote
     if remote_url is not None and remote not in (None, remote_url):
-        hint = f"git remote set-url {REMOTE} URL"
+        hint = f"git -C {quoted(here.root)} remote set-url {REMOTE} URL"
         raise UsageError(f"the clone has a remote already: {REMOTE} is {remote}", where=str(here.root), hint=hint)
     if remote_url is not None:
         check_remote(remote_url, here.root)

@@ -35,10 +35,10 @@ from adaptergit.package import (
     canonical,
 )
 from adaptergit.package.names import PRINCIPAL, as_typed, needs_host
-from adaptergit.package.version import check_version
+from adaptergit.package.version import check_named_version
 from adaptergit.packing import Report, card_to_publish, check_weights, packed, sign_package
 from adaptergit.pins import known_revocations, known_signers
-from adaptergit.reference import Source, check_adapter_name, check_flags, check_paths, expand
+from adaptergit.reference import Source, check_adapter_name, check_flags, check_no_adapter, check_paths, expand
 from adaptergit.settings import Limits, Settings, cache_dir, check_online, load_settings
 from adaptergit.store import Store
 from adaptergit.trust import (
@@ -335,7 +335,7 @@ def yank(
     """
     from adaptergit.git import Clone, yank_release
 
-    check_version(version)
+    check_named_version(version)
     here = Clone.at(Path(clone))
     destination = _destination(here, remote)
     where = here.reached(destination)
@@ -388,6 +388,8 @@ def principal_of(clone: Clone, remote: str, repository: str | None) -> str:
 
 def _principal(repository: str | None, where: Source | None) -> str:
     known = where.principal if where else None
+    if repository is not None:
+        check_no_adapter(repository)
     principal = repository or known
     if principal is None:
         raise UsageError(

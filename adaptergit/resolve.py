@@ -36,7 +36,7 @@ from adaptergit.package.version import is_version
 from adaptergit.reference import Reference, check_flags, check_paths
 from adaptergit.settings import POLICY_LEVELS, Settings, cache_dir, load_settings
 from adaptergit.store import Known, Store
-from adaptergit.store.lockfile import DEFAULT, lock_id, read_lock, relock
+from adaptergit.store.lockfile import lock_id, read_lock, relock
 from adaptergit.trust import AllowedSigner, Verdict
 from adaptergit.yanks import noted, warn_if_yanked
 
@@ -546,6 +546,7 @@ def _check_lock(pin: Pin | None, reference: Reference, folder: Path) -> None:
         manifest = Manifest.from_bytes(package.manifest_bytes, where=str(folder))
     except (PackageError, NotFoundError, OSError):
         return  # to be told of where it is judged
+    meant = replace(reference, digest=None, adapter=manifest.name)
     if other_tree or (manifest.name, manifest.version) != (reference.adapter, pin.version):
         raise TrustError(
             f"the lock file says {reference.adapter} {pin.version}, and the digest beside it is of {manifest.name} "
@@ -553,8 +554,9 @@ def _check_lock(pin: Pin | None, reference: Reference, folder: Path) -> None:
             if not other_tree
             else f"the lock file says {pin.digest}, and the tree beside it holds {package.digest}",
             where=pin.lock,
-            hint="somebody edited it, and this writes it anew: "
-            + relock(pin.lock or DEFAULT, replace(reference, digest=None), upgrade=True),
+            hint=f"somebody edited it, and this writes it anew: {relock(pin.lock, meant, upgrade=True)}"
+            if manifest.name == reference.adapter
+            else f"somebody edited it: take that entry out, and lock what is meant: {relock(pin.lock, meant)}",
         )
 
 

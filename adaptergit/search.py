@@ -257,7 +257,11 @@ def _searched(index: str | Path | None, settings: Settings) -> Iterable[_Searche
     try:
         entries = read_index(path)
     except PackageError as error:
-        error.hint = "--index takes the name of an index (adaptergit index ls), or a file of 'index list'"
+        error.hint = (
+            f'the settings name it: mend index = "…" in {config_dir() / "config.toml"}, or mend the file'
+            if index is None
+            else "--index takes the name of an index (adaptergit index ls), or a file of 'index list'"
+        )
         raise
     principals = dict.fromkeys(entry.principal for entry in entries)
     database.replace((), [News(one, "", [entry for entry in entries if entry.principal == one]) for one in principals])

@@ -180,9 +180,7 @@ def load_settings(path: Path | None = None) -> Settings:
         raise UsageError(
             f"not valid TOML: {error}",
             where=str(path),
-            hint="write a path with \\ in single quotes"
-            if any(word in str(error) for word in ("Unescaped", "hex"))
-            else _QUOTES,
+            hint=_mended(str(error)),
         ) from error
     return Settings(**_checked(raw, path), offline=offline)
 
@@ -209,6 +207,13 @@ def check_online(where: str) -> None:
     """
     if offline_by_environment():
         raise UsageError("this needs the network, and ADAPTERGIT_OFFLINE forbids it", where=where, hint="unset it")
+
+
+def _mended(said: str) -> str:
+    """Return what is done about what the parser of TOML said."""
+    if "Unescaped" in said or "hex" in said:
+        return "write a path with \\ in single quotes"
+    return "write each setting once" if "overwrite" in said or "twice" in said else _QUOTES
 
 
 _QUOTES = 'texts are in a pair of quotes, and so is a name with / or * in it: "acme/model" = "/folder"'
@@ -282,7 +287,11 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         if level not in POLICY_LEVELS:
             raise UsageError(f"policy rule {number}: there is no level {level!r}", where=str(path), hint=levels)
         if type(threshold) is not int or not 1 <= threshold <= 16:
-            raise UsageError(f"policy rule {number}: threshold is a number from 1 to 16", where=str(path))
+            raise UsageError(
+                f"policy rule {number}: threshold is a number from 1 to 16",
+                where=str(path),
+                hint="write threshold = 1, or leave it out",
+            )
         rules.append((match, level, threshold))
     checked["policy"] = tuple(rules)
     return checked

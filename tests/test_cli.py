@@ -314,7 +314,8 @@ def test_an_unknown_index_is_said_once(home: Path) -> None:
 
 def test_a_lock_that_is_no_json_says_what_to_do(home: Path, tmp_path: Path) -> None:
     (tmp_path / "adaptergit.lock").write_text("{")
-    assert "adaptergit lock REFERENCE" in run("sync", cwd=tmp_path, code=3)
+    told = run("sync", cwd=tmp_path, code=3)
+    assert "delete it (rm 'adaptergit.lock'), and write it anew: adaptergit lock 'org/repo@adapter'" in told
 
 
 def test_a_card_cannot_drive_the_terminal(tmp_path: Path) -> None:

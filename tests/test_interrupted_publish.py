@@ -13,6 +13,7 @@ import pytest
 from conftest import Hub, git
 
 from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError
+from adaptergit.git import Clone, plan_release, publish_releases
 from adaptergit.publish import publish
 from adaptergit.resolve import fetch
 
@@ -152,3 +153,24 @@ def test_what_is_not_pushed_and_cannot_be_tagged_is_not_released(
         release(hub, source(b"new"), "1.1.0", remote=None, repository="127.0.0.1/acme/adapters")
     assert hub.git("status", "--porcelain") == ""
     assert hub.git("tag") == "adapters/sst2/1.0.0"
+
+
+def test_the_same_release_twice_at_once_leaves_the_clone_as_after_one(hub: Hub, source: Source) -> None:
+    """Two processes that started in one second make the same objects, and the server takes both pushes."""
+    release(hub, source(b"old"), "1.0.0")
+    plan = plan_release(Clone.at(hub.clone), source(b"new", folder="new"), "sst2", "1.1.0")
+    publish_releases([plan], "origin")
+    publish_releases([plan], "origin")
+    assert hub.git("status", "--porcelain") == ""
+    assert hub.git("rev-parse", "HEAD:adapters/sst2").strip() == plan.tree
+
+
+def test_what_a_half_done_publish_staged_is_mended_by_the_command_that_is_named(hub: Hub, source: Source) -> None:
+    release(hub, source(b"old"), "1.0.0")
+    release(hub, source(b"new"), "1.1.0")
+    hub.git("restore", "--staged", "--source", "HEAD^", "--", "adapters/sst2")
+    with pytest.raises(ReleaseError, match="uncommitted changes") as refused:
+        release(hub, source(b"newer"), "1.2.0")
+    subprocess.run(refused.value.hint.rpartition(", then ")[2].split(), cwd=hub.clone, check=True)
+    release(hub, source(b"newer"), "1.2.0")
+    assert hub.git("status", "--porcelain") == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,12 +31,13 @@ from adaptergit.errors import (
     UsageError,
 )
 from adaptergit.git import Clone
+from adaptergit.package import Card
 from adaptergit.package.editing import edit_card
 from adaptergit.pins import known_signers, pin_key, unpin
 from adaptergit.prepare import initialise
 from adaptergit.publish import publish
 from adaptergit.rotate import rotate
-from adaptergit.settings import load_settings
+from adaptergit.settings import cache_dir, load_settings
 from adaptergit.store.lockfile import read_lock
 from adaptergit.training import TrainSpec, train
 from adaptergit.training.base import load_base
@@ -160,7 +162,7 @@ def test_what_a_reader_with_only_the_readme_ran_into(hub: Hub, tmp_path: Path, m
     (tmp_path / "l.lock").write_text("garbage")
     with pytest.raises(PackageError) as damaged:
         read_lock(tmp_path / "l.lock")
-    assert "or write another: adaptergit lock" in str(damaged.value.hint)
+    assert "and write it anew: adaptergit lock" in str(damaged.value.hint)
     said = CliRunner().invoke(
         main, ["train", "--base", "x", "--train", "t", "--eval", "e", "--output", "o", "--language", "en us"]
     )
@@ -443,7 +445,7 @@ def test_rows_of_another_task_name_it(tmp_path: Path, name: str, text: str, said
 def test_what_is_no_repository_is_not_explained(home: Path, said: str) -> None:
     done = CliRunner().invoke(main, ["trust", "explain", said])
     assert done.exit_code == 2
-    assert "hint: write host/org/repo, or its address" in done.stderr
+    assert "hint: write host/org/repo, as its releases name it" in done.stderr
     assert (
         CliRunner().invoke(main, ["trust", "explain", "acme/x"]).stdout.startswith("repository   github.com/acme/x\n")
     )
@@ -490,7 +492,7 @@ def test_json_for_which_there_is_no_room_is_said_on_stderr() -> None:
     ("change", "hint"),
     [
         (lambda text: text.replace("version: 1.0.0", "version: 1.0"), 'in quotes: "1.0"'),
-        (lambda text: text.replace("license:", "licence:"), "take the line out, or write the key as it is meant"),
+        (lambda text: text.replace("license:", "licence:"), "--unset licence license=…"),
         (lambda text: "".join(line for line in text.splitlines(True) if "license" not in line), "adaptergit card edit"),
         (lambda text: "name: [a\n", "mend it in the file"),
     ],
@@ -744,7 +746,7 @@ def test_what_a_re_check_of_all_that_found(home: Path, source: Source, tmp_path:
     folder = source()
     text = (folder / "card.yaml").read_text()
     (folder / "card.yaml").write_text(text.replace("license: Apache-2.0", "licence: Apache-2.0"))
-    with pytest.raises(PackageError, match="this was wrong before: name that field too, or mend it in the file"):
+    with pytest.raises(PackageError, match="this was wrong before: name that field too"):
         edit_card(folder / "card.yaml", ["version=1.0.1"])
 
 
@@ -893,7 +895,7 @@ def test_settings_that_name_no_index_are_told(home: Path) -> None:
     told = said("search", "x", code=5)
     assert "which the settings name" in told
     assert 'mend index = "…" there' in told
-    assert "there is no index file" in CliRunner().invoke(main, ["doctor"]).stdout
+    assert "there is no such index file" in CliRunner().invoke(main, ["doctor"]).stdout
     config.write_text('default_host = "x\n')
     assert "texts are in a pair of quotes" in said("search", "x", code=2)
     config.write_text("resolution_max_age = -5\n")
@@ -912,3 +914,74 @@ def test_small_things_are_said_as_they_are(hub: Hub, key: SigningKey, source: So
     argv = ["index", "init", str(tmp_path / "ix"), "--name", "ix", "--maintainer", str(key.path) + ".pub"]
     done = CliRunner().invoke(main, [*argv, "--online", str(key.path) + ".pub", "--key", str(key.path)])
     assert "a maintainer's key is the online one too" in done.stderr
+
+
+# --- an eighth reader -------------------------------------------------------------------------------------------------
+
+
+def test_an_index_of_the_settings_that_is_none_is_told_by_whoever_meets_it(home: Path) -> None:
+    config = home / "config" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('index = "nope.json"\n')
+    (config.parent / "nope.json").write_text("{bad")
+    told = said("search", "x", code=3)
+    assert f'the settings name it: mend index = "…" in {config}' in told
+    assert "--index" not in told
+    done = CliRunner().invoke(main, ["doctor"])
+    assert done.exit_code == 1
+    assert "nope.json" in done.stdout
+    config.write_text(f'index = "{home}"\n')
+    assert f"{home}: " in CliRunner().invoke(main, ["doctor"]).stdout
+
+
+def test_a_key_that_no_card_has_is_taken_out_by_the_command_that_is_named(source: Source) -> None:
+    path = source() / "card.yaml"
+    path.write_text(path.read_text().replace("license:", "licence:"))
+    told = said("card", "validate", str(path), code=3)
+    command = shlex.split(told.partition("take it out: ")[2].replace("license=…", "license=MIT"))
+    assert "--unset where a card has none of that name" in said("card", "edit", str(path), "license=MIT", code=3)
+    assert CliRunner().invoke(main, command[1:]).exit_code == 0
+    assert Card.from_yaml(path.read_bytes()).license == "MIT"
+    assert "licence" not in path.read_text()
+    assert "write another value for description" in said(
+        "card", "edit", str(path), f"description={'x' * 70000}", code=3
+    )
+    path.write_text(path.read_text().replace("type: text", "kind: x\n  type: text"))
+    assert "--unset task.kind" in said("card", "validate", str(path), code=3)
+    assert CliRunner().invoke(main, ["card", "edit", str(path), "--unset", "task.kind"]).exit_code == 0
+    path.write_text("")
+    assert "bring back what it held" in said("card", "edit", str(path), "license=MIT", code=3)
+
+
+def test_hints_that_did_not_mend(hub: Hub, home: Path, source: Source, tmp_path: Path) -> None:
+    named = "leave out what begins with its last @"
+    assert named in said("trust", "explain", "example.org/me/adapters@mood")
+    argv = ["publish", str(source()), "--repo", str(hub.clone), "--key", str(hub.key.path)]
+    assert named in said(*argv, "--repository", "example.org/me/adapters@mood")
+    assert "'abc' is not a PEP 440 version" in said(*argv, "--version", "abc")
+    assert "is not a PEP 440 version" in said("yank", "sst2", "==1.0.0", "--reason", "x", "--repo", str(hub.clone))
+    told = said("init", "--repo", str(hub.clone), "--remote-url", "https://example.org/a/b.git", "--key", str(hub.key.path))  # fmt: skip
+    assert f"git -C '{hub.clone}' remote set-url origin URL" in told
+    lock = tmp_path / "d.lock"
+    told = said("lock", "--upgrade", "--lock", str(lock))
+    assert f"adaptergit lock 'org/repo@adapter' --lock '{lock}'" in told
+    config = home / "config" / "config.toml"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text('[[policy]]\nmatch = "*"\nlevel = "tofu"\nthreshold = 0\n')
+    assert "write threshold = 1, or leave it out" in said("search", "x")
+    config.write_text('default_host = "a.example"\ndefault_host = "b.example"\n')
+    assert "write each setting once" in said("search", "x")
+
+
+def test_a_release_asked_for_under_another_name_says_its_own(hub: Hub, source: Source) -> None:
+    done = publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    assert CliRunner().invoke(main, ["load", f"{hub.url}@sst2"]).exit_code == 0
+    told = said("load", f"{hub.url}@other#sha256:{done.digest}", "--offline", code=4)
+    assert "if 'sst2' is what you meant, ask for that" in told
+    (package,) = (folder for folder in (cache_dir() / "packages").glob("*/*") if folder.is_dir())
+    package.chmod(0o755)
+    (package / "manifest.json").unlink()
+    told = CliRunner().invoke(main, ["store", "verify"])
+    assert "there is no manifest.json" in told.stdout
+    assert "publish signs" not in told.stdout

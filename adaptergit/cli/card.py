@@ -113,15 +113,19 @@ def edit(path: Path, fields: tuple[str, ...], unset: tuple[str, ...], as_json: b
 
 def _mended_by(path: Path, what: str) -> str:
     """Say how what is wrong with a card is mended: what is missing can be written by ``card edit``, a line cannot."""
-    if "was unexpected" in what:
-        return "take the line out, or write the key as it is meant"
+    edit = f"adaptergit card edit {path}"
+    missing = [
+        name if within == "card" else f"{within}.{name}"
+        for within, name in re.findall(r"([\w.]+): '(\w+)' is a required property", what)
+    ]
+    if unknown := re.findall(r"([\w.]+): '[^'\n]+' was unexpected", what):
+        wanted = " ".join([*(f"--unset {name}" for name in unknown), *(f"{name}=…" for name in missing)])
+        return f"write the key as it is meant, or take it out: {edit} {wanted}"
     if "is not of type 'string'" in what:
         return 'a text that looks like something else is in quotes: "1.0"'
-    field, _, said = what.partition(": ")
-    if missing := re.match(r"'(\w+)' is a required property", said):
-        field = missing[1] if field == "card" else f"{field}.{missing[1]}"
+    field = missing[0] if missing else what.partition(": ")[0]
     if re.fullmatch(r"[a-z_.]+", field) and not field.startswith(("adapter", "head", "card")):
-        return f"adaptergit card edit {path} {field}=…"
+        return f"{edit} {field}=…"
     return "mend it in the file"
 
 

@@ -10,7 +10,7 @@ import click
 from adaptergit.cli.checkpoint import show_checkpoint
 from adaptergit.cli.output import clean, json_option, print_json, step, waiting
 from adaptergit.errors import UsageError, counted
-from adaptergit.reference import check_pinned_by, expand, is_folder, is_hub
+from adaptergit.reference import check_pinned_by, expand, is_folder, is_hub, is_hub
 
 if TYPE_CHECKING:
     from adaptergit.package import Card
@@ -188,7 +188,7 @@ def named(reference: str) -> str:
 
     if not reference.strip():
         raise UsageError("the reference is empty", hint="write org/repo@adapter, or . for the folder you are in")
-    if "@" in reference or "/" in reference or Path(reference).exists() or not any_index():
+    if "@" in reference or "/" in reference or is_hub(reference) or Path(reference).exists() or not any_index():
         return reference
     return full_name(reference, load_settings())
 

@@ -9,7 +9,7 @@ import click
 
 from adaptergit.cli.groups import Group
 from adaptergit.cli.output import json_option, print_json
-from adaptergit.errors import UsageError
+from adaptergit.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from adaptergit.trust import AllowedSigner
@@ -103,7 +103,7 @@ def remove(what: str, as_json: bool) -> None:
     if as_json:
         print_json({"removed": count})
     else:
-        click.echo(f"removed {count} pins")
+        click.echo(f"removed {counted(count, 'pin')}")
 
 
 @trust.command("revoke")
@@ -144,12 +144,14 @@ def explain(repository: str, as_json: bool) -> None:
     from adaptergit.indexes import word_on
     from adaptergit.package.names import PRINCIPAL
     from adaptergit.pins import known_checkpoints, known_revocations, known_signers, principal_of
+    from adaptergit.reference import check_no_adapter
     from adaptergit.settings import load_settings
 
     settings = load_settings()
+    check_no_adapter(repository)
     asked, repository = repository, principal_of(repository, settings)
     if not PRINCIPAL.fullmatch(repository):
-        hint = "write host/org/repo, or its address"
+        hint = "write host/org/repo, as its releases name it (adaptergit info REFERENCE), or its address on a server"
         raise UsageError(f"{asked!r} is not the public name of a repository", hint=hint)
     level, threshold = settings.policy_for(repository), settings.threshold_for(repository)
     signers = [s for s in known_signers(settings) if s.names(repository)]

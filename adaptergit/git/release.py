@@ -23,6 +23,7 @@ from adaptergit.git.partial import is_partial
 from adaptergit.git.pushing import Pushed, push
 from adaptergit.git.remote import ROTATIONS, TAGS, YANKED, Remote
 from adaptergit.git.worktree import FOLDER, Clone
+from adaptergit.locks import exclusively
 from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Manifest, is_generated, unlisted_names
 from adaptergit.settings import Limits
 
@@ -108,7 +109,8 @@ def check_place(clone: Clone, name: str, package: Path, source: Path | None) -> 
     if changes and not _is_unfinished(clone, path, changes):
         raise ReleaseError(
             f"uncommitted changes below {path}: {', '.join(changes[:5])}",
-            hint=f"commit or remove them; if a publish was interrupted: git pull, then git restore {path}",
+            hint="commit or remove them; if a publish was interrupted: git pull, then "
+            f"git restore --staged --worktree {path}",
         )
     for entry in inside:
         # Published from its own place: only what the release holds unchanged, or renders anew from the card, may go.
@@ -336,6 +338,13 @@ def _follow_or_warn(plans: Sequence[Plan], branch: str | None, *, pushed: bool =
     In this order, an interruption leaves nothing staged that would take the release back, and what is there is brought
     up to date by ``git pull``, ``git restore`` or the next release.
     """
+    clone = plans[0].clone
+    with exclusively(clone.private, "follow"):  # two of the same release at once would undo each other's half
+        if branch is not None or Clone.at(clone.root).head != plans[-1].branch_commit:
+            _follow(plans, branch, pushed=pushed)
+
+
+def _follow(plans: Sequence[Plan], branch: str | None, *, pushed: bool) -> None:
     clone = plans[0].clone
     staged = plans if branch is None and clone.checked_out else ()
     folders = [f"{FOLDER}/{plan.name}" for plan in staged]

@@ -35,7 +35,7 @@ from tempfile import gettempdir
 from typing import IO, Any
 
 from adaptergit.errors import StorageError, TransportError
-from adaptergit.settings import check_online
+from adaptergit.settings import cache_dir, check_online
 
 _CONFIG = (
     "core.hooksPath=/dev/null",
@@ -511,6 +511,8 @@ def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path
         hint = "check the address; a private repository is not found without credentials"
     elif any(_DISK.search(line) for line in lines if not _REMOTE.match(line)) and _may_be_full(directory):
         mend = "look at who may write in" if "Read-only" in what else "free some space in"
-        hint = f"{mend} {directory}; ADAPTERGIT_CACHE_DIR moves the store, TMPDIR what is temporary"
-        return StorageError(f"git {arguments[0]}: {what}", where=str(directory), hint=hint)
+        store = cache_dir()
+        place = store if directory.is_relative_to(store) else directory  # what lies in it for a moment is gone by then
+        hint = f"{mend} {place}; ADAPTERGIT_CACHE_DIR moves the store, TMPDIR what is temporary"
+        return StorageError(f"git {arguments[0]}: {what}", where=str(place), hint=hint)
     return TransportError(f"git {arguments[0]}: {what}", hint=hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from adaptergit.durable import replace_file
 from adaptergit.errors import NotFoundError, PackageError, TransportError, UsageError
@@ -74,7 +75,8 @@ def edit_card(path: str | Path, assignments: Iterable[str] = (), *, unset: Itera
     except PackageError as error:
         error.hint = error.hint or "mend it in the file, then edit"
         raise
-    changes, removed = parse_fields(assignments), [parse_field(name) for name in unset]
+    changes = parse_fields(assignments)
+    removed = [_path_in(held, name) or parse_field(name) for name in unset]  # also what no card should have
     try:
         after = yamlfile.update(before, changes, removed)
     except KeyError as error:
@@ -85,9 +87,21 @@ def edit_card(path: str | Path, assignments: Iterable[str] = (), *, unset: Itera
         return write_card(found, after, before=before)
     except PackageError as error:
         if error.hint is None:
-            so_before = "nothing was changed, and this was wrong before: name that field too, or mend it in the file"
-            error.hint = so_before if _is_wrong(before) else "nothing was changed: write another value"
+            so_before = "nothing was changed, and this was wrong before: name that field too"
+            unknown = f"{so_before}, with --unset where a card has none of that name; or mend it in the file"
+            fields = ", ".join(dotted(path) for path in changes)
+            error.hint = unknown if _is_wrong(before) else f"nothing was changed: write another value for {fields}"
         raise
+
+
+def _path_in(data: Mapping[str, Any], name: str) -> tuple[str | int, ...] | None:
+    """Return the way to a field that is there, whether or not a card should have it."""
+    steps, at = tuple(name.split(".")), data
+    for step in steps:
+        if not isinstance(at, Mapping) or step not in at:
+            return None
+        at = at[step]
+    return steps
 
 
 def _is_wrong(text: bytes) -> bool:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from packaging.version import InvalidVersion, Version
 
-from adaptergit.errors import PackageError
+from adaptergit.errors import PackageError, UsageError
 
 MAX_LENGTH = 64
 
@@ -42,3 +42,15 @@ def check_version(text: str, *, where: str | None = None) -> Version:
             hint=f"write {version.public.rpartition('!')[2]}",
         )
     return version
+
+
+def check_named_version(text: str) -> None:
+    """Refuse what a person gives for a version and is none.
+
+    Raises:
+        UsageError: Not PEP 440, or written in another form.
+    """
+    try:
+        check_version(text)
+    except PackageError as error:
+        raise UsageError(error.what, hint=error.hint) from error

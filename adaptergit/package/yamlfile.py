@@ -202,7 +202,7 @@ class _Reader:
         """Return the data of the only document."""
         self._next()  # the stream's start
         if isinstance(self._next(), yaml.StreamEndEvent):
-            raise PackageError("the file is empty", where=self.where)
+            raise PackageError("the file is empty", where=self.where, hint="bring back what it held, or write it anew")
         value = self._value((), self._next())
         self._next()  # the document's end
         event = self._next()

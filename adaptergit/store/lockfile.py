@@ -20,10 +20,6 @@ from adaptergit.reference import Reference
 SCHEMA = "adaptergit.lock/1"
 MAX_BYTES = 16 * 2**20
 DEFAULT = "adaptergit.lock"
-_ANEW = (
-    "if it is one that was damaged, take it from your repository's history, or write another: "
-    "adaptergit lock REFERENCE… --lock FILE"
-)
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,14 @@ def relock(path: str | Path, reference: object, *, upgrade: bool = False) -> str
     return f"adaptergit lock {'--upgrade ' if upgrade else ''}{quoted(reference)}{where}"
 
 
+def _mended(path: Path) -> str:
+    """Say what is done about a lock file that is damaged."""
+    return (
+        f"if it is one that was damaged, take it from your repository's history; or delete it (rm {quoted(path)}), "
+        f"and write it anew: {relock(path, 'org/repo@adapter')}"
+    )
+
+
 def read_lock(path: str | Path) -> dict[str, Locked]:
     """Read a lock file; releases by id.
 
@@ -77,12 +81,12 @@ def read_lock(path: str | Path) -> dict[str, Locked]:
     try:
         raw = canonical.loads(data, where=str(path), limit=MAX_BYTES)
     except PackageError as error:
-        raise PackageError(error.what, where=error.where, hint=_ANEW) from error
+        raise PackageError(error.what, where=error.where, hint=_mended(path)) from error
     for where, message in schemas.problems("lock", raw):
-        raise PackageError(f"{schemas.dotted(where) or 'document'}: {message}", where=str(path), hint=_ANEW)
+        raise PackageError(f"{schemas.dotted(where) or 'document'}: {message}", where=str(path), hint=_mended(path))
     entries = [_entry(item, f"{path}: adapters[{number}]") for number, item in enumerate(raw["adapters"])]
     if len({one.id for one in entries}) != len(entries):
-        raise PackageError("an adapter is locked twice", where=str(path), hint=_ANEW)
+        raise PackageError("an adapter is locked twice", where=str(path), hint=_mended(path))
     return {one.id: one for one in entries}
 
 

@@ -178,7 +178,7 @@ class Store:
             package = self.open(digest)
             check_files(package, Manifest.from_bytes(package.manifest_bytes, where=digest), limits)
         except (PackageError, NotFoundError, OSError) as error:
-            return str(error)
+            return str(error).partition("\n")[0]  # what is wrong; its hint is for a folder of one's own
         return None
 
     @contextmanager

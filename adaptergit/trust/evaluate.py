@@ -251,7 +251,10 @@ def _check_identity(manifest: Manifest, policy: Policy) -> str:
             hint="a copy in another place keeps its publisher's name: load it from there, or from a local path",
         )
     if policy.name is not None and manifest.name != policy.name:
-        raise TrustError(f"asked for the adapter {policy.name!r}, but the manifest is of {manifest.name!r}")
+        raise TrustError(
+            f"asked for the adapter {policy.name!r}, but the manifest is of {manifest.name!r}",
+            hint=f"if {manifest.name!r} is what you meant, ask for that; if not, load nothing of it",
+        )
     if not policy.specifier.contains(Version(manifest.version), prereleases=True):
         raise _other(f"asked for version {policy.specifier}, but the manifest is of {manifest.version}")
     return f"it is {said}"
