@@ -10,7 +10,7 @@ import click
 from adaptergit.cli.checkpoint import show_checkpoint
 from adaptergit.cli.output import clean, json_option, print_json, step, waiting
 from adaptergit.errors import UsageError, counted
-from adaptergit.reference import check_pinned_by, expand, is_folder, is_hub, is_hub
+from adaptergit.reference import check_pinned_by, expand, is_folder, is_hub
 
 if TYPE_CHECKING:
     from adaptergit.package import Card
