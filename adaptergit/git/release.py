@@ -17,7 +17,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from adaptergit.durable import scratch_file
-from adaptergit.errors import AdaptergitWarning, ReleaseError, TransportError, did_you_mean, quoted
+from adaptergit.errors import AdaptergitError, AdaptergitWarning, ReleaseError, TransportError, did_you_mean, quoted
 from adaptergit.git.listing import list_all
 from adaptergit.git.partial import is_partial
 from adaptergit.git.pushing import Pushed, push
@@ -25,7 +25,7 @@ from adaptergit.git.remote import ROTATIONS, TAGS, YANKED, Remote
 from adaptergit.git.worktree import FOLDER, Clone
 from adaptergit.locks import exclusively
 from adaptergit.package import CARD, MANIFEST, README, WEIGHTS, Manifest, is_generated, unlisted_names
-from adaptergit.settings import Limits
+from adaptergit.settings import Limits, cache_dir
 
 _PROTOCOLS = ("https", "http", "ssh", "file")
 _FIRST = {CARD, README, WEIGHTS}
@@ -339,9 +339,16 @@ def _follow_or_warn(plans: Sequence[Plan], branch: str | None, *, pushed: bool =
     up to date by ``git pull``, ``git restore`` or the next release.
     """
     clone = plans[0].clone
-    with exclusively(clone.private, "follow"):  # two of the same release at once would undo each other's half
-        if branch is not None or Clone.at(clone.root).head != plans[-1].branch_commit:
+    # Two that publish the same at once would undo each other's half.
+    with exclusively(cache_dir() / "locks", str(clone.root.resolve())):
+        if branch is not None or not _has_followed(plans[-1]):
             _follow(plans, branch, pushed=pushed)
+
+
+def _has_followed(plan: Plan) -> bool:
+    with contextlib.suppress(AdaptergitError):  # to be told of where the clone is changed
+        return Clone.at(plan.clone.root).head == plan.branch_commit
+    return False
 
 
 def _follow(plans: Sequence[Plan], branch: str | None, *, pushed: bool) -> None:

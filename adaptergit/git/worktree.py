@@ -115,11 +115,6 @@ class Clone:
         return replace(remote, protocols=protocols, settings=transport_settings(self.root))
 
     @property
-    def private(self) -> Path:
-        """A folder of ours beside git's own files, which no commit holds."""
-        return self.root / self.git.text("rev-parse", "--git-path", "adaptergit")
-
-    @property
     def checked_out(self) -> bool:
         """Tell whether there is an index: ``git clone --no-checkout`` makes none, and git takes all for deleted."""
         return self.head is None or (self.root / self.git.text("rev-parse", "--git-path", "index")).exists()
