@@ -10,6 +10,7 @@ from typing import Any
 from adaptergit.answering import opened
 from adaptergit.errors import PackageError, UsageError
 from adaptergit.package import Card
+from adaptergit.reference import check_needed_paths
 from adaptergit.training.evaluate import answers_of
 from adaptergit.training.measures import Metrics, measured
 from adaptergit.training.readers import read_rows
@@ -74,6 +75,7 @@ def evaluate(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size must be positive, not {batch_size}")
+    check_needed_paths(data=data)
     package = opened(ref, policy=policy, offline=offline, refresh=refresh, index=index, lock=lock)
     named = package.columns(columns or {})
     rows = read_rows(data, list(named.values()))

@@ -38,7 +38,7 @@ from adaptergit.package.names import PRINCIPAL, as_typed, needs_host
 from adaptergit.package.version import check_named_version
 from adaptergit.packing import Report, card_to_publish, check_weights, packed, sign_package
 from adaptergit.pins import known_revocations, known_signers
-from adaptergit.reference import Source, check_adapter_name, check_flags, check_no_adapter, check_paths, expand
+from adaptergit.reference import Source, check_adapter_name, check_flags, check_needed_paths, check_no_adapter, expand
 from adaptergit.settings import Limits, Settings, cache_dir, check_online, load_settings
 from adaptergit.store import Store
 from adaptergit.trust import (
@@ -132,7 +132,7 @@ def publish(
         ReleaseError: The version exists or is too old, or the server refused the push.
         TransportError: The server cannot be reached.
     """
-    check_paths(path=path, clone=clone)
+    check_needed_paths(path=path, clone=clone)
     if to is not None:
         from adaptergit.hf_publish import publish_to_hub
 

@@ -299,13 +299,22 @@ def is_path(text: str | Path) -> bool:
 
 
 def check_paths(**given: object) -> None:
-    """Refuse arguments that are no paths.
+    """Refuse arguments that are neither paths nor None.
+
+    Raises:
+        UsageError: With the name of one.
+    """
+    check_needed_paths(**{name: value for name, value in given.items() if value is not None})
+
+
+def check_needed_paths(**given: object) -> None:
+    """Refuse arguments that are no paths, None too.
 
     Raises:
         UsageError: With the name of one.
     """
     for name, value in given.items():
-        if value is not None and not isinstance(value, str | Path):
+        if not isinstance(value, str | Path):
             raise UsageError(f"{name} must be a path, not {type(value).__name__}")
 
 

@@ -8,7 +8,6 @@ can never stand between a user and an honest server. Nothing here knows torch.
 from __future__ import annotations
 
 import functools
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -379,7 +378,7 @@ def _ask(reference: Reference, store: Store, settings: Settings, word: Word) -> 
         stored = any(store.find(seen.digest) is not None for seen in store.known(who, adapter).fetched.values())
         if stored and not isinstance(error, StorageError):
             stays = "what was fetched before can be loaded with --offline, or offline=True"
-            error.hint = f"{error.hint}; {stays}" if shutil.which("git") is None and error.hint else stays
+            error.hint = f"{error.hint}; {stays}" if error.hint else stays
         raise
     own, yanked = said.failed is None, said.listing.yanked | word.yanked(adapter)
 

@@ -22,7 +22,7 @@ from adaptergit.errors import (
 )
 from adaptergit.package.names import as_typed
 from adaptergit.pins import known_revocations, known_rotation, known_signers, remember
-from adaptergit.publish import check_announced, principal_of, push_source, signing_key
+from adaptergit.publish import check_announced, default_key, principal_of, push_source, signing_key
 from adaptergit.settings import Settings, load_settings
 from adaptergit.trust import (
     MANIFEST_NAMESPACE,
@@ -88,6 +88,8 @@ def rotate(
 
     here = Clone.at(Path(clone))
     principal = principal_of(here, remote, repository)
+    if key is None and default_key() is None:
+        raise UsageError("there is no key that another could follow", hint="name the one that signs now: --key PATH")
     old = [signing_key(key), *(signing_key(path) for path in cosigners)]
     for one in old:
         check_announced(here, one)

@@ -89,6 +89,8 @@ def search(
         UsageError: No index was added and none is named; an unknown order.
         NotFoundError, PackageError: The index file is not there or not valid.
     """
+    if not isinstance(text, str):
+        raise UsageError(f"words are a text, not {type(text).__name__}", hint='search("sentiment german")')
     filters = {"task": task, "base_model": base_model, "method": method, "language": language, "license": license}
     query = Query(text, tuple((name, value) for name, value in filters.items() if value), sort, limit)
     if isinstance(base_of, str | Path) and not Path(base_of).is_dir():

@@ -23,7 +23,7 @@ from adaptergit.index.repository import IndexRepository
 from adaptergit.index.sources import SourceFile, SourceKey, retired
 from adaptergit.prepare import replaced_keys
 from adaptergit.publish import principal_of, signing_key
-from adaptergit.reference import Source
+from adaptergit.reference import Source, expand
 from adaptergit.settings import load_settings
 from adaptergit.trust import parse_allowed_signers, sign
 from adaptergit.web.download import Download
@@ -91,6 +91,8 @@ def submit(
         TransportError: The index or the repository cannot be reached.
     """
     settings = load_settings()
+    # Git is started elsewhere, where a relative path means something else.
+    index, fork = _found_anywhere(index), _found_anywhere(fork) if fork is not None else None
     here = Clone.at(Path(clone))
     principal = principal_of(here, remote, repository)
     with tempfile.TemporaryDirectory(prefix="adaptergit-submit-") as folder:
@@ -124,7 +126,8 @@ def submit(
             raise ReleaseError(
                 f"the index would refuse this:\n{said}",
                 where=index,
-                hint="nothing was sent: mend what the rules name, and propose again",
+                hint="nothing was sent: mend what the rules name, and propose again"
+                + ("" if url else f"; if people fetch from elsewhere than {source.url}: --url"),
             )
         report("it keeps every rule of the index")
         branch = f"add-{re.sub(r'[^a-z0-9]+', '-', principal.casefold()).strip('-')}"
@@ -133,6 +136,11 @@ def submit(
         target.git.text("push", "--quiet", "--", fork or index, f"+{commit}:refs/heads/{branch}", protocols=_PROTOCOLS)
         report(f"pushed {branch} to {fork or index}")
         return _propose(index, fork, forge, source, title, target, branch, settings.allow_http)
+
+
+def _found_anywhere(address: str) -> str:
+    folder = expand(address)
+    return str(folder.resolve()) if address and folder.is_dir() else address
 
 
 def _propose(

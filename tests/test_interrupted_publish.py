@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,3 +175,40 @@ def test_what_a_half_done_publish_staged_is_mended_by_the_command_that_is_named(
     subprocess.run(refused.value.hint.rpartition(", then ")[2].split(), cwd=hub.clone, check=True)
     release(hub, source(b"newer"), "1.2.0")
     assert hub.git("status", "--porcelain") == ""
+
+
+def test_a_supervisor_who_ends_a_publish_leaves_nothing_behind(
+    hub: Hub, source: Source, wrapped: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    started, ended = tmp_path / "started", tmp_path / "ended"
+    wrapped("push", f"touch {started}; sleep 60; touch {ended}")
+    argv = [sys.executable, "-m", "adaptergit", "publish", str(source()), "--repo", str(hub.clone)]
+    with subprocess.Popen([*argv, "--key", str(hub.key.path)], stderr=subprocess.PIPE, text=True) as running:
+        while not started.exists() and running.poll() is None:
+            time.sleep(0.02)
+        assert list(temporary.iterdir())
+        running.terminate()
+        assert running.stderr is not None
+        assert "interrupted; the server may have taken it all the same" in running.stderr.read()
+    assert running.returncode == 128 + signal.SIGTERM
+    assert list(temporary.iterdir()) == []
+    assert not ended.exists()
+    assert hub.git("status", "--porcelain") == ""
+
+
+def test_a_server_with_another_key_than_before_is_no_server_to_accept(
+    hub: Hub, source: Source, wrapped: Callable[[str, str], None]
+) -> None:
+    release(hub, source(), "1.0.0")
+    local = f"{hub.bare.as_uri()}@sst2"
+    fetch(local)
+    said = "Host key for [127.0.0.1]:22022 has changed and you have requested strict checking.\\nHost key verification failed."  # fmt: skip
+    wrapped("ls-remote", f"printf '{said}\\n' >&2; exit 128")
+    with pytest.raises(TransportError) as refused:
+        fetch(local, refresh=True)
+    assert "as an attacker would: ask its owner" in refused.value.hint
+    assert "ssh-keygen -R HOST" in refused.value.hint
+    assert "can be loaded with --offline" in refused.value.hint

@@ -41,6 +41,7 @@ from adaptergit.settings import cache_dir, load_settings
 from adaptergit.store.lockfile import read_lock
 from adaptergit.training import TrainSpec, train
 from adaptergit.training.base import load_base
+from adaptergit.training.readers import parse_rows
 from adaptergit.trust import SigningKey, generate_key, parse_allowed_signers
 
 Source = Callable[..., Path]
@@ -985,3 +986,67 @@ def test_a_release_asked_for_under_another_name_says_its_own(hub: Hub, source: S
     told = CliRunner().invoke(main, ["store", "verify"])
     assert "there is no manifest.json" in told.stdout
     assert "publish signs" not in told.stdout
+
+
+def test_hints_that_led_in_circles(hub: Hub, home: Path, tmp_path: Path, source: Source, key: SigningKey) -> None:
+    lone = tmp_path / "lone"
+    (tmp_path / "lone.pub").write_text(key.public.line + "\n")
+    assert f"sign with it (--key {lone}.pub)" in said("keygen", str(lone))
+    told = said("publish", str(source()), "--repo", str(hub.clone), "--key", str(lone), code=5)
+    assert f"if ssh-agent holds it: --key {lone}.pub" in told
+    assert "name the one that signs now: --key PATH" in said("rotate", str(hub.key.path), "--repo", str(hub.clone))
+    assert "ssh-keygen -lf FILE.pub" in said("trust", "revoke", str(lone), "--reason", "x")
+    with pytest.raises(DataError) as refused:
+        parse_rows("text,label\nschön,1\n".encode("latin-1"), ".csv", Path("standard input"))
+    assert refused.value.hint == "send it through iconv -f latin1 -t utf-8"
+
+
+def test_maintainers_are_told_what_is_missing(tmp_path: Path, key: SigningKey, other_key: SigningKey) -> None:
+    online, folder = generate_key(tmp_path / "online"), tmp_path / "index"
+    init = ["index", "init", str(folder), "--name", "mine", "--online", f"{online.path}.pub", "--key", str(key.path)]
+    init += ["--maintainer", f"{key.path}.pub"]
+    assert "--threshold is at most their number" in said(*init, "--threshold", "2")
+    assert CliRunner().invoke(main, init).exit_code == 0
+    there = ["--repo", str(folder), "--key", str(key.path)]
+    for _ in range(2):
+        rotated = CliRunner().invoke(main, ["index", "rotate", "--online", f"{other_key.path}.pub", *there])
+        assert "; it counts" in rotated.stdout
+    (folder / "roots" / "2.json").unlink()
+    told = said("index", "rotate", *there)
+    assert "roots/3.json is there, and roots/2.json is not" in told
+    assert "git restore roots/2.json roots/2.json.sig" in told
+    assert CliRunner().invoke(main, ["index", "check", "--repo", str(folder)]).exit_code != 0
+
+
+def test_arguments_of_other_kinds_are_refused_in_words(tmp_path: Path) -> None:
+    panel = adaptergit.adapters(tiny_model())
+    panel.add("a")
+    for call in (
+        lambda: adaptergit.search(None),  # type: ignore[arg-type]
+        lambda: adaptergit.evaluate(tmp_path, None),  # type: ignore[arg-type]
+        lambda: adaptergit.evaluate(tmp_path, [{}]),  # type: ignore[arg-type]
+        lambda: publish(None),  # type: ignore[arg-type]
+        lambda: panel.save("a", None),
+        lambda: adaptergit.predict(tmp_path, texts=(one for one in "ab")),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UsageError, match=r"must be a path|are a text|are a list of strings"):
+            call()
+
+
+def test_nothing_is_converted_into_what_it_is_made_of(tmp_path: Path) -> None:
+    panel = adaptergit.adapters(tiny_model())
+    panel.add("a")
+    panel.save("a", tmp_path / "a")
+    with pytest.raises(UsageError, match="the target lies inside the source"):
+        adaptergit.convert(tmp_path / "a", tmp_path / "a" / "sub", to="adapterhub", base=tiny_model())
+    assert {one.name for one in (tmp_path / "a").iterdir()} == {"card.yaml", "adapter.safetensors"}
+
+
+def test_of_signs_alone_nothing_is_found(hub: Hub, source: Source, tmp_path: Path) -> None:
+    publish(source(), clone=hub.clone, key=hub.key.path)
+    hub.trust()
+    file = tmp_path / "index.json"
+    assert CliRunner().invoke(main, ["index", "list", str(file), f"{hub.url}@sst2"]).exit_code == 0
+    assert [one.name for one in adaptergit.search("", index=file)] == ["sst2"]
+    assert adaptergit.search("!!!", index=file) == []
+    assert adaptergit.search("\N{GRINNING FACE}", index=file) == []

@@ -135,7 +135,7 @@ def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     4 refused by verification, or a key is of no use
     5 not found · 6 git, network or disk failed
     7 does not fit the model · 8 unusable data
-    9 release refused · 130 interrupted
+    9 release refused · 130 interrupted (SIGTERM: 143)
     """
     if os.environ.get("NO_COLOR"):  # https://no-color.org
         ctx.color = False

@@ -35,13 +35,14 @@ def rotate(
     Example:
       adaptergit index rotate --online new_ci.pub --key ~/.ssh/alice
     """
-    from adaptergit.index.maintain import rotate_root
+    from adaptergit.index.maintain import counts, rotate_root
     from adaptergit.index.repository import IndexRepository
     from adaptergit.pins import public_key
     from adaptergit.trust import SigningKey
 
+    index = IndexRepository(folder.resolve())
     root = rotate_root(
-        IndexRepository(folder.resolve()),
+        index,
         [SigningKey.open(path) for path in keys],
         maintainers=[public_key(one) for one in maintainers] or None,
         online=[public_key(one) for one in online] or None,
@@ -50,9 +51,8 @@ def rotate(
     if as_json:
         print_json({"root": root.version, "sha256": root.digest})
     else:
-        click.echo(
-            f"wrote roots/{root.version}.json; the others sign: adaptergit index sign --root {root.version} --key …"
-        )
+        signing = f"others sign, and it counts: adaptergit index sign --root {root.version} --key …"
+        click.echo(f"wrote roots/{root.version}.json; {'it counts' if counts(index, root) else signing}")
 
 
 @click.command("recover")

@@ -9,7 +9,9 @@ import logging
 import math
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -85,13 +87,14 @@ def run_safely(action: Callable[[], T]) -> T:
     """Run a command; an :class:`AdaptergitError` becomes a message and its exit code."""
     warnings.showwarning = _show_warning
     try:
-        return action()
+        with _ended_as_by_ctrl_c():
+            return action()
     except AdaptergitError as error:
         report(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt as stopped:
         click.echo("; ".join(["interrupted", *getattr(stopped, "__notes__", ())]), err=True)
-        sys.exit(130)
+        sys.exit(128 + (stopped.number if isinstance(stopped, _Ended) else signal.SIGINT))
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -103,6 +106,36 @@ def run_safely(action: Callable[[], T]) -> T:
         what = TransportError(said, where=where, hint=hint)
         report(what)
         sys.exit(what.exit_code)
+
+
+class _Ended(KeyboardInterrupt):
+    """Another signal than Ctrl-C's that ends a command."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let whoever ends a command (a supervisor, a closed terminal) leave nothing half done either, and no git running.
+
+    Not in one of several processes that train: whoever started them ends those that wait for one that failed.
+    """
+
+    def end(number: int, _: object) -> None:
+        raise _Ended(number)
+
+    wanted = [found for name in ("SIGTERM", "SIGHUP") if (found := getattr(signal, name, None)) is not None]
+    alone = threading.current_thread() is threading.main_thread() and "LOCAL_RANK" not in os.environ
+    ours = [number for number in wanted if alone and signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def asked_for(flag: str) -> bool:

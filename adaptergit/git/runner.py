@@ -495,6 +495,9 @@ def _failure(arguments: Sequence[str], errors: str, status: int, directory: Path
         hint = "you may not do that there: look at your credentials, or push to a fork of your own"
     elif "Permission denied" in said:
         hint = "check that your ssh key is loaded (ssh-add -l) and known to the server"
+    elif re.search(r"HOST IDENTIFICATION HAS CHANGED|host key .{0,200} has changed", said, re.I | re.S):
+        hint = "the server answers with another key than before, as an attacker would: ask its owner which one it has"
+        hint += ", and only if it is that one: ssh-keygen -R HOST, then connect once with ssh"
     elif "Host key verification failed" in said:
         hint = "connect once with ssh to see and accept the server's key"
     elif _UNREACHED.search(said):

@@ -292,9 +292,9 @@ class Database:
             raise UsageError(f"unknown order {query.sort!r}", hint=f"one of {', '.join(SORTS)}")
         pair, facets = query.facets()
         rare = self._rare(query, pair)
-        if rare is None:
-            return []
         words = query.words
+        if rare is None or (query.text.strip() and not words):  # of signs alone nothing is found, and not everything
+            return []
         if len(rare) + len(facets) + bool(words) > 2 and self._occur(words):
             # Lists of what is common are long; few that have all the rest are looked at themselves.
             few = self._few(rare, facets)

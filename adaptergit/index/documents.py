@@ -163,7 +163,10 @@ def parse_root(data: bytes) -> Root:
         data,
     )
     if len(set(root.maintainers)) < max(root.threshold, len(root.maintainers)):
-        raise TrustError(f"{len(set(root.maintainers))} different maintainers, {root.threshold} must sign")
+        raise TrustError(
+            f"{len(set(root.maintainers))} different maintainers, {root.threshold} must sign",
+            hint="name each maintainer once, with a key of their own; --threshold is at most their number",
+        )
     return root
 
 
@@ -379,5 +382,6 @@ def _check_threshold(
     except TrustError as error:
         raise TrustError(error.what, where=where, hint=error.hint) from error
     if count < threshold:
-        more = "adaptergit index sign --root N --key …" if namespace == ROOT_NAMESPACE else None
+        number = where.removeprefix("roots/").removesuffix(".json")
+        more = f"adaptergit index sign --root {number} --key …" if namespace == ROOT_NAMESPACE else None
         raise TrustError(f"signed by {count} of the keys that count, {threshold} must sign", where=where, hint=more)

@@ -17,7 +17,6 @@ from adaptergit.index.documents import (
     SNAPSHOT_NAMESPACE,
     Recovery,
     Root,
-    next_root,
     parse_root,
     parse_snapshot,
     signed_by,
@@ -123,6 +122,14 @@ def rotate_root(
     return root
 
 
+def counts(index: IndexRepository, root: Root) -> bool:
+    """Tell whether enough maintainers, of those before it and its own, have signed a root."""
+    try:
+        return index.current_root().version >= root.version
+    except TrustError:
+        return False
+
+
 def _one_of(keys: Iterable[PublicKey]) -> str:
     return f"--key takes one of {', '.join(sorted(key.fingerprint for key in keys))}"
 
@@ -149,14 +156,7 @@ def sign_root(index: IndexRepository, version: int, keys: Sequence[SigningKey]) 
         if key.public not in signed_by(data, have, ROOT_NAMESPACE, [key.public]):
             have.append(sign(data, key, namespace=ROOT_NAMESPACE))
     index.write_root(root, have)
-    try:
-        if version == 1:
-            return len(signed_by(data, have, ROOT_NAMESPACE, root.maintainers)) >= root.threshold
-        before = parse_root((index.root / "roots" / f"{version - 1}.json").read_bytes())
-        next_root(before, data, b"".join(have))
-    except TrustError:
-        return False
-    return True
+    return counts(index, root)
 
 
 def check_online(root: Root, key: SigningKey) -> None:
@@ -228,7 +228,11 @@ def recover(
     recovery = Recovery(root.index, principal, tuple(new), moment, reason)
     data = recovery.to_bytes()
     signatures = {f"{n}.sig": sign(data, key, namespace=RECOVERY_NAMESPACE) for n, key in enumerate(keys)}
-    check_recovery(data, b"".join(signatures.values()), root)
+    try:
+        check_recovery(data, b"".join(signatures.values()), root)
+    except TrustError as error:
+        error.hint = error.hint or "sign with the keys of as many maintainers: --key for each"
+        raise
     index.write_proofs(principal, [*index.proofs(principal), Proof("recovery", data, signatures)])
     # What the index saw from the old keys stays; nothing new by them is taken.
     kept = tuple(retired(key, moment) for key in source.keys if key.public not in new)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adaptergit.errors import NotFoundError, PackageError, did_you_mean
+from adaptergit.errors import NotFoundError, PackageError, TrustError, did_you_mean
 from adaptergit.index.documents import Root, first_root, next_root, parse_root
 from adaptergit.index.entry import Entry, read_lines, sort_key
 from adaptergit.index.sources import SourceFile
@@ -210,13 +210,22 @@ class IndexRepository:
 
         Raises:
             NotFoundError: There is no root.
-            TrustError: A step that is not signed by enough maintainers.
+            TrustError: A step that is not signed by enough maintainers, or is not there.
         """
         data, signatures = self._root_files(1)
         root = first_root(data, signatures, parse_root(data).digest)
         while (self.root / "roots" / f"{root.version + 1}.json").is_file():
             data, signatures = self._root_files(root.version + 1)
             root = next_root(root, data, signatures)
+        # Without this, one file that is lost brings back keys that were replaced.
+        there = [int(path.stem) for path in (self.root / "roots").glob("*.json") if path.stem.isdecimal()]
+        if max(there) > root.version:
+            lost = f"roots/{root.version + 1}.json"
+            raise TrustError(
+                f"roots/{max(there)}.json is there, and {lost} is not",
+                where=str(self.root),
+                hint=f"bring it back: git restore {lost} {lost}.sig",
+            )
         return root
 
     def _root_files(self, version: int) -> tuple[bytes, bytes]:

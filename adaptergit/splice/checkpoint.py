@@ -24,6 +24,7 @@ from adaptergit.base_place import place_of
 from adaptergit.errors import OTHER_MODEL, ModelError, PackageError, UsageError
 from adaptergit.package import CARD, MANIFEST, WEIGHTS, Card
 from adaptergit.package.card import UNSPECIFIED
+from adaptergit.reference import check_needed_paths
 from adaptergit.splice.anatomy import Site, as_records
 from adaptergit.splice.fingerprint import fingerprint_of
 from adaptergit.splice.setup import Setup, as_card, tensors_of
@@ -37,6 +38,7 @@ TOKENIZER = "tokenizer_config.json"
 
 def save(panel: Panel, setup: Setup, folder: str | Path, about: Mapping[str, Any]) -> Card:
     """Write members of a panel as a package folder. See :meth:`Panel.save` and :meth:`Panel.save_setup`."""
+    check_needed_paths(folder=folder)
     folder = Path(folder)
     if not any(True for _ in setup.prefixes()):
         raise UsageError("there is nothing to save", hint="name a composition, or activate one")

@@ -69,9 +69,9 @@ def parse_rows(data: bytes, kind: str, path: Path, columns: Sequence[str] = ()) 
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "latin1")
-        raise DataError(
-            "not UTF-8", where=f"{path}:{line}", hint=f"convert it: iconv -f {encoding} -t utf-8 {path} > NEW-FILE"
-        ) from error
+        converted = f"iconv -f {encoding} -t utf-8"
+        hint = f"convert it: {converted} {path} > NEW-FILE" if Path(path).is_file() else f"send it through {converted}"
+        raise DataError("not UTF-8", where=f"{path}:{line}", hint=hint) from error
     rows = tuple(Row(values, f"{path}:{line}") for line, values in _READERS[kind](path, content, columns))
     if not rows:
         raise DataError(

@@ -166,4 +166,5 @@ def _same(key: str, was: Any, now: Any) -> bool:
 def _told(key: str, was: Any, now: Any) -> str:
     if isinstance(was, list) or isinstance(now, list) or max(len(str(was)), len(str(now))) > _SHORT:
         return f"{key} is another"
-    return f"{key} was {was}, is {now}"
+    said = (str(one).removesuffix(".0") for one in (was, now))
+    return f"{key} was {', is '.join(said)}"

@@ -113,7 +113,8 @@ def _parse(raw: Any, where: str, source: str) -> Revocation:
     if (key is None) == (digest is None):
         raise TrustError("a revocation names either a key or a manifest_sha256", where=where)
     if (key is not None and not _KEY.fullmatch(key)) or (digest is not None and not _DIGEST.fullmatch(digest)):
-        raise TrustError("not a key's fingerprint or a sha256 digest", where=where, hint="SHA256:… as ssh-keygen -l")
+        hint = "write SHA256:…, as ssh-keygen -lf FILE.pub shows it"
+        raise TrustError("not a key's fingerprint or a sha256 digest", where=where, hint=hint)
     if texts["repository"] is not None and key is None:
         raise TrustError("a release is of one repository already: repository goes with a key", where=where)
     repository = texts["repository"]

@@ -66,7 +66,11 @@ class SigningKey:
         public_path = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
         if not path.is_file():
             raise NotFoundError(
-                "no such key file", where=str(path), hint=f"make one with: adaptergit keygen {path}, or name another"
+                "no such key file",
+                where=str(path),
+                hint=f"bring it back, or, if ssh-agent holds it: --key {public_path}"
+                if public_path.is_file()
+                else f"make one with: adaptergit keygen {path}, or name another",
             )
         text = public_path.read_text("utf-8", errors="replace") if public_path.is_file() else _public_half(path)
         try:
@@ -122,7 +126,7 @@ def generate_key(path: Path, *, comment: str = "", ask_passphrase: bool = False)
             raise UsageError(
                 "there is a file already; keys are never overwritten",
                 where=str(existing),
-                hint=f"sign with it (--key {path}), or name a file for another: adaptergit keygen PATH",
+                hint=f"sign with it (--key {existing}), or name a file for another: adaptergit keygen PATH",
             )
     passphrase = () if ask_passphrase else ("-N", "")
     argv = ["ssh-keygen", "-q", "-t", "ed25519", *passphrase, "-C", comment, "-f", str(path)]
