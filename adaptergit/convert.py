@@ -103,11 +103,11 @@ def convert(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("there is something already", where=str(target), hint="name a new folder")
     path, policy, named = _source(source, allow_pickle, fetching)
-    if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
-        hint = "name a folder elsewhere: a package holds no folders"
-        raise UsageError("the target lies inside the source", where=str(target), hint=hint)
     with unpacked(path, allow_pickle=allow_pickle) as folder, _staged(target) as staged:
         held = _held(folder, path)
+        if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
+            hint = "name a folder elsewhere: a package holds no folders"
+            raise UsageError("the target lies inside the source", where=str(target), hint=hint)
         if to == held.format and not isinstance(base, nn.Module) and name is None and head:
             _copy(held, staged)
             return Converted(target, to, (), (), (), _files(staged))
