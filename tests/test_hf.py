@@ -780,7 +780,7 @@ def test_the_commands_take_it(run: Callable[..., str], repository: Repository, t
     repository.write({"README.md": b"new"})
     refused = run("load", "hf:acme/x", "--policy", "tofu", "--refresh", code=4)
     assert "different since then: README.md" in refused
-    assert "removed 1 pins" in run("trust", "remove", "127.0.0.1/acme/x@main")
+    assert "removed 1 pin\n" in run("trust", "remove", "127.0.0.1/acme/x@main")
     assert "names what is on the Hub" in run("load", "hf:acme/x", "--index", str(tmp_path / "i"), code=2)
     assert "write it like" in run("load", "hf:acme", code=2)
     assert "offline was asked for" in run("load", "hf:acme/x@other", "--offline", code=5)
