@@ -146,7 +146,7 @@ def check_lock(
     for one in each(entries.values(), str(path), "releases"):
         if store.find(one.manifest_sha256) is not None and (why := store.damage(one.manifest_sha256, settings.limits)):
             hint = "adaptergit store verify --remove takes it away, and adaptergit sync fetches it again"
-            raise PackageError(f"what is stored of {one.id} is damaged: {why.partition(chr(10))[0]}", hint=hint)
+            raise PackageError(f"what is stored of {one.id} is damaged: {why}", hint=hint)
         if (difference := _difference(one, parse_reference(one.reference, settings), store)) is not None:
             raise PackageError(
                 f"{one.id}: {difference}",

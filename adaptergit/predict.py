@@ -85,8 +85,8 @@ def predict(
     """
     if sum(one is not None for one in (texts, file, content)) != 1:
         raise UsageError("give texts, a file or its content, and one of them only")
-    listed = texts is None or (isinstance(texts, Sequence) and not isinstance(texts, str))
-    if not listed or not all(_is_asked(one) for one in texts or ()):
+    listed = isinstance(texts, Sequence) and not isinstance(texts, str)
+    if texts is not None and not (listed and all(_is_asked(one) for one in texts)):
         raise UsageError("texts are a list of strings, or of lists of strings", hint='write texts=["…"]')
     if batch_size < 1:
         raise UsageError(f"batch_size must be positive, not {batch_size}")

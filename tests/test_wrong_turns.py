@@ -950,6 +950,7 @@ def test_a_key_that_no_card_has_is_taken_out_by_the_command_that_is_named(source
     path.write_text(path.read_text().replace("type: text", "kind: x\n  type: text"))
     assert "--unset task.kind" in said("card", "validate", str(path), code=3)
     assert CliRunner().invoke(main, ["card", "edit", str(path), "--unset", "task.kind"]).exit_code == 0
+    assert "a card needs what was to be taken out" in said("card", "edit", str(path), "--unset", "license", code=3)
     path.write_text("")
     assert "bring back what it held" in said("card", "edit", str(path), "license=MIT", code=3)
 
@@ -1006,6 +1007,10 @@ def test_maintainers_are_told_what_is_missing(tmp_path: Path, key: SigningKey, o
     init = ["index", "init", str(folder), "--name", "mine", "--online", f"{online.path}.pub", "--key", str(key.path)]
     init += ["--maintainer", f"{key.path}.pub"]
     assert "--threshold is at most their number" in said(*init, "--threshold", "2")
+    two = [*init[:2], str(tmp_path / "two"), *init[3:], "--maintainer", f"{other_key.path}.pub", "--threshold", "2"]
+    assert CliRunner().invoke(main, two).exit_code == 0
+    told = said("index", "rotate", "--repo", str(tmp_path / "two"), "--key", str(key.path))
+    assert "hint: adaptergit index sign --root 1 --key" in told
     assert CliRunner().invoke(main, init).exit_code == 0
     there = ["--repo", str(folder), "--key", str(key.path)]
     for _ in range(2):

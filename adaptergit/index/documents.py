@@ -179,7 +179,9 @@ def first_root(data: bytes, signatures: bytes, digest: str) -> Root:
     if canonical.sha256(data) != digest:
         raise TrustError(f"the root's sha256 is {canonical.sha256(data)}, you were told {digest}", where="root.json")
     root = parse_root(data)
-    _check_threshold(data, signatures, ROOT_NAMESPACE, root.maintainers, root.threshold, "root.json")
+    _check_threshold(
+        data, signatures, ROOT_NAMESPACE, root.maintainers, root.threshold, "root.json", hint=_signing(root)
+    )
     return root
 
 
@@ -196,7 +198,7 @@ def next_root(trusted: Root, data: bytes, signatures: bytes) -> Root:
             f"{root.index} {root.version} does not come after {trusted.index} {trusted.version}", where=where
         )
     for one in (trusted, root):
-        _check_threshold(data, signatures, ROOT_NAMESPACE, one.maintainers, one.threshold, where)
+        _check_threshold(data, signatures, ROOT_NAMESPACE, one.maintainers, one.threshold, where, hint=_signing(root))
     return root
 
 
@@ -374,14 +376,23 @@ def signed_by(data: bytes, signatures: Iterable[bytes], namespace: str, keys: Se
     return found
 
 
+def _signing(root: Root) -> str:
+    return f"adaptergit index sign --root {root.version} --key …"
+
+
 def _check_threshold(
-    data: bytes, signatures: bytes, namespace: str, keys: Sequence[PublicKey], threshold: int, where: str
+    data: bytes,
+    signatures: bytes,
+    namespace: str,
+    keys: Sequence[PublicKey],
+    threshold: int,
+    where: str,
+    *,
+    hint: str | None = None,
 ) -> None:
     try:
         count = len(signed_by(data, split_signatures(signatures), namespace, keys))
     except TrustError as error:
         raise TrustError(error.what, where=where, hint=error.hint) from error
     if count < threshold:
-        number = where.removeprefix("roots/").removesuffix(".json")
-        more = f"adaptergit index sign --root {number} --key …" if namespace == ROOT_NAMESPACE else None
-        raise TrustError(f"signed by {count} of the keys that count, {threshold} must sign", where=where, hint=more)
+        raise TrustError(f"signed by {count} of the keys that count, {threshold} must sign", where=where, hint=hint)

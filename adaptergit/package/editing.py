@@ -87,10 +87,16 @@ def edit_card(path: str | Path, assignments: Iterable[str] = (), *, unset: Itera
         return write_card(found, after, before=before)
     except PackageError as error:
         if error.hint is None:
-            so_before = "nothing was changed, and this was wrong before: name that field too"
-            unknown = f"{so_before}, with --unset where a card has none of that name; or mend it in the file"
-            fields = ", ".join(dotted(path) for path in changes)
-            error.hint = unknown if _is_wrong(before) else f"nothing was changed: write another value for {fields}"
+            if _is_wrong(before):
+                mend = (
+                    ", and this was wrong before: name that field too, with --unset where a card has none of that "
+                    "name; or mend it in the file"
+                )
+            elif changes:
+                mend = f": write another value for {', '.join(dotted(path) for path in changes)}"
+            else:
+                mend = ": a card needs what was to be taken out"
+            error.hint = f"nothing was changed{mend}"
         raise
 
 

@@ -132,14 +132,14 @@ def regression(found: Sequence[float], gold: Sequence[float]) -> list[Measure]:
     said, truth = np.asarray(found, dtype=np.float64), np.asarray(gold, dtype=np.float64)
     tied = _with_ties(said)
 
+    def correlation(left: Values, right: Values) -> float:
+        return float(np.corrcoef(left, right)[0, 1]) if np.ptp(left) and np.ptp(right) else 0.0
+
     def pearson(i: Values) -> float:
         return correlation(said[i], truth[i]) if np.ptp(tied[i]) else 0.0
 
     def spearman(i: Values) -> float:
         return correlation(rankdata(tied[i]), rankdata(truth[i]))
-
-    def correlation(left: Values, right: Values) -> float:
-        return float(np.corrcoef(left, right)[0, 1]) if np.ptp(left) and np.ptp(right) else 0.0
 
     return [
         Measure("pearson", pearson),
